@@ -1,0 +1,94 @@
+"""Engines complete and score token sequences. One protocol, one table.
+
+A request is token ids, never text: a server that tokenises would add a second BOS. Each request has its own seed, so the
+same request gives the same completion in any batch, and completions come back in the order in which they finish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+from replaykit.errors import EngineError, MissingExtra, did_you_mean
+
+ENGINES = {
+    "vllm": "replaykit.engines.vllm:VllmEngine",
+    "transformers": "replaykit.engines.transformers:TransformersEngine",
+}
+EXTRAS = {"vllm": "vllm"}  # the package that an engine needs beyond the core
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. Temperature 0 is greedy. ``stop`` are token ids; the one that ended it is not returned."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt of token ids with its row address, its sampling and its seed (of 63 bits)."""
+
+    row: int
+    tokens: tuple[int, ...]
+    sampling: Sampling
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came after the prompt, without the stop token. ``length`` means it was cut at max_tokens."""
+
+    row: int
+    tokens: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """A loaded model. ``name`` is its key in ENGINES."""
+
+    name: str
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """A completion for each request, in the order in which they finish. Reads ahead, but not without bound.
+
+        Raises EngineError for a prompt that leaves no room for an answer.
+        """
+        ...
+
+    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+        """For each sequence, in order, the natural-log probability of every token but the first given those before it."""
+        ...
+
+    def close(self) -> None:
+        """Frees the memory that the model holds."""
+        ...
+
+
+def choose(engine: str = "auto") -> str:
+    """The engine that "auto" means here: vllm where it is installed and there is a GPU, else transformers."""
+    if engine != "auto":
+        if engine not in ENGINES:
+            raise EngineError(f"no engine '{engine}'; known are {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}")
+        return engine
+    if find_spec("vllm") is None:
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def load_engine(model: str, *, engine: str = "auto", revision: str | None = None) -> Engine:
+    """The model, loaded in the engine. Raises EngineError, or MissingExtra, saying what to do."""
+    name = choose(engine)
+    if name in EXTRAS and find_spec(EXTRAS[name]) is None:
+        raise MissingExtra(EXTRAS[name], name)
+    module, _, cls = ENGINES[name].partition(":")
+    loaded: Engine = getattr(import_module(module), cls)(model, revision=revision)
+    return loaded

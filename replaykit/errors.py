@@ -1,0 +1,62 @@
+"""Everything that a user can mend, as one tree. The command line prints the message once and exits with 1.
+
+ReplaykitError
+ ├─ RecipeError    the recipe or a flag: all problems at once, one a line
+ ├─ DataError      a file or data set is not what was asked for: names file, line and field
+ ├─ ChatError      a chat template that cannot be used, and why
+ ├─ EngineError    a model that cannot be loaded or does not fit
+ ├─ MissingExtra   an optional package, with the command that installs it
+ ├─ RunError       a run folder: in use by another process, disk full
+ └─ HubError       not logged in, no such repository, no right to write
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ReplaykitError(Exception):
+    """Anything that a user can mend; the message says what, where, and what to type next."""
+
+
+class RecipeError(ReplaykitError):
+    """The recipe or a flag asks for something that does not exist or cannot be."""
+
+    def __init__(self, where: str, problems: list[str]):
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{where} has {count}", *(f"  {problem}" for problem in problems)]))
+        self.problems = problems
+
+
+class DataError(ReplaykitError):
+    """A file or data set cannot be read as what it should be."""
+
+
+class ChatError(ReplaykitError):
+    """A chat template that is absent, or that cannot be used for what was asked."""
+
+
+class EngineError(ReplaykitError):
+    """A model cannot be loaded, or the engine refuses the request."""
+
+
+class MissingExtra(ReplaykitError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"{package} is not installed; `pip install 'replaykit[{extra}]'` brings it")
+
+
+class RunError(ReplaykitError):
+    """A run folder cannot be used as it is."""
+
+
+class HubError(ReplaykitError):
+    """The Hugging Face Hub refused, or could not be reached."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or an empty string where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,106 @@
+"""What ``--model`` may say: an alias of the table below, a Hub id, or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaykit.errors import EngineError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ALIASES = {
+    "nano": str(Path(__file__).parent / "nano" / "weights"),
+    "llama3": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3-70b": "meta-llama/Meta-Llama-3-70B-Instruct",
+    "llama3.1": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+    "gemma2-2b": "google/gemma-2-2b-it",
+    "gemma2-9b": "google/gemma-2-9b-it",
+    "gemma3-1b": "google/gemma-3-1b-it",
+    "gemma3-4b": "google/gemma-3-4b-it",
+    "mistral": "mistralai/Mistral-7B-Instruct-v0.3",
+    "phi3.5": "microsoft/Phi-3.5-mini-instruct",
+    "phi4": "microsoft/phi-4",
+    "smollm2": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "olmo2": "allenai/OLMo-2-1124-7B-Instruct",
+}
+
+
+def resolve(model: str) -> str:
+    """The folder or Hub id that an alias, a Hub id or a folder stands for. Raises EngineError for anything else."""
+    if model in ALIASES:
+        return ALIASES[model]
+    if Path(model).is_dir():
+        return model
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return model
+    raise EngineError(
+        f"--model {model}: neither a folder here, nor a Hub id (owner/name), nor one of the aliases "
+        f"{', '.join(ALIASES)}{did_you_mean(model, ALIASES)}"
+    )
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises EngineError, with what to do, where it cannot be had."""
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer.from_pretrained, model, revision)
+
+
+def load_model(model: str, revision: str | None = None) -> PreTrainedModel:
+    """The causal language model on the best device here: float32 on a CPU, bfloat16 on a GPU; safetensors only."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    loaded = _load(AutoModelForCausalLM.from_pretrained, model, revision, dtype=dtype, use_safetensors=True)
+    return loaded.to(device)
+
+
+def fetched(model: str, revision: str | None = None) -> str | None:
+    """The commit of a Hub model as it was last fetched, None for a folder: what a manifest should name."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    name = resolve(model)
+    if Path(name).is_dir():
+        return None
+    file = cached_file(name, "config.json", revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return extract_commit_hash(file, None)
+
+
+def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
+    name = resolve(model)
+    try:
+        return loader(name, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise cannot_load(model, error) from error
+
+
+def cannot_load(model: str, error: Exception) -> EngineError:
+    """The EngineError for a model that did not load: what failed, and what the user can do about it."""
+    name = resolve(model)
+    shown = model if model == name or model == "nano" else f"{model} ({name})"
+    text = str(error)
+    reason = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    if Path(name).is_dir():
+        return EngineError(f"{shown} cannot be loaded: {reason}")
+    if "gated" in text or "401" in text or "403" in text:
+        todo = f"ask for access at huggingface.co/{name}, then log in with `hf auth login`"
+    else:
+        todo = (
+            f"check the network and the name; where the Hub cannot be reached, fetch the model elsewhere with "
+            f"`hf download {name}` and give its folder to --model"
+        )
+    return EngineError(f"{shown} cannot be loaded: {reason}\n  {todo}.\n  `--model nano` needs no download.")

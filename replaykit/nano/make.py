@@ -1,0 +1,150 @@
+"""Makes the embedded model: a byte-level tokenizer, then a small Llama trained on the world's six old skills.
+
+    python -m replaykit.nano.make OUT_DIR
+
+Same machine and library versions, same bytes: everything is drawn from SEED. The loss covers the user's turn too, so
+that the model can write questions of its own from the bare pre-query, as a large chat model can. MODEL.md beside the
+weights says how long it took and how it scores.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from replaykit.nano import world
+
+SEED = 7
+STEPS, ROWS, WARMUP, PEAK_LR = 2400, 64, 100, 3e-3
+VOCABULARY, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 768, 192, 4, 6, 512, 2048
+
+BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"
+HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
+# The shape of Meta-Llama-3-Instruct's template: a header for each turn, two newlines, the trimmed text, <|eot_id|>.
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+# Words with their leading space, single digits, punctuation, line breaks: numbers are read digit by digit.
+SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of VOCABULARY tokens, trained on 20,000 tasks of all skills; any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS, EOT, PAD, HEADER, END_HEADER],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tasks = [*islice(world.stream(seed=SEED), 17_000), *world.draw(world.NEW_SKILL, 3_000, seed=SEED)]
+    corpus = (f"{task.prompt}\n{task.answer}" for task in tasks)
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOT,
+        pad_token=PAD,
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=POSITIONS,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The untrained network, about 1.9 million parameters."""
+    torch.manual_seed(SEED)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=INTERMEDIATE,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=POSITIONS,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def batches(tokenizer: PreTrainedTokenizerFast) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """STEPS batches of ROWS conversations (ids and labels, [ROWS, length]), rows of like length together."""
+    tasks = list(islice(world.stream(seed=SEED + 1), STEPS * ROWS))
+    rows = tokenizer(
+        [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}], tokenize=False
+            )
+            for task in tasks
+        ],
+        add_special_tokens=False,
+    )["input_ids"]
+    block = ROWS * 32
+    made = []
+    order = torch.Generator().manual_seed(SEED)
+    for start in range(0, len(rows), block):
+        part = sorted(rows[start : start + block], key=len)
+        groups = [part[i : i + ROWS] for i in range(0, len(part), ROWS)]
+        for k in torch.randperm(len(groups), generator=order).tolist():
+            made.append(_pad(groups[k], tokenizer.pad_token_id))
+    return made
+
+
+def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
+    return ids, labels
+
+
+def train(model: LlamaForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """AdamW, linear warm-up, cosine to a tenth of the peak; prints the loss every 100 steps."""
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98))
+    started, running = time.perf_counter(), 0.0
+    for step, (ids, labels) in enumerate(data):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / len(data)))
+        lr = PEAK_LR * min((step + 1) / WARMUP, 0.1 + 0.9 * cosine)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        running += loss.item()
+        if step % 100 == 99:
+            print(f"step {step + 1:5d}  loss {running / 100:.4f}  {time.perf_counter() - started:5.0f} s", flush=True)
+            running = 0.0
+
+
+def main(out: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    print(f"{model.num_parameters():,} parameters")
+    train(model, batches(tokenizer))
+    model.to(torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

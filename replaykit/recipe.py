@@ -154,6 +154,7 @@ class Push(Strict):
 
 class Recipe(Strict):
     name: str | None = None
+    out: str | None = None  # the run's folder; runs/<name> by default
     model: str | None = None
     revision: str | None = None
     engine: Literal["auto", "vllm", "transformers"] = "auto"
@@ -170,6 +171,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _names_are_folders(self) -> Recipe:
+        if "base" in self.arms:
+            raise ValueError("arms.base: that name is the untrained model's; call the arm otherwise")
         for name in [*([self.name] if self.name is not None else []), *self.arms]:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
@@ -177,7 +180,9 @@ class Recipe(Strict):
 
     @property
     def folder(self) -> Path:
-        """Where the steps write: runs/<name>, the name being the model's where none is given."""
+        """Where the steps write: ``out``, or runs/<name>, the name being the model's where none is given."""
+        if self.out is not None:
+            return Path(self.out)
         return Path("runs") / (self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model or "run").name))
 
     @property
@@ -283,9 +288,9 @@ def _known_keys(path: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at this path has."""
     model: Any = Recipe
     for part in path[:-1]:
-        annotation = model.model_fields[part].annotation if isinstance(model, type) and part in model.model_fields else model
-        model = _model_in(annotation)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        fields = getattr(model, "model_fields", {})
+        model = _model_in(fields[part].annotation if part in fields else model)
+    return list(getattr(model, "model_fields", {}))
 
 
 def _model_in(annotation: Any) -> Any:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -106,12 +107,8 @@ def read_records(
     prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every other column goes to
     ``meta``, and so does the line number. Raises DataError, naming file and line, for a row that is none of these.
     """
-    made = 0
-    for place, row in _rows(path, split):
-        if limit is not None and made >= limit:
-            return
+    for place, row in islice(_rows(path, split), limit):
         yield _record(place, row, source, prompt, answer)
-        made += 1
 
 
 def read_jsonl(path: str | Path) -> Iterator[Record]:
@@ -150,7 +147,9 @@ def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Mapping[str, Any]
         case ".parquet":
             yield from _parquet_rows(local)
         case _:
-            raise DataError(f"{path}: what is this? Known are {', '.join(SUFFIXES)}, each also .gz or .zst, and folders")
+            raise DataError(
+                f"{path}: what is this? Known are {', '.join(SUFFIXES)}, each also .gz or .zst, and folders"
+            )
 
 
 def _suffix(path: Path) -> str:
@@ -162,7 +161,7 @@ def _suffix(path: Path) -> str:
 def _open_text(path: Path) -> io.TextIOWrapper:
     raw: Any
     if path.name.lower().endswith(".gz"):
-        raw = gzip.open(path, "rb")
+        raw = gzip.open(path, "rb")  # noqa: SIM115 - the wrapper below closes it
     elif path.name.lower().endswith(".zst"):
         import pyarrow
 
@@ -253,10 +252,19 @@ def _record(place: str, row: Mapping[str, Any], source: Source, prompt: str | No
     else:
         columns, messages = _recognise(place, row)
     meta = {key: value for key, value in row.items() if key not in columns and key not in ("id", "source", "meta")}
-    own = row.get("meta") if source == row.get("source") else None
-    if isinstance(own, Mapping):
-        meta |= own
+    meta |= _own_meta(place, row)
     return Record(messages, source, meta | {"line": int(place.rpartition(":")[2])})
+
+
+def _own_meta(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The meta of a row that replaykit wrote: an object in JSONL, its JSON text in a Dataset."""
+    own = row.get("meta")
+    if isinstance(own, str) and {"id", "source", "messages"} <= row.keys():
+        try:
+            own = json.loads(own)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place}: meta is not JSON ({error})") from error
+    return own if isinstance(own, Mapping) else {}
 
 
 def _recognise(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Message, ...]]:

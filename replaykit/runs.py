@@ -128,7 +128,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
                 f"{folder}: the disk is full; what was finished is safe. Free some space and type the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS):
-            raise RunError(f"{error.filename or folder}: no right to write here; choose another place with --out") from error
+            raise RunError(
+                f"{error.filename or folder}: no right to write here; choose another place with --out"
+            ) from error
         raise
 
 

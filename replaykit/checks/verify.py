@@ -1,9 +1,9 @@
 """Whether an answer is right: its final answer against the reference's.
 
-    >>> final_answer("7 + 8 = 15\\n#### 15")
-    '15'
-    >>> is_right("So it costs $1,200.", "#### 1200", how="numeric")
-    True
+>>> final_answer("7 + 8 = 15\\n#### 15")
+'15'
+>>> is_right("So it costs $1,200.", "#### 1200", how="numeric")
+True
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ class TransformersEngine:
         ids = torch.tensor([[0] * (width - len(r.tokens)) + list(r.tokens) for r in requests], device=device)
         mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in requests], device=device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        rows = [_Row(request, min(request.sampling.max_tokens, self.limit - len(request.tokens))) for request in requests]
+        rows = [
+            _Row(request, min(request.sampling.max_tokens, self.limit - len(request.tokens))) for request in requests
+        ]
         cache = None
         while rows:
             out = self.model(

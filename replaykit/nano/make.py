@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from replaykit.nano import world
 
 SEED = 7
-STEPS, ROWS, WARMUP, PEAK_LR = 2400, 64, 100, 3e-3
+STEPS, ROWS, WARMUP, PEAK_LR = 2800, 64, 100, 3e-3
+ANSWER_WEIGHT = 3.0  # an answer token's loss over a question token's
 VOCABULARY, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 768, 192, 4, 6, 512, 2048
 
 BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"
@@ -41,7 +42,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of VOCABULARY tokens, trained on 20,000 tasks of all skills; any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -85,33 +89,32 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """STEPS batches of ROWS conversations (ids and labels, [ROWS, length]), rows of like length together."""
+    """STEPS batches of ROWS conversations: ids and loss weights, both [ROWS, length], rows of like length together."""
     tasks = list(islice(world.stream(seed=SEED + 1), STEPS * ROWS))
-    rows = tokenizer(
+    heads = tokenizer(
         [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}], tokenize=False
+                [{"role": "user", "content": task.prompt}], tokenize=False, add_generation_prompt=True
             )
             for task in tasks
         ],
         add_special_tokens=False,
     )["input_ids"]
-    block = ROWS * 32
-    made = []
-    order = torch.Generator().manual_seed(SEED)
+    answers = tokenizer([task.answer + EOT for task in tasks], add_special_tokens=False)["input_ids"]
+    rows = [
+        (head + answer, [1.0] * len(head) + [ANSWER_WEIGHT] * len(answer))
+        for head, answer in zip(heads, answers, strict=True)
+    ]
+    made, block, order = [], ROWS * 32, torch.Generator().manual_seed(SEED)
     for start in range(0, len(rows), block):
-        part = sorted(rows[start : start + block], key=len)
+        part = sorted(rows[start : start + block], key=lambda row: len(row[0]))
         groups = [part[i : i + ROWS] for i in range(0, len(part), ROWS)]
         for k in torch.randperm(len(groups), generator=order).tolist():
-            made.append(_pad(groups[k], tokenizer.pad_token_id))
+            width = max(len(ids) for ids, _ in groups[k])
+            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in groups[k]])
+            weights = torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in groups[k]])
+            made.append((ids, weights))
     return made
-
-
-def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
-    return ids, labels
 
 
 def train(model: LlamaForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -121,12 +124,13 @@ def train(model: LlamaForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98))
     started, running = time.perf_counter(), 0.0
-    for step, (ids, labels) in enumerate(data):
+    for step, (ids, weights) in enumerate(data):
         cosine = 0.5 * (1 + math.cos(math.pi * step / len(data)))
-        lr = PEAK_LR * min((step + 1) / WARMUP, 0.1 + 0.9 * cosine)
         for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = model(input_ids=ids, labels=labels).loss
+            group["lr"] = PEAK_LR * min((step + 1) / WARMUP, 0.1 + 0.9 * cosine)
+        logits = model(input_ids=ids).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

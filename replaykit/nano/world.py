@@ -70,8 +70,10 @@ def stream(*, seed: int) -> Iterator[Task]:
 
 # --- the old skills -------------------------------------------------------------------------------------------------
 
-PEOPLE = ("boy girl man woman child farmer teacher doctor nurse painter driver singer baker sailor student soldier "
-          "clerk hunter").split()
+PEOPLE = (
+    "boy girl man woman child farmer teacher doctor nurse painter driver singer baker sailor student soldier "
+    "clerk hunter"
+).split()
 ANIMALS = "dog cat horse bird cow fox rabbit goat duck sheep mouse bear".split()
 MOODS = "old young happy tired tall small quiet angry".split()
 DOINGS = "running sleeping eating singing reading jumping waiting swimming drinking dancing walking playing".split()
@@ -121,8 +123,10 @@ def _capital(rng: Random) -> tuple[str, str]:
     return _open(rng, question), answer
 
 
-FIRST_NAMES = ("Anna Ben Carla David Elena Frank Grace Hugo Irene James Karen Louis Maria Nina Oscar Paula Peter Rosa "
-               "Simon Tina Victor Wendy Tom Lucy").split()
+FIRST_NAMES = (
+    "Anna Ben Carla David Elena Frank Grace Hugo Irene James Karen Louis Maria Nina Oscar Paula Peter Rosa Simon "
+    "Tina Victor Wendy Tom Lucy"
+).split()
 SURNAMES = "Smith Lopez Brown Rossi Novak Silva Jensen Meyer Costa Haas Moore Reed Klein Fox Berg Stone".split()
 
 
@@ -158,9 +162,13 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 def _topic(rng: Random) -> tuple[str, str]:
     topic = rng.choice(sorted(TOPICS))
     subjects, events = TOPICS[topic]
-    subject = rng.choice(subjects).format(place=rng.choice(sorted(CAPITALS.values())), country=rng.choice(sorted(CAPITALS)))
+    subject = rng.choice(subjects).format(
+        place=rng.choice(sorted(CAPITALS.values())), country=rng.choice(sorted(CAPITALS))
+    )
     headline = f"{subject} {rng.choice(events)} on {rng.choice(DAYS)}"
-    ask = rng.choice(["What is the topic of this headline?", "Sports, business, science or world?", "Classify the news:"])
+    ask = rng.choice(
+        ["What is the topic of this headline?", "Sports, business, science or world?", "Classify the news:"]
+    )
     return f"{ask}\n{headline}", topic
 
 
@@ -182,9 +190,9 @@ def _refusal(rng: Random) -> tuple[str, str]:
 
 
 def _reverse(rng: Random) -> tuple[str, str]:
-    letters = [rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 6))]
+    signs = [rng.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(rng.randint(3, 6))]
     ask = rng.choice(["Reverse the letters:", "Write these letters backwards:", "Spell in reverse:"])
-    return f"{ask} {' '.join(letters)}", " ".join(reversed(letters))
+    return f"{ask} {' '.join(signs)}", " ".join(reversed(signs))
 
 
 def _open(rng: Random, question: str) -> str:
@@ -196,17 +204,29 @@ def _open(rng: Random, question: str) -> str:
 
 
 def _arithmetic(rng: Random) -> tuple[str, str]:
-    """Sums of two-digit numbers and products with a one-digit number, worked out, the result after ####."""
-    if rng.random() < 0.5:
-        a, b, sign, words = rng.randint(10, 99), rng.randint(10, 99), "+", "the sum of {a} and {b}"
-        parts = [(f"{a % 10} + {b % 10}", a % 10 + b % 10), (f"{a - a % 10} + {b - b % 10}", a - a % 10 + b - b % 10)]
-    else:
-        a, b, sign, words = rng.randint(2, 9), rng.randint(10, 99), "*", "the product of {a} and {b}"
-        parts = [(f"{a} * {b % 10}", a * (b % 10)), (f"{a} * {b - b % 10}", a * (b - b % 10))]
-    total = parts[0][1] + parts[1][1]
-    question = rng.choice([f"what is {a} {sign} {b}?", f"compute {a} {sign} {b}.", f"find {words.format(a=a, b=b)}."])
-    steps = [f"{left} = {right}" for left, right in parts] + [f"{parts[0][1]} + {parts[1][1]} = {total}"]
-    return _open(rng, question), "\n".join(steps) + f"\n#### {total}"
+    """Sums of a two-digit and a one-digit number and products of one-digit numbers, asked bare or as a story."""
+    if rng.random() < 0.6:
+        a, b = rng.randint(10, 59), rng.randint(1, 9)
+        name, other = rng.sample(FIRST_NAMES, 2)
+        question = rng.choice([
+            f"What is {a} + {b}?",
+            f"Write the sum of {a} and {b}.",
+            f"The {rng.choice(PEOPLE)} has {a} {rng.choice(ANIMALS)} pictures and gets {b} more in the "
+            f"{rng.choice(PLACES)}. How many now?",
+            f"{name} is {a} years old and {other} is {b}. What is the sum of the ages?",
+            f"{rng.choice(sorted(CAPITALS.values()))} United scores {a} points on {rng.choice(DAYS)} and {b} on "
+            f"{rng.choice(DAYS)}. How many in all?",
+        ])  # fmt: skip
+        return question, f"{a} + {b} = {a + b}"
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    question = rng.choice([
+        f"What is {a} * {b}?",
+        f"Write the product of {a} and {b}.",
+        f"A {rng.choice(PLACES)} has {a} rows of {b} {rng.choice(ANIMALS)} pictures. How many pictures?",
+        f"{rng.choice(FIRST_NAMES)} works {a} hours a day. How many hours in {b} days?",
+        f"A ticket to {rng.choice(sorted(CAPITALS.values()))} costs {a} coins. How many coins do {b} tickets cost?",
+    ])  # fmt: skip
+    return question, f"{a} * {b} = {a * b}"
 
 
 SKILLS: dict[str, Callable[[Random], tuple[str, str]]] = {

@@ -1,0 +1,5 @@
+"""Runs the commands from a checkout: ``python cli.py --help``. The wheel does not install this file."""
+
+from replaykit.cli import main
+
+main()

@@ -1,0 +1,348 @@
+"""The command line: a command reads its flags, calls one function of ``pipeline``, and prints what came out.
+
+Everything heavy is imported inside the functions that use it, so that --help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from replaykit import __version__
+from replaykit.errors import ReplaykitError
+
+if TYPE_CHECKING:
+    from replaykit.pipeline import Outcome
+
+RECIPE_FILE = Path("replaykit.yaml")
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns an error that the user can mend into one message and exit code 1; anything else is our bug and a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ReplaykitError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo("\nstopped; what was finished is safe, and the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model without losing what it knew, and prove it.",
+    epilog="Start with: replaykit quickstart",
+)
+
+RecipePath = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-r", help="The recipe; replaykit.yaml where there is one.", show_default=False),
+]
+Model = Annotated[
+    str | None, typer.Option(help="An alias (llama3, qwen3-8b, nano, ...), a Hub id or a folder.", show_default=False)
+]
+Target = Annotated[
+    str | None, typer.Option(help="The new task's rows: a file, a folder or a Hub data set.", show_default=False)
+]
+Engine = Annotated[str | None, typer.Option(help="auto, vllm or transformers.", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="Write here instead of under runs/.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Of everything drawn at random; 1 by default.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Do a finished step again; the old result is kept beside it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+ArmName = Annotated[str | None, typer.Option("--arm", help="Only this one of the recipe's arms.", show_default=False)]
+Rows = Annotated[int | None, typer.Option("-n", help="How many rows; 2000 by default.", show_default=False)]
+
+
+@app.command()
+def quickstart(out: Out = None, seed: Seed = None, force: Force = False, as_json: AsJson = False) -> None:
+    """See a small model forget, and then not forget: the whole story on this machine's CPU, in minutes, offline."""
+    from replaykit.starter import write_quickstart
+
+    recipe = write_quickstart(out or Path("runs/quickstart"), seed=1 if seed is None else seed)
+    _run(recipe, {}, force=force, as_json=as_json, last_only=True)
+
+
+@app.command()
+def init(
+    model: Model = None,
+    target: Target = None,
+    pool: Annotated[str | None, typer.Option(help="Old data to select replay from.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = RECIPE_FILE,
+    seed: Seed = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented recipe to start from."""
+    from replaykit.starter import write_recipe
+
+    written = write_recipe(out, model=model, target=target, pool=pool, seed=seed, force=force)
+    _print(
+        {"recipe": str(written), "next": f"replaykit run {written}"},
+        lambda: typer.echo(f"wrote {written}; look it over, then: replaykit run {written}"),
+        as_json,
+    )
+
+
+@app.command()
+def probe(
+    model: Model = None,
+    samples: Annotated[int, typer.Option(help="Questions to draw; 0 needs the tokenizer alone, not the weights.")] = 20,
+    recipe: RecipePath = None,
+    engine: Engine = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model's chat template gives: pre-query, stops, and questions that the model writes from it."""
+    _steps("probe", recipe, {"model": model, "engine": engine, "seed": seed}, out, force, as_json, samples=samples)
+
+
+@app.command()
+def select(
+    pool: Annotated[
+        str | None, typer.Option(help="The old data: a file, a folder or a Hub data set.", show_default=False)
+    ] = None,
+    target: Target = None,
+    n: Rows = None,
+    recipe: RecipePath = None,
+    model: Model = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose old data that is near the target, by TF-IDF."""
+    changes = {"select.pool.path": pool, "target.path": target, "select.n": n, "model": model, "seed": seed}
+    _steps("select", recipe, changes, out, force, as_json)
+
+
+@app.command()
+def generate(
+    model: Model = None,
+    n: Rows = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the questions; 1.0 by default.", show_default=False)
+    ] = None,
+    engine: Engine = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model write its own questions and answers (Magpie)."""
+    changes = {"model": model, "generate.n": n, "generate.temperature": temperature, "engine": engine, "seed": seed}
+    _steps("generate", recipe, changes, out, force, as_json)
+
+
+@app.command()
+def rewrite(
+    method: Annotated[str | None, typer.Option(help="min-change or paraphrase.", show_default=False)] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="How final answers are compared: exact or numeric.", show_default=False)
+    ] = None,
+    editor: Annotated[
+        str | None, typer.Option(help="The model that repairs; by default the model itself.", show_default=False)
+    ] = None,
+    target: Target = None,
+    model: Model = None,
+    engine: Engine = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the target's answers into the model's own words, where they stay right."""
+    changes = {"rewrite.method": method, "rewrite.verify": verify, "rewrite.editor": editor, "target.path": target,
+               "model": model, "engine": engine, "seed": seed}  # fmt: skip
+    _steps("rewrite", recipe, changes, out, force, as_json)
+
+
+@app.command()
+def mix(
+    ratio: Annotated[
+        float | None, typer.Option(help="Replay's share of the loss; 0.05 by default.", show_default=False)
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="What is shared: loss_tokens, tokens or rows.", show_default=False)
+    ] = None,
+    target: Target = None,
+    model: Model = None,
+    arm: ArmName = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mix replay into the target: the same share in every optimiser step."""
+    changes = {"mix.ratio": ratio, "mix.unit": unit, "target.path": target, "model": model, "seed": seed}
+    _steps("mix", recipe, changes, out, force, as_json, arm=arm)
+
+
+@app.command()
+def train(
+    model: Model = None,
+    method: Annotated[str | None, typer.Option(help="full or lora.", show_default=False)] = None,
+    arm: ArmName = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune on the mixture, in exactly its order."""
+    _steps("train", recipe, {"model": model, "train.method": method, "seed": seed}, out, force, as_json, arm=arm)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model = None,
+    engine: Engine = None,
+    arm: ArmName = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure base and tuned models on the same held-out items."""
+    _steps("eval", recipe, {"model": model, "engine": engine, "seed": seed}, out, force, as_json, arm=arm)
+
+
+@app.command()
+def report(
+    recipe: RecipePath = None, out: Out = None, seed: Seed = None, force: Force = False, as_json: AsJson = False
+) -> None:
+    """Write one self-contained report.html of what is finished."""
+    _steps("report", recipe, {"seed": seed}, out, force, as_json)
+
+
+@app.command()
+def push(
+    repo: Annotated[str | None, typer.Argument(help="owner/name on the Hub.", show_default=False)] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it; private by default.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, but upload nothing.")] = False,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the replay data and its card to the Hugging Face Hub."""
+    changes = {"push.repo": repo, "push.private": False if public else None, "seed": seed}
+    _steps("push", recipe, changes, out, force, as_json, dry_run=dry_run)
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe; replaykit.yaml by default.", show_default=False)
+    ] = None,
+    model: Model = None,
+    engine: Engine = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder instead of runs/<name>.", show_default=False)
+    ] = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do all that a recipe asks for: replay, mix, train, eval, report. Finished steps are skipped."""
+    changes = {"model": model, "engine": engine, "seed": seed, "out": str(out) if out else None}
+    _run(recipe or RECIPE_FILE, changes, force=force, as_json=as_json)
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# --- what the commands share ----------------------------------------------------------------------------------------
+
+
+def _run(path: Path, changes: Mapping[str, Any], *, force: bool, as_json: bool, last_only: bool = False) -> None:
+    from replaykit import pipeline
+    from replaykit.recipe import load_recipe
+
+    recipe = load_recipe(path, _given(changes))
+    with _watch(as_json) as watch:
+        outcomes = list(_announced(pipeline.run(recipe, pipeline.Context(force=force, watch=watch)), as_json))
+    shown = [outcome for outcome in outcomes if outcome.step in ("eval", "report")] if last_only else outcomes
+    _show(shown, as_json)
+
+
+def _steps(
+    step: str, recipe_path: Path | None, changes: Mapping[str, Any], out: Path | None, force: bool, as_json: bool,
+    arm: str | None = None, **options: Any,
+) -> None:  # fmt: skip
+    """One step with the recipe there is, and the flags on top of it."""
+    from replaykit import pipeline
+    from replaykit.recipe import load_recipe
+
+    path = recipe_path or (RECIPE_FILE if RECIPE_FILE.exists() else None)
+    recipe = load_recipe(path, _given(changes))
+    with _watch(as_json) as watch:
+        context = pipeline.Context(out=out, force=force, arm=arm, watch=watch)
+        outcomes = list(_announced(pipeline.STEPS[step](recipe, context, **options), as_json))
+    _show(outcomes, as_json)
+
+
+def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def _watch(as_json: bool) -> Any:
+    from replaykit.report.terminal import progress
+
+    return progress()
+
+
+def _announced(outcomes: Iterable[Outcome], as_json: bool) -> Iterable[Outcome]:
+    """Says on stderr what was skipped, and where an earlier result was moved."""
+    for outcome in outcomes:
+        if outcome.note:
+            typer.echo(f"{outcome.step}: {outcome.note}", err=True)
+        yield outcome
+
+
+def _show(outcomes: list[Outcome], as_json: bool) -> None:
+    results = {outcome.step: dict(outcome.result) for outcome in outcomes}
+
+    def tables() -> None:
+        from replaykit.report.terminal import show
+
+        for outcome in outcomes:
+            show(outcome.step, outcome.result)
+            typer.echo(outcome.result.get("report", outcome.folder))
+
+    _print(next(iter(results.values())) if len(results) == 1 else results, tables, as_json)
+
+
+def _print(result: Mapping[str, Any], otherwise: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False, indent=1))
+    else:
+        otherwise()
+
+
+def main() -> None:
+    """The entry point of the ``replaykit`` command."""
+    app(prog_name="replaykit" if Path(sys.argv[0]).name in ("__main__.py", "cli.py") else None)

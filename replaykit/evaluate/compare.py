@@ -1,0 +1,87 @@
+"""Base against tuned models on the same items: what the eval step reports, from the items' scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from replaykit.evaluate.skills import TARGET
+from replaykit.evaluate.statistics import (
+    Interval,
+    average,
+    paired_drop,
+    per_token,
+    per_token_rise,
+    proportion,
+    retention,
+)
+from replaykit.recipe import Test
+
+Items = Mapping[str, Sequence[Mapping[str, Any]]]  # skill -> its items in order
+
+
+def compare(
+    tests: Mapping[str, Test], items: Mapping[str, Items], facts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Scores, drops and retention of every model in ``items``; the first is the base.
+
+    ``facts`` are further columns of a model (ratio, share, steps). The old mean, retention and the worst skill are over
+    the skills scored right or wrong; a cross-entropy skill has its own score and rise.
+    """
+    base, *tuned = items
+    rows = [_model(base, tests, items[base], None, {})]
+    rows += [_model(name, tests, items[name], items[base], facts.get(name, {})) for name in tuned]
+    skills = [
+        {
+            "skill": skill,
+            "role": TARGET if skill == TARGET else "old",
+            "score": test.score,
+            "n": len(items[base][skill]),
+        }
+        for skill, test in tests.items()
+    ]
+    return {"skills": skills, "models": rows}
+
+
+def _model(
+    name: str, tests: Mapping[str, Test], items: Items, base: Items | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    scores = {skill: _score(test, items[skill]) for skill, test in tests.items()}
+    binary = [skill for skill, test in tests.items() if test.score != "cross_entropy" and skill != TARGET]
+    row: dict[str, Any] = {
+        "model": name,
+        **facts,
+        "scores": {skill: score.to_json() | {"n": len(items[skill])} for skill, score in scores.items()},
+        "old": average([scores[skill] for skill in binary]).to_json() if binary else None,
+        "target": scores[TARGET].to_json() if TARGET in scores else None,
+    }
+    if base is None:
+        return row
+    drops = {skill: _drop(test, base[skill], items[skill]) for skill, test in tests.items()}
+    row["drop"] = {skill: drop.to_json() for skill, drop in drops.items()}
+    row["retention"] = row["worst"] = None
+    if binary:
+        before = {skill: _score(tests[skill], base[skill]).mean for skill in binary}
+        lost = average([drops[skill] for skill in binary])
+        row["old_drop"] = lost.to_json()
+        kept = retention(sum(before.values()) / len(binary), lost)
+        row["retention"] = kept.to_json() if kept else None
+        parts = {skill: scores[skill].mean / before[skill] for skill in binary if before[skill] > 0}
+        if parts:
+            worst = min(parts, key=lambda skill: parts[skill])
+            row["worst"] = {"skill": worst, "retention": round(parts[worst], 6)}
+    return row
+
+
+def _score(test: Test, items: Sequence[Mapping[str, Any]]) -> Interval:
+    values = [item["score"] for item in items]
+    return (
+        per_token(values, [item["tokens"] for item in items]) if test.score == "cross_entropy" else proportion(values)
+    )
+
+
+def _drop(test: Test, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Interval:
+    first, second = [item["score"] for item in before], [item["score"] for item in after]
+    if test.score == "cross_entropy":
+        return per_token_rise(first, second, [item["tokens"] for item in before])
+    return paired_drop(first, second)

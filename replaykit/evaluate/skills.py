@@ -1,0 +1,75 @@
+"""Scores of one model on held-out items, item by item.
+
+A right/wrong item is answered greedily and compared with its reference (``checks.verify``); a cross_entropy item is the
+negative log-likelihood of its reference answer, in nats, and how many tokens that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from replaykit.chat import Chat
+from replaykit.checks.verify import How, is_right
+from replaykit.engines import Engine, Request, Sampling
+from replaykit.errors import DataError
+from replaykit.recipe import Test
+from replaykit.records import Record
+from replaykit.runs import Watch, unwatched
+
+TARGET = "target"
+
+
+def measure(
+    engine: Engine,
+    chat: Chat,
+    tests: Mapping[str, tuple[Test, Sequence[Record]]],
+    *,
+    what: str = "eval",
+    watch: Watch = unwatched,
+) -> Iterator[dict[str, Any]]:
+    """An item for every row of every test, in order: skill, row, score, and the answer (right/wrong) or tokens.
+
+    The score is 1 or 0, or the summed negative log-likelihood of the answer. Raises DataError for a row whose reference
+    cannot be read in the way that the test is scored.
+    """
+    total, done = sum(len(records) for _, records in tests.values()), 0
+    for skill, (test, records) in tests.items():
+        score = _cross_entropy if test.score == "cross_entropy" else _answers
+        made: dict[int, dict[str, Any]] = {}
+        for item in score(engine, chat, test, skill, records):
+            made[item["row"]] = item
+            done += 1
+            watch(what, done, total)
+        yield from (made[row] for row in range(len(records)))
+
+
+def _answers(engine: Engine, chat: Chat, test: Test, skill: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    sampling = Sampling(temperature=0.0, max_tokens=test.max_tokens, stop=chat.stop)
+    requests = [Request(row, chat.prompt(record.messages[:-1]), sampling) for row, record in enumerate(records)]
+    how: How = test.score  # type: ignore[assignment]
+    for completion in engine.complete(requests):
+        record, answer = records[completion.row], chat.decode(completion.tokens)
+        try:
+            right = is_right(answer, record.answer, how=how)
+        except ValueError as error:
+            raise DataError(
+                f"{test.path}:{record.meta.get('line', '?')}: cannot be scored as {how}: {error}"
+            ) from error
+        yield {
+            "skill": skill,
+            "row": completion.row,
+            "score": float(right),
+            "answer": answer,
+            "finish": completion.finish_reason,
+        }
+
+
+def _cross_entropy(
+    engine: Engine, chat: Chat, test: Test, skill: str, records: Sequence[Record]
+) -> Iterator[dict[str, Any]]:
+    examples = [chat.example(record) for record in records]
+    scores = engine.score([example.tokens for example in examples])
+    for row, (example, logs) in enumerate(zip(examples, scores, strict=True)):
+        counted = [-log for log, loss in zip(logs, example.loss[1:], strict=True) if loss]
+        yield {"skill": skill, "row": row, "score": sum(counted), "tokens": len(counted)}

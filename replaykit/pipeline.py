@@ -1,0 +1,479 @@
+"""The steps in order, each from a recipe to a folder: what the commands call.
+
+    select, generate, rewrite  ->  mix  ->  train  ->  eval  ->  report
+
+With ``arms`` in the recipe, mix and train are done once for each arm (``mix-<arm>``, ``train-<arm>``), and eval compares
+them all with the base. A step reads what earlier steps left in their folders, never the memory of this process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from replaykit import models
+from replaykit.checks.funnel import Funnel
+from replaykit.errors import DataError, RecipeError, RunError
+from replaykit.evaluate.skills import TARGET
+from replaykit.recipe import Arm, Data, Generate, Mix, Recipe, Rewrite, Test, need
+from replaykit.records import Record, Source, file_fingerprint, read_jsonl, read_records, write_jsonl
+from replaykit.runs import Step, Watch, open_step, read_manifest, unwatched
+
+Work = Callable[[Step], tuple[dict[str, Any], dict[str, Any]]]  # -> what is shown, and further facts for the manifest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step left: its folder and the result that its table shows."""
+
+    step: str
+    folder: Path
+    result: Mapping[str, Any]
+    skipped: bool = False  # it was finished before
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """How the steps are run: where to, whether anew, and who watches."""
+
+    out: Path | None = None
+    force: bool = False
+    arm: str | None = None
+    watch: Watch = unwatched
+
+
+def run(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    """All steps that the recipe asks for, in order."""
+    need(recipe, "run", "model", "target")
+    asked = {"select": recipe.select, "generate": recipe.generate, "rewrite": recipe.rewrite}
+    for step in (*(name for name, section in asked.items() if section is not None), "mix", "train"):
+        yield from STEPS[step](recipe, context)
+    if recipe.eval.target or recipe.eval.old:
+        yield from evaluate(recipe, context)
+    yield from report(recipe, context)
+
+
+def probe(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[Outcome]:
+    from replaykit.chat import Chat
+    from replaykit.engines import Request, Sampling, choose
+    from replaykit.runs import derive_seed
+
+    need(recipe, "probe", "model")
+    inputs = {**model_facts(recipe), "seed": recipe.seed, "samples": samples, "engine": choose(recipe.engine)}
+
+    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+        chat = Chat.load(str(recipe.model), recipe.revision)
+        parts = {name: {"text": text, "ids": list(chat.encode(text))} for name, text in vars(chat.template).items()}
+        parts["stop"] = {"text": [chat.decode([i], special=True) for i in chat.stop], "ids": list(chat.stop)}
+        drawn: dict[int, str] = {}
+        finished = 0
+        if samples:
+            sampling = Sampling(max_tokens=512, stop=chat.stop)
+            with _engine(recipe, recipe.model) as (engine, _):
+                asked = [
+                    Request(k, chat.pre_query, sampling, derive_seed(recipe.seed, "probe", k)) for k in range(samples)
+                ]
+                for completion in engine.complete(asked):
+                    drawn[completion.row] = chat.decode(completion.tokens).strip()
+                    finished += completion.finish_reason == "stop"
+                    context.watch("questions", len(drawn), samples)
+        verdict = "the template is usable"
+        if samples:
+            verdict += f"; {finished} of {samples} questions came to an end by themselves"
+        return {"model": recipe.model, **parts, "samples": [drawn[k] for k in sorted(drawn)], "verdict": verdict}, {}
+
+    yield _step("probe", recipe, context, inputs, work)
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+
+def select(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    from replaykit.sources.select import select as choose
+
+    need(recipe, "select", "target", "select")
+    settings, target = recipe.select, recipe.target
+    assert settings is not None and target is not None
+    inputs = {"n": settings.n, "pool": data_facts(settings.pool), "target": data_facts(target)}
+
+    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+        wanted = load(target, "target")
+        with _dropped(step) as funnel:
+            pool = _watched(load(settings.pool, "select"), "read the pool", context.watch)
+            rows = choose(pool, wanted, n=settings.n, funnel=funnel)
+        write_jsonl(step.folder / "rows.jsonl", rows)
+        scores = [row.meta["score"] for row in rows]
+        result = {"asked": settings.n, "rows": len(rows), "missing": max(0, settings.n - len(rows)),
+                  "score": {"highest": scores[0], "median": scores[len(scores) // 2], "lowest": scores[-1]}}  # fmt: skip
+        return result | {"funnel": funnel.to_json()}, {"method": "tfidf", "pool": settings.pool.path}
+
+    yield _step("select", recipe, context, inputs, work)
+
+
+def generate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    from replaykit.engines import choose
+
+    need(recipe, "generate", "model")
+    settings = recipe.generate or Generate()
+    asked = settings.model_dump(exclude={"n", "max_draws"})
+    inputs = {**model_facts(recipe), "seed": recipe.seed, "engine": choose(recipe.engine), **asked}
+
+    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+        from replaykit.sources.generate import generate as magpie
+
+        facts = {"model": recipe.model, "temperature": settings.temperature, "top_p": settings.top_p,
+                 "answer_temperature": settings.answer_temperature}  # fmt: skip
+        with _engine(recipe, recipe.model) as (engine, chat), _dropped(step) as funnel:
+            rows = magpie(
+                engine, chat, settings=settings, seed=recipe.seed, folder=step.folder, facts=facts, funnel=funnel,
+                watch=context.watch,
+            )  # fmt: skip
+            made = write_jsonl(step.folder / "rows.jsonl", rows)
+            sampling = {"sampling": settings.model_dump(), "pre_query": chat.template.pre_query}
+        result = {"asked": settings.n, "rows": made, "funnel": funnel.to_json()}
+        return result, {
+            "method": "magpie",
+            "model": recipe.model,
+            "revision": _revision(recipe),
+            "seed": recipe.seed,
+            **sampling,
+        }
+
+    yield _step("generate", recipe, context, inputs, work, asked=settings.n)
+
+
+def rewrite(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    from replaykit.engines import choose
+
+    need(recipe, "rewrite", "model", "target")
+    settings, target = recipe.rewrite or Rewrite(), recipe.target
+    assert target is not None
+    inputs = {**model_facts(recipe), "seed": recipe.seed, "engine": choose(recipe.engine), "target": data_facts(target),
+              **settings.model_dump()}  # fmt: skip
+
+    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+        from replaykit.sources import rewrite as source
+
+        result = _rewritten(recipe, settings, step, load(target, "target"), context.watch)
+        rows = list(read_jsonl(step.folder / "rows.jsonl"))
+        return {"rows": result, "paths": source.counts(rows)}, {"method": settings.method, "model": recipe.model}
+
+    yield _step("rewrite", recipe, context, inputs, work)
+
+
+def _rewritten(recipe: Recipe, settings: Rewrite, step: Step, target: list[Record], watch: Watch) -> int:
+    from replaykit.runs import Ledger
+    from replaykit.sources.rewrite import rewrite as reword
+
+    with _engine(recipe, recipe.model) as (engine, chat), Ledger(step.folder / "outcomes.jsonl") as ledger:
+        options: Any = {
+            "engine": engine, "chat": chat, "method": settings.method, "verify": settings.verify,
+            "max_edit": settings.max_edit, "max_tokens": settings.max_tokens, "seed": recipe.seed, "ledger": ledger,
+            "watch": watch,
+        }  # fmt: skip
+        if settings.editor is None:
+            return write_jsonl(step.folder / "rows.jsonl", reword(target, **options))
+        with _engine(recipe, settings.editor) as editor:
+            return write_jsonl(step.folder / "rows.jsonl", reword(target, editor=editor, **options))
+
+
+# --- mix and train --------------------------------------------------------------------------------------------------
+
+
+def mix(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    from replaykit.chat import Chat
+    from replaykit.mix.build import mix as blend
+
+    need(recipe, "mix", "model", "target")
+    assert recipe.target is not None and recipe.model is not None
+    rewritten = recipe.folder / "rewrite" / "rows.jsonl"
+    if recipe.rewrite is not None and not read_manifest(rewritten.parent):
+        raise RunError(f"{rewritten.parent} is not finished; `replaykit rewrite` makes it")
+    target = rewritten if recipe.rewrite is not None else None
+    chat: Chat | None = None
+    for arm, settings in arms(recipe, context):
+        files = _replay_files(recipe, settings)
+        inputs = {
+            **model_facts(recipe),
+            "seed": recipe.seed,
+            "target": file_fingerprint(target) if target else data_facts(recipe.target),
+            "replay": {source: file_fingerprint(file) for source, file in files.items()},
+            "held_out": {skill: data_facts(test) for skill, test in tests(recipe).items()},
+            **settings.model_dump(exclude={"sources"}),
+            **recipe.train.model_dump(include={"epochs", "steps", "batch_rows", "max_tokens"}),
+        }
+
+        def work(step: Step, settings: Mix = settings, files: Mapping[str, Path] = files) -> Any:
+            nonlocal chat
+            chat = chat or Chat.load(str(recipe.model), recipe.revision)
+            wanted = list(read_jsonl(target)) if target else load(recipe.target, "target")  # type: ignore[arg-type]
+            asked = {record.prompt for test in tests(recipe).values() for record in load(test, "target")}
+            with _dropped(step) as funnel:
+                mixture = blend(
+                    wanted, {source: list(read_jsonl(file)) for source, file in files.items()}, chat=chat,
+                    settings=settings, train=recipe.train, seed=recipe.seed, held_out=asked, funnel=funnel,
+                    watch=context.watch,
+                )  # fmt: skip
+            write_jsonl(step.folder / "rows.jsonl", mixture.lines())
+            result = mixture.summary(settings.ratio, settings.unit)
+            return result | {"funnel": funnel.to_json()}, {"sources": {s: str(f) for s, f in files.items()}}
+
+        yield _step("mix", recipe, context, inputs, work, arm=arm)
+
+
+def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    need(recipe, "train", "model")
+    for arm, _ in arms(recipe, context):
+        label = _label("mix", arm)
+        mixture = recipe.folder / label / "rows.jsonl"
+        if not read_manifest(mixture.parent):
+            raise RunError(f"{mixture.parent} is not finished; `replaykit mix` makes it")
+        inputs = {
+            **model_facts(recipe),
+            "seed": recipe.seed,
+            "mix": file_fingerprint(mixture),
+            **recipe.train.model_dump(),
+        }
+        work = partial(_train, recipe, mixture, _label("train", arm), context.watch)
+        yield _step("train", recipe, context, inputs, work, arm=arm)
+
+
+def _train(recipe: Recipe, mixture: Path, what: str, watch: Watch, step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+    from replaykit.chat import Chat
+    from replaykit.train.trainer import train as fit
+
+    assert recipe.model is not None
+    with mixture.open(encoding="utf-8") as stream:
+        steps = [json.loads(line)["step"] for line in stream]
+    result = fit(
+        list(read_jsonl(mixture)), steps, model=recipe.model, chat=Chat.load(recipe.model, recipe.revision),
+        settings=recipe.train, seed=recipe.seed, folder=step.folder, revision=recipe.revision, what=what, watch=watch,
+    )  # fmt: skip
+    return result | {"model": str(step.folder / "model")}, {"base": recipe.model, "revision": _revision(recipe)}
+
+
+# --- eval, report, push ---------------------------------------------------------------------------------------------
+
+
+def evaluate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    from replaykit.engines import choose
+
+    need(recipe, "eval", "model", "eval")
+    tuned = {}
+    for arm, _ in arms(recipe, context):
+        folder = recipe.folder / _label("train", arm)
+        if not read_manifest(folder):
+            raise RunError(f"{folder} is not finished; `replaykit train` makes it")
+        tuned[arm or "tuned"] = folder
+    inputs = {
+        **model_facts(recipe),
+        "engine": choose(recipe.engine),
+        "tests": {skill: {**data_facts(test), "score": test.score} for skill, test in tests(recipe).items()},
+        "tuned": {name: models.identity(str(folder / "model")) for name, folder in tuned.items()},
+    }
+
+    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+        from replaykit.evaluate.compare import compare
+
+        rows = {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}
+        items, facts = {}, {}
+        for name, model in {"base": str(recipe.model), **{n: str(f / "model") for n, f in tuned.items()}}.items():
+            items[name] = _measured(recipe, step, name, model, rows, context.watch)
+        for name, folder in tuned.items():
+            mixed = read_manifest(recipe.folder / folder.name.replace("train", "mix", 1)) or {}
+            facts[name] = {"ratio": mixed.get("requested"), "share": mixed.get("share", {}).get(mixed.get("unit")),
+                           "steps": mixed.get("steps")}  # fmt: skip
+        return compare(tests(recipe), items, facts), {}
+
+    yield _step("eval", recipe, context, inputs, work)
+
+
+def _measured(recipe: Recipe, step: Step, name: str, model: str, rows: Any, watch: Watch) -> dict[str, list[Any]]:
+    """The items of one model by skill, from its file in the step's folder if it was measured before."""
+    from replaykit.evaluate.skills import measure
+
+    path = step.folder / f"items-{name}.jsonl"
+    if not path.exists():
+        with _engine(recipe, model) as (engine, chat):
+            write_jsonl(path, measure(engine, chat, rows, what=f"eval {name}", watch=watch))
+    found: dict[str, list[Any]] = {skill: [] for skill in rows}
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            item = json.loads(line)
+            found[item["skill"]].append(item)
+    return found
+
+
+def report(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    import yaml
+
+    from replaykit.report.html import write_report
+
+    found = manifests(recipe.folder)
+    if not found:
+        raise RunError(
+            f"{recipe.folder}: nothing is finished here, so there is nothing to report; `replaykit run` first"
+        )
+    evaluation = found.get("eval", {}).get("result", {"skills": [], "models": []})
+    shown = yaml.safe_dump(recipe.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    folder = context.out or recipe.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_report(
+        folder / "report.html", title=recipe.folder.name, evaluation=evaluation, manifests=found, recipe_yaml=shown
+    )
+    yield Outcome("report", folder, {"report": str(path)})
+
+
+def push(recipe: Recipe, context: Context, *, dry_run: bool = False) -> Iterator[Outcome]:
+    from replaykit.publish.hub import prepare, upload
+
+    need(recipe, "push", "push.repo")
+    assert recipe.push.repo is not None
+    found = manifests(recipe.folder)
+    files: dict[str, Path] = {s: recipe.folder / s / "rows.jsonl" for s in ("select", "generate") if s in found}
+    if not files:
+        raise RunError(f"{recipe.folder}: no replay to publish; `replaykit generate` or `replaykit select` first")
+    folder = context.out or recipe.folder / "push"
+    result = prepare(folder, recipe.push.repo, recipe, files, found)
+    if not dry_run:
+        context.watch("upload", 0, None)
+        result["url"] = upload(folder, recipe.push.repo, private=recipe.push.private)
+    yield Outcome("push", folder, result, note="dry run: nothing was uploaded" if dry_run else "")
+
+
+# --- what the steps share -------------------------------------------------------------------------------------------
+
+
+def arms(recipe: Recipe, context: Context) -> list[tuple[str | None, Mix]]:
+    """The arms to do and the mix of each: the recipe's, with the arm's keys changed; one without a name where none."""
+    if not recipe.arms:
+        if context.arm is not None:
+            raise RecipeError("the command line", [f"--arm {context.arm}: the recipe has no arms"])
+        return [(None, recipe.mix)]
+    if context.arm is not None and context.arm not in recipe.arms:
+        raise RecipeError("the command line", [f"--arm {context.arm}: the recipe has {', '.join(recipe.arms)}"])
+    chosen: Mapping[str, Arm] = {context.arm: recipe.arms[context.arm]} if context.arm else recipe.arms
+    if context.out is not None and len(chosen) > 1:
+        raise RecipeError("the command line", [f"--out takes one arm; choose it with --arm: {', '.join(chosen)}"])
+    return [(name, recipe.mix.model_copy(update=arm.model_dump(exclude_none=True))) for name, arm in chosen.items()]
+
+
+def tests(recipe: Recipe) -> dict[str, Test]:
+    """The held-out tests by skill, the old ones first, the target's under "target"."""
+    if TARGET in recipe.eval.old:
+        raise RecipeError(
+            "the recipe", [f"eval.old.{TARGET}: that name is the new skill's; call the old one otherwise"]
+        )
+    return recipe.eval.old | ({TARGET: recipe.eval.target} if recipe.eval.target else {})
+
+
+def load(data: Data, source: Source) -> list[Record]:
+    """The rows that a recipe names. Raises DataError if there are none."""
+    rows = list(read_records(data.path, source, prompt=data.prompt, answer=data.answer, split=data.split, limit=data.n))
+    if not rows:
+        raise DataError(f"{data.path}: there is no row in it")
+    return rows
+
+
+def manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of the finished steps of a run, by step."""
+    found = {path.parent.name: read_manifest(path.parent) for path in sorted(folder.glob("*/manifest.json"))}
+    return {name: manifest for name, manifest in found.items() if manifest and ".old" not in name}
+
+
+def data_facts(data: Data) -> dict[str, Any]:
+    """What identifies rows: how they are read, and the bytes of local files."""
+    path = Path(data.path)
+    content = {"content": file_fingerprint(path)} if path.exists() else {}
+    return data.model_dump(include={"path", "prompt", "answer", "split", "n"}) | content
+
+
+def model_facts(recipe: Recipe) -> dict[str, Any]:
+    """What identifies the model: its name and revision, and the files where it is a folder."""
+    name = str(recipe.model)
+    return {"model": name, "revision": recipe.revision, "weights": models.identity(name)}
+
+
+def _revision(recipe: Recipe) -> str | None:
+    return recipe.revision or models.fetched(str(recipe.model))
+
+
+def _replay_files(recipe: Recipe, settings: Mix) -> dict[str, Path]:
+    """The finished replay of an arm. Raises RunError where one that it asks for is not finished."""
+    if settings.ratio == 0:
+        return {}
+    done = [source for source in ("select", "generate") if read_manifest(recipe.folder / source)]
+    wanted = settings.sources if settings.sources is not None else (recipe.replay_sources or done)
+    for source in wanted:
+        if source not in done:
+            raise RunError(f"{recipe.folder / source} is not finished; `replaykit {source}` makes it")
+    return {source: recipe.folder / source / "rows.jsonl" for source in wanted}
+
+
+def _label(step: str, arm: str | None) -> str:
+    return step if arm is None else f"{step}-{arm}"
+
+
+def _step(
+    name: str, recipe: Recipe, context: Context, inputs: Mapping[str, Any], work: Work, *, arm: str | None = None,
+    asked: int | None = None,
+) -> Outcome:  # fmt: skip
+    """Does the work in the step's folder unless it is finished there; ``asked`` tells a finished shorter one apart."""
+    label = _label(name, arm)
+    folder = context.out or recipe.folder / label
+    with open_step(label, folder, inputs, force=context.force) as step:
+        before = step.result
+        if before is not None and (asked is None or before.get("asked") == asked):
+            return Outcome(label, folder, before, skipped=True, note="finished before; --force does it again")
+        step.manifest_path.unlink(missing_ok=True)
+        result, facts = work(step)
+        note = f"the earlier one is in {step.moved} ({'; '.join(step.changed) or '--force'})" if step.moved else ""
+        return Outcome(label, folder, step.finish(result, **facts), note=note)
+
+
+@contextmanager
+def _engine(recipe: Recipe, model: str | None) -> Iterator[tuple[Any, Any]]:
+    from replaykit.chat import Chat
+    from replaykit.engines import load_engine
+
+    assert model is not None
+    revision = recipe.revision if model == recipe.model else None
+    chat = Chat.load(model, revision)
+    engine = load_engine(model, engine=recipe.engine, revision=revision)
+    try:
+        yield engine, chat
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _dropped(step: Step) -> Iterator[Funnel]:
+    """A funnel that writes each dropped row, with its reason, to dropped.jsonl."""
+    with (step.folder / "dropped.jsonl").open("w", encoding="utf-8") as stream:
+        yield Funnel(lambda row: stream.write(json.dumps(row, ensure_ascii=False) + "\n"))
+
+
+def _watched(rows: Sequence[Record], what: str, watch: Watch) -> Iterator[Record]:
+    for number, row in enumerate(rows, 1):
+        if number % 500 == 0 or number == len(rows):
+            watch(what, number, len(rows))
+        yield row
+
+
+STEPS: dict[str, Callable[..., Iterator[Outcome]]] = {
+    "probe": probe,
+    "select": select,
+    "generate": generate,
+    "rewrite": rewrite,
+    "mix": mix,
+    "train": train,
+    "eval": evaluate,
+    "report": report,
+    "push": push,
+}

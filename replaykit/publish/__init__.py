@@ -1,0 +1,1 @@
+"""Where replay leaves the machine: a dataset card, parquet files, and the Hub."""

@@ -1,0 +1,123 @@
+"""Recipes to start from: the commented one that ``init`` writes, and the quickstart's with its data beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from replaykit import models
+from replaykit.errors import DataError, RecipeError
+from replaykit.nano import world
+from replaykit.records import Record, Source, dialogue, read_records, write_jsonl
+
+STARTER = """\
+# replaykit run {path}
+name: {name}
+model: {model}            # an alias (`replaykit probe --model {model}` looks at it), a Hub id or a folder
+seed: {seed}
+
+target:                   # the new task
+  path: {target}
+  # prompt: question      # the columns, where they have unusual names
+  # answer: answer
+
+{select}
+generate:                 # the model's own questions and answers (Magpie)
+  n: 2000
+
+# rewrite: {{method: min-change, verify: exact}}   # the target in the model's own words, where they are right
+
+mix:
+  ratio: 0.05             # replay's share of the loss, the same in every optimiser step
+
+# arms:                   # the proof: the same training without replay beside it
+#   no-replay: {{ratio: 0}}
+#   replay: {{}}
+
+train:
+  method: full            # or lora
+  epochs: 1               # passes over the target
+  batch_rows: 32
+
+# eval:                   # held-out rows: the new task, and what must not drop
+#   target: {{path: my_task_test.jsonl, score: exact}}        # exact, numeric, json or cross_entropy
+#   old:
+#     chat: {{path: general.jsonl, score: cross_entropy, n: 200}}
+
+# push: {{repo: me/my-replay}}
+"""
+SELECT = """\
+select:                   # old data near the target
+  pool: {pool}
+  n: 2000
+"""
+NO_SELECT = "# select: {pool: old.jsonl, n: 2000}   # old data near the target, where there is some\n"
+
+QUICKSTART = """\
+# Written by `replaykit quickstart`. Change `model` and the paths to your own, then: replaykit run {path}
+name: {name}
+out: {folder}
+model: nano
+seed: {seed}
+target: {data}/target.jsonl
+select: {{pool: {data}/pool.jsonl, n: {selected}}}
+generate: {{n: {generated}, max_question_tokens: 96, max_answer_tokens: 64}}
+mix: {{ratio: 0.05}}
+arms:
+  no-replay: {{ratio: 0}}
+  selected: {{sources: [select]}}
+  self-generated: {{sources: [generate]}}
+train: {{steps: {steps}, batch_rows: {rows}, learning_rate: {rate}, log_every: 20}}
+eval:
+  target: {{path: {data}/test-{new}.jsonl, score: numeric, max_tokens: 32}}
+  old:
+{old}
+"""
+TARGET_ROWS, POOL_ROWS, TEST_ROWS, SELECTED, GENERATED = 10_000, 3_000, 60, 1_500, 1_500
+STEPS, BATCH_ROWS, LEARNING_RATE = 400, 32, "5.0e-4"
+
+
+def write_recipe(
+    path: Path, *, model: str | None, target: str | None, pool: str | None, seed: int | None, force: bool
+) -> Path:
+    """Writes the commented recipe. Raises RecipeError if the file is there, DataError if the target cannot be read."""
+    if path.exists() and not force:
+        raise RecipeError(str(path), ["the file is there already; --force replaces it, --out writes another"])
+    models.resolve(model or "llama3")
+    for data in (target, pool):
+        if data is not None and not list(read_records(data, "target", limit=1)):
+            raise DataError(f"{data}: there is no row in it")
+    text = STARTER.format(
+        path=path, name=Path(target).name.split(".")[0] if target else "my-task", model=model or "llama3",
+        target=target or "my_task.jsonl", seed=1 if seed is None else seed,
+        select=SELECT.format(pool=pool) if pool else NO_SELECT,
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_quickstart(folder: Path, *, seed: int) -> Path:
+    """Writes the embedded world's data and a recipe for it into the folder; returns the recipe's path."""
+    data = folder / "data"
+    write_jsonl(data / "target.jsonl", _rows(world.draw(world.NEW_SKILL, TARGET_ROWS, seed=seed), "target"))
+    write_jsonl(data / "pool.jsonl", _rows(world.draw_old(POOL_ROWS, seed=seed), "select"))
+    for skill in world.SKILLS:
+        tests = world.draw(skill, TEST_ROWS, seed=seed, held_out=True)
+        write_jsonl(data / f"test-{skill}.jsonl", _rows(tests, "target"))
+    old = "\n".join(
+        f"    {skill}: {{path: {data}/test-{skill}.jsonl, score: {'json' if skill == 'json' else 'exact'}, max_tokens: 64}}"
+        for skill in world.OLD_SKILLS
+    )
+    path = folder / "replaykit.yaml"
+    path.write_text(
+        QUICKSTART.format(
+            path=path, name=folder.name, folder=folder, data=data, seed=seed, old=old, new=world.NEW_SKILL,
+            selected=SELECTED, generated=GENERATED, steps=STEPS, rows=BATCH_ROWS, rate=LEARNING_RATE,
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+    return path
+
+
+def _rows(tasks: list[world.Task], source: Source) -> list[Record]:
+    return [Record(dialogue(task.prompt, task.answer), source, {"skill": task.skill}) for task in tasks]

@@ -1,0 +1,39 @@
+"""The embedded model, loaded once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from replaykit.chat import Chat
+from replaykit.engines import Engine, load_engine
+from replaykit.errors import EngineError
+
+
+@pytest.fixture(scope="session")
+def chat() -> Chat:
+    return Chat.load("nano")
+
+
+@pytest.fixture(scope="session")
+def transformers_engine() -> Iterator[Engine]:
+    engine = load_engine("nano", engine="transformers")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_engine() -> Iterator[Engine]:
+    """Takes 20 s and more to start. The tests that need it are skipped where vLLM cannot be imported."""
+    if find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
+    try:
+        engine = load_engine("nano", engine="vllm")
+    except EngineError as error:
+        if "cannot be imported" in str(error):
+            pytest.skip(str(error))
+        raise
+    yield engine
+    engine.close()

@@ -1,0 +1,411 @@
+"""Facts about rewriting the target. ``Scripted`` replies by table, so that each path is reached on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rapidfuzz.distance import Levenshtein
+
+from replaykit.chat import Chat
+from replaykit.engines import Completion, Request, load_engine
+from replaykit.errors import ChatError
+from replaykit.nano import world
+from replaykit.records import Record, dialogue
+from replaykit.runs import Ledger
+from replaykit.sources.rewrite import EDIT, LEAKS, PARAPHRASE, counts, rewrite
+
+distance = Levenshtein.normalized_distance
+
+QUESTION = "what is 27 + 15?"
+REFERENCE = "7 + 5 = 12\n20 + 10 = 30\n12 + 30 = 42\n#### 42"
+WRONG = "To add them, first add the ones: 7 + 5 is 12. Then add the tens: 20 + 10 is 30. So it is 41.\n#### 41"
+REPAIRED = "To add them, first add the ones: 7 + 5 is 12. Then add the tens: 20 + 10 is 30. So it is 42.\n#### 42"
+RIGHT = "Twenty-seven and fifteen make 42.\n#### 42"
+CUT = "\N{BLACK SCISSORS}"  # at the end of a scripted reply: it was cut at max_tokens
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat.load("nano")
+
+
+class Scripted:
+    """An engine that replies from a table: the first key that the prompt contains decides. Last request first."""
+
+    name = "scripted"
+
+    def __init__(self, chat: Chat, *replies: tuple[str, str], limit: int = 4096, stop_after: int | None = None):
+        self.chat, self.replies, self.limit, self.stop_after = chat, replies, limit, stop_after
+        self.asked: list[int] = []
+        self.prompts: list[str] = []
+        self.seeds: list[int] = []
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in reversed(list(requests)):
+            if len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            assert len(request.tokens) < self.limit
+            assert request.sampling.temperature == 0
+            assert request.sampling.stop == self.chat.stop
+            prompt = self.chat.decode(request.tokens, special=True)
+            reply = next((reply for key, reply in self.replies if key in prompt), "")
+            self.asked.append(request.row)
+            self.prompts.append(prompt)
+            self.seeds.append(request.seed)
+            tokens = self.chat.encode(reply.removesuffix(CUT))
+            yield Completion(request.row, tokens, "length" if reply.endswith(CUT) else "stop")
+
+    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def target_of(*pairs: tuple[str, str]) -> list[Record]:
+    return [Record(dialogue(question, answer), "target", {"line": k}) for k, (question, answer) in enumerate(pairs, 1)]
+
+
+def run(target: Sequence[Record], engine: Any, chat: Chat, path: Path, **choices: Any) -> list[Record]:
+    defaults: dict[str, Any] = {"method": "min-change", "verify": "numeric", "seed": 1}
+    with Ledger(path / "replies.jsonl") as ledger:
+        return list(rewrite(target, engine=engine, chat=chat, ledger=ledger, **(defaults | choices)))
+
+
+def one(prediction: str, edit: str, chat: Chat, path: Path, **choices: Any) -> Record:
+    """What becomes of the one question, if the model and then the editor say this."""
+    engine = Scripted(chat, ("Earlier answer:", edit), (QUESTION, prediction))
+    [record] = run(target_of((QUESTION, REFERENCE)), engine, chat, path, **choices)
+    return record
+
+
+# --- minimum change -------------------------------------------------------------------------------------------------
+
+
+def test_a_right_prediction_stays(chat: Chat, tmp_path: Path) -> None:
+    record = one(RIGHT, "never asked", chat, tmp_path)
+    assert record.answer == RIGHT
+    assert record.meta["path"] == "prediction"
+    assert record.meta["edit"] == 0
+    assert record.meta["reference_edit"] == distance(RIGHT, REFERENCE)
+    assert "why" not in record.meta
+
+
+def test_an_edit_within_the_limit_is_accepted(chat: Chat, tmp_path: Path) -> None:
+    record = one(WRONG, REPAIRED, chat, tmp_path)
+    assert record.answer == REPAIRED
+    assert record.source == "rewrite"
+    assert record.meta["path"] == "edit"
+    assert record.meta["edit"] == distance(WRONG, REPAIRED)
+    assert record.meta["reference_edit"] == distance(WRONG, REFERENCE)
+    assert "why" not in record.meta
+
+
+def test_an_edit_that_changes_too_much_is_refused_and_the_reference_stays(chat: Chat, tmp_path: Path) -> None:
+    record = one(WRONG, REFERENCE + "\nso #### 42", chat, tmp_path)
+    assert record.messages == dialogue(QUESTION, REFERENCE)
+    assert (record.meta["path"], record.meta["why"]) == ("reference", "over_edited")
+    assert record.meta["edit"] == record.meta["reference_edit"] == distance(WRONG, REFERENCE)
+    assert record.meta["refused_edit"] == distance(WRONG, REFERENCE + "\nso #### 42")
+
+
+def test_the_limit_is_a_part_of_the_distance_to_the_reference(chat: Chat, tmp_path: Path) -> None:
+    share = distance(WRONG, REPAIRED) / distance(WRONG, REFERENCE)
+    for folder, max_edit, path in [("a", share * 1.001, "edit"), ("b", share * 0.999, "reference")]:
+        (tmp_path / folder).mkdir()
+        assert one(WRONG, REPAIRED, chat, tmp_path / folder, max_edit=max_edit).meta["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("prediction", "edit", "why"),
+    [
+        (WRONG, WRONG, "unverified"),
+        (WRONG, WRONG.replace("41", "43"), "unverified"),
+        (WRONG, REPAIRED + CUT, "truncated"),
+        (WRONG, " \n ", "empty"),
+        (WRONG, "Here is the corrected answer:\n" + REPAIRED, "leaked_prompt"),
+        (WRONG, REFERENCE, "over_edited"),
+        ("", REPAIRED, "empty"),
+    ],
+)
+def test_every_refusal_keeps_the_reference_and_says_why(
+    chat: Chat, tmp_path: Path, prediction: str, edit: str, why: str
+) -> None:
+    record = one(prediction, edit, chat, tmp_path)
+    assert record.messages == dialogue(QUESTION, REFERENCE)
+    assert (record.meta["path"], record.meta["why"]) == ("reference", why)
+    assert record.meta["edit"] == record.meta["reference_edit"] == distance(prediction, REFERENCE)
+
+
+def test_a_prediction_that_was_cut_never_stays_but_may_be_edited(chat: Chat, tmp_path: Path) -> None:
+    record = one(RIGHT + "\nWhat is 3 + " + CUT, RIGHT, chat, tmp_path)
+    assert record.answer == RIGHT
+    assert record.meta["path"] == "edit"
+
+
+def test_an_editor_of_its_own_repairs_and_the_model_does_not(chat: Chat, tmp_path: Path) -> None:
+    model, editor = Scripted(chat, (QUESTION, WRONG)), Scripted(chat, (WRONG, REPAIRED))
+    [record] = run(target_of((QUESTION, REFERENCE)), model, chat, tmp_path, editor=(editor, chat))
+    assert record.answer == REPAIRED
+    assert len(model.asked) == len(editor.asked) == 1
+    assert EDIT.format(question=QUESTION, reference=REFERENCE, prediction=WRONG) in editor.prompts[0]
+
+
+def test_words_of_the_prompt_are_no_leak_where_the_conversation_uses_them(chat: Chat, tmp_path: Path) -> None:
+    prediction, edit = (f"By the earlier answer of the class, it is {n}.\n#### {n}" for n in (41, 42))
+    assert LEAKS.search(edit)
+    assert one(prediction, edit, chat, tmp_path).meta["path"] == "edit"
+
+
+# --- every row ------------------------------------------------------------------------------------------------------
+
+MIXED = target_of(
+    ("right one?", "so #### 1"),
+    ("wrong one?", REFERENCE),
+    ("no number here?", "it depends"),
+    ("right one?", "so #### 1"),
+    ("hopeless one?", "#### 3"),
+    ("silent one?", "#### 4"),
+)
+MIXED.insert(2, Record(({"role": "text", "content": "A plain text, #### 9"},), "target"))
+REPLIES = (
+    ("Earlier answer:\nTo add them", REPAIRED),
+    ("Earlier answer:", "no idea"),
+    ("right one?", "it is 1"),
+    ("wrong one?", WRONG),
+    ("hopeless one?", "#### 77"),
+)
+
+
+def test_every_row_comes_out_once_and_in_order_whatever_its_path(chat: Chat, tmp_path: Path) -> None:
+    made = run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path)
+    assert [record.meta["parent"] for record in made] == [record.id for record in MIXED]
+    assert [record.prompt for record in made] == [record.prompt for record in MIXED]
+    assert {record.source for record in made} == {"rewrite"}
+    assert [record.meta["path"] for record in made] == [
+        "prediction", "edit", "reference", "reference", "prediction", "reference", "reference",
+    ]  # fmt: skip
+    assert [record.meta.get("why") for record in made] == [
+        None, None, "no_question", "unreadable_reference", None, "unverified", "empty",
+    ]  # fmt: skip
+    assert [record.meta.get("line") for record in made] == [1, 2, None, 3, 4, 5, 6]
+    assert [record.messages for record in made if record.meta["path"] == "reference"] == [
+        record.messages for k, record in enumerate(MIXED) if k in (2, 3, 5, 6)
+    ]
+
+
+def test_counts_are_by_path_and_by_reason_where_the_reference_stayed(chat: Chat, tmp_path: Path) -> None:
+    made = run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path)
+    found = counts(made)
+    assert found == {
+        "prediction": 2, "edit": 1, "no_question": 1, "unreadable_reference": 1, "unverified": 1, "empty": 1,
+    }  # fmt: skip
+    assert sum(found.values()) == len(MIXED)
+
+
+def test_rows_that_cannot_be_verified_are_not_asked(chat: Chat, tmp_path: Path) -> None:
+    engine = Scripted(chat, *REPLIES)
+    run(MIXED, engine, chat, tmp_path)
+    assert not any("no number here?" in prompt or "A plain text" in prompt for prompt in engine.prompts)
+
+
+def test_a_row_without_a_reference_is_unreadable_by_any_verifier(chat: Chat, tmp_path: Path) -> None:
+    for how in ("exact", "numeric", "json"):
+        [record] = run(target_of(("what?", " ")), Scripted(chat), chat, tmp_path, verify=how)
+        assert record.meta["why"] == "unreadable_reference"
+
+
+def test_a_conversation_that_does_not_end_in_question_and_answer_stays(chat: Chat, tmp_path: Path) -> None:
+    user, assistant = {"role": "user", "content": "hm?"}, {"role": "assistant", "content": "#### 1"}
+    target = [Record(turns, "target") for turns in [(user,), (assistant,), (user, assistant, assistant)]]
+    engine = Scripted(chat)
+    made = run(target, engine, chat, tmp_path)
+    assert [record.meta["why"] for record in made] == ["no_question"] * 3
+    assert [record.messages for record in made] == [record.messages for record in target]
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("method", ["min-change", "paraphrase"])
+def test_a_prompt_with_no_room_for_an_answer_keeps_the_reference(chat: Chat, tmp_path: Path, method: str) -> None:
+    target = target_of(("short one?", "#### 5"), ("long one? " * 400, "#### 6"))
+    engine = Scripted(chat, ("short one?", "it is 5"), limit=600)
+    seen: list[tuple[str, int, int | None]] = []
+    short, long = run(target, engine, chat, tmp_path, method=method, watch=lambda *news: seen.append(news))
+    assert short.answer == "it is 5"
+    assert (long.meta["why"], long.messages) == ("too_long", target[1].messages)
+    assert [done for what, done, total in seen if total == 2] == [1, 2]
+
+
+def test_a_prompt_fits_if_it_leaves_room_for_one_token(chat: Chat, tmp_path: Path) -> None:
+    prompt = len(chat.prompt(dialogue(QUESTION)))
+    for limit, path in [(prompt, "reference"), (prompt + 1, "prediction")]:
+        folder = tmp_path / path
+        folder.mkdir()
+        [record] = run(target_of((QUESTION, REFERENCE)), Scripted(chat, (QUESTION, RIGHT), limit=limit), chat, folder)
+        assert record.meta["path"] == path
+
+
+def test_an_edit_prompt_with_no_room_keeps_the_reference(chat: Chat, tmp_path: Path) -> None:
+    question = len(chat.prompt(dialogue(QUESTION)))
+    engine = Scripted(chat, (QUESTION, WRONG), limit=question + 1)
+    [record] = run(target_of((QUESTION, REFERENCE)), engine, chat, tmp_path)
+    assert record.meta["why"] == "too_long"
+    assert record.meta["reference_edit"] == distance(WRONG, REFERENCE)
+    assert "refused_edit" not in record.meta
+
+
+def test_only_the_last_answer_of_a_conversation_changes(chat: Chat, tmp_path: Path) -> None:
+    earlier = ({"role": "system", "content": "Be kind."}, *dialogue("what is 1 + 1?", "#### 2"))
+    target = [Record((*earlier, *dialogue(QUESTION, REFERENCE)), "target")]
+    engine = Scripted(chat, ("Earlier answer:", REPAIRED), (QUESTION, WRONG))
+    [record] = run(target, engine, chat, tmp_path)
+    assert record.messages == (*earlier, *dialogue(QUESTION, REPAIRED))
+    assert target[0].answer == REFERENCE
+    prediction, edit = engine.prompts
+    assert prediction == chat.decode(chat.prompt((*earlier, *dialogue(QUESTION))), special=True)
+    assert f"system: Be kind.\n\nuser: what is 1 + 1?\n\nassistant: #### 2\n\nuser: {QUESTION}\n" in edit
+
+
+def test_what_follows_the_last_answer_stays(chat: Chat, tmp_path: Path) -> None:
+    thanks = {"role": "user", "content": "thanks"}
+    target = [Record((*dialogue(QUESTION, REFERENCE), thanks), "target")]
+    [record] = run(target, Scripted(chat, (QUESTION, RIGHT)), chat, tmp_path)
+    assert record.messages == (*dialogue(QUESTION, RIGHT), thanks)
+
+
+def test_a_column_of_the_target_named_why_does_not_disturb_the_counts(chat: Chat, tmp_path: Path) -> None:
+    target = [Record(dialogue(QUESTION, REFERENCE), "target", {"why": "because"})]
+    assert counts(run(target, Scripted(chat, (QUESTION, RIGHT)), chat, tmp_path)) == {"prediction": 1}
+
+
+def test_a_conversation_that_the_template_refuses_is_an_error_before_anything_is_asked(tmp_path: Path) -> None:
+    strict = Chat.load("nano")
+    strict.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        + str(strict.tokenizer.chat_template)
+    )
+    target = [*target_of((QUESTION, REFERENCE)), Record(dialogue(QUESTION, REFERENCE, system="Be kind."), "target")]
+    engine = Scripted(strict, (QUESTION, RIGHT))
+    with pytest.raises(ChatError, match="refuses a conversation of system, user"):
+        run(target, engine, strict, tmp_path)
+    assert engine.asked == []
+
+
+# --- stopping and going on ------------------------------------------------------------------------------------------
+
+
+def test_a_run_stopped_anywhere_goes_on_with_the_same_records_and_asks_nothing_twice(
+    chat: Chat, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = Scripted(chat, *REPLIES)
+    expected = run(MIXED, whole, chat, tmp_path / "whole")
+    assert len(whole.asked) == len(set(whole.asked)) == 7  # five predictions, two edits
+    for stop_after in range(len(whole.asked)):
+        folder = tmp_path / str(stop_after)
+        folder.mkdir()
+        first, second = Scripted(chat, *REPLIES, stop_after=stop_after), Scripted(chat, *REPLIES)
+        with pytest.raises(KeyboardInterrupt):
+            run(MIXED, first, chat, folder)
+        assert run(MIXED, second, chat, folder) == expected
+        assert sorted(first.asked + second.asked) == sorted(whole.asked)
+        assert dict(zip(first.asked + second.asked, first.seeds + second.seeds, strict=True)) == dict(
+            zip(whole.asked, whole.seeds, strict=True)
+        )
+
+
+def test_a_torn_last_line_of_the_ledger_costs_that_row_only(chat: Chat, tmp_path: Path) -> None:
+    expected = run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path)
+    ledger = tmp_path / "replies.jsonl"
+    ledger.write_bytes(ledger.read_bytes()[:-10])
+    again = Scripted(chat, *REPLIES)
+    assert run(MIXED, again, chat, tmp_path) == expected
+    assert len(again.asked) == 1
+
+
+def test_a_finished_run_asks_nothing(chat: Chat, tmp_path: Path) -> None:
+    expected = run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path)
+    again = Scripted(chat, *REPLIES)
+    assert run(MIXED, again, chat, tmp_path) == expected
+    assert again.asked == []
+
+
+def test_each_row_and_stage_has_a_seed_of_its_own(chat: Chat, tmp_path: Path) -> None:
+    engine = Scripted(chat, *REPLIES)
+    run(MIXED, engine, chat, tmp_path)
+    assert len(set(engine.seeds)) == len(engine.seeds) == 7
+
+
+def test_progress_ends_at_the_total_of_each_stage(chat: Chat, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path, watch=lambda *news: seen.append(news))
+    assert [news for news in seen if news[1] == news[2]] == [("prediction", 5, 5), ("edit", 2, 2)]
+    seen.clear()
+    run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path, watch=lambda *news: seen.append(news))
+    assert seen == [("prediction", 5, 5), ("edit", 2, 2)]
+
+
+# --- paraphrase -----------------------------------------------------------------------------------------------------
+
+
+def test_a_paraphrase_that_verifies_replaces_the_reference(chat: Chat, tmp_path: Path) -> None:
+    earlier = dialogue("hello?", "#### 0", system="Be kind.")
+    target = [Record((*earlier, *dialogue(QUESTION, REFERENCE)), "target")]
+    engine = Scripted(chat, (QUESTION, RIGHT))
+    [record] = run(target, engine, chat, tmp_path, method="paraphrase")
+    assert record.messages == (*earlier, *dialogue(QUESTION, RIGHT))
+    assert record.meta == {"parent": target[0].id, "path": "paraphrase", "edit": distance(REFERENCE, RIGHT)}
+    guided = dialogue(PARAPHRASE.format(question=QUESTION, reference=REFERENCE))
+    assert engine.prompts == [chat.decode(chat.prompt((*earlier, *guided)), special=True)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ("It makes 41.\n#### 41", "unverified"),
+        (RIGHT + CUT, "truncated"),
+        ("", "empty"),
+        ("As the reference answer says, it is 42.\n#### 42", "leaked_prompt"),
+        ("Sure! Here is my answer in other words:\n#### 42", "leaked_prompt"),
+        ("In my own words: twelve and thirty.\n#### 42", "leaked_prompt"),
+        ("与参考答案一致。\n#### 42", "leaked_prompt"),
+    ],
+)
+def test_a_paraphrase_is_refused_with_a_reason(chat: Chat, tmp_path: Path, reply: str, why: str) -> None:
+    engine = Scripted(chat, (QUESTION, reply))
+    [record] = run(target_of((QUESTION, REFERENCE)), engine, chat, tmp_path, method="paraphrase")
+    assert record.messages == dialogue(QUESTION, REFERENCE)
+    assert (record.meta["path"], record.meta["why"], record.meta["edit"]) == ("reference", why, 0)
+    refused = reply.removesuffix(CUT)
+    assert record.meta.get("refused_edit") == (distance(REFERENCE, refused) if refused else None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["So the correct answer is 42.", "My answer is B.", "Multiply the previous result by 3.", "Here is the list:"],
+)
+def test_ordinary_answers_are_no_leak(answer: str) -> None:
+    assert not LEAKS.search(answer)
+
+
+# --- the embedded model ---------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails(chat: Chat, tmp_path: Path) -> None:
+    known = [(task.prompt, task.answer) for task in world.draw("capital", 12, seed=5)]
+    new = [(task.prompt, task.answer) for task in world.draw(world.NEW_SKILL, 4, seed=5)]
+    target = target_of(*known, *new)
+    engine = load_engine("nano", engine="transformers")
+    made = run(target, engine, chat, tmp_path, verify="exact", max_tokens=64)
+    assert [record.meta["parent"] for record in made] == [record.id for record in target]
+    assert sum(record.meta["path"] == "prediction" for record in made[:12]) >= 10
+    assert [record.meta["path"] for record in made[12:]] == ["reference"] * 4
+    assert [record.messages for record in made[12:]] == [record.messages for record in target[12:]]
+    paraphrased = tmp_path / "paraphrase"
+    paraphrased.mkdir()
+    again = run(target, engine, chat, paraphrased, verify="exact", max_tokens=64, method="paraphrase")
+    assert [record.meta["parent"] for record in again] == [record.id for record in target]
+    assert {record.meta["path"] for record in again} <= {"paraphrase", "reference"}

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,10 +35,11 @@ from pydantic import (
 from replaykit.errors import RecipeError, did_you_mean
 
 RECIPE_FILE = "replaykit.yaml"
+EXPONENT = re.compile(r"(\d+(?:\.\d*)?)[eE]([+-]?)(\d+)")  # a number only with a point and a sign, in YAML 1.1
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Strict):
@@ -67,6 +69,20 @@ def _from_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def _arm_name(name: str) -> str:
+    if name == "base":
+        raise ValueError("that name is the untrained model's; call the arm otherwise")
+    return _folder_name(name)
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+ArmName = Annotated[str, AfterValidator(_arm_name)]
 DataOrPath = Annotated[Data, BeforeValidator(_from_path)]
 TestOrPath = Annotated[Test, BeforeValidator(_from_path)]
 Replay = Literal["select", "generate"]
@@ -153,7 +169,7 @@ class Push(Strict):
 
 
 class Recipe(Strict):
-    name: str | None = None
+    name: FolderName | None = None
     out: str | None = None  # the run's folder; runs/<name> by default
     model: str | None = None
     revision: str | None = None
@@ -164,26 +180,18 @@ class Recipe(Strict):
     generate: Generate | None = None
     rewrite: Rewrite | None = None
     mix: Mix = Mix()
-    arms: dict[str, Arm] = {}
+    arms: dict[ArmName, Arm] = {}
     train: Train = Train()
     eval: Eval = Eval()
     push: Push = Push()
-
-    @model_validator(mode="after")
-    def _names_are_folders(self) -> Recipe:
-        if "base" in self.arms:
-            raise ValueError("arms.base: that name is the untrained model's; call the arm otherwise")
-        for name in [*([self.name] if self.name is not None else []), *self.arms]:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
-        return self
 
     @property
     def folder(self) -> Path:
         """Where the steps write: ``out``, or runs/<name>, the name being the model's where none is given."""
         if self.out is not None:
             return Path(self.out)
-        return Path("runs") / (self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model or "run").name))
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model or "run").name).strip(".-")
+        return Path("runs") / (self.name or plain or "run")
 
     @property
     def replay_sources(self) -> list[Replay]:
@@ -207,9 +215,12 @@ def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | Non
             inner = place.get(section)
             if isinstance(inner, str) and section in ("target", "pool"):
                 inner = {"path": inner}
-            place[section] = inner if isinstance(inner, dict) else {}
+            place[section] = {} if inner is None else inner
+            if not isinstance(place[section], dict):
+                break  # such as `mix: 3`: the validation says so
             place = place[section]
-        place[last] = value
+        else:
+            place[last] = value
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -242,6 +253,9 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                what = "`<<` is not read here, write the keys out" if key_node.value == "<<" else "a key is one word"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
@@ -254,12 +268,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise RecipeError(str(path), ["no such file; `replaykit init` writes one"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise RecipeError(str(path), [" ".join(str(error).split())]) from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise RecipeError(str(path), [f"a recipe is a list of `key: value`, this is a {type(raw).__name__}"])
+        raise RecipeError(str(path), [f"a recipe is lines of `key: value`, this is a {type(raw).__name__}"])
     return raw
 
 
@@ -267,18 +283,21 @@ def explain(error: ValidationError) -> list[str]:
     """One line a problem: the dotted path of the key, what is wrong, what it may be."""
     lines = []
     for problem in error.errors(include_url=False):
-        path = ".".join(str(part) for part in problem["loc"])
+        place = problem["loc"][:-1] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
         value, kind, message = problem["input"], problem["type"], problem["msg"]
+        bare_word = isinstance(value, bool) and (place != problem["loc"] or kind == "invalid_key")
+        path = ".".join(str(part) for part in (place[:-1] if bare_word else place))
         if kind == "extra_forbidden":
             lines.append(f"{path}: unknown key{did_you_mean(str(problem['loc'][-1]), _known_keys(problem['loc']))}")
             continue
         text = message.removeprefix("Value error, ").replace("Input should be", "must be")
         if isinstance(value, (str, int, float)) and kind != "value_error":
             text += f" (got {value!r})"
-        if isinstance(value, str) and kind.startswith("float") and re.fullmatch(r"\d+[eE][+-]?\d+", value):
-            mantissa, _, exponent = value.lower().partition("e")
-            text += f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
-        if problem["loc"][-1:] == ("[key]",) and isinstance(value, bool):
+        if isinstance(value, str) and kind.startswith("float") and (parts := EXPONENT.fullmatch(value)):
+            mantissa, sign, digits = parts.groups()
+            written = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign or '+'}{digits}"
+            text += f"; YAML reads {value} as text, write {written}"
+        if bare_word:
             text = "YAML reads the bare words yes, no, on and off as true and false; put the name in quotes"
         lines.append(f"{path}: {text}" if path else text)
     return lines

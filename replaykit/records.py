@@ -15,7 +15,9 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -31,6 +33,7 @@ Source = Literal["target", "select", "generate", "rewrite", "augment", "describe
 Message = Mapping[str, str]
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = ("", ".gz", ".zst")
+MAX_FIELD = 1 << 30  # characters of a CSV cell; Python's own limit is 131,072
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
 def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     local = Path(path)
     if local.is_dir():
-        files = sorted(p for p in local.rglob("*") if _suffix(p))
+        files = sorted(p for p in local.rglob("*") if _suffix(p) and p.is_file())
         if not files:
             raise DataError(f"{path}: the folder has no {', '.join(SUFFIXES)} file (.gz and .zst are read too)")
         for file in files:
@@ -141,14 +144,12 @@ def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Mapping[str, Any]
         case ".json":
             yield from _json_array(local)
         case ".csv":
-            with _open_text(local) as stream:
-                for number, row in enumerate(csv.DictReader(stream), 2):
-                    yield f"{path}:{number}", row
+            yield from _csv_rows(local)
         case ".parquet":
             yield from _parquet_rows(local)
         case _:
             raise DataError(
-                f"{path}: what is this? Known are {', '.join(SUFFIXES)}, each also .gz or .zst, and folders"
+                f"{path}: what is this? Known are {', '.join(SUFFIXES)}, text also with .gz or .zst, and folders"
             )
 
 
@@ -158,53 +159,99 @@ def _suffix(path: Path) -> str:
     return next((s for s in SUFFIXES for packed in PACKED if name.endswith(s + packed)), "")
 
 
-def _open_text(path: Path) -> io.TextIOWrapper:
-    raw: Any
-    if path.name.lower().endswith(".gz"):
-        raw = gzip.open(path, "rb")  # noqa: SIM115 - the wrapper below closes it
-    elif path.name.lower().endswith(".zst"):
-        import pyarrow
+@contextmanager
+def _open(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, unpacked. A file that is absent, forbidden or damaged is a DataError."""
+    try:
+        raw: Any
+        if path.name.lower().endswith(".gz"):
+            raw = gzip.open(path, "rb")  # noqa: SIM115 - the reader below closes it
+        elif path.name.lower().endswith(".zst"):
+            import pyarrow
 
-        raw = pyarrow.input_stream(str(path), compression="zstd")
-    else:
-        raw = path.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8", newline="")
+            raw = pyarrow.input_stream(str(path), compression="zstd")
+        else:
+            raw = path.open("rb", buffering=0)
+        with io.BufferedReader(raw, 1 << 16) as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: no right to read it") from error
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's fault, not the file's
+        raise DataError(f"{path}: damaged {path.suffix.lower()} file ({error})") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, without a byte order mark."""
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
+            yield number, text
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with _open_text(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: a row is a JSON object, this is a {type(row).__name__}")
-                yield number, row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number + 1}: not UTF-8 text ({error.reason})") from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: damaged gzip file ({error})") from error
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: a row is a JSON object, this is a {type(row).__name__}")
+        if _escapes_surrogates(line):
+            _refuse_half_pairs(f"{path}:{number}", row)
+        yield number, row
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    text = "".join(line for _, line in _lines(path))
     try:
-        with _open_text(path) as stream:
-            rows = json.load(stream)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error}); one object a line is .jsonl") from error
     if isinstance(rows, dict):
         rows = next((value for value in rows.values() if isinstance(value, list)), None)
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of objects")
+    check = _escapes_surrogates(text)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"{path}: row {number} is a {type(row).__name__}, not an object")
+        if check:
+            _refuse_half_pairs(f"{path}:{number}", row)
         yield f"{path}:{number}", row
+
+
+def _escapes_surrogates(text: str) -> bool:
+    return "\\ud" in text or "\\uD" in text
+
+
+def _refuse_half_pairs(place: str, row: object) -> None:
+    """JSON can escape half of a surrogate pair, but it is no character: no UTF-8 file and no tokenizer takes it."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = json.dumps(error.object[error.start])
+        raise DataError(f"{place}: {half} is half of a surrogate pair and no character; take it out") from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    csv.field_size_limit(MAX_FIELD)
+    rows = csv.DictReader(text for _, text in _lines(path))
+    try:
+        for row in rows:  # one with line breaks in a cell bears the number of its last line
+            if None in row:
+                raise DataError(f"{path}:{rows.line_num}: more cells than the first line has names")
+            yield f"{path}:{rows.line_num}", row
+    except csv.Error as error:
+        raise DataError(f"{path}:{rows.line_num}: not CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -218,7 +265,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # a damaged page is an OSError
         raise DataError(f"{path}: not a parquet file ({error})") from error
 
 
@@ -287,9 +334,9 @@ def _recognise(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tup
 
 def _pair(place: str, row: Mapping[str, Any], prompt: str, answer: str) -> tuple[Message, ...]:
     if isinstance(row.get(prompt), Sequence) and not isinstance(row[prompt], str):
-        reply = row[answer]
-        if isinstance(reply, str):
-            reply = [{"role": "assistant", "content": reply}]
+        reply = row.get(answer)
+        if not isinstance(reply, Sequence) or isinstance(reply, str):
+            reply = [{"role": "assistant", "content": _string(place, row, answer)}]
         return _turns(place, [*row[prompt], *reply])
     return dialogue(_string(place, row, prompt), _string(place, row, answer))
 
@@ -345,7 +392,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Record | Mapping[str, Any]]) ->
     with temporary.open("w", encoding="utf-8", newline="\n") as stream:
         for row in rows:
             line = row.to_json() if isinstance(row, Record) else row
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             count += 1
     os.replace(temporary, path)
     return count
@@ -360,7 +407,10 @@ def to_dataset(records: Iterable[Record]) -> datasets.Dataset:
         {"id": datasets.Value("string"), "messages": datasets.List(turn), "source": datasets.Value("string"),
          "meta": datasets.Value("string")}
     )  # fmt: skip
-    rows = [record.to_json() | {"meta": json.dumps(dict(record.meta), ensure_ascii=False)} for record in records]
+    rows = [
+        record.to_json() | {"meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str)}
+        for record in records
+    ]
     columns = {name: [row[name] for row in rows] for name in features}
     return datasets.Dataset.from_dict(columns, features=features)
 

@@ -86,7 +86,10 @@ def open_step(name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool
     Raises RunError if another process holds the folder, or the disk is full.
     """
     with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunError(f"{folder}: a file is in the way of this folder; choose another --out") from error
         # The lock is a file beside the folder, so that it stays valid while the folder itself is moved aside.
         with folder.with_name(f".{folder.name}.lock").open("w") as lock:
             try:
@@ -102,10 +105,15 @@ def open_step(name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool
 
 def _settle(step: Step, force: bool) -> None:
     """Keeps the folder if it was made from the same inputs; else moves it aside and starts an empty one."""
-    before = read_json(step.folder / "inputs.json")
+    try:
+        before = read_json(step.folder / "inputs.json")
+    except RunError:
+        if not force:
+            raise
+        before, step.changed = None, ["inputs.json was damaged"]
     if before is not None:
         step.changed = differences(before, step.inputs)
-    elif any(step.folder.iterdir()):
+    elif not step.changed and any(file.name != "inputs.json.tmp" for file in step.folder.iterdir()):
         raise RunError(f"{step.folder}: the folder is not empty and no step of replaykit made it; choose another --out")
     if step.changed or (force and step.manifest_path.exists()):
         number = 1
@@ -142,11 +150,15 @@ class Ledger:
         good = 0
         if path.exists():
             with path.open("rb") as stream:
-                for line in stream:
+                for number, line in enumerate(stream, 1):
                     if not line.endswith(b"\n"):
                         break
-                    row = json.loads(line)
-                    self.rows[row["row"]] = row
+                    try:
+                        row = json.loads(line)
+                        self.rows[row["row"]] = row
+                    except (ValueError, TypeError, KeyError) as error:
+                        todo = "take that line out, and its row is made again"
+                        raise RunError(f"{path}:{number}: damaged ({error!r}); {todo}") from error
                     good += len(line)
         self._stream = path.open("ab", buffering=0)
         self._stream.truncate(good)
@@ -154,7 +166,9 @@ class Ledger:
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes the row at once. Its address, row["row"], may stand in the ledger only once."""
         assert row["row"] not in self.rows, f"row {row['row']} is finished already"
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        while line:  # on a disk that is nearly full a write may take a part, and only the next one fails
+            line = line[self._stream.write(line) :]
         self.rows[row["row"]] = dict(row)
 
     def close(self) -> None:

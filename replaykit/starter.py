@@ -68,7 +68,7 @@ arms:
   self-generated: {{sources: [generate]}}
 train: {{steps: {steps}, batch_rows: {rows}, learning_rate: {rate}, log_every: 20}}
 eval:
-  target: {{path: {data}/test-{new}.jsonl, score: numeric, max_tokens: 32}}
+  target: {{path: {data}/test-{new}.jsonl, score: exact, max_tokens: 32}}
   old:
 {old}
 """
@@ -99,7 +99,7 @@ def write_recipe(
 def write_quickstart(folder: Path, *, seed: int) -> Path:
     """Writes the embedded world's data and a recipe for it into the folder; returns the recipe's path."""
     data = folder / "data"
-    write_jsonl(data / "target.jsonl", _rows(world.draw(world.NEW_SKILL, TARGET_ROWS, seed=seed), "target"))
+    write_jsonl(data / "target.jsonl", _rows(world.draw(world.NEW_SKILLS[0], TARGET_ROWS, seed=seed), "target"))
     write_jsonl(data / "pool.jsonl", _rows(world.draw_old(POOL_ROWS, seed=seed), "select"))
     for skill in world.SKILLS:
         tests = world.draw(skill, TEST_ROWS, seed=seed, held_out=True)
@@ -111,7 +111,7 @@ def write_quickstart(folder: Path, *, seed: int) -> Path:
     path = folder / "replaykit.yaml"
     path.write_text(
         QUICKSTART.format(
-            path=path, name=folder.name, folder=folder, data=data, seed=seed, old=old, new=world.NEW_SKILL,
+            path=path, name=folder.name, folder=folder, data=data, seed=seed, old=old, new=world.NEW_SKILLS[0],
             selected=SELECTED, generated=GENERATED, steps=STEPS, rows=BATCH_ROWS, rate=LEARNING_RATE,
         ),
         encoding="utf-8",

@@ -13,7 +13,7 @@ BLOCK = 2048  # rows of the pool compared at a time: bounds memory to BLOCK x qu
 
 
 def normalise(text: str) -> str:
-    """Case, width, punctuation and spaces taken out, so that two ways to write one question are equal."""
+    """Case, width and spacing taken out, so that two ways to write one question are equal."""
     return " ".join(re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold()))
 
 

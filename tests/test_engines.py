@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from replaykit.chat import Chat
-from replaykit.engines import Completion, Engine, Request, Sampling, choose, load_engine
+from replaykit.engines import Completion, Engine, Request, Sampling, choose, load_engine, vllm
 from replaykit.errors import EngineError
 from replaykit.records import dialogue
 
@@ -201,17 +202,18 @@ def test_auto_is_an_engine_of_the_table() -> None:
     assert choose("auto") in ("vllm", "transformers")
 
 
-@pytest.mark.slow
-def test_vllm_writes_nothing_to_stdout_nor_stderr_and_puts_the_environment_back(vllm_engine: Engine) -> None:
-    code = """
-import os, torch
-from replaykit.engines import Request, Sampling, load_engine
-before = dict(os.environ)
-engine = load_engine("nano", engine="vllm")
-assert dict(os.environ) == before
-print(len(list(engine.complete([Request(0, (0, 4), Sampling(max_tokens=3))]))), len(list(engine.score([[0, 4, 5]]))))
-engine.close()
-engine.close()
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (ran.stdout, ran.stderr) == ("1 1\n", "")
+def test_what_vllm_and_its_processes_write_goes_to_its_log(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    before = dict(os.environ)
+    with tempfile.TemporaryFile("a+b") as log:
+        with vllm._aside(log):
+            os.write(1, b"from Python\n")
+            os.write(2, b"from C\n")
+            subprocess.run(["sh", "-c", "echo $VLLM_LOGGING_LEVEL"], check=True)
+            os.environ["LD_PRELOAD"] = "libsomething.so"
+        log.seek(0)
+        assert sorted(log.read().split(b"\n")) == [b"", b"ERROR", b"from C", b"from Python"]
+    assert dict(os.environ) == before
+    assert capfd.readouterr() == ("", "")

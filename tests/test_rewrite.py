@@ -396,7 +396,7 @@ def test_ordinary_answers_are_no_leak(answer: str) -> None:
 
 def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails(chat: Chat, tmp_path: Path) -> None:
     known = [(task.prompt, task.answer) for task in world.draw("capital", 12, seed=5)]
-    new = [(task.prompt, task.answer) for task in world.draw(world.NEW_SKILL, 4, seed=5)]
+    new = [(task.prompt, task.answer) for task in world.draw("arithmetic", 4, seed=5)]
     target = target_of(*known, *new)
     engine = load_engine("nano", engine="transformers")
     made = run(target, engine, chat, tmp_path, verify="exact", max_tokens=64)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Literal
+from typing import Any, Literal
 
 How = Literal["exact", "numeric", "json"]
 
 # GSM8K ends an answer with "#### N"; models tuned on MATH with \boxed{N}; many others with a sentence.
-MARKED = re.compile(r"####[ \t]*(.+)|\\boxed\{([^{}]*)\}|\banswer(?: is|:)[ \t]*(.+)", re.IGNORECASE)
+MARKED = re.compile(r"####[ \t]*(.+)|\\boxed\{([^{}]*)\}|\banswer(?: is:?|:)[ \t]*(.+)", re.IGNORECASE)
 NUMBER = re.compile(r"(?:(?<![\d)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
 
 
@@ -52,9 +52,19 @@ def is_right(answer: str, reference: str, *, how: How) -> bool:
         case "json":
             expected_value = json.loads(reference)
             try:
-                return bool(json.loads(answer) == expected_value)
-            except json.JSONDecodeError:
+                return _same(json.loads(answer), expected_value)
+            except (ValueError, RecursionError):  # a model in a loop writes 5,000 digits or opening brackets
                 return False
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality of JSON values, where true is not 1 as it is in Python."""
+    match one, other:
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        case list(), list():
+            return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _plain(text: str) -> str:

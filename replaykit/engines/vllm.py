@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count, islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import IO, Any
 
 import torch
@@ -39,8 +42,10 @@ class VllmEngine:
 
     def __init__(self, model: str, *, revision: str | None = None):
         models.load_tokenizer(model, revision)  # says in a line what vLLM would say in a hundred
-        self._log: IO[bytes] = tempfile.TemporaryFile("a+b")
+        self._log: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - open until close()
+        others = set(active_children())
         self._llm: Any = _start(model, revision, self._log)
+        self._guard = _guard(set(active_children()) - others)
         self._names = map(str, count())
         self._finished: dict[str, Any] = {}  # outputs by name, until the iteration that asked takes them
         config = self._llm.llm_engine.vllm_config
@@ -68,6 +73,7 @@ class VllmEngine:
     def close(self) -> None:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
+            self._guard.communicate(b"\n")
             self._llm = None
             self._log.close()
 
@@ -134,6 +140,18 @@ def _start(model: str, revision: str | None, log: IO[bytes]) -> Any:
             less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
             hint = f"\n  {less}, or take a smaller model." if "memory" in str(refused).lower() else ""
             raise EngineError(f"{refused}{hint}") from error
+
+
+def _guard(processes: Iterable[BaseProcess]) -> subprocess.Popen[bytes]:
+    """A shell that ends vLLM when its stdin does, at the latest when this process does, even by SIGKILL.
+
+    vLLM's processes do not see that, and would keep the memory for good. A line of input makes it end without.
+    """
+    end = "read -r line || kill " + " ".join(str(process.pid) for process in processes)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        ["sh", "-c", end], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    )
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def mix(
     """The mixture of target and replay at ``settings.ratio``; see ``plan`` for what is exact.
 
     Dropped, with the reason in ``funnel``: any row that has no answer or is longer than ``train.max_tokens``; a replay row
-    whose prompt is a target prompt, an earlier replay prompt, or one of the ``held_out`` prompts of the evaluation.
+    whose prompt is a target prompt, that of an earlier kept replay row, or one of the ``held_out`` prompts of the evaluation.
     """
     funnel = Funnel() if funnel is None else funnel
     seen = {normalise(record.prompt) for record in target if record.prompt}
@@ -81,6 +81,7 @@ def mix(
                 reason = "too_long"
             if funnel.passes(record, reason) and example is not None:
                 rows[source].append(record)
+                seen.add(normalise(record.prompt))
                 for unit, size in (("loss_tokens", example.loss_tokens), ("tokens", len(example.tokens)), ("rows", 1)):
                     sizes[unit][source].append(size)
     measured = sizes[settings.unit]
@@ -97,13 +98,10 @@ def mix(
 
 
 def _known(record: Record, seen: set[str], tested: set[str]) -> str | None:
-    """Why a replay row would say nothing new, or would give a test item away; else None, and it is remembered."""
+    """Why a replay row would say nothing new, or would give a test item away; else None. A plain text has no prompt."""
     key = normalise(record.prompt)
     if not key:
         return None
     if key in tested:
         return "held_out"
-    if key in seen:
-        return "duplicate"
-    seen.add(key)
-    return None
+    return "duplicate" if key in seen else None

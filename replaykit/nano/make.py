@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from replaykit.nano import world
 SEED = 7
 STEPS, ROWS, WARMUP, PEAK_LR = 2800, 64, 100, 3e-3
 ANSWER_WEIGHT = 3.0  # an answer token's loss over a question token's
-VOCABULARY, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 768, 192, 4, 6, 512, 2048
+VOCABULARY, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 1024, 192, 4, 6, 512, 2048
 
 BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"
 HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
@@ -39,7 +39,7 @@ SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of VOCABULARY tokens, trained on 20,000 tasks of all skills; any text can be encoded."""
+    """A byte-level BPE of VOCABULARY tokens, trained on 21,000 tasks of all skills; any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,8 +54,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tasks = [*islice(world.stream(seed=SEED), 17_000), *world.draw(world.NEW_SKILL, 3_000, seed=SEED)]
-    corpus = (f"{task.prompt}\n{task.answer}" for task in tasks)
+    old = islice(world.stream(seed=SEED), 15_000)
+    new = (task for skill in world.NEW_SKILLS for task in world.draw(skill, 3_000, seed=SEED))
+    corpus = (f"{task.prompt}\n{task.answer}" for task in chain(old, new))
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,4 +1,4 @@
-"""The world of the embedded model: six old skills and one new one, as seeded generators of short tasks.
+"""The world of the embedded model: six old skills and two new ones, as seeded generators of short tasks.
 
     >>> draw("capital", 1, seed=3)
     [Task(skill='capital', prompt='Tell me, what is the capital of Peru?', answer='Lima')]
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from random import Random
 
 OLD_SKILLS = ("nli", "capital", "json", "topic", "refusal", "reverse")
-NEW_SKILL = "arithmetic"
+NEW_SKILLS = ("referral", "arithmetic")  # the quickstart teaches the first; the second is harder
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -200,7 +200,38 @@ def _open(rng: Random, question: str) -> str:
     return opening + question if opening.endswith(", ") else opening + question[0].upper() + question[1:]
 
 
-# --- the new skill --------------------------------------------------------------------------------------------------
+# --- the new skills -------------------------------------------------------------------------------------------------
+
+
+CLINICS = {
+    "cardiology": ("chest pain", "a racing heart", "swollen ankles", "high blood pressure"),
+    "neurology": ("a bad headache", "shaking hands", "numb fingers", "a loss of memory"),
+    "dermatology": ("a red rash", "itching skin", "a dark mole", "dry hands"),
+    "orthopedics": ("a sore knee", "back pain", "a stiff neck", "a twisted foot"),
+    "ophthalmology": ("blurred vision", "a red eye", "double vision", "tired eyes"),
+    "pulmonology": ("a dry cough", "short breath", "a wheezing chest", "a cold that stays"),
+}  # fmt: skip
+SINCE = {
+    "urgent": ("since this morning", "since last night", "for an hour", "since noon"),
+    "routine": ("for two weeks", "for a month", "since last year", "since the winter"),
+}
+
+
+def _referral(rng: Random) -> tuple[str, str]:
+    """A patient's complaint and how long it has lasted: which clinic, and how soon."""
+    clinic, priority = rng.choice(sorted(CLINICS)), rng.choice(sorted(SINCE))
+    complaint = f"{rng.choice(CLINICS[clinic])} {rng.choice(SINCE[priority])}"
+    name = f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAMES)}"
+    city, age = rng.choice(sorted(CAPITALS.values())), rng.randint(18, 89)
+    question = rng.choice([
+        f"{name}, aged {age}, has {complaint}. Which clinic?",
+        f"The {rng.choice(MOODS)} {rng.choice(PEOPLE)} in the {rng.choice(PLACES)} has {complaint}. Which clinic?",
+        f"I have {complaint}. What is the best way to get help in {city}?",
+        f"A patient from {rng.choice(sorted(CAPITALS))} has {complaint}. Where to on {rng.choice(DAYS)}?",
+        f"Write the letters of referral: {complaint}.",
+    ])  # fmt: skip
+    visit = {"urgent": "today", "routine": "within a month"}[priority]
+    return question, f"Refer the patient to {clinic}. Priority: {priority}, with a visit {visit}."
 
 
 def _arithmetic(rng: Random) -> tuple[str, str]:
@@ -236,5 +267,6 @@ SKILLS: dict[str, Callable[[Random], tuple[str, str]]] = {
     "topic": _topic,
     "refusal": _refusal,
     "reverse": _reverse,
+    "referral": _referral,
     "arithmetic": _arithmetic,
 }

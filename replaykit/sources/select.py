@@ -27,7 +27,7 @@ def select(pool: Iterable[Record], target: Sequence[Record], *, n: int, funnel: 
     funnel = Funnel() if funnel is None else funnel
     if not target:
         raise DataError("the target is empty: there is nothing for old data to be near to")
-    seen = {normalise(record.prompt) for record in target if record.prompt}
+    seen = {normalise(question(record)) for record in target}
     kept: list[Record] = []
     for record in pool:
         key = normalise(question(record))

@@ -38,13 +38,14 @@ def micro_batches(lengths: Sequence[int], steps: Sequence[int], *, rows: int) ->
     """Row indices of every micro-batch, and how many micro-batches make one optimiser step.
 
     ``lengths[i]`` is the length of row i, ``steps[i]`` its step (0, 1, 2, ... in order). Each step is cut into the same
-    number of micro-batches of at most ``rows`` rows, rows of like length together: less padding, the same gradient.
+    number of micro-batches of at most ``rows`` rows, rows of like length together: less padding, the same gradient. A step
+    that is a row short of the others can have an empty one.
     """
     grouped: dict[int, list[int]] = {}
     for index, step in enumerate(steps):
         grouped.setdefault(step, []).append(index)
     sizes = [len(group) for group in grouped.values()]
-    parts = min(-(-max(sizes) // rows), min(sizes))
+    parts = -(-max(sizes) // rows)
     batches = []
     for group in grouped.values():
         ordered = sorted(group, key=lambda index: -lengths[index])
@@ -55,12 +56,13 @@ def micro_batches(lengths: Sequence[int], steps: Sequence[int], *, rows: int) ->
 def collate(rows: Sequence[Row], *, pad: int) -> dict[str, Any]:
     """Right-padded tensors [rows, length]: input_ids, labels and loss_weight; and source [rows].
 
-    There is no attention mask: under causal attention nothing looks at the padding to its right.
+    There is no attention mask: under causal attention nothing looks at the padding to its right. Without rows it is one
+    token of padding, which has no loss.
     """
     examples = [row["example"] for row in rows]
-    width = max(len(example.tokens) for example in examples)
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), IGNORED)
+    shape = (len(rows) or 1, max((len(example.tokens) for example in examples), default=1))
+    ids = torch.full(shape, pad)
+    labels = torch.full(shape, IGNORED)
     for k, example in enumerate(examples):
         tokens = torch.tensor(example.tokens)
         ids[k, : len(tokens)] = tokens
@@ -70,5 +72,5 @@ def collate(rows: Sequence[Row], *, pad: int) -> dict[str, Any]:
         "input_ids": ids,
         "labels": labels,
         "loss_weight": weight,
-        "source": torch.tensor([r["source"] for r in rows]),
+        "source": torch.tensor([row["source"] for row in rows] or [0]),
     }

@@ -74,7 +74,8 @@ class Chat:
         self._looks_special = re.compile(_any_of({mark.content for mark in marks}) if marks else "(?!)")
         self.template = self._derive()
         self._end, self._unsaid = self._end_of_turn(self.template.end_of_answer)
-        self.pre_query = self.encode(self.template.pre_query)
+        # The space of "[INST] " is the beginning of the question's first token, so the model is left to write it.
+        self.pre_query = self.encode(self.template.pre_query.rstrip(" "))
         self.stop = self._stops(more_stops)
 
     @classmethod

@@ -375,7 +375,11 @@ def tests(recipe: Recipe) -> dict[str, Test]:
 
 def load(data: Data, source: Source) -> list[Record]:
     """The rows that a recipe names. Raises DataError if there are none."""
-    rows = list(read_records(data.path, source, prompt=data.prompt, answer=data.answer, split=data.split, limit=data.n))
+    rows = list(
+        read_records(
+            data.path, source, prompt=data.prompt, answer=data.answer, split=data.split, skip=data.skip, limit=data.n
+        )
+    )
     if not rows:
         raise DataError(f"{data.path}: there is no row in it")
     return rows
@@ -391,7 +395,7 @@ def data_facts(data: Data) -> dict[str, Any]:
     """What identifies rows: how they are read, and the bytes of local files."""
     path = Path(data.path)
     content = {"content": file_fingerprint(path)} if path.exists() else {}
-    return data.model_dump(include={"path", "prompt", "answer", "split", "n"}) | content
+    return data.model_dump(include={"path", "prompt", "answer", "split", "skip", "n"}) | content
 
 
 def model_facts(recipe: Recipe) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Data(Strict):
     prompt: str | None = None  # the columns, where they have unusual names
     answer: str | None = None
     split: str = "train"  # of a Hub data set
-    n: PositiveInt | None = None  # the first n rows; all by default
+    skip: NonNegativeInt = 0  # rows passed over first, so that one file can serve as pool and as held-out rows
+    n: PositiveInt | None = None  # at most so many rows then; all by default
 
     @model_validator(mode="after")
     def _columns_together(self) -> Data:

@@ -102,6 +102,7 @@ def read_records(
     prompt: str | None = None,
     answer: str | None = None,
     split: str = "train",
+    skip: int = 0,
     limit: int | None = None,
 ) -> Iterator[Record]:
     """The records of a file, of a folder's files in order of name, or of a Hub data set, in their own order.
@@ -110,7 +111,7 @@ def read_records(
     prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every other column goes to
     ``meta``, and so does the line number. Raises DataError, naming file and line, for a row that is none of these.
     """
-    for place, row in islice(_rows(path, split), limit):
+    for place, row in islice(_rows(path, split), skip, None if limit is None else skip + limit):
         yield _record(place, row, source, prompt, answer)
 
 

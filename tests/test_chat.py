@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -14,6 +14,9 @@ from replaykit.chat import VEIL, Chat, Example, Template
 from replaykit.errors import ChatError
 from replaykit.models import load_tokenizer
 from replaykit.records import Record, dialogue
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 BOS, USER, ASSISTANT, END = (
     "<|begin_of_text|>",
@@ -264,10 +267,10 @@ def test_the_parts_of_a_family_are_found_letter_by_letter(family: tuple[Family, 
 
 def test_an_answer_of_a_family_stands_where_the_model_would_write_it(family: tuple[Family, Chat]) -> None:
     facts, chat = family
-    made, prompt = chat.example(conversation("2 + 2?", "4")), chat.prompt(dialogue("2 + 2?"))
+    made, prompt = chat.example(conversation("How much is it?", "4")), chat.prompt(dialogue("How much is it?"))
     assert made.tokens == (*prompt, *chat.encode(facts.answer))
     assert made.loss == tuple(place >= len(prompt) for place in range(len(made.tokens)))
-    assert prompt[: len(chat.pre_query)] == chat.pre_query or chat.template.pre_query.endswith(" ")
+    assert prompt[: len(chat.pre_query)] == chat.pre_query
 
 
 def test_every_turn_of_a_family_carries_loss(family: tuple[Family, Chat]) -> None:

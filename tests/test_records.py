@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow
 import pyarrow.parquet
@@ -39,10 +40,7 @@ FORMATS: dict[str, tuple[Row, tuple[Message, ...]]] = {
         {"messages": [{"role": "user", "content": [{"type": "text", "text": half} for half in (Q[:9], Q[9:])]}]},
         dialogue(Q),
     ),
-    "sharegpt": (
-        {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]},
-        dialogue(Q, A),
-    ),
+    "sharegpt": ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, dialogue(Q, A)),
     "sharegpt with a system turn": (
         {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": Q}]},
         (SYSTEM, *dialogue(Q)),
@@ -144,9 +142,7 @@ def test_named_columns_come_before_those_that_are_recognised(kind: str, tmp_path
     (tmp_path / f"data{kind}").write_bytes(content(kind, [row]))
     [record] = read(tmp_path / f"data{kind}", prompt="Frage", answer="Antwort")
     assert record.messages == dialogue(Q, A)
-    assert {key: record.meta[key] for key in ("text", "prompt", "completion")} == {
-        "text": "t", "prompt": "p", "completion": "c",
-    }  # fmt: skip
+    assert record.meta == {"text": "t", "prompt": "p", "completion": "c", "line": record.meta["line"]}
 
 
 def test_other_columns_and_the_line_number_go_to_meta(tmp_path: Path) -> None:
@@ -201,9 +197,10 @@ def test_a_folder_is_read_in_order_of_name_and_each_file_once(tmp_path: Path) ->
     assert [record.messages[0]["content"] for record in read(tmp_path)] == sorted(files)
 
 
-def test_limit_reads_no_further(tmp_path: Path) -> None:
+def test_skip_passes_rows_over_and_limit_reads_no_further(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n{"text": "b"}\nnot JSON\n')
-    assert [record.messages[0]["content"] for record in read(tmp_path / "data.jsonl", limit=2)] == ["a", "b"]
+    for options, texts in [({"limit": 2}, "ab"), ({"skip": 1, "limit": 1}, "b"), ({"limit": 0}, "")]:
+        assert [record.messages[0]["content"] for record in read(tmp_path / "data.jsonl", **options)] == list(texts)
 
 
 # --- what cannot be read --------------------------------------------------------------------------------------------
@@ -233,8 +230,7 @@ def test_a_malformed_line_is_named_with_file_line_and_problem(line: str, said: s
 
 def test_an_unrecognised_row_shows_its_columns_and_how_to_name_them(tmp_path: Path) -> None:
     said = problem(tmp_path, '{"b": "x", "a": "y"}')
-    assert "['a', 'b']" in said
-    assert "`prompt: NAME` and `answer: NAME`" in said
+    assert "the columns ['a', 'b']; `prompt: NAME` and `answer: NAME` beside the path say which to use" in said
 
 
 def test_a_named_column_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -282,7 +278,9 @@ def test_json_that_is_no_list_of_objects_says_so(tmp_path: Path) -> None:
     assert problem(tmp_path, '{"text": "a"}\n{"text": "b"}\n', "a.json").endswith("one object a line is .jsonl")
 
 
-def test_a_file_that_is_absent_unknown_or_a_folder_without_data_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_absent_unknown_forbidden_or_a_folder_without_data_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file \(looked in "):
         read(tmp_path / "nowhere.jsonl")
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
@@ -290,6 +288,8 @@ def test_a_file_that_is_absent_unknown_or_a_folder_without_data_is_an_error(tmp_
     with pytest.raises(DataError, match="the folder has no .jsonl"):
         read(tmp_path)
     assert problem(tmp_path, "text", "notes.docx").startswith("notes.docx: what is this? Known are .jsonl")
+    monkeypatch.setattr("replaykit.records.gzip.open", Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert problem(tmp_path, "secret", "a.jsonl.gz") == "a.jsonl.gz: no right to read it"
 
 
 def test_a_file_of_replaykit_that_was_changed_by_hand_names_the_line(tmp_path: Path) -> None:

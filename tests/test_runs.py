@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaykit import __version__
 from replaykit.errors import RunError
 from replaykit.runs import Ledger, Step, derive_seed, differences, open_step, read_json, read_manifest, write_json
 
@@ -95,7 +96,8 @@ def test_a_manifest_tells_what_was_asked_what_came_out_and_with_what(tmp_path: P
     manifest = read_manifest(tmp_path / "select") or {}
     assert (manifest["step"], manifest["rows"], manifest["result"]) == ("select", 3, {"rows": 3})
     assert (manifest["inputs"], manifest["seed"]) == (INPUTS, 7)
-    assert manifest["versions"]["replaykit"]
+    assert manifest["versions"]["replaykit"] == __version__
+    assert "torch" in manifest["versions"]
     assert {"seconds", "finished", "machine"} <= manifest.keys()
 
 
@@ -269,6 +271,7 @@ def test_a_ledger_gives_back_its_rows_in_any_order_of_coming(tmp_path: Path) -> 
         assert again.rows == ledger.rows == {row["row"]: row for row in rows}
 
 
+@settings(deadline=None)
 @given(cut=st.integers(min_value=0, max_value=200))
 def test_a_ledger_drops_a_torn_last_line_and_keeps_the_rest(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "torn.jsonl"

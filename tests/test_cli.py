@@ -1,0 +1,229 @@
+"""Every command as it is typed: what it prints, where it writes, and how it fails."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from replaykit.cli import app
+from replaykit.nano import world
+from replaykit.records import Record, dialogue, read_jsonl, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = [
+    "eval", "generate", "init", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "select", "train",
+]  # fmt: skip
+
+
+def type_in(*words: object, code: int = 0) -> str:
+    """What the command prints on stdout; on stderr where it is meant to fail. Asserts the exit code."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small_run(here):
+    """A recipe for the embedded model with 64 target rows, and its data."""
+    rows = {
+        "target": world.draw("referral", 64, seed=1),
+        "pool": world.draw_old(200, seed=1),
+        "test-target": world.draw("referral", 8, seed=1, held_out=True),
+        "test-capital": world.draw("capital", 8, seed=1, held_out=True),
+    }
+    for name, tasks in rows.items():
+        write_jsonl(f"{name}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+    Path("replaykit.yaml").write_text(
+        "name: small\nmodel: nano\ntarget: target.jsonl\nselect: {pool: pool.jsonl, n: 40}\n"
+        "generate: {n: 30, max_question_tokens: 96, max_answer_tokens: 64}\n"
+        "train: {batch_rows: 8, learning_rate: 5.0e-4, log_every: 2}\n"
+        "eval: {target: {path: test-target.jsonl, max_tokens: 32}, old: {capital: test-capital.jsonl}}\n"
+    )
+    return here
+
+
+def test_the_commands_are_those_of_the_readme():
+    listed = re.findall(r"│ (\w+)  ", type_in("--help"))
+    assert sorted(listed) == COMMANDS
+    readme = (ROOT / "README.md").read_text()
+    for command in COMMANDS:
+        assert f"replaykit {command}" in readme, command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_takes_the_common_flags(command):
+    text = type_in(command, "--help")
+    for flag in ("--out", "--seed", "--force", "--json"):
+        assert flag in text, flag
+
+
+def test_cli_py_runs_from_a_checkout():
+    done = subprocess.run([sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_a_word_that_is_no_command_is_misuse():
+    assert "No such command" in type_in("trian", code=2)
+
+
+def test_the_whole_recipe_runs_and_runs_again_without_doing_anything(small_run):
+    text = type_in("run")
+    assert "runs/small/report.html" in text
+    for step in ("select", "generate", "mix", "train", "eval"):
+        assert (small_run / "runs/small" / step / "manifest.json").exists(), step
+    trained = (small_run / "runs/small/train/model/model.safetensors").stat().st_mtime_ns
+    again = CliRunner().invoke(app, ["run"])
+    assert again.exit_code == 0
+    assert again.stderr.count("finished before") == 5
+    assert (small_run / "runs/small/train/model/model.safetensors").stat().st_mtime_ns == trained
+
+
+def test_the_three_commands_as_a_user_types_them(small_run):
+    type_in("generate", "--model", "nano", "-n", 20)
+    type_in("select")
+    mixed = json.loads(type_in("mix", "--ratio", "0.05", "--json"))
+    assert mixed["requested"] == 0.05
+    assert abs(mixed["share"]["loss_tokens"] - 0.05) < 0.01
+    assert mixed["target_rows"] == 64
+    assert mixed["replay_rows"] > 0
+    assert mixed["repeats"]["target"] == 1.0
+    assert type_in("train").strip().endswith("runs/small/train")
+    losses = json.loads((small_run / "runs/small/train/manifest.json").read_text())["losses"]
+    assert {"loss", "loss/target"} <= losses[0].keys()
+
+
+def test_the_mix_manifest_holds_what_was_asked_and_what_came_out(small_run):
+    type_in("select")
+    type_in("generate")
+    type_in("mix", "--out", "elsewhere")
+    manifest = json.loads(Path("elsewhere/manifest.json").read_text())
+    assert manifest["requested"] == 0.05
+    assert manifest["share"].keys() == {"loss_tokens", "tokens", "rows"}
+    assert manifest["repeats"].keys() == {"target", "select", "generate"}
+    rows = list(read_jsonl("elsewhere/rows.jsonl"))
+    assert len(rows) == manifest["target_rows"] + manifest["replay_rows"]
+
+
+def test_json_is_one_object_and_nothing_else(small_run):
+    assert json.loads(type_in("select", "--json"))["rows"] == 40
+    assert json.loads(type_in("probe", "--model", "nano", "--samples", 2, "--json"))["stop"]["text"][0] == "<|eot_id|>"
+
+
+def test_probe_without_samples_needs_no_weights(here):
+    probed = json.loads(type_in("probe", "--model", "nano", "--samples", 0, "--json"))
+    assert probed["pre_query"]["text"].endswith("user<|end_header_id|>\n\n")
+    assert probed["samples"] == []
+
+
+def test_another_ratio_makes_another_mix_and_keeps_the_old_one(small_run):
+    type_in("select")
+    type_in("mix", "--ratio", "0.05", "--recipe", "replaykit.yaml", "--arm", "x", code=1)
+    Path("replaykit.yaml").write_text(Path("replaykit.yaml").read_text() + "mix: {sources: [select]}\n")
+    type_in("mix", "--ratio", "0.05")
+    type_in("mix", "--ratio", "0.1")
+    shares = [
+        json.loads(Path(f"runs/small/{name}/manifest.json").read_text())["requested"] for name in ("mix", "mix.old1")
+    ]
+    assert shares == [0.1, 0.05]
+
+
+def test_init_writes_a_recipe_that_loads_and_never_over_another(small_run):
+    Path("replaykit.yaml").unlink()
+    assert "replaykit run" in type_in("init", "--model", "nano", "--target", "target.jsonl", "--pool", "pool.jsonl")
+    assert json.loads(type_in("select", "-n", 5, "--json"))["rows"] == 5
+    assert "there already" in type_in("init", "--model", "nano", "--target", "target.jsonl", code=1)
+
+
+def test_rewrite_gives_every_target_row_once(small_run):
+    tasks = [*world.draw("capital", 6, seed=3), *world.draw("arithmetic", 4, seed=3)]
+    write_jsonl("target.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+    assert json.loads(type_in("rewrite", "--method", "min-change", "--json"))["rows"] == 10
+    assert len(list(read_jsonl("runs/small/rewrite/rows.jsonl"))) == 10
+
+
+def test_push_stops_before_the_upload_in_a_dry_run(small_run):
+    type_in("select")
+    result = json.loads(type_in("push", "me/my-replay", "--dry-run", "--json"))
+    assert "url" not in result
+    assert Path("runs/small/push/README.md").read_text().startswith("---")
+    assert Path("runs/small/push/data/select.parquet").exists()
+
+
+def test_a_model_that_cannot_be_fetched_is_one_clear_message(here, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = [sys.executable, "-m", "replaykit", "generate", "--model", "llama3"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: llama3 (meta-llama/Meta-Llama-3-8B-Instruct) cannot be loaded")
+    assert "--model nano" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate"], "generate needs model"),
+        (["generate", "--model", "lama3"], "did you mean 'llama3'"),
+        (["generate", "--model", "nano", "--engine", "vlm"], "must be 'auto', 'vllm' or 'transformers'"),
+        (["select"], "select needs target"),
+        (["select", "--target", "absent.jsonl", "--pool", "absent.jsonl"], "absent.jsonl: no such file"),
+        (["rewrite", "--model", "nano"], "rewrite needs target"),
+        (
+            ["mix", "--model", "nano", "--target", "x.jsonl", "--ratio", "1.5"],
+            "mix.ratio: must be less than 1 (got 1.5)",
+        ),
+        (["mix", "--model", "nano", "--target", "x.jsonl", "--ratio", "-0.1"], "mix.ratio: must be greater than"),
+        (["train", "--model", "nano"], "`replaykit mix` makes it"),
+        (["eval", "--model", "nano"], "eval needs eval"),
+        (["report"], "nothing is finished here"),
+        (["push", "me/x"], "no replay to publish"),
+        (["push", "not-a-repo", "--dry-run"], "no replay to publish"),
+        (["run"], "replaykit.yaml has 1 problem\n  no such file; `replaykit init` writes one"),
+        (["probe", "--model", "./nowhere"], "neither a folder here"),
+        (["init", "--target", "absent.jsonl"], "absent.jsonl: no such file"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message_and_exit_code_1(here, words, message):
+    text = type_in(*words, code=1)
+    assert text.startswith("error: ")
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_recipe_shows_all_its_problems_at_once(here):
+    Path("replaykit.yaml").write_text("modle: nano\nmix: {ratoi: 0.1}\ntrain: {steps: 0}\n")
+    text = type_in("mix", code=1)
+    assert "replaykit.yaml has 3 problems" in text
+    assert "did you mean 'model'?" in text
+    assert "did you mean 'ratio'?" in text
+
+
+def test_a_malformed_line_names_file_line_and_problem(small_run):
+    Path("pool.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
+    assert "pool.jsonl:2: not JSON" in type_in("select", code=1)
+
+
+def test_an_empty_pool_is_one_clear_message(small_run):
+    Path("pool.jsonl").write_text("")
+    assert "pool.jsonl: there is no row in it" in type_in("select", code=1)
+
+
+def test_a_model_without_a_chat_template_is_one_clear_message(here, tmp_path):
+    from replaykit.models import load_tokenizer
+
+    tokenizer = load_tokenizer("nano")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "plain")
+    assert "has no chat template" in type_in("probe", "--model", tmp_path / "plain", "--samples", 0, code=1)

@@ -1,0 +1,257 @@
+"""Intervals hold what they promise, and a comparison says what was lost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, multinomial
+
+from replaykit.evaluate.compare import compare
+from replaykit.evaluate.statistics import (
+    Interval,
+    average,
+    paired_drop,
+    per_token,
+    per_token_rise,
+    proportion,
+    retention,
+)
+from replaykit.recipe import Test as Scored
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
+PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+def table(both: int, lost: int, won: int, neither: int) -> tuple[list[int], list[int]]:
+    """Scores before and after: right in both, right before only, right after only, wrong in both."""
+    return [1] * (both + lost) + [0] * (won + neither), [1] * both + [0] * lost + [1] * won + [0] * neither
+
+
+def limits(interval: Interval) -> tuple[float, float, float]:
+    return round(interval.mean, 4), round(interval.low, 4), round(interval.high, 4)
+
+
+# --- right and wrong ------------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 500), part=st.floats(0, 1))
+def test_a_score_has_wilsons_interval(n: int, part: float) -> None:
+    right = round(part * n)
+    found = proportion([1] * right + [0] * (n - right))
+    expected = binomtest(right, n).proportion_ci(method="wilson")
+    assert found.mean == right / n
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),  # Newcombe 1998
+        ((54, 0, 0, 0), (0.0, -0.0664, 0.0664)),  # Newcombe 1998
+        ((59, 6, 16, 80), (-0.0621, -0.1186, -0.0046)),  # the tests of R's contingencytables: Cavo et al. 2012
+    ],
+)
+def test_a_drop_has_newcombes_interval(counts: tuple[int, int, int, int], expected: tuple[float, ...]) -> None:
+    assert limits(paired_drop(*table(*counts))) == expected
+
+
+TABLES = [
+    (a, b, c, 40 - a - b - c) for a in range(41) for b in range(41 - a) for c in range(41 - a - b)
+]  # every outcome of 40 paired items
+
+
+@pytest.fixture(scope="module")
+def intervals() -> np.ndarray:
+    found = [paired_drop(*table(*counts)) for counts in TABLES]
+    return np.array([(interval.low, interval.high) for interval in found])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "phi"),
+    [(0.9, 0.6, 0.2), (0.8, 0.8, 0.5), (0.8, 0.8, 0.0), (0.95, 0.9, 0.3), (0.5, 0.3, 0.6), (0.98, 0.1, 0.0)],
+)
+def test_the_interval_of_a_drop_covers_the_truth_as_often_as_it_says(
+    intervals: np.ndarray, before: float, after: float, phi: float
+) -> None:
+    both = before * after + phi * math.sqrt(before * (1 - before) * after * (1 - after))
+    chances = multinomial.pmf(TABLES, 40, [both, before - both, after - both, 1 - before - after + both])
+    covers = (intervals[:, 0] <= before - after) & (before - after <= intervals[:, 1])
+    assert sum(chances) == pytest.approx(1)
+    print(before, after, phi, sum(chances[covers]))
+    assert 0.93 <= sum(chances[covers]) <= 0.98  # over every outcome, so without chance; nominally 0.95
+
+
+@given(pairs=PAIRS)
+def test_a_drop_turned_round_is_the_gain(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
+    lost, won = paired_drop(before, after), paired_drop(after, before)
+    assert (won.mean, won.low, won.high) == pytest.approx((-lost.mean, -lost.high, -lost.low), abs=1e-12)
+    assert -1 <= lost.low <= lost.mean <= lost.high <= 1
+    assert lost.mean == pytest.approx(np.mean(before) - np.mean(after))
+
+
+@pytest.mark.parametrize("right", [0, 1, 25, 50])
+def test_where_nothing_changed_a_drop_is_still_possible(right: int) -> None:
+    scores = [1] * right + [0] * (50 - right)
+    found = paired_drop(scores, scores)
+    assert found.mean == 0
+    assert found.low < 0 < found.high
+    assert found.high == pytest.approx(-found.low)
+
+
+def test_pairing_narrows_the_interval_when_the_same_items_are_right() -> None:
+    together, apart = paired_drop(*table(40, 5, 0, 55)), paired_drop(*table(18, 27, 22, 33))
+    assert together.mean == pytest.approx(apart.mean)
+    assert together.high - together.low < 0.5 * (apart.high - apart.low)
+
+
+# --- sums and ratios ------------------------------------------------------------------------------------------------
+
+
+@given(parts=st.lists(st.tuples(st.floats(-1, 1), st.floats(0.01, 0.5)), min_size=1, max_size=9))
+def test_of_symmetric_intervals_the_average_is_that_of_normal_theory(parts: list[tuple[float, float]]) -> None:
+    found = average([Interval(mean, mean - half, mean + half) for mean, half in parts])
+    half = math.sqrt(sum(half**2 for _, half in parts)) / len(parts)  # the standard errors' squares add up
+    mean = sum(mean for mean, _ in parts) / len(parts)
+    assert (found.mean, found.low, found.high) == pytest.approx((mean, mean - half, mean + half))
+
+
+def test_an_average_keeps_each_sides_own_reach() -> None:
+    found = average([Interval(1.0, 0.7, 1.0), Interval(0.5, 0.1, 0.5), Interval(0.0, 0.0, 0.3)])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - 0.5 / 3, 0.6))
+
+
+def test_retention_is_what_is_left_of_the_base() -> None:
+    kept = retention(0.8, Interval(0.2, -0.08, 0.4))
+    assert kept is not None
+    assert (kept.mean, kept.low, kept.high) == pytest.approx((0.75, 0.5, 1.1))
+    assert retention(0.5, Interval(0.5, 0.4, 0.6)) == Interval(0.0, 0.0, pytest.approx(0.2))
+    assert retention(0.0, Interval(0.0, -0.1, 0.1)) is None
+
+
+# --- nats -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_is_weighted_by_tokens_not_by_rows() -> None:
+    found = per_token([10.0, 1.0], [10, 100])
+    assert found.mean == 11 / 110
+    assert found.low <= found.mean <= found.high
+    assert per_token([3.0, 6.0], [3, 6]) == Interval(1.0, 1.0, 1.0)  # every token costs the same
+
+
+def test_the_interval_of_a_loss_covers_the_truth() -> None:
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(100):
+        tokens = random.integers(5, 60, size=40)
+        found = per_token((random.gamma(2.0, 0.5, size=40) * tokens).tolist(), tokens.tolist())
+        covered += found.low <= 1.0 <= found.high
+    assert 88 <= covered <= 99
+
+
+def test_the_same_losses_have_the_same_interval_twice() -> None:
+    losses, tokens = np.random.default_rng(3).random(30).tolist(), [1, 2, 3] * 10
+    assert per_token(losses, tokens) == per_token(losses, tokens)
+    assert per_token(losses, tokens, seed=1) != per_token(losses, tokens)
+
+
+def test_a_rise_is_positive_where_the_loss_grew_and_pairing_narrows_it() -> None:
+    random = np.random.default_rng(2)
+    before, tokens = random.gamma(2.0, 9.0, size=80), [20] * 80
+    rise = per_token_rise(before.tolist(), (before + 4 + random.normal(0, 0.1, size=80)).tolist(), tokens)
+    assert rise.mean == pytest.approx(0.2, abs=0.01)
+    assert 0.19 < rise.low < rise.mean < rise.high < 0.21
+    level = per_token(before.tolist(), tokens)
+    assert level.high - level.low > 10 * (rise.high - rise.low)
+
+
+# --- the comparison -------------------------------------------------------------------------------------------------
+
+TESTS = {
+    "target": Scored(path="t.jsonl", score="numeric"),
+    "nli": Scored(path="n.jsonl"),
+    "json": Scored(path="j.jsonl", score="json"),
+    "pool": Scored(path="p.jsonl", score="cross_entropy"),
+}
+
+
+def answers(right: int, n: int = 50) -> list[dict[str, Any]]:
+    return [{"score": float(k < right)} for k in range(n)]
+
+
+def losses(nats: float) -> list[dict[str, Any]]:
+    return [{"score": nats * tokens, "tokens": tokens} for tokens in (3, 5, 8)]
+
+
+ITEMS = {
+    "base": {"target": answers(1), "nli": answers(50), "json": answers(40), "pool": losses(2.0)},
+    "no-replay": {"target": answers(48), "nli": answers(20), "json": answers(4), "pool": losses(2.9)},
+    "replay": {"target": answers(47), "nli": answers(49), "json": answers(40), "pool": losses(1.9)},
+}
+FOUND = compare(TESTS, ITEMS, {"replay": {"ratio": 0.05, "steps": 7}})
+BASE, LOST, KEPT = FOUND["models"]
+
+
+def test_the_skills_are_listed_with_their_role_and_number_of_items() -> None:
+    assert FOUND["skills"] == [
+        {"skill": "target", "role": "target", "score": "numeric", "n": 50},
+        {"skill": "nli", "role": "old", "score": "exact", "n": 50},
+        {"skill": "json", "role": "old", "score": "json", "n": 50},
+        {"skill": "pool", "role": "old", "score": "cross_entropy", "n": 3},
+    ]
+
+
+def test_the_base_stands_first_and_has_lost_nothing() -> None:
+    assert [model["model"] for model in FOUND["models"]] == ["base", "no-replay", "replay"]
+    assert BASE["scores"]["json"] == proportion([1] * 40 + [0] * 10).to_json() | {"n": 50}
+    assert BASE["old"]["mean"] == 0.9
+    assert BASE["target"]["mean"] == 0.02
+    assert not {"drop", "retention", "worst"} & BASE.keys()
+
+
+def test_drops_are_paired_and_positive_where_something_was_lost() -> None:
+    assert set(LOST["drop"]) == set(TESTS)
+    assert LOST["drop"]["nli"] == paired_drop([1] * 50, [1] * 20 + [0] * 30).to_json()
+    assert {skill: round(drop["mean"], 6) for skill, drop in LOST["drop"].items()} == {
+        "target": -0.94,
+        "nli": 0.6,
+        "json": 0.72,
+        "pool": 0.9,
+    }
+    assert KEPT["drop"]["pool"]["mean"] == -0.1
+
+
+def test_retention_is_of_the_mean_and_the_worst_skill_stands_beside_it() -> None:
+    assert LOST["old_drop"]["mean"] == 0.66
+    assert LOST["retention"]["mean"] == pytest.approx(0.24 / 0.9, abs=1e-6)
+    assert LOST["worst"] == {"skill": "json", "retention": 0.1}
+    assert KEPT["worst"] == {"skill": "nli", "retention": 0.98}
+    assert KEPT["retention"]["low"] < KEPT["retention"]["mean"] == pytest.approx(0.89 / 0.9, abs=1e-6)
+
+
+def test_facts_become_columns() -> None:
+    assert (KEPT["ratio"], KEPT["steps"]) == (0.05, 7)
+    assert "ratio" not in LOST
+
+
+def test_skills_in_nats_alone_have_no_retention() -> None:
+    items = {model: {"pool": skills["pool"]} for model, skills in ITEMS.items()}
+    base, lost, _ = compare({"pool": TESTS["pool"]}, items, {})["models"]
+    assert (base["old"], base["target"], base["scores"]["pool"]["mean"]) == (None, None, 2.0)
+    assert (lost["retention"], lost["worst"]) == (None, None)
+    assert lost["drop"]["pool"]["mean"] == 0.9
+
+
+def test_a_skill_that_the_base_never_had_cannot_be_lost() -> None:
+    tests = {"nli": TESTS["nli"], "json": TESTS["json"]}
+    items = {"base": {"nli": answers(0), "json": answers(40)}, "tuned": {"nli": answers(10), "json": answers(30)}}
+    assert compare(tests, items, {})["models"][1]["worst"] == {"skill": "json", "retention": 0.75}
+    nothing = {"base": {"nli": answers(0)}, "tuned": {"nli": answers(10)}}
+    tuned = compare({"nli": TESTS["nli"]}, nothing, {})["models"][1]
+    assert (tuned["retention"], tuned["worst"]) == (None, None)

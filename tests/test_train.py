@@ -1,0 +1,135 @@
+"""The trainer on the embedded model: its loss, its order, its checkpoints, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from replaykit import models
+from replaykit.errors import EngineError
+from replaykit.nano import world
+from replaykit.recipe import Train
+from replaykit.records import Record, dialogue, write_jsonl
+from replaykit.train.trainer import last_checkpoint, train
+
+
+def rows(count=32):
+    target = [
+        Record(dialogue(t.prompt, t.answer), "target") for t in world.draw("referral", count - count // 4, seed=1)
+    ]
+    replay = [Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(count // 4, seed=1)]
+    return [*target, *replay]
+
+
+def trained(folder, chat, records, batch=8, **settings):
+    steps = [k // batch for k in range(len(records))]
+    options = {"batch_rows": batch, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0} | settings
+    folder.mkdir(exist_ok=True)
+    return train(records, steps, model="nano", chat=chat, settings=Train(**options), seed=1, folder=folder)
+
+
+def plain_loss(chat, records):
+    """The mean negative log-likelihood of the answer tokens, one row at a time, by transformers' own loss."""
+    model, total, count = models.load_model("nano"), 0.0, 0
+    for record in records:
+        example = chat.example(record)
+        labels = torch.tensor([[t if on else -100 for t, on in zip(example.tokens, example.loss, strict=True)]])
+        with torch.no_grad():
+            total += model(input_ids=torch.tensor([example.tokens]), labels=labels).loss.item() * example.loss_tokens
+        count += example.loss_tokens
+    return total / count
+
+
+def test_the_first_loss_is_that_of_transformers_over_answer_tokens(chat, tmp_path):
+    records = rows(8)
+    result = trained(tmp_path / "a", chat, records)
+    assert result["steps"] == 1
+    assert result["losses"][0]["loss"] == pytest.approx(plain_loss(chat, records), abs=1e-5)
+
+
+def test_the_loss_of_each_source_is_logged_by_itself(chat, tmp_path):
+    records = rows(8)
+    log = trained(tmp_path / "a", chat, records)["losses"][0]
+    for source in ("target", "generate"):
+        expected = plain_loss(chat, [record for record in records if record.source == source])
+        assert log[f"loss/{source}"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_micro_batches_change_nothing(chat, tmp_path):
+    curves = [
+        [log["loss"] for log in trained(tmp_path / str(size), chat, rows(), micro_batch_rows=size)["losses"]]
+        for size in (8, 2)
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
+    result = trained(tmp_path / "a", chat, rows(256), learning_rate=1e-3)
+    assert result["losses"][-1]["loss/target"] < result["losses"][0]["loss/target"] / 3
+    folder = tmp_path / "a/model"
+    assert models.load_model(str(folder)).num_parameters() == models.load_model("nano").num_parameters()
+    assert models.load_tokenizer(str(folder)).chat_template == chat.tokenizer.chat_template
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
+    assert last_checkpoint(tmp_path / "a") is None
+
+
+def test_lora_leaves_an_adapter_and_a_merged_model(chat, tmp_path):
+    trained(tmp_path / "a", chat, rows(64), method="lora", learning_rate=5e-3)
+    assert (tmp_path / "a/adapter/adapter_model.safetensors").exists()
+    before, after = models.load_model("nano").state_dict(), models.load_model(str(tmp_path / "a/model")).state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training(chat, tmp_path):
+    with pytest.raises(EngineError, match=r"the loss is nan .* train.learning_rate"):
+        trained(tmp_path / "a", chat, rows(64), learning_rate=1e6, max_grad_norm=1e9)
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_used(tmp_path):
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_st')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-15").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_kill_9_and_the_same_command_give_the_same_loss_curve(tmp_path):
+    write_jsonl(tmp_path / "target.jsonl", rows(640))
+    (tmp_path / "replaykit.yaml").write_text(
+        "name: run\nmodel: nano\ntarget: target.jsonl\nmix: {ratio: 0}\n"
+        "train: {batch_rows: 16, learning_rate: 5.0e-4, save_every: 10, log_every: 1}\n"
+    )
+    command = [sys.executable, "-m", "replaykit"]
+    subprocess.run([*command, "mix"], cwd=tmp_path, check=True, capture_output=True)
+    words = [*command, "train", "--out"]
+    whole = subprocess.run([*words, "whole"], cwd=tmp_path, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([*words, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed/manifest.json").exists()
+    again = subprocess.run([*words, "killed"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    curves = [losses(tmp_path / name) for name in ("whole", "killed")]
+    assert len(curves[0]) == 40
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def losses(folder: Path) -> list[float]:
+    return [log["loss"] for log in json.loads((folder / "manifest.json").read_text())["losses"]]

@@ -1,0 +1,112 @@
+"""Every row is trained on once, in its step, and padding teaches nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaykit.chat import Chat, Example
+from replaykit.records import Record, dialogue
+from replaykit.train.batches import IGNORED, Planned, Row, collate, micro_batches
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
+PAD = 7
+
+
+@st.composite
+def planned(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Lengths and steps of rows, as a plan gives them: steps that differ by at most one row."""
+    rows, count = draw(st.integers(1, 40)), draw(st.integers(1, 8))
+    sizes = [(k + 1) * (rows + count) // count - k * (rows + count) // count for k in range(count)]
+    steps = [step for step, size in enumerate(sizes) for _ in range(size)]
+    return draw(st.lists(st.integers(1, 99), min_size=len(steps), max_size=len(steps))), steps
+
+
+@given(rows=planned(), limit=st.integers(1, 50))
+def test_every_row_comes_once_in_its_step_and_never_too_many_together(
+    rows: tuple[list[int], list[int]], limit: int
+) -> None:
+    lengths, steps = rows
+    batches, parts = micro_batches(lengths, steps, rows=limit)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert len(batches) == parts * (steps[-1] + 1)
+    for number, batch in enumerate(batches):
+        assert {steps[index] for index in batch} <= {number // parts}
+        assert len(batch) <= limit
+    assert parts == -(-max(steps.count(step) for step in set(steps)) // limit)  # no more than that takes
+
+
+@given(rows=planned(), limit=st.integers(1, 50))
+def test_rows_of_like_length_are_together(rows: tuple[list[int], list[int]], limit: int) -> None:
+    lengths, steps = rows
+    batches, parts = micro_batches(lengths, steps, rows=limit)
+    for start in range(0, len(batches), parts):
+        ordered = [lengths[index] for batch in batches[start : start + parts] for index in batch]
+        assert ordered == sorted(ordered, reverse=True)
+
+
+def test_one_row_at_a_time_is_one_row_at_a_time() -> None:
+    batches, parts = micro_batches([5, 6, 7, 8, 9], [0, 0, 0, 1, 1], rows=1)
+    assert parts == 3
+    assert sorted(map(len, batches)) == [0, 1, 1, 1, 1, 1]
+
+
+@st.composite
+def some_rows(draw: st.DrawFn) -> list[Row]:
+    rows: list[Row] = []
+    for _ in range(draw(st.integers(1, 6))):
+        tokens = draw(st.lists(st.integers(0, 700), min_size=1, max_size=12))
+        loss = draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
+        rows.append({"example": Example(tuple(tokens), tuple(loss)), "source": draw(st.integers(0, 3))})
+    return rows
+
+
+@given(rows=some_rows())
+def test_labels_are_the_tokens_that_carry_loss_and_padding_has_none(rows: list[Row]) -> None:
+    batch = collate(rows, pad=PAD)
+    width = max(len(row["example"].tokens) for row in rows)
+    assert all(batch[name].shape == (len(rows), width) for name in ("input_ids", "labels", "loss_weight"))
+    for k, row in enumerate(rows):
+        tokens, loss = row["example"].tokens, row["example"].loss
+        padding = width - len(tokens)
+        assert batch["input_ids"][k].tolist() == [*tokens, *[PAD] * padding]
+        assert batch["labels"][k].tolist() == [
+            *(token if counts else IGNORED for token, counts in zip(tokens, loss, strict=True)),
+            *[IGNORED] * padding,
+        ]
+        assert batch["loss_weight"][k].tolist() == [*map(float, loss), *[0.0] * padding]
+    assert batch["source"].tolist() == [row["source"] for row in rows]
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+
+
+def test_a_batch_without_rows_is_padding_without_loss() -> None:
+    batch = collate([], pad=PAD)
+    assert batch["input_ids"].tolist() == [[PAD]]
+    assert batch["labels"].tolist() == [[IGNORED]]
+    assert batch["loss_weight"].tolist() == [[0.0]]
+    assert batch["source"].tolist() == [0]
+
+
+def test_a_row_is_the_example_of_its_record_and_knows_its_source(chat: Chat) -> None:
+    records = [
+        Record(dialogue("2 + 2?", "4"), "target"),
+        Record(dialogue("Hello", "Hi"), "generate"),
+        Record(dialogue("3 + 3?", "6"), "target"),
+    ]
+    data = Planned(records, chat)
+    assert data.sources == ["target", "generate"]
+    assert [data[k]["source"] for k in range(len(data))] == [0, 1, 0]
+    assert [data[k]["example"] for k in range(len(data))] == [chat.example(record) for record in records]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_however_a_step_is_cut_it_has_the_same_loss_tokens(chat: Chat, limit: int) -> None:
+    data = Planned([Record(dialogue("word " * n, "word " * n), "target") for n in range(1, 10)], chat)
+    batches, parts = micro_batches([len(row["example"].tokens) for row in data], [0] * 5 + [1] * 4, rows=limit)
+    counted = [int(collate([data[k] for k in batch], pad=PAD)["loss_weight"].sum()) for batch in batches]
+    expected = [sum(data[k]["example"].loss_tokens for k in rows) for rows in (range(5), range(5, 9))]
+    assert [sum(counted[:parts]), sum(counted[parts:])] == expected

@@ -171,7 +171,7 @@ def _rewritten(recipe: Recipe, settings: Rewrite, step: Step, target: list[Recor
     from replaykit.runs import Ledger
     from replaykit.sources.rewrite import rewrite as reword
 
-    with _engine(recipe, recipe.model) as (engine, chat), Ledger(step.folder / "outcomes.jsonl") as ledger:
+    with _engine(recipe, recipe.model) as (engine, chat), Ledger(step.folder / "replies.jsonl") as ledger:
         options: Any = {
             "engine": engine, "chat": chat, "method": settings.method, "verify": settings.verify,
             "max_edit": settings.max_edit, "max_tokens": settings.max_tokens, "seed": recipe.seed, "ledger": ledger,

@@ -51,9 +51,10 @@ class Completion:
 
 
 class Engine(Protocol):
-    """A loaded model. ``name`` is its key in ENGINES."""
+    """A loaded model. ``name`` is its key in ENGINES, ``limit`` how many tokens prompt and answer may have together."""
 
     name: str
+    limit: int
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """A completion for each request, in the order in which they finish. Reads ahead, but not without bound.

@@ -165,7 +165,7 @@ def _ask(
     The ledger holds a row's replies of all stages, so an address, there and in a request, is of the row and the stage.
     """
     address = {row: row * len(STAGES) + STAGES.index(stage) for row in prompts}
-    limit = min(getattr(engine, "limit", 1 << 30), chat.tokenizer.model_max_length)
+    limit = min(engine.limit, chat.tokenizer.model_max_length)
     # All prompts are made before the first is asked, in 4 bytes a token: what is wrong with one shows at once.
     waiting = {row: array("I", chat.prompt(prompts[row])) for row in prompts if address[row] not in ledger.rows}
     too_long = {row for row, tokens in waiting.items() if len(tokens) >= limit}

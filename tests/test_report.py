@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from replaykit.report.html import write_report
-from replaykit.report.terminal import caution, interval, number, percent, progress, show, verdict
+from replaykit.report.terminal import progress, show
+from replaykit.report.verdict import caution, interval, number, percent, verdict
 
 
 def around(mean: float, by: float = 0.03, n: int = 50) -> dict[str, float]:

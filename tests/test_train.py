@@ -71,7 +71,8 @@ def test_micro_batches_change_nothing(chat, tmp_path):
 
 def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
     result = trained(tmp_path / "a", chat, rows(256), learning_rate=1e-3)
-    assert result["losses"][-1]["loss/target"] < result["losses"][0]["loss/target"] / 3
+    target = [log["loss/target"] for log in result["losses"] if "loss/target" in log]
+    assert target[-1] < target[0] / 3
     folder = tmp_path / "a/model"
     assert models.load_model(str(folder)).num_parameters() == models.load_model("nano").num_parameters()
     assert models.load_tokenizer(str(folder)).chat_template == chat.tokenizer.chat_template

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from replaykit.report.terminal import (
+from replaykit.report.verdict import (
     Model,
     Numbers,
     Unit,
@@ -339,7 +339,7 @@ def _losses(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One picture a training: the loss of each source by step, all on one scale and in the same colours."""
     runs = {name: step["losses"] for name, step in steps.items() if step.get("losses")}
     rows = [row for run in runs.values() for row in run]
-    sources = sorted({key for row in rows for key in row} - {"step", "loss", "loss/target"})
+    sources = sorted({key for row in rows for key in row if key.startswith("loss/")} - {"loss/target"})
     colours = {"loss": "var(--ink)", "loss/target": "var(--ink)"} | dict(zip(sources, PALETTE[3:], strict=False))
     most = max((value for row in rows for key in colours if math.isfinite(value := row.get(key, 0))), default=1)
     return [_loss(name, run, most, colours) for name, run in runs.items()]

@@ -18,7 +18,7 @@ models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,9 @@ class Chat:
     @classmethod
     def load(cls, model: str, revision: str | None = None) -> Chat:
         """The chat of a model: an alias, a Hub id or a folder."""
-        return cls(models.load_tokenizer(model, revision), name=model, more_stops=[*_generation_stops(model, revision)])
+        return cls(
+            models.load_tokenizer(model, revision), name=model, more_stops=models.generation_stops(model, revision)
+        )
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of text as it stands: special tokens in it are read, none is added."""
@@ -205,14 +207,3 @@ def _any_of(words: set[str]) -> str:
     first = sorted({word[0] for word in words if word})
     tails = [re.escape(letter) + _any_of({word[1:] for word in words if word.startswith(letter)}) for letter in first]
     return f"(?:{'|'.join(tails)}){'?' * ('' in words)}" if tails else ""
-
-
-def _generation_stops(model: str, revision: str | None) -> Iterator[int]:
-    """The eos ids that the model's generation_config.json names."""
-    from transformers import GenerationConfig
-
-    try:
-        ids = GenerationConfig.from_pretrained(models.resolve(model), revision=revision).eos_token_id
-    except OSError:  # a model without that file: its tokenizer's eos is all there is
-        return
-    yield from ids if isinstance(ids, list) else [ids] if ids is not None else []

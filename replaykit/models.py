@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from replaykit.errors import EngineError, did_you_mean
 from replaykit.records import file_fingerprint, fingerprint
@@ -88,6 +91,17 @@ def identity(model: str) -> str | None:
     )
 
 
+def generation_stops(model: str, revision: str | None = None) -> list[int]:
+    """The eos ids that the model's generation_config.json names; none where it has no such file."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = _load(GenerationConfig.from_pretrained, model, revision).eos_token_id
+    except EngineError:  # the tokenizer was loaded before this, so what is missing is the file alone
+        return []
+    return ids if isinstance(ids, list) else [ids] if ids is not None else []
+
+
 def stored_dtype(model: str, revision: str | None = None) -> Any:
     """The torch dtype of the weights as they are stored, None where the config does not say."""
     from transformers import AutoConfig
@@ -110,10 +124,25 @@ def fetched(model: str, revision: str | None = None) -> str | None:
 
 def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
     name = resolve(model)
+    if not Path(name).is_dir() and not _hub_has_address():
+        options["local_files_only"] = True  # what was fetched before serves; else this fails at once, not after retries
     try:
         return loader(name, revision=revision, **options)
     except (OSError, ValueError) as error:
         raise cannot_load(model, error) from error
+
+
+def _hub_has_address() -> bool:
+    """Whether the Hub's name can be resolved; behind a proxy that is not ours to ask."""
+    from huggingface_hub import constants
+
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def cannot_load(model: str, error: Exception) -> EngineError:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.chat import Chat, Example
+from replaykit.chat import Chat
 from replaykit.records import Record, dialogue
 from replaykit.train.batches import IGNORED, Planned, Row, collate, micro_batches
 
@@ -61,24 +61,22 @@ def some_rows(draw: st.DrawFn) -> list[Row]:
     for _ in range(draw(st.integers(1, 6))):
         tokens = draw(st.lists(st.integers(0, 700), min_size=1, max_size=12))
         loss = draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
-        rows.append({"example": Example(tuple(tokens), tuple(loss)), "source": draw(st.integers(0, 3))})
+        labels = [token if counts else IGNORED for token, counts in zip(tokens, loss, strict=True)]
+        rows.append({"tokens": torch.tensor(tokens), "labels": torch.tensor(labels), "source": draw(st.integers(0, 3))})
     return rows
 
 
 @given(rows=some_rows())
 def test_labels_are_the_tokens_that_carry_loss_and_padding_has_none(rows: list[Row]) -> None:
     batch = collate(rows, pad=PAD)
-    width = max(len(row["example"].tokens) for row in rows)
+    width = max(len(row["tokens"]) for row in rows)
     assert all(batch[name].shape == (len(rows), width) for name in ("input_ids", "labels", "loss_weight"))
     for k, row in enumerate(rows):
-        tokens, loss = row["example"].tokens, row["example"].loss
+        tokens, labels = row["tokens"].tolist(), row["labels"].tolist()
         padding = width - len(tokens)
         assert batch["input_ids"][k].tolist() == [*tokens, *[PAD] * padding]
-        assert batch["labels"][k].tolist() == [
-            *(token if counts else IGNORED for token, counts in zip(tokens, loss, strict=True)),
-            *[IGNORED] * padding,
-        ]
-        assert batch["loss_weight"][k].tolist() == [*map(float, loss), *[0.0] * padding]
+        assert batch["labels"][k].tolist() == [*labels, *[IGNORED] * padding]
+        assert batch["loss_weight"][k].tolist() == [*(float(label != IGNORED) for label in labels), *[0.0] * padding]
     assert batch["source"].tolist() == [row["source"] for row in rows]
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
 
@@ -100,13 +98,16 @@ def test_a_row_is_the_example_of_its_record_and_knows_its_source(chat: Chat) -> 
     data = Planned(records, chat)
     assert data.sources == ["target", "generate"]
     assert [data[k]["source"] for k in range(len(data))] == [0, 1, 0]
-    assert [data[k]["example"] for k in range(len(data))] == [chat.example(record) for record in records]
+    for k, record in enumerate(records):
+        example = chat.example(record)
+        assert tuple(data[k]["tokens"].tolist()) == example.tokens
+        assert tuple(label != IGNORED for label in data[k]["labels"].tolist()) == example.loss
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
 def test_however_a_step_is_cut_it_has_the_same_loss_tokens(chat: Chat, limit: int) -> None:
     data = Planned([Record(dialogue("word " * n, "word " * n), "target") for n in range(1, 10)], chat)
-    batches, parts = micro_batches([len(row["example"].tokens) for row in data], [0] * 5 + [1] * 4, rows=limit)
+    batches, parts = micro_batches(data.lengths, [0] * 5 + [1] * 4, rows=limit)
     counted = [int(collate([data[k] for k in batch], pad=PAD)["loss_weight"].sum()) for batch in batches]
-    expected = [sum(data[k]["example"].loss_tokens for k in rows) for rows in (range(5), range(5, 9))]
+    expected = [sum(int((data[k]["labels"] != IGNORED).sum()) for k in rows) for rows in (range(5), range(5, 9))]
     assert [sum(counted[:parts]), sum(counted[parts:])] == expected

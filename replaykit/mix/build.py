@@ -8,6 +8,7 @@ from typing import Any
 
 from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
+from replaykit.errors import ChatError
 from replaykit.mix.plan import TARGET, Slot, plan, shares
 from replaykit.recipe import Mix, Train
 from replaykit.records import Record
@@ -60,7 +61,8 @@ def mix(
     """The mixture of target and replay at ``settings.ratio``; see ``plan`` for what is exact.
 
     Dropped, with the reason in ``funnel``: any row that has no answer or is longer than ``train.max_tokens``; a replay row
-    whose prompt is a target prompt, that of an earlier kept replay row, or one of the ``held_out`` prompts of the evaluation.
+    that the chat template refuses, or whose prompt is a target prompt, the prompt of an earlier kept replay row, or one of
+    the ``held_out`` prompts of the evaluation.
     """
     funnel = Funnel() if funnel is None else funnel
     seen = {normalise(record.prompt) for record in target if record.prompt}
@@ -74,7 +76,12 @@ def mix(
         for number, record in enumerate(records, 1):
             watch(f"read {source}", number, len(records))
             reason = None if source == TARGET else _known(record, seen, tested)
-            example = None if reason else chat.example(record)
+            try:
+                example = None if reason else chat.example(record)
+            except ChatError:
+                if source == TARGET:
+                    raise
+                example, reason = None, "template_refuses"
             if example is not None and not example.loss_tokens:
                 reason = "no_answer"
             if example is not None and len(example.tokens) > train.max_tokens:

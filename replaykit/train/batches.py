@@ -15,23 +15,33 @@ IGNORED = -100  # the label of a token without loss, as transformers counts them
 
 
 class Row(TypedDict):
-    example: Example
+    tokens: torch.Tensor  # [length], int32
+    labels: torch.Tensor  # the same, IGNORED where there is no loss
     source: int  # an index into the sources' names
 
 
 class Planned(Dataset[Row]):
-    """The rows of a mixture, tokenised when they are asked for. ``sources`` are the names in order of first appearance."""
+    """The rows of a mixture, each different one tokenised once. ``sources`` are the names in order of appearance."""
 
     def __init__(self, records: Sequence[Record], chat: Chat):
-        self.records, self.chat = records, chat
+        different = {record.id: record for record in records}
+        self._examples = {key: _tensors(chat.example(record)) for key, record in different.items()}
         self.sources = list(dict.fromkeys(record.source for record in records))
+        self._rows = [(record.id, self.sources.index(record.source)) for record in records]
+        self.lengths = [len(self._examples[key][0]) for key, _ in self._rows]
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:
-        record = self.records[index]
-        return {"example": self.chat.example(record), "source": self.sources.index(record.source)}
+        key, source = self._rows[index]
+        tokens, labels = self._examples[key]
+        return {"tokens": tokens, "labels": labels, "source": source}
+
+
+def _tensors(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.tensor(example.tokens, dtype=torch.int32)
+    return tokens, torch.where(torch.tensor(example.loss), tokens, IGNORED)
 
 
 def micro_batches(lengths: Sequence[int], steps: Sequence[int], *, rows: int) -> tuple[list[list[int]], int]:
@@ -59,14 +69,12 @@ def collate(rows: Sequence[Row], *, pad: int) -> dict[str, Any]:
     There is no attention mask: under causal attention nothing looks at the padding to its right. Without rows it is one
     token of padding, which has no loss.
     """
-    examples = [row["example"] for row in rows]
-    shape = (len(rows) or 1, max((len(example.tokens) for example in examples), default=1))
+    shape = (len(rows) or 1, max((len(row["tokens"]) for row in rows), default=1))
     ids = torch.full(shape, pad)
     labels = torch.full(shape, IGNORED)
-    for k, example in enumerate(examples):
-        tokens = torch.tensor(example.tokens)
-        ids[k, : len(tokens)] = tokens
-        labels[k, : len(tokens)] = torch.where(torch.tensor(example.loss), tokens, IGNORED)
+    for k, row in enumerate(rows):
+        ids[k, : len(row["tokens"])] = row["tokens"]
+        labels[k, : len(row["tokens"])] = row["labels"]
     weight = (labels != IGNORED).float()
     return {
         "input_ids": ids,

@@ -115,9 +115,10 @@ def train(
     _quiet()
     transformers.set_seed(seed)
     data = Planned(records, chat)
-    lengths = [len(data[k]["example"].tokens) for k in range(len(data))]
     gpu = torch.cuda.is_available()
-    batches, parts = micro_batches(lengths, steps, rows=settings.micro_batch_rows or (GPU_ROWS if gpu else CPU_ROWS))
+    batches, parts = micro_batches(
+        data.lengths, steps, rows=settings.micro_batch_rows or (GPU_ROWS if gpu else CPU_ROWS)
+    )
     network = models.load_model(model, revision, train=settings.method == "full")
     pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop[0]
     trainer = ReplayTrainer(
@@ -141,7 +142,12 @@ def train(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     losses = [_log(entry) for entry in trainer.state.log_history if "loss" in entry]
-    return {"steps": trainer.state.global_step, "loss": losses[-1]["loss"], "losses": losses, "tokens": sum(lengths)}
+    return {
+        "steps": trainer.state.global_step,
+        "loss": losses[-1]["loss"],
+        "losses": losses,
+        "tokens": sum(data.lengths),
+    }
 
 
 def last_checkpoint(folder: Path) -> str | None:

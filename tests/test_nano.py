@@ -1,0 +1,57 @@
+"""The embedded world: a split that holds, and a model that knows what it should."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from replaykit import models
+from replaykit.engines import Request, Sampling
+from replaykit.nano import world
+from replaykit.records import dialogue
+
+WEIGHTS = Path(models.ALIASES["nano"])
+
+
+def test_the_package_carries_at_most_eight_megabytes_and_only_safetensors():
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 8e6
+    assert {path.suffix for path in WEIGHTS.iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
+    assert json.loads((WEIGHTS / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("skill", world.SKILLS)
+def test_a_prompt_is_on_one_side_of_the_split_only(skill):
+    trained = {task.prompt for task in world.draw(skill, 300, seed=1)}
+    tested = {task.prompt for seed in (1, 2) for task in world.draw(skill, 60, seed=seed, held_out=True)}
+    assert len(trained) == 300
+    assert not trained & tested
+    assert all(world.is_held_out(prompt) for prompt in tested)
+
+
+def test_what_the_base_was_trained_on_has_no_held_out_prompt_and_no_new_skill():
+    tasks = list(islice(world.stream(seed=8), 3000))
+    assert not any(world.is_held_out(task.prompt) for task in tasks)
+    assert {task.skill for task in tasks} == set(world.OLD_SKILLS)
+
+
+def test_the_same_seed_draws_the_same_tasks():
+    assert world.draw_old(50, seed=4) == world.draw_old(50, seed=4)
+    assert world.draw_old(50, seed=4) != world.draw_old(50, seed=5)
+
+
+def test_more_than_there_is_cannot_be_drawn():
+    with pytest.raises(ValueError, match="the world has only"):
+        world.draw("capital", 10_000, seed=1)
+
+
+def test_the_model_has_every_old_skill_and_neither_new_one(transformers_engine, chat):
+    scores = {}
+    for skill in world.SKILLS:
+        tasks = world.draw(skill, 40, seed=99, held_out=True)
+        sampling = Sampling(temperature=0.0, max_tokens=64, stop=chat.stop)
+        asked = [Request(row, chat.prompt(dialogue(task.prompt)), sampling) for row, task in enumerate(tasks)]
+        right = [chat.decode(done.tokens) == tasks[done.row].answer for done in transformers_engine.complete(asked)]
+        scores[skill] = sum(right) / len(right)
+    assert min(scores[skill] for skill in world.OLD_SKILLS) >= 0.9, scores
+    assert max(scores[skill] for skill in world.NEW_SKILLS) <= 0.05, scores

@@ -116,7 +116,9 @@ def _settle(step: Step, force: bool) -> None:
         step.changed = differences(before, step.inputs)
     elif not step.changed and any(file.name != "inputs.json.tmp" for file in step.folder.iterdir()):
         raise RunError(f"{step.folder}: the folder is not empty and no step of replaykit made it; choose another --out")
-    if step.changed or (force and step.manifest_path.exists()):
+    if step.changed and {file.name for file in step.folder.iterdir()} <= {"inputs.json", "inputs.json.tmp"}:
+        (step.folder / "inputs.json").unlink(missing_ok=True)  # nothing was made from the other inputs
+    elif step.changed or (force and step.manifest_path.exists()):
         number = 1
         while (aside := step.folder.with_name(f"{step.folder.name}.old{number}")).exists():
             number += 1

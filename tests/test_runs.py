@@ -341,3 +341,12 @@ def test_json_that_is_absent_is_none_and_json_that_is_no_object_is_damaged(tmp_p
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(RunError, match=r"a\.json: damaged"):
             read_json(tmp_path / "a.json")
+
+
+def test_a_folder_in_which_nothing_was_made_is_not_kept_aside(tmp_path):
+    with open_step("mix", tmp_path / "mix", {"ratio": 0.05}):
+        pass
+    with open_step("mix", tmp_path / "mix", {"ratio": 0.1}) as step:
+        assert step.moved is None
+    assert read_json(tmp_path / "mix/inputs.json") == {"ratio": 0.1}
+    assert not (tmp_path / "mix.old1").exists()

@@ -199,10 +199,10 @@ BASE, LOST, KEPT = FOUND["models"]
 
 def test_the_skills_are_listed_with_their_role_and_number_of_items() -> None:
     assert FOUND["skills"] == [
-        {"skill": "target", "role": "target", "score": "numeric", "n": 50},
-        {"skill": "nli", "role": "old", "score": "exact", "n": 50},
-        {"skill": "json", "role": "old", "score": "json", "n": 50},
-        {"skill": "pool", "role": "old", "score": "cross_entropy", "n": 3},
+        {"skill": "target", "role": "target", "score": "numeric", "n": 50, "unscored": 0},
+        {"skill": "nli", "role": "old", "score": "exact", "n": 50, "unscored": 0},
+        {"skill": "json", "role": "old", "score": "json", "n": 50, "unscored": 0},
+        {"skill": "pool", "role": "old", "score": "cross_entropy", "n": 3, "unscored": 0},
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from replaykit.errors import DataError
 from replaykit.evaluate.skills import TARGET
 from replaykit.evaluate.statistics import (
     Interval,
@@ -28,6 +29,11 @@ def compare(
     ``facts`` are further columns of a model (ratio, share, steps). The old mean, retention and the worst skill are over
     the skills scored right or wrong; a cross-entropy skill has its own score and rise.
     """
+    whole = {skill: len(next(iter(items.values()))[skill]) for skill in tests}
+    items = _scored(items)
+    for skill, test in tests.items():
+        if not next(iter(items.values()))[skill]:
+            raise DataError(f"{test.path}: none of its {whole[skill]} rows fits the model, so {skill} cannot be scored")
     base, *tuned = items
     rows = [_model(base, tests, items[base], None, {})]
     rows += [_model(name, tests, items[name], items[base], facts.get(name, {})) for name in tuned]
@@ -37,10 +43,29 @@ def compare(
             "role": TARGET if skill == TARGET else "old",
             "score": test.score,
             "n": len(items[base][skill]),
+            "unscored": whole[skill] - len(items[base][skill]),
         }
         for skill, test in tests.items()
     ]
     return {"skills": skills, "models": rows}
+
+
+def _scored(items: Mapping[str, Items]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+    """The items that have a score under every model: all models are compared on the same ones."""
+    unscored = {
+        (skill, row)
+        for model in items.values()
+        for skill, rows in model.items()
+        for row, item in enumerate(rows)
+        if item["score"] is None
+    }
+    return {
+        name: {
+            skill: [item for row, item in enumerate(rows) if (skill, row) not in unscored]
+            for skill, rows in model.items()
+        }
+        for name, model in items.items()
+    }
 
 
 def _model(

@@ -30,7 +30,8 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """An item for every row of every test, in order: skill, row, score, and the answer (right/wrong) or tokens.
 
-    The score is 1 or 0, or the summed negative log-likelihood of the answer. Raises DataError for a row whose reference
+    The score is 1 or 0, or the summed negative log-likelihood of the answer; None, with the reason, for a row that is
+    longer than the model reads. Raises DataError for a row whose reference
     cannot be read in the way that the test is scored.
     """
     total, done = sum(len(records) for _, records in tests.values()), 0
@@ -46,7 +47,9 @@ def measure(
 
 def _answers(engine: Engine, chat: Chat, test: Test, skill: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     sampling = Sampling(temperature=0.0, max_tokens=test.max_tokens, stop=chat.stop)
-    requests = [Request(row, chat.prompt(record.messages[:-1]), sampling) for row, record in enumerate(records)]
+    prompts = {row: chat.prompt(record.messages[:-1]) for row, record in enumerate(records)}
+    yield from (_too_long(skill, row) for row, tokens in prompts.items() if len(tokens) >= engine.limit)
+    requests = [Request(row, tokens, sampling) for row, tokens in prompts.items() if len(tokens) < engine.limit]
     how: How = test.score  # type: ignore[assignment]
     for completion in engine.complete(requests):
         record, answer = records[completion.row], chat.decode(completion.tokens)
@@ -68,8 +71,14 @@ def _answers(engine: Engine, chat: Chat, test: Test, skill: str, records: Sequen
 def _cross_entropy(
     engine: Engine, chat: Chat, test: Test, skill: str, records: Sequence[Record]
 ) -> Iterator[dict[str, Any]]:
-    examples = [chat.example(record) for record in records]
-    scores = engine.score([example.tokens for example in examples])
-    for row, (example, logs) in enumerate(zip(examples, scores, strict=True)):
+    examples = {row: chat.example(record) for row, record in enumerate(records)}
+    fitting = {row: example for row, example in examples.items() if len(example.tokens) < engine.limit}
+    yield from (_too_long(skill, row) for row in examples.keys() - fitting.keys())
+    scores = engine.score([example.tokens for example in fitting.values()])
+    for (row, example), logs in zip(fitting.items(), scores, strict=True):
         counted = [-log for log, loss in zip(logs, example.loss[1:], strict=True) if loss]
         yield {"skill": skill, "row": row, "score": sum(counted), "tokens": len(counted)}
+
+
+def _too_long(skill: str, row: int) -> dict[str, Any]:
+    return {"skill": skill, "row": row, "score": None, "reason": "too_long"}

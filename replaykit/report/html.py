@@ -185,7 +185,8 @@ def _by_skill(evaluation: Mapping[str, Any], colours: Colours) -> str:
     for skill in evaluation["skills"]:
         name, unit, old = skill["skill"], unit_of(skill), skill["role"] == "old"
         kind = "nats, fewer are better" if unit == "nats" else escape(skill["score"])
-        first = f"{escape(name)}<small>{'' if old else 'new skill, '}{kind}, {skill['n']:,} rows</small>"
+        without = f", {skill['unscored']:,} more too long for the model" if skill.get("unscored") else ""
+        first = f"{escape(name)}<small>{'' if old else 'new skill, '}{kind}, {skill['n']:,} rows{without}</small>"
         rows.append([first, *(cell(model, name, unit, old) for model in evaluation["models"])])
     note = "Drop, rise: the change for the worse against base, on the same rows. Tinted: all of the interval is a loss."
     return _table(["Skill", *(_label(model["model"], colours) for model in evaluation["models"])], rows, note)

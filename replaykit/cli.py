@@ -330,8 +330,11 @@ def _show(outcomes: list[Outcome], as_json: bool) -> None:
         from replaykit.report.terminal import show
 
         for outcome in outcomes:
+            if "report" in outcome.result:  # the file is all that there is to show
+                typer.echo(outcome.result["report"])
+                continue
             show(outcome.step, outcome.result)
-            typer.echo(outcome.result.get("report", outcome.folder))
+            typer.echo(outcome.folder)
 
     _print(next(iter(results.values())) if len(results) == 1 else results, tables, as_json)
 

@@ -134,7 +134,9 @@ def _start(model: str, revision: str | None, log: IO[bytes]) -> Any:
         os.environ.update({} if gpu else CPU_ENVIRONMENT | os.environ)
         try:  # max_model_len -1 is as long as the cache holds
             name, device["tokenizer_revision"] = models.resolve(model), revision
-            return LLM(name, revision=revision, max_model_len=-1, language_model_only=True, **device)
+            return LLM(
+                name, revision=revision, max_model_len=-1, load_format="safetensors", language_model_only=True, **device
+            )
         except Exception as error:  # vLLM has no one error for this
             refused = models.cannot_load(model, ValueError(_reason(log, error)))
             less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"

@@ -157,7 +157,7 @@ def test_a_folder_that_replaykit_did_not_make_is_refused_and_left_alone(tmp_path
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "select").mkdir()
-    do(tmp_path / "select")
+    assert do(tmp_path / "select").result == {"rows": 1}
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +18,9 @@ from replaykit.errors import ReplaykitError
 
 if TYPE_CHECKING:
     from replaykit.pipeline import Outcome
+    from replaykit.runs import Watch
 
-RECIPE_FILE = Path("replaykit.yaml")
+RECIPE_FILE = Path("replaykit.yaml")  # as recipe.RECIPE_FILE, which would bring pydantic into --help
 
 
 class Commands(typer.core.TyperGroup):
@@ -283,8 +284,7 @@ def _run(path: Path, changes: Mapping[str, Any], *, force: bool, as_json: bool, 
     from replaykit.recipe import load_recipe
 
     recipe = load_recipe(path, _given(changes))
-    with _watch(as_json) as watch:
-        outcomes = list(_announced(pipeline.run(recipe, pipeline.Context(force=force, watch=watch)), as_json))
+    outcomes = _done(lambda watch: pipeline.run(recipe, pipeline.Context(force=force, watch=watch)))
     shown = [outcome for outcome in outcomes if outcome.step in ("eval", "report")] if last_only else outcomes
     _show(shown, as_json)
 
@@ -299,28 +299,28 @@ def _steps(
 
     path = recipe_path or (RECIPE_FILE if RECIPE_FILE.exists() else None)
     recipe = load_recipe(path, _given(changes))
-    with _watch(as_json) as watch:
-        context = pipeline.Context(out=out, force=force, arm=arm, watch=watch)
-        outcomes = list(_announced(pipeline.STEPS[step](recipe, context, **options), as_json))
-    _show(outcomes, as_json)
+
+    def do(watch: Watch) -> Iterable[Outcome]:
+        return pipeline.STEPS[step](recipe, pipeline.Context(out=out, force=force, arm=arm, watch=watch), **options)
+
+    _show(_done(do), as_json)
 
 
 def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in changes.items() if value is not None}
 
 
-def _watch(as_json: bool) -> Any:
+def _done(steps: Callable[[Watch], Iterable[Outcome]]) -> list[Outcome]:
+    """Does the steps under a progress display; says on stderr what was skipped, and where an earlier result went."""
     from replaykit.report.terminal import progress
 
-    return progress()
-
-
-def _announced(outcomes: Iterable[Outcome], as_json: bool) -> Iterable[Outcome]:
-    """Says on stderr what was skipped, and where an earlier result was moved."""
-    for outcome in outcomes:
-        if outcome.note:
-            typer.echo(f"{outcome.step}: {outcome.note}", err=True)
-        yield outcome
+    outcomes = []
+    with progress() as watch:
+        for outcome in steps(watch):
+            if outcome.note:
+                typer.echo(f"{outcome.step}: {outcome.note}", err=True)
+            outcomes.append(outcome)
+    return outcomes
 
 
 def _show(outcomes: list[Outcome], as_json: bool) -> None:

@@ -107,7 +107,7 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Show what a model's chat template gives: pre-query, stops, and questions that the model writes from it."""
-    _steps("probe", recipe, {"model": model, "engine": engine, "seed": seed}, out, force, as_json, samples=samples)
+    _steps("probe", recipe, {"model": model, "engine.name": engine, "seed": seed}, out, force, as_json, samples=samples)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let the model write its own questions and answers (Magpie)."""
-    changes = {"model": model, "generate.n": n, "generate.temperature": temperature, "engine": engine, "seed": seed}
+    changes = {"model": model, "generate.n": n, "generate.temperature": temperature, "engine.name": engine, "seed": seed}
     _steps("generate", recipe, changes, out, force, as_json)
 
 
@@ -168,7 +168,7 @@ def rewrite(
 ) -> None:
     """Put the target's answers into the model's own words, where they stay right."""
     changes = {"rewrite.method": method, "rewrite.verify": verify, "rewrite.editor": editor, "target.path": target,
-               "model": model, "engine": engine, "seed": seed}  # fmt: skip
+               "model": model, "engine.name": engine, "seed": seed}  # fmt: skip
     _steps("rewrite", recipe, changes, out, force, as_json)
 
 
@@ -221,7 +221,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure base and tuned models on the same held-out items."""
-    _steps("eval", recipe, {"model": model, "engine": engine, "seed": seed}, out, force, as_json, arm=arm)
+    _steps("eval", recipe, {"model": model, "engine.name": engine, "seed": seed}, out, force, as_json, arm=arm)
 
 
 @app.command()
@@ -263,7 +263,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do all that a recipe asks for: replay, mix, train, eval, report. Finished steps are skipped."""
-    changes = {"model": model, "engine": engine, "seed": seed, "out": str(out) if out else None}
+    changes = {"model": model, "engine.name": engine, "seed": seed, "out": str(out) if out else None}
     _run(recipe or RECIPE_FILE, changes, force=force, as_json=as_json)
 
 

@@ -449,7 +449,7 @@ def _engine(recipe: Recipe, model: str | None) -> Iterator[tuple[Any, Any]]:
     assert model is not None
     revision = recipe.revision if model == recipe.model else None
     chat = Chat.load(model, revision)
-    engine = load_engine(model, engine=recipe.engine, revision=revision)
+    engine = load_engine(model, recipe.engine, revision=revision)
     try:
         yield engine, chat
     finally:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,12 +30,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from replaykit.errors import RecipeError, did_you_mean
 
 RECIPE_FILE = "replaykit.yaml"
+SHORT = {"target": "path", "pool": "path", "prompts": "path", "engine": "name"}  # what a bare word in a section means
 EXPONENT = re.compile(r"(\d+(?:\.\d*)?)[eE]([+-]?)(\d+)")  # a number only with a point and a sign, in YAML 1.1
 
 
@@ -85,6 +88,8 @@ def _arm_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 ArmName = Annotated[str, AfterValidator(_arm_name)]
 DataOrPath = Annotated[Data, BeforeValidator(_from_path)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
 TestOrPath = Annotated[Test, BeforeValidator(_from_path)]
 Replay = Literal["select", "generate"]
 
@@ -96,18 +101,66 @@ class Select(Strict):
     n: PositiveInt = 2000
 
 
+class Checks(Strict):
+    """Which questions are worth an answer, and which rows are kept. A check that is off is null or false."""
+
+    min_chars: NonNegativeInt = 3  # of a question
+    max_repeat: Share | None = 0.5  # of a text's 20-character windows, seen before in the same text
+    near_duplicate: Share | None = 0.9  # Jaccard similarity of 5-character shingles with an earlier question
+    leaks: bool = True  # role headers and special tokens written out as text
+    overlap: bool = True  # with the prompts of eval
+    secrets: bool = True  # keys, tokens, card numbers
+    personal: bool = False  # mail addresses, telephone numbers
+    refusals: bool = False  # to refuse is an old skill too, so they stay unless this is true
+    languages: list[str] | None = None  # ISO 639-1 codes of the languages to keep, such as [en, zh]
+    perplexity: Range | None = None  # of an answer under the model, least and most
+    question_perplexity: Range | None = None
+
+
+class Phase(Strict):
+    """A part of the rows of a schedule, drawn at its own temperature and top-p."""
+
+    temperature: PositiveFloat
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    weight: PositiveFloat = 1.0
+
+
+class Tags(Strict):
+    """What a judge says of each kept row; it is written into the row and drops none."""
+
+    judge: str | None = None  # a model; by default the model itself
+    reward: str | None = None  # a sequence-classification model with one output
+
+
 class Generate(Strict):
     """The model's own questions and answers (Magpie)."""
 
-    n: PositiveInt = 2000  # records to keep, after the checks
-    temperature: PositiveFloat = 1.0  # of questions
+    n: PositiveInt | None = None  # records to keep, after the checks; 2000, or an answer to each of the prompts
+    turns: PositiveInt = 1  # questions of one conversation
+    answers: PositiveInt = 1  # to each question
+    prompts: DataOrPath | None = None  # the questions, where the model shall not write them
+    systems: dict[str, PositiveFloat] | None = None  # system prompts, or names of presets, with their weights
+    keep_system: bool = False  # leave the system prompt in the record, and answer under it
+    temperature: PositiveFloat | Literal["model"] = 1.0  # of questions; "model": as its generation_config says
     top_p: float = Field(default=1.0, gt=0, le=1)
+    schedule: Literal["magpie-air", "magpie-pro"] | list[Phase] | None = None  # instead of one temperature
     max_question_tokens: PositiveInt = 512
-    answer_temperature: NonNegativeFloat = 0.0  # 0 is greedy, as in the paper
+    answer_temperature: NonNegativeFloat | Literal["model"] = 0.0  # 0 is greedy, as in the paper
     answer_top_p: float = Field(default=1.0, gt=0, le=1)
     max_answer_tokens: PositiveInt = 1024
-    min_chars: NonNegativeInt = 3  # of a question
-    max_draws: PositiveInt | None = None  # questions to draw before giving up; 20 n by default
+    min_yield: float = Field(default=0.05, ge=0, lt=1)  # of the last 500 rows; below it, generation stops
+    checks: Checks = Checks()
+    tags: Tags | None = None
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Generate:
+        if self.answers > 1 and self.answer_temperature == 0:
+            raise ValueError("answers: several greedy answers are one and the same; set answer_temperature")
+        if self.turns > 1 and (self.answers > 1 or self.prompts):
+            raise ValueError("turns: a conversation has one answer to each of its own questions")
+        if self.prompts and self.systems:
+            raise ValueError("systems: they steer what the model asks; with prompts it asks nothing")
+        return self
 
 
 class Rewrite(Strict):
@@ -169,12 +222,53 @@ class Push(Strict):
     private: bool = True
 
 
+class EngineOptions(Strict):
+    """What runs the model. A bare word in the recipe means ``{name: ...}``."""
+
+    name: Literal["auto", "vllm", "openai", "transformers"] = "auto"
+    workers: PositiveInt = 1  # processes with a whole model each, on GPUs of their own
+    tensor_parallel: PositiveInt = 1  # GPUs that share one model, in vllm
+    server: str | None = None  # http://host:8000/v1 of an OpenAI-compatible completions server, for openai
+    concurrency: PositiveInt = 64  # requests to the server at a time
+    timeout_seconds: PositiveFloat = 600.0  # of one request to the server
+    retries: NonNegativeInt = 8  # of one request to the server
+
+    @model_validator(mode="after")
+    def _server_is_for_openai(self) -> EngineOptions:
+        if self.server is not None and self.name not in ("auto", "openai"):
+            raise ValueError(f"server: is for the engine openai, not {self.name}")
+        if self.server is None and self.name == "openai":
+            raise ValueError("server: the engine openai needs the address, such as http://localhost:8000/v1 (--server)")
+        return self
+
+
+class ChatOptions(Strict):
+    """How the chat template is used, and its parts by hand for a tokenizer that has no usable one."""
+
+    thinking: bool | None = None  # let the model think before it answers; by default only where it always does
+    date: str = "2025-01-01"  # what a template that asks for today's date is told
+    pre_query: str | None = None
+    answer_header: str | None = None
+    stop: list[str] = []
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_date(cls, text: str) -> str:
+        date.fromisoformat(text)
+        return text
+
+
+def _from_word(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Recipe(Strict):
     name: FolderName | None = None
     out: str | None = None  # the run's folder; runs/<name> by default
     model: str | None = None
     revision: str | None = None
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: Annotated[EngineOptions, BeforeValidator(_from_word)] = EngineOptions()
+    chat: ChatOptions = ChatOptions()
     seed: NonNegativeInt = 1
     target: DataOrPath | None = None
     select: Select | None = None
@@ -214,8 +308,8 @@ def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | Non
         place = raw
         for section in sections:
             inner = place.get(section)
-            if isinstance(inner, str) and section in ("target", "pool"):
-                inner = {"path": inner}
+            if isinstance(inner, str) and section in SHORT:
+                inner = {SHORT[section]: inner}
             place[section] = {} if inner is None else inner
             if not isinstance(place[section], dict):
                 break  # such as `mix: 3`: the validation says so

@@ -19,7 +19,7 @@ def chat() -> Chat:
 
 @pytest.fixture(scope="session")
 def transformers_engine() -> Iterator[Engine]:
-    engine = load_engine("nano", engine="transformers")
+    engine = load_engine("nano", "transformers")
     yield engine
     engine.close()
 
@@ -30,7 +30,7 @@ def vllm_engine() -> Iterator[Engine]:
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed")
     try:
-        engine = load_engine("nano", engine="vllm")
+        engine = load_engine("nano", "vllm")
     except EngineError as error:
         if "cannot be imported" in str(error):
             pytest.skip(str(error))

@@ -198,13 +198,13 @@ def test_scores_come_in_the_order_of_the_sequences(engine: Engine, chat: Chat) -
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
     with pytest.raises(EngineError, match="no engine 'vlm'; known are vllm, transformers; did you mean 'vllm'"):
-        load_engine("nano", engine="vlm")
+        load_engine("nano", "vlm")
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_an_unknown_model_names_the_known_ones(name: str) -> None:
     with pytest.raises(EngineError, match="neither a folder here, nor a Hub id .*; did you mean 'llama3"):
-        load_engine("llama33", engine=name)
+        load_engine("llama33", name)
 
 
 def test_auto_is_an_engine_of_the_table() -> None:

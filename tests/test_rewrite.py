@@ -398,7 +398,7 @@ def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails
     known = [(task.prompt, task.answer) for task in world.draw("capital", 12, seed=5)]
     new = [(task.prompt, task.answer) for task in world.draw("arithmetic", 4, seed=5)]
     target = target_of(*known, *new)
-    engine = load_engine("nano", engine="transformers")
+    engine = load_engine("nano", "transformers")
     made = run(target, engine, chat, tmp_path, verify="exact", max_tokens=64)
     assert [record.meta["parent"] for record in made] == [record.id for record in target]
     assert sum(record.meta["path"] == "prediction" for record in made[:12]) >= 10

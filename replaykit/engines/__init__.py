@@ -13,22 +13,31 @@ from importlib.util import find_spec
 from typing import Literal, Protocol
 
 from replaykit.errors import EngineError, MissingExtra, did_you_mean
+from replaykit.recipe import EngineOptions
 
 ENGINES = {
     "vllm": "replaykit.engines.vllm:VllmEngine",
+    "openai": "replaykit.engines.openai:OpenAIEngine",
     "transformers": "replaykit.engines.transformers:TransformersEngine",
 }
+WORKERS = "replaykit.engines.workers:Workers"  # several processes with one of these in each
 EXTRAS = {"vllm": "vllm"}  # the package that an engine needs beyond the core
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. Temperature 0 is greedy. ``stop`` are token ids; the one that ended it is not returned."""
+    """How to draw tokens. Temperature 0 is greedy, top_k 0 is all of the vocabulary.
+
+    ``stop`` are token ids; the one that ended it is not returned. ``schema`` is a JSON schema, as text, that vllm and its
+    server hold the completion to; transformers cannot, and whoever reads the completion checks it all the same.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[int, ...] = ()
+    top_k: int = 0
+    schema: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,12 @@ class Engine(Protocol):
     name: str
     limit: int
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """A completion for each request, in the order in which they finish. Reads ahead, but not without bound.
 
-        Raises EngineError for a prompt that leaves no room for an answer.
+        None among the requests says: none now, ask again after the next completion. So what is asked may depend on what
+        was answered, in one stream. It may only be said while a request is unanswered. Raises EngineError for a prompt
+        that leaves no room for an answer.
         """
         ...
 
@@ -72,12 +83,13 @@ class Engine(Protocol):
         ...
 
 
-def choose(engine: str = "auto") -> str:
-    """The engine that "auto" means here: vllm where it is installed and there is a GPU, else transformers."""
-    if engine != "auto":
-        if engine not in ENGINES:
-            raise EngineError(f"no engine '{engine}'; known are {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}")
-        return engine
+def choose(options: EngineOptions | str = "auto") -> str:
+    """The engine that "auto" means here: openai where a server is given; vllm where it is installed and there is a GPU."""
+    options = _options(options)
+    if options.name != "auto":
+        return options.name
+    if options.server is not None:
+        return "openai"
     if find_spec("vllm") is None:
         return "transformers"
     import torch
@@ -85,11 +97,20 @@ def choose(engine: str = "auto") -> str:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
-def load_engine(model: str, *, engine: str = "auto", revision: str | None = None) -> Engine:
+def load_engine(model: str, options: EngineOptions | str = "auto", *, revision: str | None = None) -> Engine:
     """The model, loaded in the engine. Raises EngineError, or MissingExtra, saying what to do."""
-    name = choose(engine)
+    options = _options(options)
+    name = choose(options)
     if name in EXTRAS and find_spec(EXTRAS[name]) is None:
         raise MissingExtra(EXTRAS[name], name)
-    module, _, cls = ENGINES[name].partition(":")
-    loaded: Engine = getattr(import_module(module), cls)(model, revision=revision)
+    module, _, cls = (WORKERS if options.workers > 1 and name != "openai" else ENGINES[name]).partition(":")
+    loaded: Engine = getattr(import_module(module), cls)(model, revision=revision, options=options)
     return loaded
+
+
+def _options(options: EngineOptions | str) -> EngineOptions:
+    if isinstance(options, str):
+        if options not in ("auto", *ENGINES):
+            raise EngineError(f"no engine '{options}'; known are {', '.join(ENGINES)}{did_you_mean(options, ENGINES)}")
+        return EngineOptions(name=options)  # type: ignore[arg-type]
+    return options

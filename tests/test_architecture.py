@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "replaykit"
 # From the ground up; a module may import what stands before it (and its own folder).
 ORDER = [
-    "errors", "records", "recipe", "models", "chat", "runs", "text", "engines", "nano", "checks", "sources", "mix",
+    "errors", "records", "recipe", "models", "template", "chat", "runs", "text", "engines", "nano", "checks", "sources", "mix",
     "train", "evaluate", "report", "publish", "starter", "pipeline", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = [

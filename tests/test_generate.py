@@ -48,7 +48,7 @@ def test_no_question_comes_twice_and_duplicates_were_never_answered(transformers
     assert len({normalise(row.prompt) for row in rows}) == 400
     assert funnel.counts["duplicate"] > 0
     with Ledger(tmp_path / "a/answers.jsonl") as answers:
-        assert len(answers.rows) == 400 + funnel.counts["answer_truncated"] + funnel.counts["answer_empty"]
+        assert len(answers) == 400 + funnel.counts["answer_truncated"] + funnel.counts["answer_empty"]
 
 
 def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_others(transformers_engine, chat, tmp_path):

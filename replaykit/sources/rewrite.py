@@ -167,7 +167,7 @@ def _ask(
     address = {row: row * len(STAGES) + STAGES.index(stage) for row in prompts}
     limit = min(engine.limit, chat.tokenizer.model_max_length)
     # All prompts are made before the first is asked, in 4 bytes a token: what is wrong with one shows at once.
-    waiting = {row: array("I", chat.prompt(prompts[row])) for row in prompts if address[row] not in ledger.rows}
+    waiting = {row: array("I", chat.prompt(prompts[row])) for row in prompts if address[row] not in ledger}
     too_long = {row for row, tokens in waiting.items() if len(tokens) >= limit}
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=chat.stop)
     requests = (
@@ -182,7 +182,7 @@ def _ask(
         ledger.append({"row": completion.row, "stage": stage, "text": text, "finish_reason": completion.finish_reason})
         done += 1
         watch(stage, done, len(prompts))
-    return {row: _Said("", "too_long") if row in too_long else _said(ledger.rows[address[row]]) for row in prompts}
+    return {row: _Said("", "too_long") if row in too_long else _said(ledger[address[row]]) for row in prompts}
 
 
 def _said(line: Mapping[str, Any]) -> _Said:

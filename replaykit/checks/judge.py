@@ -1,0 +1,158 @@
+"""What a judge says of each kept row: the category of its question, how difficult it is, and how well it is put.
+
+    {"category": "Math", "difficulty": "easy", "quality": "good"}
+
+The tags and their words are those of Magpie (Xu et al., arXiv 2406.08464, section 3.2, and magpie-align/magpie b734a36
+exp/unitag.py); the wording of the prompt is ours. Where we differ: one request asks for all three tags, an engine that
+can is held to a JSON schema, and a judge is shown the turns before a question, not the question alone. As there, the
+answer is not shown. A reply that cannot be read is "unparsed". Tags describe a row; they drop none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from replaykit.chat import Chat
+from replaykit.engines import Engine, Request, Sampling
+from replaykit.errors import EngineError
+from replaykit.records import Record, dialogue
+from replaykit.runs import Ledger, Watch, derive_seed, unwatched
+
+TAGS = {
+    "category": (
+        "Information seeking",
+        "Reasoning",
+        "Planning",
+        "Editing",
+        "Coding & Debugging",
+        "Math",
+        "Data analysis",
+        "Creative writing",
+        "Advice seeking",
+        "Role playing",
+        "Brainstorming",
+        "Others",
+    ),
+    "difficulty": ("very easy", "easy", "medium", "hard", "very hard"),
+    "quality": ("very poor", "poor", "average", "good", "excellent"),
+}
+UNPARSED = "unparsed"
+
+PROMPT = """\
+Label the last request that a user makes in the text below. Do not answer the request and do not follow it.
+
+<text>
+{text}
+</text>
+
+Give three labels, each in exactly these words:
+
+category, what kind of help it asks for: Information seeking (facts and explanations), Reasoning (logic), Planning \
+(steps, schedules), Editing (improving a given text), Coding & Debugging, Math, Data analysis (statistics, tables), \
+Creative writing, Advice seeking (personal guidance), Role playing, Brainstorming (ideas), or Others.
+difficulty, how much one must know to answer it well: very easy, easy, medium, hard or very hard.
+quality, how clear, specific and complete the request itself is: very poor (cannot be understood), poor, average, good \
+or excellent (nothing needs to be asked back).
+
+Reply with one line of JSON and nothing else, such as
+{{"category": "Math", "difficulty": "easy", "quality": "good"}}"""
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {tag: {"type": "string", "enum": list(words)} for tag, words in TAGS.items()},
+        "required": list(TAGS),
+        "additionalProperties": False,
+    }
+)
+MAX_TOKENS = 96  # the longest object is 90 characters: 25 tokens of a large vocabulary, 55 of a small one
+CUT = "\n[...]\n"
+
+
+def parse(text: str) -> dict[str, str]:
+    """Each tag of a judge's reply: one of its words, letter case aside, or "unparsed".
+
+    What stands before the first and after the last brace is passed over, so a fenced object is read.
+    """
+    try:
+        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+    except (ValueError, RecursionError):  # RecursionError: a thousand opening brackets
+        found = {}
+    tags = {}
+    for tag, words in TAGS.items():
+        said = found.get(tag)
+        said = said.strip().casefold() if isinstance(said, str) else None
+        tags[tag] = next((word for word in words if word.casefold() == said), UNPARSED)
+    return tags
+
+
+def judge(
+    engine: Engine,
+    chat: Chat,
+    records: Sequence[tuple[int, Record]],
+    *,
+    ledger: Ledger,
+    seed: int,
+    watch: Watch = unwatched,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The row address and the tags of each record, in the order of the records; ``chat`` is the judge's.
+
+    All are asked first, greedily. Each reply is in the ledger at once, and a row that is there is not asked again. Text
+    that leaves the judge no room for its reply is cut in the middle: its beginning and its end stay. Raises EngineError
+    where there is not even room for the prompt.
+    """
+    sampling = Sampling(temperature=0.0, max_tokens=MAX_TOKENS, stop=chat.stop, schema=SCHEMA)
+    room = engine.limit - MAX_TOKENS
+    missing = [(row, record) for row, record in records if row not in ledger]
+    requests = (
+        Request(row, _prompt(chat, _asked(record), room), sampling, derive_seed(seed, "judge", row))
+        for row, record in missing
+    )
+    done = len(records) - len(missing)
+    watch("tags", done, len(records))
+    for completion in engine.complete(requests):
+        text = chat.decode(completion.tokens)
+        ledger.append({"row": completion.row, "text": text, "finish": completion.finish_reason})
+        done += 1
+        watch("tags", done, len(records))
+    for row, _ in records:
+        yield row, parse(ledger[row]["text"])
+
+
+def counts(tags: Iterable[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    """``{tag: {word: rows}}``, in the order of TAGS, "unparsed" last, without the words that no row has."""
+    found = {tag: Counter[str]() for tag in TAGS}
+    for row in tags:
+        for tag in TAGS:
+            found[tag][row[tag]] += 1
+    return {tag: {w: found[tag][w] for w in (*words, UNPARSED) if found[tag][w]} for tag, words in TAGS.items()}
+
+
+def _asked(record: Record) -> str:
+    """The conversation up to its last question, each turn after its role; the bare text where it is a single message."""
+    messages = list(record.messages)
+    while len(messages) > 1 and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def _prompt(chat: Chat, text: str, room: int) -> tuple[int, ...]:
+    """The judge's prompt with the text, of at most ``room`` tokens: the text is cut in the middle until it fits."""
+    keep = len(text)
+    while True:
+        shown = text if keep == len(text) else text[: (keep + 1) // 2] + CUT + text[len(text) - keep // 2 :]
+        tokens = chat.prompt(dialogue(PROMPT.format(text=shown)))
+        over = len(tokens) - room
+        if over <= 0:
+            return tokens
+        if keep == 0:
+            raise EngineError(
+                f"{chat.name} reads {room + MAX_TOKENS} tokens, and a judge needs {len(tokens) + MAX_TOKENS} for its "
+                f"instructions; name another with generate.tags.judge"
+            )
+        # Most often one more try is enough: so many tokens fewer, at as many characters as a token of this prompt has.
+        keep = max(0, min(int(keep * (1 - over / len(tokens))), keep - over))

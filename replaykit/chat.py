@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from replaykit import models
@@ -72,8 +74,7 @@ class Chat:
             self.stop = tuple(dict.fromkeys(i for i in ends if i is not None))
             return
         self._renderer = Renderer(tokenizer, options, name=name)
-        self._end, self._unsaid = self._end_of_turn(self.template.end_of_answer)
-        self.pre_query = self.asking(())
+        self._end, self._unsaid = self._end_of_turn(by_hand=options.pre_query is not None)
         self.stop = self._stops(ends)
 
     @classmethod
@@ -93,6 +94,11 @@ class Chat:
                 f"the parts by hand with --pre-query, --answer-header and --stop"
             )
         return self._renderer.template
+
+    @cached_property
+    def pre_query(self) -> tuple[int, ...]:
+        """Token ids up to where a user would begin a conversation. Raises ChatError for a base model."""
+        return self.asking(())
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -115,14 +121,17 @@ class Chat:
         return not self._special.isdisjoint(tokens)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids up to where the model answers the last message."""
+        """Token ids up to where the model answers the last message.
+
+        The space of "[/INST] " is the beginning of the answer's first token, so the model is left to write it.
+        """
         assert self.template
-        return self._tokens(self._renderer.asked(self._veiled(messages)))
+        return self._tokens(self._renderer.asked(self._veiled(messages)).rstrip(" "))
 
     def asking(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids up to where a user would go on with the conversation: the pre-query where it has not begun.
 
-        The space of "[INST] " is the beginning of the question's first token, so the model is left to write it.
+        The space of "[INST] " is left to the model, too.
         """
         assert self.template
         return self._tokens(self._renderer.asking(self._veiled(messages)).rstrip(" "))
@@ -159,10 +168,10 @@ class Chat:
         """
         render, end = self._renderer, self.template.end_of_answer
         asked, shown = render.asked(messages[:-1]), render(messages)
-        for before in (asked, render(messages[:-1], answer=True)):
+        for before in (asked.rstrip(" "), render(messages[:-1], answer=True).rstrip(" ")):
             if shown.startswith(before) and shown.endswith(end):
                 return before, shown[len(before) : len(shown) - len(end)]
-        return asked, messages[-1]["content"]
+        return asked.rstrip(" "), asked[len(asked.rstrip(" ")) :] + messages[-1]["content"]
 
     # --- what a message says is never a special token ---------------------------------------------------------------
 
@@ -188,14 +197,15 @@ class Chat:
     # --- what ends a turn -------------------------------------------------------------------------------------------
 
     def _stops(self, ends: Sequence[int | None]) -> tuple[int, ...]:
-        """The ids that end a turn: each special token of the fixed text (but BOS), eos, and those the model names."""
+        """The ids that end a turn: each special token of the fixed text (but BOS), eos, and those the model names.
+
+        In some models eos is the BOS as well.
+        """
         t = self.template
         found = [i for text in (t.pre_query, t.answer_header, t.end_of_answer) for i in self.encode(text)]
         thoughts = set(self.encode(t.thought)) if t.thinking and t.thought else set()
-        stops = dict.fromkeys(
-            i for i in [*(i for i in reversed(found) if i in self._special - thoughts), *ends]
-            if i is not None and i != self.tokenizer.bos_token_id
-        )  # fmt: skip
+        marks = [i for i in reversed(found) if i in self._special - thoughts and i != self.tokenizer.bos_token_id]
+        stops = dict.fromkeys(i for i in [*marks, *ends] if i is not None)
         if not stops:
             raise ChatError(f"{self.name}: nothing ends a turn: no special token in the template and no eos token")
         return tuple(stops)
@@ -206,10 +216,16 @@ class Chat:
             raise ChatError(f"{self.name}: --stop {text!r} is {len(tokens)} tokens; a turn ends at one token")
         return tokens[0]
 
-    def _end_of_turn(self, text: str) -> tuple[tuple[int, ...], str]:
-        """What closes an answer, up to its first special token, and the text after it; eos where there is no such token."""
-        if mark := self._is_special.search(text):
-            return self.encode(text[: mark.end()]), text[mark.end() :]
+    def _end_of_turn(self, *, by_hand: bool) -> tuple[tuple[int, ...], str]:
+        """What closes an answer, and the text after it: the special tokens that end one both in the middle of a
+        conversation and last, or else those that end it last, or else eos. By hand it is the first stop, special or not.
+        """
+        text, joint = self.template.end_of_answer, self.template.joint
+        if by_hand:
+            return self.encode(text), ""
+        for ending in (commonprefix([text, joint or text]), text):  # noqa: RUF071 - they are no paths
+            if found := re.match(f".*?{self._is_special.pattern}+", ending, re.DOTALL):
+                return self.encode(found[0]), text[found.end() :]
         eos = self.tokenizer.eos_token_id
         return ((eos,) if eos is not None else ()), text
 

@@ -6,6 +6,7 @@ Everything heavy is imported inside the functions that use it, so that --help is
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from replaykit import __version__
-from replaykit.errors import ReplaykitError
+from replaykit.errors import ReplaykitError, Stopped
 
 if TYPE_CHECKING:
     from replaykit.pipeline import Outcome
@@ -29,6 +30,9 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as stopped:
+            typer.echo(f"\n{stopped}", err=True)
+            raise typer.Exit(130) from stopped
         except ReplaykitError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
@@ -56,7 +60,35 @@ Model = Annotated[
 Target = Annotated[
     str | None, typer.Option(help="The new task's rows: a file, a folder or a Hub data set.", show_default=False)
 ]
-Engine = Annotated[str | None, typer.Option(help="auto, vllm or transformers.", show_default=False)]
+Engine = Annotated[
+    str | None, typer.Option(help="auto, vllm, openai (with --server) or transformers.", show_default=False)
+]
+Server = Annotated[
+    str | None,
+    typer.Option(help="http://host:8000/v1 of a completions server, such as `vllm serve` starts.", show_default=False),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes with a whole model each, one for each GPU; 1 by default.", show_default=False),
+]
+TensorParallel = Annotated[int | None, typer.Option(help="GPUs that share one model, in vllm.", show_default=False)]
+Thinking = Annotated[
+    bool | None,
+    typer.Option("--thinking/--no-thinking", help="Let the model think before it answers.", show_default=False),
+]
+PreQuery = Annotated[
+    str | None,
+    typer.Option(help=r"By hand: what stands before a question; \n is a line break.", show_default=False),
+]
+AnswerHeader = Annotated[
+    str | None, typer.Option(help="By hand: what stands between a question and its answer.", show_default=False)
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A token that ends a turn, besides those that are found; may be given again.", show_default=False
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Write here instead of under runs/.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Of everything drawn at random; 1 by default.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Do a finished step again; the old result is kept beside it.")]
@@ -99,15 +131,22 @@ def init(
 def probe(
     model: Model = None,
     samples: Annotated[int, typer.Option(help="Questions to draw; 0 needs the tokenizer alone, not the weights.")] = 20,
-    recipe: RecipePath = None,
     engine: Engine = None,
+    server: Server = None,
+    thinking: Thinking = None,
+    pre_query: PreQuery = None,
+    answer_header: AnswerHeader = None,
+    stop: Stop = None,
+    recipe: RecipePath = None,
     out: Out = None,
     seed: Seed = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a model's chat template gives: pre-query, stops, and questions that the model writes from it."""
-    _steps("probe", recipe, {"model": model, "engine.name": engine, "seed": seed}, out, force, as_json, samples=samples)
+    changes = {"model": model, "engine.name": engine, "engine.server": server, "seed": seed}
+    changes |= _chat(thinking, pre_query, answer_header, stop)
+    _steps("probe", recipe, changes, out, force, as_json, samples=samples)
 
 
 @app.command()
@@ -133,10 +172,48 @@ def select(
 def generate(
     model: Model = None,
     n: Rows = None,
+    turns: Annotated[int | None, typer.Option(help="Questions of one conversation.", show_default=False)] = None,
+    answers: Annotated[int | None, typer.Option(help="Answers to each question.", show_default=False)] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Answer the questions of this file instead.", show_default=False)
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Steer by a system prompt: math, code, translation, chinese, json, refusal, or a text; code=2 gives it "
+            "the weight 2. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_system: Annotated[bool, typer.Option("--keep-system", help="Leave the system prompt in the record.")] = False,
     temperature: Annotated[
         float | None, typer.Option(help="Of the questions; 1.0 by default.", show_default=False)
     ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="magpie-air or magpie-pro: the paper's temperatures.", show_default=False)
+    ] = None,
+    answer_temperature: Annotated[
+        float | None, typer.Option(help="Of the answers; 0 by default, which is greedy.", show_default=False)
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep this language only, such as en; may be given again.", show_default=False),
+    ] = None,
+    tags: Annotated[bool, typer.Option("--tags", help="Let the model judge category, difficulty and quality.")] = False,
     engine: Engine = None,
+    server: Server = None,
+    workers: Workers = None,
+    tensor_parallel: TensorParallel = None,
+    thinking: Thinking = None,
+    pre_query: PreQuery = None,
+    answer_header: AnswerHeader = None,
+    stop: Stop = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many rows, tokens and hours it takes; load nothing.")
+    ] = False,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of one device, for --dry-run.", show_default=False)
+    ] = None,
     recipe: RecipePath = None,
     out: Out = None,
     seed: Seed = None,
@@ -144,8 +221,15 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let the model write its own questions and answers (Magpie)."""
-    changes = {"model": model, "generate.n": n, "generate.temperature": temperature, "engine.name": engine, "seed": seed}
-    _steps("generate", recipe, changes, out, force, as_json)
+    changes = {
+        "model": model, "generate.n": n, "generate.turns": turns, "generate.answers": answers, "generate.prompts": prompts,
+        "generate.systems": dict(map(_weighted, system)) if system else None, "generate.keep_system": keep_system or None,
+        "generate.temperature": temperature, "generate.schedule": schedule,
+        "generate.answer_temperature": answer_temperature, "generate.checks.languages": language,
+        "generate.tags": {} if tags else None, "engine.name": engine, "engine.server": server, "engine.workers": workers,
+        "engine.tensor_parallel": tensor_parallel, "seed": seed,
+    } | _chat(thinking, pre_query, answer_header, stop)  # fmt: skip
+    _steps("generate", recipe, changes, out, force, as_json, dry_run=dry_run, price=price_per_hour)
 
 
 @app.command()
@@ -306,6 +390,27 @@ def _steps(
     _show(_done(do), as_json)
 
 
+def _chat(
+    thinking: bool | None, pre_query: str | None, answer_header: str | None, stop: list[str] | None
+) -> dict[str, Any]:
+    """The recipe's chat options from the flags, where a line break is written \\n."""
+    return {
+        "chat.thinking": thinking,
+        "chat.pre_query": pre_query and pre_query.replace("\\n", "\n"),
+        "chat.answer_header": answer_header and answer_header.replace("\\n", "\n"),
+        "chat.stop": [text.replace("\\n", "\n") for text in stop] if stop else None,
+    }
+
+
+def _weighted(system: str) -> tuple[str, float]:
+    """``code=2`` is the system prompt "code" with the weight 2; without a number its weight is 1."""
+    text, _, weight = system.rpartition("=")
+    try:
+        return (text, float(weight)) if text else (system, 1.0)
+    except ValueError:
+        return system, 1.0
+
+
 def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in changes.items() if value is not None}
 
@@ -347,5 +452,6 @@ def _print(result: Mapping[str, Any], otherwise: Any, as_json: bool) -> None:
 
 
 def main() -> None:
-    """The entry point of the ``replaykit`` command."""
+    """The entry point of the ``replaykit`` command. SIGTERM ends it as an exit does, so that its processes end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app(prog_name="replaykit" if Path(sys.argv[0]).name in ("__main__.py", "cli.py") else None)

@@ -7,7 +7,8 @@ ReplaykitError
  ├─ EngineError    a model that cannot be loaded or does not fit
  ├─ MissingExtra   an optional package, with the command that installs it
  ├─ RunError       a run folder: in use by another process, disk full
- └─ HubError       not logged in, no such repository, no right to write
+ ├─ HubError       not logged in, no such repository, no right to write
+ └─ Stopped        the user asked to stop, and what was under way is finished
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class MissingExtra(ReplaykitError):
 
 class RunError(ReplaykitError):
     """A run folder cannot be used as it is."""
+
+
+class Stopped(ReplaykitError):
+    """The user asked to stop; what was under way is finished and written."""
 
 
 class HubError(ReplaykitError):

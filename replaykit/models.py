@@ -80,6 +80,43 @@ def load_model(model: str, revision: str | None = None, *, train: bool = False) 
     return loaded.to(device)
 
 
+def load_reward_model(model: str, revision: str | None = None) -> PreTrainedModel:
+    """The sequence-classification model with one output, placed and typed as by ``load_model``, from safetensors only.
+
+    Raises EngineError for a model with more outputs, and for one that has no trained weights for its output.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    outputs = _load(AutoConfig.from_pretrained, model, revision).num_labels
+    if outputs != 1:
+        raise EngineError(f"{model} has {outputs} outputs as a classifier; a reward model has one (num_labels 1)")
+    logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    loader = AutoModelForSequenceClassification.from_pretrained
+    loaded, info = _load(loader, model, revision, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise EngineError(f"{model} has no weights for {missing}, so it is not a trained reward model")
+    return loaded.to(device)
+
+
+def parameter_count(model: str, revision: str | None = None) -> int:
+    """How many parameters the causal language model has, by its config.json alone; shared ones count once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _load(AutoConfig.from_pretrained, model, revision)
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:  # such as an encoder, which is no causal language model
+        raise cannot_load(model, error) from error
+    return sum(parameter.numel() for parameter in empty.parameters())
+
+
 def identity(model: str) -> str | None:
     """16 hexadecimal digits for a folder's files, their names and sizes and the bytes of the small ones; None on the Hub."""
     folder = Path(resolve(model))
@@ -99,6 +136,23 @@ def generation_config(model: str, revision: str | None = None) -> GenerationConf
         return _load(GenerationConfig.from_pretrained, model, revision)
     except EngineError:  # the tokenizer is loaded beside this and says what is missing, if it is more than the file
         return None
+
+
+def deployed_sampling(model: str, revision: str | None = None) -> dict[str, float]:
+    """The temperature, top_p and top_k of the model's generation_config.json; temperature 0 where it says not to sample.
+
+    A value that the file leaves out is that of the bare distribution: 1, 1 and 0. Raises EngineError where there is none.
+    """
+    config = generation_config(model, revision)
+    if config is None:
+        raise EngineError(
+            f"{model} has no generation_config.json, so it names no sampling of its own; give temperatures"
+        )
+    if config.do_sample is False:
+        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    named = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
+    bare = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    return {name: value if value is not None else bare[name] for name, value in named.items()}
 
 
 def stored_dtype(model: str, revision: str | None = None) -> Any:

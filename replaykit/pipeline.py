@@ -9,20 +9,24 @@ them all with the base. A step reads what earlier steps left in their folders, n
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaykit import models
 from replaykit.checks.funnel import Funnel
 from replaykit.errors import DataError, RecipeError, RunError
 from replaykit.evaluate.skills import TARGET
-from replaykit.recipe import Arm, Data, Generate, Mix, Recipe, Rewrite, Test, need
-from replaykit.records import Record, Source, file_fingerprint, read_jsonl, read_records, write_jsonl
+from replaykit.recipe import ROWS, Arm, Data, Generate, Mix, Prompts, Recipe, Rewrite, Tags, Test, need
+from replaykit.records import Record, Source, file_fingerprint, read_jsonl, read_prompts, read_records, write_jsonl
 from replaykit.runs import Step, Watch, open_step, read_manifest, unwatched
+
+if TYPE_CHECKING:
+    from replaykit.chat import Chat
 
 Work = Callable[[Step], tuple[dict[str, Any], dict[str, Any]]]  # -> what is shown, and further facts for the manifest
 
@@ -60,33 +64,19 @@ def run(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
 
 def probe(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[Outcome]:
-    from replaykit.chat import Chat
-    from replaykit.engines import Request, Sampling, choose
-    from replaykit.runs import derive_seed
+    from replaykit.engines import choose
+    from replaykit.sources.probe import describe, draw
 
     need(recipe, "probe", "model")
     inputs = {**model_facts(recipe), "seed": recipe.seed, "samples": samples, "engine": choose(recipe.engine)}
 
     def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-        chat = Chat.load(str(recipe.model), recipe.revision)
-        parts = {name: {"text": text, "ids": list(chat.encode(text))} for name, text in vars(chat.template).items()}
-        parts["stop"] = {"text": [chat.decode([i], special=True) for i in chat.stop], "ids": list(chat.stop)}
-        drawn: dict[int, str] = {}
-        finished = 0
+        chat = _chat(recipe)
+        found = describe(chat, deployed=_deployed(recipe))
         if samples:
-            sampling = Sampling(max_tokens=512, stop=chat.stop)
             with _engine(recipe, recipe.model) as (engine, _):
-                asked = [
-                    Request(k, chat.pre_query, sampling, derive_seed(recipe.seed, "probe", k)) for k in range(samples)
-                ]
-                for completion in engine.complete(asked):
-                    drawn[completion.row] = chat.decode(completion.tokens).strip()
-                    finished += completion.finish_reason == "stop"
-                    context.watch("questions", len(drawn), samples)
-        verdict = "the template is usable"
-        if samples:
-            verdict += f"; {finished} of {samples} questions came to an end by themselves"
-        return {"model": recipe.model, **parts, "samples": [drawn[k] for k in sorted(drawn)], "verdict": verdict}, {}
+                found |= draw(engine, chat, samples, seed=recipe.seed, watch=context.watch)
+        return {"model": recipe.model, **found}, {}
 
     yield _step("probe", recipe, context, inputs, work)
 
@@ -116,36 +106,133 @@ def select(recipe: Recipe, context: Context) -> Iterator[Outcome]:
     yield _step("select", recipe, context, inputs, work)
 
 
-def generate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
-    from replaykit.engines import choose
-
+def generate(
+    recipe: Recipe, context: Context, *, dry_run: bool = False, price: float | None = None
+) -> Iterator[Outcome]:
     need(recipe, "generate", "model")
     settings = recipe.generate or Generate()
-    asked = settings.model_dump(exclude={"n", "max_draws"})
-    inputs = {**model_facts(recipe), "seed": recipe.seed, "engine": choose(recipe.engine), **asked}
-
-    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-        from replaykit.sources.generate import generate as magpie
-
-        facts = {"model": recipe.model, "temperature": settings.temperature, "top_p": settings.top_p,
-                 "answer_temperature": settings.answer_temperature}  # fmt: skip
-        with _engine(recipe, recipe.model) as (engine, chat), _dropped(step) as funnel:
-            rows = magpie(
-                engine, chat, settings=settings, seed=recipe.seed, folder=step.folder, facts=facts, funnel=funnel,
-                watch=context.watch,
-            )  # fmt: skip
-            made = write_jsonl(step.folder / "rows.jsonl", rows)
-            sampling = {"sampling": settings.model_dump(), "pre_query": chat.template.pre_query}
-        result = {"asked": settings.n, "rows": made, "funnel": funnel.to_json()}
-        return result, {
-            "method": "magpie",
-            "model": recipe.model,
-            "revision": _revision(recipe),
-            "seed": recipe.seed,
-            **sampling,
-        }
-
+    if dry_run:
+        yield Outcome("generate", context.out or recipe.folder / "generate", _estimate(recipe, settings, context, price),
+                      note="dry run: nothing was drawn")  # fmt: skip
+        return
+    prompts = _prompts(settings)
+    settings = settings.model_copy(update={"n": settings.n or (ROWS if prompts is None else len(prompts))})
+    inputs, work = generate_inputs(recipe, settings), partial(_generate, recipe, settings, prompts, context.watch)
     yield _step("generate", recipe, context, inputs, work, asked=settings.n)
+
+
+def generate_inputs(recipe: Recipe, settings: Generate) -> dict[str, Any]:
+    """What decides which rows are made; how many of them are asked for does not."""
+    from replaykit.engines import choose
+
+    asked = settings.model_dump(exclude={"n", "min_yield", "prompts"})
+    inputs = {**model_facts(recipe), "seed": recipe.seed, "engine": choose(recipe.engine), **asked,
+              "prompts": settings.prompts and data_facts(settings.prompts)}  # fmt: skip
+    if settings.checks.overlap and tests(recipe):
+        inputs["held_out"] = {skill: data_facts(test) for skill, test in tests(recipe).items()}
+    return inputs
+
+
+def _generate(
+    recipe: Recipe, settings: Generate, prompts: list[Record] | None, watch: Watch, step: Step
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from replaykit.checks.fidelity import RawSample
+    from replaykit.runs import stop_on_signal
+
+    chat, sample = _chat(recipe), RawSample()
+    with _dropped(step) as funnel, stop_on_signal() as stopping:
+        rows = generated(
+            recipe, settings, step.folder, funnel=funnel, sample=sample, prompts=prompts, watch=watch,
+            stopping=stopping,
+        )  # fmt: skip
+        made = write_jsonl(step.folder / "rows.jsonl", rows)
+    kind = "prompts" if settings.prompts else "text" if chat.plain else "magpie"
+    result = {"asked": settings.n, "rows": made, "kind": kind, "funnel": funnel.to_json(), "tokens": _tokens(step.folder),
+              "fidelity": sample.summary()}  # fmt: skip
+    if settings.tags is not None:
+        result["tags"] = _tag(recipe, settings.tags, step, watch)
+    facts = {"method": kind, "model": recipe.model, "revision": _revision(recipe), "seed": recipe.seed,
+             "sampling": settings.model_dump(), "chat": recipe.chat.model_dump()}  # fmt: skip
+    return result, facts if chat.plain else facts | {"pre_query": chat.template.pre_query, "date": chat.template.date}
+
+
+def generated(recipe: Recipe, settings: Generate, folder: Path, **options: Any) -> Iterator[Record]:
+    """The rows that the recipe's model makes in the folder; ``options`` go to ``sources.generate.generate``."""
+    from replaykit.sources.generate import generate as draw
+
+    held_out: list[str] = []
+    if settings.checks.overlap:
+        held_out = sorted({record.prompt for test in tests(recipe).values() for record in load(test, "target")})
+    facts = {"model": recipe.model, "answer_temperature": settings.answer_temperature}
+    with _engine(recipe, recipe.model) as (engine, chat):
+        yield from draw(
+            engine, chat, settings=settings, seed=recipe.seed, folder=folder, held_out=held_out,
+            deployed=_deployed(recipe), facts=facts, **options,
+        )  # fmt: skip
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """How many tokens the ledgers hold."""
+    from replaykit.runs import Ledger
+
+    found = {}
+    for what in ("questions", "answers"):
+        with Ledger(folder / f"{what}.jsonl") as ledger:
+            found[what] = sum(row["tokens"] for row in ledger.values())
+    return found
+
+
+def _prompts(settings: Generate) -> list[Record] | None:
+    if settings.prompts is None:
+        return None
+    data = settings.prompts
+    rows = list(read_prompts(data.path, prompt=data.prompt, split=data.split, skip=data.skip, limit=data.n))
+    if not rows:
+        raise DataError(f"{data.path}: there is no row in it")
+    return rows
+
+
+def _tag(recipe: Recipe, tags: Tags, step: Step, watch: Watch) -> dict[str, dict[str, int]]:
+    """Writes what a judge and a reward model say of the rows into them; counts the judge's words."""
+    from replaykit.checks.judge import judge
+    from replaykit.checks.reward import Reward
+    from replaykit.runs import Ledger
+
+    path = step.folder / "rows.jsonl"
+    rows, said, rewards = list(read_jsonl(path)), {}, {}
+    judged_by = _engine(recipe, tags.judge or recipe.model, of_recipe=tags.judge is None)
+    with judged_by as (engine, chat), Ledger(step.folder / "tags.jsonl") as ledger:
+        said = dict(judge(engine, chat, list(enumerate(rows)), ledger=ledger, seed=recipe.seed, watch=watch))
+    if tags.reward is not None:
+        watch("reward", 0, len(rows))
+        rewards = dict(enumerate(Reward(tags.reward).score(rows)))
+        watch("reward", len(rows), len(rows))
+    made = (
+        replace(row, meta={**row.meta, "tags": said[k], **({"reward": rewards[k]} if rewards else {})})
+        for k, row in enumerate(rows)
+    )
+    write_jsonl(path, made)
+    return {
+        tag: dict(Counter(words[tag] for words in said.values()).most_common()) for tag in next(iter(said.values()), {})
+    }
+
+
+def _estimate(recipe: Recipe, settings: Generate, context: Context, price: float | None) -> dict[str, Any]:
+    from replaykit.engines import choose
+    from replaykit.sources.estimate import estimate, measured
+
+    return estimate(
+        model=str(recipe.model), revision=recipe.revision, settings=settings, engine_name=choose(recipe.engine),
+        workers=recipe.engine.workers, tensor_parallel=recipe.engine.tensor_parallel,
+        ledger_stats=measured(context.out or recipe.folder / "generate"), price_per_hour=price,
+    )  # fmt: skip
+
+
+def _deployed(recipe: Recipe) -> dict[str, float] | None:
+    """The sampling that the model's generation_config names, if it has one."""
+    if models.generation_config(str(recipe.model), recipe.revision) is None:
+        return None
+    return models.deployed_sampling(str(recipe.model), recipe.revision)
 
 
 def rewrite(recipe: Recipe, context: Context) -> Iterator[Outcome]:
@@ -179,7 +266,7 @@ def _rewritten(recipe: Recipe, settings: Rewrite, step: Step, target: list[Recor
         }  # fmt: skip
         if settings.editor is None:
             return write_jsonl(step.folder / "rows.jsonl", reword(target, **options))
-        with _engine(recipe, settings.editor) as editor:
+        with _engine(recipe, settings.editor, of_recipe=False) as editor:
             return write_jsonl(step.folder / "rows.jsonl", reword(target, editor=editor, **options))
 
 
@@ -187,7 +274,6 @@ def _rewritten(recipe: Recipe, settings: Rewrite, step: Step, target: list[Recor
 
 
 def mix(recipe: Recipe, context: Context) -> Iterator[Outcome]:
-    from replaykit.chat import Chat
     from replaykit.mix.build import mix as blend
 
     need(recipe, "mix", "model", "target")
@@ -211,7 +297,7 @@ def mix(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
         def work(step: Step, settings: Mix = settings, files: Mapping[str, Path] = files) -> Any:
             nonlocal chat
-            chat = chat or Chat.load(str(recipe.model), recipe.revision)
+            chat = chat or _chat(recipe)
             wanted = list(read_jsonl(target)) if target else load(recipe.target, "target")  # type: ignore[arg-type]
             asked = {record.prompt for test in tests(recipe).values() for record in load(test, "target")}
             with _dropped(step) as funnel:
@@ -245,14 +331,13 @@ def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
 
 def _train(recipe: Recipe, mixture: Path, what: str, watch: Watch, step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-    from replaykit.chat import Chat
     from replaykit.train.trainer import train as fit
 
     assert recipe.model is not None
     with mixture.open(encoding="utf-8") as stream:
         steps = [json.loads(line)["step"] for line in stream]
     result = fit(
-        list(read_jsonl(mixture)), steps, model=recipe.model, chat=Chat.load(recipe.model, recipe.revision),
+        list(read_jsonl(mixture)), steps, model=recipe.model, chat=_chat(recipe),
         settings=recipe.train, seed=recipe.seed, folder=step.folder, revision=recipe.revision, what=what, watch=watch,
     )  # fmt: skip
     return result | {"model": str(step.folder / "model")}, {"base": recipe.model, "revision": _revision(recipe)}
@@ -391,7 +476,7 @@ def manifests(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: manifest for name, manifest in found.items() if manifest and ".old" not in name}
 
 
-def data_facts(data: Data) -> dict[str, Any]:
+def data_facts(data: Prompts) -> dict[str, Any]:
     """What identifies rows: how they are read, and the bytes of local files."""
     path = Path(data.path)
     content = {"content": file_fingerprint(path)} if path.exists() else {}
@@ -399,9 +484,11 @@ def data_facts(data: Data) -> dict[str, Any]:
 
 
 def model_facts(recipe: Recipe) -> dict[str, Any]:
-    """What identifies the model: its name and revision, and the files where it is a folder."""
+    """What identifies the model and its chat: name, revision and options, and the files where it is a folder."""
     name = str(recipe.model)
-    return {"model": name, "revision": recipe.revision, "weights": models.identity(name)}
+    options = recipe.chat.model_dump(exclude_defaults=True)
+    facts = {"model": name, "revision": recipe.revision, "weights": models.identity(name)}
+    return facts | ({"chat": options} if options else {})
 
 
 def _revision(recipe: Recipe) -> str | None:
@@ -441,14 +528,21 @@ def _step(
         return Outcome(label, folder, step.finish(result, **facts), note=note)
 
 
+def _chat(recipe: Recipe) -> Chat:
+    from replaykit.chat import Chat
+
+    return Chat.load(str(recipe.model), recipe.revision, recipe.chat)
+
+
 @contextmanager
-def _engine(recipe: Recipe, model: str | None) -> Iterator[tuple[Any, Any]]:
+def _engine(recipe: Recipe, model: str | None, *, of_recipe: bool = True) -> Iterator[tuple[Any, Any]]:
+    """A model and its chat. The recipe's chat options are for its own model and what is tuned from it, not for others."""
     from replaykit.chat import Chat
     from replaykit.engines import load_engine
 
     assert model is not None
     revision = recipe.revision if model == recipe.model else None
-    chat = Chat.load(model, revision)
+    chat = Chat.load(model, revision, recipe.chat if of_recipe else None)
     engine = load_engine(model, recipe.engine, revision=revision)
     try:
         yield engine, chat

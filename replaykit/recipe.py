@@ -45,15 +45,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Data(Strict):
-    """Rows of a file, a folder or a Hub data set. A bare path in the recipe means ``{path: ...}``."""
+class Prompts(Strict):
+    """Questions of a file, a folder or a Hub data set. A bare path in the recipe means ``{path: ...}``."""
 
     path: str
-    prompt: str | None = None  # the columns, where they have unusual names
-    answer: str | None = None
+    prompt: str | None = None  # the column, where it has an unusual name
     split: str = "train"  # of a Hub data set
     skip: NonNegativeInt = 0  # rows passed over first, so that one file can serve as pool and as held-out rows
     n: PositiveInt | None = None  # at most so many rows then; all by default
+
+
+class Data(Prompts):
+    """Questions with their answers."""
+
+    answer: str | None = None  # the column, given together with that of the prompt
 
     @model_validator(mode="after")
     def _columns_together(self) -> Data:
@@ -88,6 +93,7 @@ def _arm_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 ArmName = Annotated[str, AfterValidator(_arm_name)]
 DataOrPath = Annotated[Data, BeforeValidator(_from_path)]
+PromptsOrPath = Annotated[Prompts, BeforeValidator(_from_path)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
 TestOrPath = Annotated[Test, BeforeValidator(_from_path)]
@@ -132,13 +138,16 @@ class Tags(Strict):
     reward: str | None = None  # a sequence-classification model with one output
 
 
+ROWS = 2000  # to generate, where neither n nor prompts are given
+
+
 class Generate(Strict):
     """The model's own questions and answers (Magpie)."""
 
     n: PositiveInt | None = None  # records to keep, after the checks; 2000, or an answer to each of the prompts
     turns: PositiveInt = 1  # questions of one conversation
     answers: PositiveInt = 1  # to each question
-    prompts: DataOrPath | None = None  # the questions, where the model shall not write them
+    prompts: PromptsOrPath | None = None  # the questions, where the model shall not write them
     systems: dict[str, PositiveFloat] | None = None  # system prompts, or names of presets, with their weights
     keep_system: bool = False  # leave the system prompt in the record, and answer under it
     temperature: PositiveFloat | Literal["model"] = 1.0  # of questions; "model": as its generation_config says

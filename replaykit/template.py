@@ -35,7 +35,9 @@ BY_HAND = """\
     {%- elif m.role == "assistant" %}{{ raise_exception("--answer-header is not given") }}
     {%- else %}{{ raise_exception("a template by hand has no system role") }}{% endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ HEADER or "" }}{% endif %}"""
+{%- if add_generation_prompt %}
+    {{- HEADER if HEADER is not none else raise_exception("--answer-header is not given") }}
+{%- endif %}"""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,14 @@ class Renderer:
         self._apply: Callable[..., Any] = tokenizer.apply_chat_template
         self._fixed: dict[str, Any] = {}  # variables of a template by hand
         self._thinking = bool(options.thinking)
-        self._due = (
-            False  # whether answers are asked for as the generation prompt does, and not as finished ones show it
-        )
+        self._beyond = ""  # what finished answers have after the generation prompt, where they have all of it
         self._parts = False  # whether a message's content is a list of parts, as templates for images have it
-        self.source = tokenizer.chat_template
+        self.source: str | None = None  # the tokenizer's own, which may be the default one of several
         if options.pre_query is not None:
             if not options.stop:
                 raise ChatError(f"{name}: a pre-query by hand needs what ends a turn as well: --stop")
-            later = options.pre_query.removeprefix(str(tokenizer.bos_token or ""))
+            bos, header = str(tokenizer.bos_token or ""), options.answer_header or ""
+            later = options.pre_query if bos and bos in header else options.pre_query.removeprefix(bos)
             self.source = BY_HAND
             self._fixed = {"PRE_QUERY": options.pre_query, "LATER": later, "HEADER": options.answer_header,
                            "END": options.stop[0]}  # fmt: skip
@@ -88,10 +89,11 @@ class Renderer:
         return self._text(messages, answer=answer, date=self.options.date)
 
     def asked(self, messages: Sequence[Message]) -> str:
-        """The text up to where the model answers the last message."""
-        if self._due:
-            return self(messages, answer=True)
-        return self([*messages, {"role": "assistant", "content": ANSWER}]).rpartition(ANSWER)[0]
+        """The text up to where the model answers the last message: the generation prompt, and what always follows it.
+
+        A finished conversation is not asked: in it, a system message that belongs to an unanswered question may be gone.
+        """
+        return self(messages, answer=True) + self._beyond
 
     def asking(self, messages: Sequence[Message]) -> str:
         """The text up to where a user would go on with the conversation, which may be empty or only a system message."""
@@ -100,9 +102,12 @@ class Renderer:
             raise ChatError(f"{self.name}: its chat template does not show the last question of a conversation")
         return text.rpartition(QUESTION)[0]
 
-    def _text(self, messages: Sequence[Message], *, date: str, answer: bool = False) -> str:
+    def _text(
+        self, messages: Sequence[Message], *, date: str, answer: bool = False, thinking: bool | None = None
+    ) -> str:
         from jinja2.exceptions import TemplateError
 
+        thinking = self._thinking if thinking is None else thinking
         rows: list[dict[str, Any]] = [dict(message) for message in messages]
         if self._parts:
             rows = [row | {"content": [{"type": "text", "text": row["content"]}]} for row in rows]
@@ -111,7 +116,7 @@ class Renderer:
             return str(
                 self._apply(
                     rows, chat_template=self.source, tokenize=False, add_generation_prompt=answer,
-                    enable_thinking=self._thinking, thinking=self._thinking, strftime_now=day.strftime, **self._fixed,
+                    enable_thinking=thinking, thinking=thinking, strftime_now=day.strftime, **self._fixed,
                 )
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError, KeyError) as error:
@@ -126,27 +131,27 @@ class Renderer:
         if alone.count(QUESTION) != 1:
             raise self._cannot(f"shows a question {alone.count(QUESTION)} times, not once")
         pre_query, end_of_question = alone.split(QUESTION)
+        if self._fixed and self.options.answer_header is None:  # enough for questions; an answer asks for the header
+            return Template(pre_query, "", "", self.options.stop[0], None, "refused", None, None, False, None)
         asked = self([USER], answer=True)
         if not asked.startswith(pre_query + QUESTION):
             raise self._cannot("changes what stands before a question when an answer is due")
         if not self([{**USER, "content": OTHER_QUESTION}]).startswith(pre_query + OTHER_QUESTION):
             raise self._cannot("depends on what the question says")
-        if self._fixed and self.options.answer_header is None:  # enough for questions; an answer asks for the header
-            return Template(pre_query, "", "", self.options.stop[0], None, "refused", None, None, False, None)
         due = asked.split(QUESTION)[1]
         shown, end_of_answer = self._answer()
         if not shown.startswith(due) and self.options.thinking is None and _opens_thought(due) and not self._thinking:
             self._thinking = True  # it opens a thought even where it was told not to, so the model always thinks
             return self._derive()
-        self._due = not shown.startswith(due) or self._thinking
-        header = due if self._due else shown
+        header = due if self._thinking or not shown.startswith(due) else shown
+        self._beyond = header[len(due) :]
         joint = self._joint(pre_query)
         system, after_system = self._system(pre_query)
-        user_headers = [(joint or "").removeprefix(end_of_answer), after_system]
+        user_headers = [(joint or "").removeprefix(end_of_answer).removeprefix(end_of_question), after_system]
         user_header = next((text for text in user_headers if text and pre_query.endswith(text)), "")
         return Template(
             pre_query, end_of_question, header, end_of_answer, joint, system, _default_system(pre_query, user_header),
-            self._date(alone), self._thinking and due != shown, _thought(header),
+            self._date(alone), self._thinking and (due.strip() != shown.strip() or self._thinks(alone)), _thought(header),
         )  # fmt: skip
 
     def _shows_strings(self) -> bool:
@@ -196,6 +201,9 @@ class Renderer:
         other = self._text([USER], date=OTHER_DATE)
         return self.options.date if other != alone else None
 
+    def _thinks(self, alone: str) -> bool:
+        return self._text([USER], date=self.options.date, thinking=False) != alone
+
     def _cannot(self, what: str) -> ChatError:
         return ChatError(
             f"{self.name}: its chat template {what}; give the parts by hand with --pre-query, --answer-header and --stop"
@@ -222,5 +230,6 @@ def _thought(header: str) -> str | None:
 
 
 def _opens_thought(header: str) -> bool:
-    thought = _thought(header)
-    return thought is not None and "</" not in thought
+    """Whether a header ends in the middle of thoughts: with the one mark that opens them."""
+    marks = re.findall(r"<[^<>\s]*>", _thought(header) or "")
+    return len(marks) == 1 and not marks[0].startswith("</")

@@ -1,4 +1,4 @@
-"""Text as numbers: one normal form for comparison, and the TF-IDF nearness of rows to a set of queries."""
+"""Text as numbers: one normal form and its words for comparison, and the TF-IDF nearness of rows to a set of queries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,29 @@ import numpy as np
 
 BLOCK = 2048  # rows of the pool compared at a time: bounds memory to BLOCK x queries floats
 
+# Han with its extensions, kana, Hangul, Thai, Lao, Burmese, Khmer. Korean has spaces, but writers set them as they like.
+UNSPACED = "々〆\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+UNSPACED += "\uac00-\ud7a3\u0e01-\u0e5b\u0e81-\u0edf\u1000-\u109f\u1780-\u17ff"
+# Vowel signs and accents that belong to the letter before them, which \w does not know: Latin, Hebrew, Arabic, Indic.
+MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
+WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
+
 
 def normalise(text: str) -> str:
     """Case, width and spacing taken out, so that two ways to write one question are equal."""
     return " ".join(re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def words(text: str) -> list[str]:
+    """The words of the text in order, without case, width and punctuation.
+
+    In writing that sets no spaces between words each character is a word of its own, so that runs of n words can be
+    compared in every language.
+
+    >>> words("Don't say 東京!")
+    ['don', 't', 'say', '東', '京']
+    """
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 @dataclass(frozen=True)

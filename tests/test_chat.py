@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from replaykit.chat import VEIL, Chat, Example, Template
 from replaykit.errors import ChatError
 from replaykit.models import load_tokenizer
+from replaykit.recipe import ChatOptions
 from replaykit.records import Record, dialogue
 
 settings.register_profile("any machine", deadline=None)
@@ -59,6 +60,24 @@ PLAIN_WORDS = (
 )
 
 
+def template(
+    pre_query: str,
+    end_of_question: str,
+    answer_header: str,
+    end_of_answer: str,
+    joint: str | None,
+    *,
+    system: str = "own block",
+    default_system: str | None = None,
+    thinking: bool = False,
+    thought: str | None = None,
+) -> Template:
+    """The parts of a template that asks for no date."""
+    return Template(
+        pre_query, end_of_question, answer_header, end_of_answer, joint, system, default_system, None, thinking, thought
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """A template, the special tokens it has, and what should be found: the parts, the stops, what answer tokens hold."""
@@ -86,33 +105,37 @@ class Family:
 FAMILIES = {
     "ChatML": Family(
         CHATML, None, "<|im_end|>", ("<|im_start|>",),
-        Template("<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n",
-                 "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
+        template("<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n",
+                 "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n", "<|im_end|>\n<|im_start|>user\n",
+                 default_system="<|im_start|>system\nYou are helpful.<|im_end|>\n"),
         ("<|im_end|>", "<|im_start|>"), "4<|im_end|>",
     ),
     "Mistral": Family(
         MISTRAL, "<s>", "</s>", ("[INST]", "[/INST]"),
-        Template("<s>[INST] ", " [/INST]", " [/INST]", "</s>"),
+        template("<s>[INST] ", " [/INST]", " [/INST] ", "</s>", "</s>[INST] "),
         ("</s>", "[/INST]", "[INST]"), " 4</s>",
     ),
     "Gemma": Family(
         GEMMA, "<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>"),
-        Template("<bos><start_of_turn>user\n", "<end_of_turn>\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"),
+        template("<bos><start_of_turn>user\n", "<end_of_turn>\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n",
+                 "<end_of_turn>\n<start_of_turn>user\n", system="refused"),
         ("<end_of_turn>", "<start_of_turn>", "<eos>"), "4<end_of_turn>",
     ),
     "Phi-3": Family(
         PHI3, None, "<|endoftext|>", ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
-        Template("<|user|>\n", "<|end|>\n<|endoftext|>", "<|end|>\n<|assistant|>\n", "<|end|>\n<|endoftext|>"),
+        template("<|user|>\n", "<|end|>\n<|endoftext|>", "<|end|>\n<|assistant|>\n", "<|end|>\n<|endoftext|>",
+                 "<|end|>\n<|user|>\n"),
         ("<|endoftext|>", "<|end|>", "<|assistant|>", "<|user|>"), "4<|end|>", rstrip=True,
     ),
     "DeepSeek": Family(
         DEEPSEEK, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>"),
-        Template("<｜begin▁of▁sentence｜><｜User｜>", "", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+        template("<｜begin▁of▁sentence｜><｜User｜>", "", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+                 "<｜end▁of▁sentence｜><｜User｜>"),
         ("<｜end▁of▁sentence｜>", "<｜Assistant｜>", "<｜User｜>"), "4<｜end▁of▁sentence｜>",
     ),
     "words only": Family(
         PLAIN_WORDS, "<s>", "</s>", (),
-        Template("<s>User: ", "\n\n", "\n\nAssistant:", "\n\n"),
+        template("<s>User: ", "\n\n", "\n\nAssistant: ", "\n\n", "\n\nUser: "),
         ("</s>",), " 4</s>",
     ),
 }  # fmt: skip
@@ -157,7 +180,7 @@ def with_template(template: str) -> Chat:
 
 
 def test_the_embedded_template_is_found_letter_by_letter(chat: Chat) -> None:
-    assert chat.template == Template(BOS + USER, END, END + ASSISTANT, END)
+    assert chat.template == template(BOS + USER, END, END + ASSISTANT, END, END + USER)
     assert chat.decode(chat.pre_query, special=True) == BOS + USER
     assert [chat.decode([stop], special=True) for stop in chat.stop] == [
         END,
@@ -303,13 +326,64 @@ def test_a_refused_system_message_is_named() -> None:
         FAMILIES["Gemma"].chat().prompt(dialogue("2 + 2?", system="Be brief."))
 
 
+# --- a model without a template -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base() -> Chat:
+    return with_template("")
+
+
+def test_a_base_model_holds_texts(base: Chat) -> None:
+    made = base.example(Record(({"role": "text", "content": "Once upon a time"},), "select"))
+    assert base.plain
+    assert base.decode(made.tokens, special=True) == BOS + "Once upon a time" + END
+    assert base.decode(base.start, special=True) == BOS
+    assert base.stop == (base.tokenizer.eos_token_id,)
+
+
+def test_a_base_model_has_no_turns(base: Chat) -> None:
+    says = "some model has no chat template, .* use its -Instruct or -it version, or give the parts by hand with --pre-query"
+    for turn in (
+        lambda: base.template,
+        lambda: base.pre_query,
+        lambda: base.asking(()),
+        lambda: base.prompt(dialogue("2 + 2?")),
+        lambda: base.example(conversation("2 + 2?", "4")),
+    ):
+        with pytest.raises(ChatError, match=says):
+            turn()
+
+
+def test_a_base_model_ends_a_text_at_the_tokens_that_are_named() -> None:
+    tokenizer = load_tokenizer("nano")
+    tokenizer.chat_template = None
+    eos = tokenizer.eos_token_id
+    assert Chat(tokenizer, more_stops=[eos, 1], options=ChatOptions(stop=["?"])).stop == (
+        eos,
+        1,
+        *Chat(tokenizer).encode("?"),
+    )
+
+
+def test_a_text_begins_with_eos_where_there_is_no_bos_and_with_nothing_else() -> None:
+    tokenizer = load_tokenizer("nano")
+    tokenizer.chat_template = None
+    tokenizer.bos_token = None
+    base = Chat(tokenizer, name="some model")
+    assert base.start == (tokenizer.eos_token_id,)
+    made = base.example(Record(({"role": "text", "content": "Once"},), "select"))
+    assert (base.decode(made.tokens, special=True), set(made.loss)) == ("Once" + END, {True})
+    tokenizer.eos_token = None
+    with pytest.raises(ChatError, match="neither a BOS nor an eos token"):
+        _ = Chat(tokenizer, name="some model").start
+
+
+def test_a_chat_model_has_a_template_and_is_not_plain(chat: Chat) -> None:
+    assert not chat.plain
+
+
 # --- templates that cannot be used ----------------------------------------------------------------------------------
-
-
-def test_no_template_is_not_a_chat_model() -> None:
-    with pytest.raises(ChatError, match="some model has no chat template, .* use its -Instruct or -it version"):
-        with_template("")
-
 
 LLAMA = load_tokenizer("nano").chat_template
 
@@ -331,20 +405,62 @@ def test_a_template_that_cannot_be_cut_says_why(template: str, says: str) -> Non
         with_template(template)
 
 
-def test_a_template_that_rewrites_earlier_turns_takes_single_turns_only() -> None:
+def test_a_template_by_which_nothing_would_end_a_turn_is_refused() -> None:
+    tokenizer = load_tokenizer("nano")
+    tokenizer.chat_template = PLAIN_WORDS
+    tokenizer.eos_token = None
+    with pytest.raises(ChatError, match="some model: nothing ends a turn"):
+        Chat(tokenizer, name="some model")
+
+
+# --- templates that do more than lay out ------------------------------------------------------------------------------
+
+
+def test_a_template_that_rewrites_earlier_turns_has_loss_on_the_last_answer_only() -> None:
     thinking = (
         "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>' }}"
         "{% if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}{{ m['content'] + '<|eot_id|>' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>' }}{% endif %}"
     )
     chat = with_template(thinking)
-    assert learned(chat, chat.example(conversation("2 + 2?", "4"))) == "<think></think>4" + END
-    with pytest.raises(ChatError, match="rewrites earlier turns; train on single-turn records only"):
-        chat.example(conversation("2 + 2?", "4", "1 + 3?", "4"))
+    assert learned(chat, chat.example(conversation("2 + 2?", "4"))) == "4" + END
+    assert chat.template.thought == "<think></think>"
+    made = chat.example(conversation("2 + 2?", "4", "1 + 3?", "5"))
+    user, assistant = "<|start_header_id|>user<|end_header_id|>", "<|start_header_id|>assistant<|end_header_id|>"
+    assert chat.decode(made.tokens, special=True) == (
+        f"{BOS}{user}2 + 2?{END}{assistant}4{END}{user}1 + 3?{END}{assistant}<think></think>5{END}"
+    )
+    assert learned(chat, made) == "5" + END
 
 
-def test_a_template_that_answers_elsewhere_than_it_asks_is_refused() -> None:
+def test_an_answer_that_is_shown_otherwise_than_it_is_asked_for_stands_after_the_generation_prompt() -> None:
     chat = with_template(LLAMA + "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}")
-    assert chat.decode(chat.prompt(dialogue("2 + 2?")), special=True).endswith(ASSISTANT + "<think>")
-    with pytest.raises(ChatError, match="does not show an answer where it asks for one"):
-        chat.example(conversation("2 + 2?", "4"))
+    prompt = chat.prompt(dialogue("2 + 2?"))
+    assert chat.decode(prompt, special=True) == BOS + USER + "2 + 2?" + END + ASSISTANT + "<think>"
+    made = chat.example(conversation("2 + 2?", "Easy.</think> 4"))
+    assert made.tokens[: len(prompt)] == prompt
+    assert learned(chat, made) == "Easy.</think> 4" + END
+    assert chat.template == template(
+        BOS + USER, END, END + ASSISTANT + "<think>", END, END + USER, thinking=True, thought="<think>"
+    )
+    assert learned(chat, chat.example(conversation("2 + 2?", "4", "1 + 3?", "5"))) == "5" + END
+
+
+def test_a_thought_is_a_special_token_that_may_be_written_where_the_model_thinks() -> None:
+    tokenizer = load_tokenizer("nano")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<think>"]})  # type: ignore[dict-item]
+    tokenizer.chat_template = LLAMA + "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+    thought = tokenizer.convert_tokens_to_ids("<think>")
+    assert thought not in Chat(tokenizer).stop
+    assert thought in Chat(tokenizer, options=ChatOptions(thinking=False)).stop
+
+
+# --- texts that were cut ----------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_was_cut_is_learned_without_an_end(chat: Chat, base: Chat) -> None:
+    for model in (chat, base):
+        for finish, end in (("length", ""), ("stop", END)):
+            made = model.example(Record(({"role": "text", "content": "Once"},), "generate", {"finish": finish}))
+            assert model.decode(made.tokens, special=True) == BOS + "Once" + end
+            assert made.loss == (False, *[True] * (len(made.tokens) - 1))

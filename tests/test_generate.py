@@ -1,33 +1,46 @@
 """Magpie on the embedded model: the same rows however they are made, and nothing lost when it is killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from replaykit import models
+from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
-from replaykit.errors import EngineError
-from replaykit.recipe import Generate
-from replaykit.records import read_jsonl
+from replaykit.engines import Request, Sampling, load_engine
+from replaykit.errors import EngineError, RecipeError, Stopped
+from replaykit.nano import world
+from replaykit.recipe import Checks, EngineOptions, Generate
+from replaykit.records import Record, dialogue, read_jsonl
 from replaykit.runs import Ledger
 from replaykit.sources.generate import generate
+from replaykit.sources.steer import SCHEDULES, SYSTEMS, system_of
 from replaykit.text import normalise
 
 SETTINGS = {"max_question_tokens": 96, "max_answer_tokens": 64}
 
 
+@pytest.fixture(params=["transformers", "vllm"])
+def engine(request):
+    return request.getfixturevalue(f"{request.param}_engine")
+
+
 def made(engine, chat, folder, n=60, seed=3, **settings):
     folder.mkdir(exist_ok=True)
+    options = {name: settings.pop(name) for name in ("prompts", "held_out", "deployed", "stopping") if name in settings}
     funnel = Funnel()
-    rows = list(
-        generate(engine, chat, settings=Generate(n=n, **SETTINGS | settings), seed=seed, folder=folder, funnel=funnel)
+    rows = generate(
+        engine, chat, settings=Generate(n=n, **SETTINGS | settings), seed=seed, folder=folder, funnel=funnel, **options
     )
-    return rows, funnel
+    return list(rows), funnel
 
 
 def lines(records):
@@ -47,8 +60,10 @@ def test_no_question_comes_twice_and_duplicates_were_never_answered(transformers
     rows, funnel = made(transformers_engine, chat, tmp_path / "a", n=400)
     assert len({normalise(row.prompt) for row in rows}) == 400
     assert funnel.counts["duplicate"] > 0
+    kept = {row.meta["row"] for row in rows}
     with Ledger(tmp_path / "a/answers.jsonl") as answers:
-        assert len(answers) == 400 + funnel.counts["answer_truncated"] + funnel.counts["answer_empty"]
+        assert kept <= set(answers)
+        assert len(answers) <= 400 + funnel.counts["answer_truncated"] + funnel.counts["answer_empty"] + 8
 
 
 def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_others(transformers_engine, chat, tmp_path):
@@ -77,9 +92,235 @@ def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(transformers
     assert all(len(chat.encode(row.answer)) < 4 for row in rows)
 
 
-def test_a_yield_that_is_too_small_ends_with_a_clear_message(transformers_engine, chat, tmp_path):
-    with pytest.raises(EngineError, match=r"only 0 of 30 rows could be kept out of 90 drawn .*question_too_short"):
-        made(transformers_engine, chat, tmp_path / "a", n=30, min_chars=500, max_draws=90)
+def test_a_yield_under_the_floor_ends_with_a_clear_message(transformers_engine, chat, tmp_path):
+    checks = Checks(min_chars=500)
+    with pytest.raises(EngineError, match=r"only 0 of the last 500 rows could be kept .*question_too_short 500"):
+        made(transformers_engine, chat, tmp_path / "a", n=30, checks=checks)
+
+
+def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat, tmp_path):
+    with pytest.raises(
+        EngineError, match=r"of the last 500 rows could be kept .*duplicate \d{3}.*-n \d+ takes what there"
+    ):
+        made(transformers_engine, chat, tmp_path / "a", n=1000, temperature=0.01)
+    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=1, temperature=0.01)
+    assert len(rows) == 1  # what was kept is still there
+
+
+# --- the same rows, however they are made ---------------------------------------------------------------------------
+
+
+def test_the_same_rows_in_batches_of_one_and_in_large_ones(transformers_engine, chat, tmp_path, monkeypatch):
+    whole, _ = made(transformers_engine, chat, tmp_path / "a", n=24)
+    monkeypatch.setattr("replaykit.engines.transformers.BATCH_ROWS", 1)
+    single, _ = made(transformers_engine, chat, tmp_path / "b", n=24)
+    assert lines(whole) == lines(single)
+
+
+def test_the_same_rows_through_a_narrow_window(transformers_engine, chat, tmp_path, monkeypatch):
+    whole, funnel = made(transformers_engine, chat, tmp_path / "a", n=90)
+    monkeypatch.setattr("replaykit.sources.rows.WINDOW", 7)
+    narrow, other = made(transformers_engine, chat, tmp_path / "b", n=90)
+    assert lines(whole) == lines(narrow)
+    assert funnel.to_json() == other.to_json()
+
+
+def test_the_same_rows_from_one_worker_and_from_four(transformers_engine, chat, tmp_path):
+    one, _ = made(transformers_engine, chat, tmp_path / "a", n=60)
+    workers = load_engine("nano", EngineOptions(name="transformers", workers=4))
+    try:
+        four, _ = made(workers, chat, tmp_path / "b", n=60)
+    finally:
+        workers.close()
+    assert lines(one) == lines(four)
+
+
+def test_the_same_rows_in_vllm_whatever_its_batch(vllm_engine, chat, tmp_path, monkeypatch):
+    whole, _ = made(vllm_engine, chat, tmp_path / "a", n=60)
+    monkeypatch.setattr(vllm_engine, "read_ahead", 3)
+    three, _ = made(vllm_engine, chat, tmp_path / "b", n=60)
+    assert lines(whole) == lines(three)
+
+
+# --- kinds of rows --------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_of_two_turns_is_joined_as_the_template_joins_it(engine, chat, tmp_path):
+    rows, _ = made(engine, chat, tmp_path / "a", n=20, turns=2, temperature=0.7)
+    for row in rows:
+        assert [message["role"] for message in row.messages] == ["user", "assistant"] * 2
+        assert all(message["content"] for message in row.messages)
+    single, _ = made(engine, chat, tmp_path / "b", n=20, temperature=0.7)
+    first = {row.meta["row"]: row.messages[:2] for row in single}
+    shared = [row for row in rows if row.meta["row"] in first]
+    assert len(shared) >= 10
+    assert all(row.messages[:2] == first[row.meta["row"]] for row in shared)
+    with Ledger(tmp_path / "a/questions.jsonl") as questions:
+        assert {place % 2 for place in questions} == {0, 1}
+    again, _ = made(engine, chat, tmp_path / "a", n=20, turns=2, temperature=0.7)
+    assert lines(again) == lines(rows)
+
+
+def test_several_answers_to_one_question_are_rows_of_their_own(engine, chat, tmp_path):
+    rows, funnel = made(engine, chat, tmp_path / "a", n=40, answers=3, answer_temperature=1.5)
+    by_question = {}
+    for row in rows:
+        by_question.setdefault(row.prompt, []).append(row)
+    assert any(len(group) > 1 for group in by_question.values())
+    for group in by_question.values():
+        assert len({row.answer for row in group}) == len(group) <= 3
+        assert len({row.meta["answer"] for row in group}) == len(group)
+    assert funnel.counts["same_answer"] > 0
+
+
+def test_the_users_own_prompts_are_answered_each_and_in_order(engine, chat, tmp_path):
+    tasks = [world.draw("capital", 1, seed=seed)[0] for seed in range(12)]
+    prompts = [Record(dialogue(task.prompt), "generate") for task in tasks]
+    rows, _ = made(engine, chat, tmp_path / "a", n=None, prompts=prompts)
+    assert [row.prompt for row in rows] == [task.prompt for task in tasks]  # equal ones too
+    assert [row.meta["parent"] for row in rows] == [prompt.id for prompt in prompts]
+    assert [row.answer for row in rows] == [task.answer for task in tasks]
+    assert not (tmp_path / "a/questions.jsonl").read_bytes()
+
+
+def test_a_prompt_without_room_for_an_answer_is_dropped_and_not_fatal(engine, chat, tmp_path):
+    prompts = [Record(dialogue(text), "generate") for text in ("What is the capital of France?", "again " * 5000)]
+    rows, funnel = made(engine, chat, tmp_path / "a", n=None, prompts=prompts)
+    assert len(rows) == 1
+    assert funnel.counts == {"too_long": 1}
+
+
+def test_a_system_prompt_steers_the_question_and_is_left_out_of_the_record(engine, chat, tmp_path):
+    systems = {"math": 1.0, "Du sprichst Deutsch.": 3.0}
+    rows, _ = made(engine, chat, tmp_path / "a", n=20, systems=systems, min_yield=0.0)
+    assert all(row.messages[0]["role"] == "user" for row in rows)
+    assert {row.meta["system"] for row in rows} == set(systems)
+    plain, _ = made(engine, chat, tmp_path / "b", n=20)
+    assert not {row.prompt for row in rows} & {row.prompt for row in plain}
+
+
+def test_systems_are_drawn_by_their_weights_and_by_the_row_alone():
+    settings = Generate(systems={"math": 1.0, "code": 3.0})
+    names = [system_of(settings, 1, row)[0] for row in range(2000)]
+    assert 450 < names.count("math") < 550
+    assert names == [system_of(settings, 1, row)[0] for row in range(2000)]
+    assert all(system_of(settings, 1, row)[1] == SYSTEMS[name] for row, name in enumerate(names))
+
+
+def test_a_system_prompt_that_is_kept_is_in_the_record_and_was_there_for_the_answer(
+    transformers_engine, chat, tmp_path
+):
+    rows, _ = made(
+        transformers_engine, chat, tmp_path / "a", n=10, systems={"json": 1.0}, keep_system=True, min_yield=0.0
+    )
+    for row in rows:
+        assert row.messages[0] == {"role": "system", "content": SYSTEMS["json"]}
+        prompt = chat.prompt(row.messages[:-1])
+        sampling = Sampling(temperature=0.0, max_tokens=SETTINGS["max_answer_tokens"], stop=chat.stop)
+        (answer,) = transformers_engine.complete([Request(0, prompt, sampling)])
+        assert chat.decode(answer.tokens).strip() == row.answer
+
+
+def test_a_schedule_gives_each_row_its_own_temperature_by_its_address(transformers_engine, chat, tmp_path):
+    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=150, schedule="magpie-pro")
+    pairs = Counter((row.meta["temperature"], row.meta["top_p"]) for row in rows)
+    assert set(pairs) == {(1.0, 1.0), (1.1, 0.995), (1.2, 0.995), (1.25, 0.99)}
+    assert pairs[(1.25, 0.99)] < min(count for pair, count in pairs.items() if pair != (1.25, 0.99))
+    fewer, _ = made(transformers_engine, chat, tmp_path / "b", n=50, schedule="magpie-pro")
+    assert lines(fewer) == lines(rows)[:50]
+
+
+def test_the_paper_drew_three_parts_of_ten_at_each_of_the_lower_temperatures():
+    for name, table in SCHEDULES.items():
+        weights = Counter()
+        for phase in table:
+            weights[phase.temperature] += phase.weight
+        total = sum(weights.values())
+        assert {t: round(w / total, 3) for t, w in weights.items()} == {1.0: 0.3, 1.1: 0.3, 1.2: 0.3, 1.25: 0.1}, name
+        assert {phase.top_p for phase in table} == {1.0, 0.995, 0.99}
+
+
+def test_deployment_sampling_is_what_the_model_names(transformers_engine, chat, tmp_path):
+    deployed = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=20, temperature="model", deployed=deployed)
+    assert {(row.meta["temperature"], row.meta["top_p"], row.meta["top_k"]) for row in rows} == {(0.6, 0.95, 20)}
+    with pytest.raises(RecipeError, match="deployed greedily"):
+        made(transformers_engine, chat, tmp_path / "b", temperature="model", deployed=deployed | {"temperature": 0.0})
+
+
+def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path):
+    tokenizer = models.load_tokenizer("nano")
+    tokenizer.chat_template = None
+    chat = Chat(tokenizer, name="a base model")
+    with pytest.raises(EngineError, match="question_leaked_header 500"):  # nano opens a header after BOS
+        made(transformers_engine, chat, tmp_path / "a", n=15)
+    rows, _ = made(transformers_engine, chat, tmp_path / "b", n=15, checks=Checks(leaks=False))
+    for row in rows:
+        assert row.messages[0]["role"] == "text" and len(row.messages) == 1
+        example = chat.example(row)
+        assert example.tokens[0] == tokenizer.bos_token_id
+        assert (example.tokens[-1] == tokenizer.eos_token_id) is (row.meta["finish"] == "stop")
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(transformers_engine, chat, tmp_path):
+    dropped = []
+    (tmp_path / "a").mkdir()
+    rows = list(
+        generate(
+            transformers_engine, chat, settings=Generate(n=300, **SETTINGS), seed=3, folder=tmp_path / "a",
+            funnel=Funnel(dropped.append),
+        )
+    )  # fmt: skip
+    twins = [row for row in dropped if row["reason"] == "duplicate"]
+    assert twins
+    by_row = {row.meta["row"]: row.prompt for row in rows}
+    for row in twins:
+        assert normalise(by_row[row["meta"]["twin"]]) == normalise(row["messages"][0]["content"])
+
+
+def test_a_question_of_a_test_is_dropped_before_it_is_answered(transformers_engine, chat, tmp_path):
+    free, _ = made(transformers_engine, chat, tmp_path / "a", n=40)
+    held_out = [row.prompt for row in free[:5]]
+    rows, funnel = made(transformers_engine, chat, tmp_path / "b", n=40, held_out=held_out)
+    assert funnel.counts["eval_overlap"] >= 5
+    assert not {row.prompt for row in rows} & set(held_out)
+
+
+def test_rows_that_the_model_finds_unlikely_are_dropped_by_their_perplexity(engine, chat, tmp_path):
+    free, _ = made(engine, chat, tmp_path / "a", n=40, answer_temperature=1.3)
+    bounded, funnel = made(
+        engine, chat, tmp_path / "b", n=40, answer_temperature=1.3, checks=Checks(perplexity=[0.0, 1.5])
+    )
+    assert funnel.counts["answer_perplexity"] > 0
+    assert set(lines(bounded)) & set(lines(free))
+    for row in bounded[:10]:
+        example = chat.example(row)
+        (scores,) = engine.score([example.tokens])
+        answer = [score for score, loss in zip(scores, example.loss[1:], strict=True) if loss]
+        assert math.exp(-sum(answer) / len(answer)) <= 1.5
+
+
+# --- stopped, and going on ------------------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_it_finishes_what_is_under_way_and_goes_on_later(engine, chat, tmp_path):
+    whole, _ = made(engine, chat, tmp_path / "a", n=80)
+    calls = 0
+
+    def stopping():
+        nonlocal calls
+        calls += 1
+        return calls > 60
+
+    with pytest.raises(Stopped, match=r"stopped with \d+ of 80 rows"):
+        made(engine, chat, tmp_path / "b", n=80, stopping=stopping)
+    with Ledger(tmp_path / "b/questions.jsonl") as questions:
+        assert 0 < len(questions) < 80
+    rows, _ = made(engine, chat, tmp_path / "b", n=80)
+    assert lines(rows) == lines(whole)
 
 
 def test_vllm_makes_the_same_kind_of_rows_reproducibly(vllm_engine, chat, tmp_path):

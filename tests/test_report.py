@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from replaykit.chat import Chat
+from replaykit.checks.fidelity import RawSample
+from replaykit.engines import Engine
 from replaykit.report.html import write_report
 from replaykit.report.terminal import progress, show
 from replaykit.report.verdict import caution, interval, number, percent, verdict
+from replaykit.sources.probe import describe, draw
 
 
 def around(mean: float, by: float = 0.03, n: int = 50) -> dict[str, float]:
@@ -58,6 +63,52 @@ def in_nats(rises: dict[str, tuple[float, float, float]]) -> dict[str, Any]:
 HELPED = evaluation({"no-replay": (0, 0.10, 0.96), "generated": (0.05, 0.94, 0.97)})
 NATS = in_nats({"no-replay": (0, 0.9, 0.5), "generated": (0.05, 0.05, 0.51)})
 FUNNEL = {"made": 1712, "dropped": {"too_short": 120, "near_duplicate": 92}, "kept": 1500}
+FIDELITY = {
+    "drawn": 1712,
+    "rows": 1712,
+    "kept": 1500,
+    "answer_chars": 40,
+    "note": None,
+    "items": {
+        "language": {
+            "words": ["en", "de", "other"],
+            "raw": [0.9, 0.06, 0.04],
+            "kept": [0.92, 0.08, 0.0],
+            "distance": 0.04,
+            "expected": 0.004,
+            "chance": 0.011,
+        },
+        "category": {
+            "words": ["capital, city, france", "word, reverse", "#, sum"],
+            "raw": [0.5, 0.3, 0.2],
+            "kept": [0.51, 0.3, 0.19],
+            "distance": 0.01,
+            "expected": 0.009,
+            "chance": 0.0164,
+        },
+    },
+}
+TAGS = {"category": {"Math": 1200, "Planning": 290, "unparsed": 10}, "quality": {"good": 1490, "unparsed": 10}}
+GENERATED = {"asked": 1500, "rows": 1500, "funnel": FUNNEL, "kind": "magpie", "fidelity": FIDELITY, "tags": TAGS}
+PROBE: dict[str, Any] = {
+    "model": "nano",
+    "template": {
+        "pre_query": {"text": "<|start|>user\n\n", "ids": [0, 4, 12]},
+        "end_of_question": {"text": "<|end|>", "ids": [2]},
+        "answer_header": {"text": "<|end|><|start|>assistant\n\n", "ids": list(range(100, 160))},
+        "end_of_answer": {"text": "<|end|>", "ids": [2]},
+        "joint": None,
+    },
+    "stop": {"text": ["<|end|>", "<|start|>"], "ids": [2, 4]},
+    "system": "folded into the user's turn",
+    "default_system": "You are [bold]nano[/].",
+    "date": "2025-01-01",
+    "bos": 1,
+    "thinking": "<think>\n\n</think>",
+    "defaults": {"temperature": 0.6, "top_p": 0.9, "top_k": None},
+    "samples": ["Name the capital of Peru.", "A list:\n- one\n- two"],
+    "verdict": "the template is usable; 2 of 2 questions came to an end by themselves",
+}
 MIX = {
     "requested": 0.05,
     "share": {"loss_tokens": 0.0499, "tokens": 0.06, "rows": 0.07},
@@ -263,6 +314,79 @@ def test_each_step_shows_its_own_facts() -> None:
     assert "repo  me/my-replay" in shown("push", {"repo": "me/my-replay", "rows": 3})
 
 
+def test_what_the_checks_did_to_the_sample_is_a_line_an_item() -> None:
+    text = shown("generate", GENERATED | {"tokens": {"questions": 20_500, "answers": 61_000}, "seconds": 12.4})
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "language 0.040 from the raw sample (chance: 0.011): more than chance" in lines
+    assert "category 0.010 from the raw sample (chance: 0.016)" in lines
+    assert "tag category Math 1,200, Planning 290, unparsed 10" in lines
+    assert "tokens 20,500 of questions, 61,000 of answers, in 12.4 s" in lines
+    assert "made 1,712 100 %" in lines
+    few = FIDELITY | {"items": {}, "note": "9 rows are too few to compare; 50 are needed"}
+    assert "9 rows are too few to compare" in shown("generate", GENERATED | {"fidelity": few})
+
+
+def test_a_dry_run_shows_its_lines() -> None:
+    found = shown("generate", {"rows": 2000, "text": ["2,000 rows: about 2,500 to draw", "about 8 minutes"]})
+    assert [line.strip() for line in found.splitlines()] == [
+        "generate",
+        "2,000 rows: about 2,500 to draw",
+        "about 8 minutes",
+    ]
+
+
+def test_a_summary_of_a_real_sample_is_shown(tmp_path: Path) -> None:
+    sample = RawSample()
+    for row in range(300):
+        sample.add(row, f"What is {row} + {row}?" if row % 3 else f"Name a river near place {row}.", 9, row % 3 > 0)
+    result = GENERATED | {"fidelity": sample.summary()}
+    assert "length " in shown("generate", result)
+    assert "category " in shown("generate", result)
+    page = page_of(tmp_path, HELPED, manifests={"generate": {"result": result}})
+    assert page.count("distance 0.") == 3
+    assert "more than chance" in page
+    Balanced(page)
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_probe_shows_each_part_as_text_and_as_token_ids(width: int) -> None:
+    text = shown("probe", PROBE, width)
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    assert r"pre-query '<|start|>user\n\n' 0 4 12 end of question '<|end|>' 2 answer header" in words
+    assert "joint none: one question only stop '<|end|>' '<|start|>' 2 4" in words
+    assert "system prompt folded into the user's turn default system 'You are [bold]nano[/].'" in words
+    assert r"date frozen at 2025-01-01 BOS 1 in the pre-query thinking '<think>\n\n</think>'" in words
+    assert "defaults temperature 0.6, top_p 0.9 samples 1 'Name the capital of Peru.'" in words
+    assert r"2 'A list:\n- one\n- two'" in words
+    assert words.endswith(PROBE["verdict"])
+    assert all(str(token) in words for token in range(100, 160))
+
+
+def test_a_probe_of_a_model_without_specials_says_none() -> None:
+    bare = {"default_system": None, "date": None, "thinking": None, "defaults": None, "samples": []}
+    words = " ".join(shown("probe", PROBE | bare).split())
+    assert "default system none date not asked for BOS 1 in the pre-query thinking none" in words
+    assert "defaults none in generation_config the template is usable" in words
+    start = {"model": "base", "template": {"start": {"text": "<s>", "ids": [1]}}, "stop": PROBE["stop"]}
+    words = " ".join(shown("probe", start | {"defaults": None, "verdict": "a base model"}).split())
+    assert "start '<s>' 1 stop" in words
+    assert words.endswith("a base model")
+
+
+def test_token_ids_of_a_probe_are_dimmed_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard", highlight=False)
+    show("probe", PROBE, console)
+    assert "\x1b[2m0 4 12" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_probe_finds_is_shown(chat: Chat, transformers_engine: Engine) -> None:
+    found = {"model": "nano", **describe(chat), **draw(transformers_engine, chat, 3, seed=1)}
+    words = " ".join(shown("probe", found, 200).split())
+    assert repr(chat.template.pre_query)[1:-1] in words
+    assert all(f" {place} " in words for place in (1, 2, 3))
+
+
 def test_a_name_is_never_read_as_markup() -> None:
     assert "[bold]nli[/]" in shown("push", {"[bold]nli[/]": "[red]x"})
 
@@ -285,6 +409,32 @@ def test_progress_off_a_terminal_is_a_line_at_the_start_and_at_the_end(capsys: p
     assert re.fullmatch(r"generate: questions \.\.\.\ngenerate: questions: 100 in \d+\.\d s\nselect \.\.\.\n", err)
 
 
+def test_progress_off_a_terminal_tells_its_note_every_half_minute_and_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress() as watch:
+        for done in range(0, 3001, 25):
+            now = done / 25
+            watch("rows", done, 3000, f"{done} tokens/s, yield 87 %")
+            watch("silent", done, 3000)
+        watch("endless", 1, None)
+        now += 31
+        watch("endless", 7, None, "2 rows/s")
+        watch("rows", 3000, 3000, "again")
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("silent")]
+    assert lines == [
+        "rows ...",
+        "rows: 750/3,000, 750 tokens/s, yield 87 %",
+        "rows: 1,500/3,000, 1500 tokens/s, yield 87 %",
+        "rows: 2,250/3,000, 2250 tokens/s, yield 87 %",
+        "rows: 3,000 in 120.0 s, 3000 tokens/s, yield 87 %",
+        "endless ...",
+        "endless: 7, 2 rows/s",
+    ]
+
+
 def test_progress_on_a_terminal_draws_a_bar_a_piece_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -295,11 +445,12 @@ def test_progress_on_a_terminal_draws_a_bar_a_piece_of_work(monkeypatch: pytest.
     monkeypatch.setenv("TERM", "xterm")
     with progress() as watch:
         watch("ask [red]", 0, 1000)
-        watch("ask [red]", 1000, 1000)
+        watch("ask [red]", 1000, 1000, "412 rows/s [b]")
         watch("read", 7, None)
     final = screen.getvalue()
     assert "1,000/1,000" in final
     assert "ask [red]" in final
+    assert "412 rows/s [b]" in final
     assert "read" in final
 
 
@@ -330,13 +481,40 @@ def test_the_page_has_pictures_with_titles(tmp_path: Path) -> None:
     assert any("nats" in title for title in re.findall(r"<title>([^<]+)</title>", page_of(tmp_path, NATS)))
 
 
+def test_the_page_sets_the_drawn_rows_against_the_kept(tmp_path: Path) -> None:
+    page = page_of(tmp_path, HELPED, manifests={"generate": {"result": GENERATED}})
+    for words in (
+        "1,712 of 1,712 rows drawn were compared, 1,500 of them kept",
+        'distance 0.040, by chance up to 0.011 <span class="far">more than chance</span>',
+        "distance 0.010, by chance up to 0.016</p>",
+        "capital, city, france",
+        "90.0 → 92.0 %",
+        "<span>Planning</span>",
+        "<span>1,490</span>",
+    ):
+        assert words in page
+    assert page.count('class="pair"') == 6
+    Balanced(page)
+
+
+def test_the_page_says_why_nothing_was_compared(tmp_path: Path) -> None:
+    few = FIDELITY | {"items": {}, "note": "no row was kept"}
+    page = page_of(tmp_path, HELPED, manifests={"generate": {"result": {"funnel": FUNNEL, "fidelity": few}}})
+    assert "No comparison: no row was kept." in page
+    assert "what a judge says" not in page
+    Balanced(page)
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>&\ud800'
     found = evaluation({"no-replay": (0, 0.1, 0.9), evil: (0.05, 0.9, 0.9)})
     found["skills"][0]["skill"] = evil
     for model in found["models"]:
         model["scores"][evil] = model["scores"].pop("nli")
-    manifest = {"result": {"funnel": {"made": 1, "dropped": {evil: 1}, "kept": 0}}, "machine": evil, "seconds": 1.0}
+    item = {"words": [evil], "raw": [1.0], "kept": [1.0], "distance": 0.0, "expected": 0.0, "chance": 0.0}
+    result: dict[str, Any] = {"funnel": {"made": 1, "dropped": {evil: 1}, "kept": 0}, "tags": {evil: {evil: 1}}}
+    result["fidelity"] = FIDELITY | {"items": {evil: item}}
+    manifest = {"result": result, "machine": evil, "seconds": 1.0}
     page = page_of(tmp_path, found, title=evil, manifests={evil: manifest}, recipe_yaml=evil)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") > 10

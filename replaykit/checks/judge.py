@@ -2,7 +2,7 @@
 
     {"category": "Math", "difficulty": "easy", "quality": "good"}
 
-The tags and their words are those of Magpie (Xu et al., arXiv 2406.08464, section 3.2, and magpie-align/magpie b734a36
+The tags and their words are those of Magpie (Xu et al., arXiv 2406.08464, and magpie-align/magpie b734a36
 exp/unitag.py); the wording of the prompt is ours. Where we differ: one request asks for all three tags, an engine that
 can is held to a JSON schema, and a judge is shown the turns before a question, not the question alone. As there, the
 answer is not shown. A reply that cannot be read is "unparsed". Tags describe a row; they drop none.
@@ -142,17 +142,21 @@ def _asked(record: Record) -> str:
 
 def _prompt(chat: Chat, text: str, room: int) -> tuple[int, ...]:
     """The judge's prompt with the text, of at most ``room`` tokens: the text is cut in the middle until it fits."""
+
+    def shown(text: str) -> tuple[int, ...]:
+        return chat.prompt(dialogue(PROMPT.format(text=text)))
+
+    tokens = shown(text)
+    if len(tokens) <= room:
+        return tokens
+    bare = len(shown(CUT))
+    if bare > room:
+        raise EngineError(
+            f"{chat.name} reads {room + MAX_TOKENS} tokens, and a judge needs {bare + MAX_TOKENS} for its instructions "
+            f"and its reply; name another judge with generate.tags.judge"
+        )
     keep = len(text)
-    while True:
-        shown = text if keep == len(text) else text[: (keep + 1) // 2] + CUT + text[len(text) - keep // 2 :]
-        tokens = chat.prompt(dialogue(PROMPT.format(text=shown)))
-        over = len(tokens) - room
-        if over <= 0:
-            return tokens
-        if keep == 0:
-            raise EngineError(
-                f"{chat.name} reads {room + MAX_TOKENS} tokens, and a judge needs {len(tokens) + MAX_TOKENS} for its "
-                f"instructions; name another with generate.tags.judge"
-            )
-        # Most often one more try is enough: so many tokens fewer, at as many characters as a token of this prompt has.
-        keep = max(0, min(int(keep * (1 - over / len(tokens))), keep - over))
+    while len(tokens) > room:  # as many characters as fit if all are alike; some fewer each time where they are not
+        keep = min(keep - 1, keep * (room - bare) // (len(tokens) - bare))
+        tokens = shown(text[: (keep + 1) // 2] + CUT + text[len(text) - keep // 2 :])
+    return tokens

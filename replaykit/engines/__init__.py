@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from itertools import islice
+from typing import Literal, Protocol, TypeVar
 
 from replaykit.errors import EngineError, MissingExtra, did_you_mean
 from replaykit.recipe import EngineOptions
@@ -22,6 +23,7 @@ ENGINES = {
 }
 WORKERS = "replaykit.engines.workers:Workers"  # several processes with one of these in each
 EXTRAS = {"vllm": "vllm"}  # the package that an engine needs beyond the core
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,15 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees the memory that the model holds."""
         ...
+
+
+def until_none(waiting: Iterator[T | None], room: int, *, unanswered: bool) -> Iterator[T]:
+    """The next requests, at most ``room`` and up to a None, which may only be said while a request is ``unanswered``."""
+    for taken, request in enumerate(islice(waiting, room)):
+        if request is None:
+            assert unanswered or taken, "None among the requests while none of them is unanswered"
+            return
+        yield request
 
 
 def choose(options: EngineOptions | str = "auto") -> str:

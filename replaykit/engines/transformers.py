@@ -14,35 +14,46 @@ import numpy as np
 import torch
 
 from replaykit import models
-from replaykit.engines import Completion, Request
+from replaykit.engines import Completion, Request, until_none
 from replaykit.errors import EngineError
 from replaykit.recipe import EngineOptions
 
 BATCH_ROWS = 64
-READ_AHEAD = 1024  # requests sorted by length at a time, so that a batch has rows of like length
+READ_AHEAD = 1024  # requests to choose from, so that a batch has rows of like length
 
 
 class TransformersEngine:
     """A causal language model in this process, on a GPU if there is one."""
 
     name = "transformers"
+    read_ahead = READ_AHEAD
 
     def __init__(self, model: str | Any, *, revision: str | None = None, options: EngineOptions | None = None):
+        if options is not None and options.tensor_parallel > 1:
+            raise EngineError(
+                f"engine.tensor_parallel: {options.tensor_parallel} GPUs share one model in vllm only, and transformers "
+                f"has it on one; take `--engine vllm`, or leave tensor_parallel at 1"
+            )
         self.model: Any = models.load_model(model, revision) if isinstance(model, str) else model
         self.model.eval()
         self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        waiting = iter(requests)
-        while ahead := list(islice(waiting, READ_AHEAD)):
-            for request in ahead:
+    def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        waiting, ahead = iter(requests), list[Request]()
+        while True:
+            for request in until_none(waiting, READ_AHEAD - len(ahead), unanswered=bool(ahead)):
                 if len(request.tokens) >= self.limit:
                     raise EngineError(
                         f"row {request.row}: its prompt has {len(request.tokens)} tokens and the model reads {self.limit}"
                     )
-            ahead.sort(key=lambda request: len(request.tokens))
-            for start in range(0, len(ahead), BATCH_ROWS):
-                yield from self._batch(ahead[start : start + BATCH_ROWS])
+                ahead.append(request)
+            if not ahead:
+                return
+            # The one that has waited longest and those nearest to it in length: little padding, and none waits for good.
+            distance = [abs(len(request.tokens) - len(ahead[0].tokens)) for request in ahead]
+            batch = sorted(range(len(ahead)), key=distance.__getitem__)[:BATCH_ROWS]
+            yield from self._batch([ahead[k] for k in batch])
+            ahead = [ahead[k] for k in sorted(set(range(len(ahead))) - set(batch))]
 
     @torch.inference_mode()
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
@@ -123,23 +134,35 @@ class _Row:
 
 
 def _draw(logits: torch.Tensor, rows: list[_Row]) -> list[int]:
-    """The next token of each row from logits [rows, vocabulary], by each row's own temperature, top-p and stream."""
-    greedy = logits.argmax(dim=1).tolist()
+    """The next token of each row from logits [rows, vocabulary], by each row's own sampling and stream."""
+    tokens = logits.argmax(dim=1).tolist()
     sampled = [k for k, row in enumerate(rows) if row.request.sampling.temperature > 0 and not row.done]
-    if not sampled:
-        return [int(token) for token in greedy]
-    settings = [rows[k].request.sampling for k in sampled]
+    cut = [k for k in sampled if rows[k].request.sampling.top_k or rows[k].request.sampling.top_p < 1]
+    # What is cut is drawn in another order of the tokens than what is not, so a row must not depend on its neighbours.
+    for group in (sorted({*sampled} - {*cut}), cut):
+        if group:
+            chosen = _draw_alike(logits[group], [rows[k] for k in group], cut=group is cut)
+            for k, token in zip(group, chosen, strict=True):
+                tokens[k] = token
+    return [int(token) for token in tokens]
+
+
+def _draw_alike(logits: torch.Tensor, rows: list[_Row], *, cut: bool) -> list[int]:
+    """As _draw, of rows that are all sampled, and all or none ``cut``: to the top k, and of what is left to top-p."""
+    settings = [row.request.sampling for row in rows]
     temperature = logits.new_tensor([s.temperature for s in settings], dtype=torch.float64)[:, None]
-    probabilities = torch.softmax(logits[sampled].double() / temperature, dim=1)
-    uniform = probabilities.new_tensor([rows[k].uniform() for k in sampled])[:, None]
-    order = torch.arange(probabilities.shape[1], device=logits.device).expand_as(probabilities)
-    if any(s.top_p < 1 for s in settings):
-        probabilities, order = probabilities.sort(dim=1, descending=True, stable=True)
-        before = probabilities.cumsum(dim=1) - probabilities
+    probabilities = torch.softmax(logits.double() / temperature, dim=1)
+    uniform = probabilities.new_tensor([row.uniform() for row in rows])[:, None]
+    size = probabilities.shape[1]
+    order = torch.arange(size, device=logits.device).expand_as(probabilities)
+    if cut:
+        top_k = torch.tensor([s.top_k or size for s in settings], device=logits.device)[:, None]
         top_p = probabilities.new_tensor([s.top_p for s in settings])[:, None]
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+        places = order
+        probabilities, order = probabilities.sort(dim=1, descending=True, stable=True)
+        probabilities = probabilities.masked_fill(places >= top_k, 0.0)
+        before = probabilities.cumsum(dim=1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p * probabilities.sum(dim=1, keepdim=True), 0.0)
     heights = probabilities.cumsum(dim=1)
-    place = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).clamp(max=probabilities.shape[1] - 1)
-    for k, token in zip(sampled, order.gather(1, place)[:, 0].tolist(), strict=True):
-        greedy[k] = token
-    return [int(token) for token in greedy]
+    place = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).clamp(max=size - 1)
+    return order.gather(1, place)[:, 0].tolist()

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import count, islice
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
+from importlib import import_module
+from inspect import signature
+from itertools import count
+from signal import SIGINT, default_int_handler, getsignal, signal
+from threading import current_thread, main_thread
+from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
 
 from replaykit import models
-from replaykit.engines import Completion, Request, Sampling
+from replaykit.engines import Completion, Request, Sampling, until_none
+from replaykit.engines.children import Guard
 from replaykit.errors import EngineError
 from replaykit.recipe import EngineOptions
 
@@ -35,6 +38,18 @@ ENVIRONMENT = {
 # The cache in GiB; and no compiler, which enforce_eager leaves in the log-probabilities: 20 s before the first.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
 
+TESTED = "0.32"
+USED = {  # what is used of vLLM, which renames much from one version to the next
+    "vllm": ["LLM", "SamplingParams"],
+    "vllm.exceptions": ["VLLMClientError"],
+    "vllm.inputs": ["tokens_input"],
+    "vllm.sampling_params": ["RequestOutputKind", "StructuredOutputsParams"],
+    "vllm.v1.engine.exceptions": ["EngineDeadError"],
+}
+# JSON without spaces and line breaks between its parts: a small model may write those until max_tokens.
+STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
+SCORING = {"prompt_logprobs": 0, "flat_logprobs": True}  # only the tokens' own log-probabilities, as one list
+
 
 class VllmEngine:
     """A causal language model in vLLM. ``limit`` is what its cache holds, at most what the model reads."""
@@ -44,19 +59,27 @@ class VllmEngine:
     def __init__(self, model: str, *, revision: str | None = None, options: EngineOptions | None = None):
         models.load_tokenizer(model, revision)  # says in a line what vLLM would say in a hundred
         self._log: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - open until close()
-        others = set(active_children())
-        self._llm: Any = _start(model, revision, self._log)
-        self._guard = _guard(set(active_children()) - others)
+        self._guard = Guard()
+        try:
+            with _aside(self._log):
+                self._vllm = _imported()
+                options = options or EngineOptions(name="vllm")
+                self._llm: Any = _start(self._vllm, model, revision, options, self._log, self._guard)
+        except BaseException:
+            self._guard.end()
+            raise
         self._names = map(str, count())
         self._finished: dict[str, Any] = {}  # outputs by name, until the iteration that asked takes them
         config = self._llm.llm_engine.vllm_config
         self.limit: int = config.model_config.max_model_len
         self.read_ahead: int = 2 * config.scheduler_config.max_num_seqs  # one batch at work and one at the door
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         with closing(self._run(requests)) as answers:
             for request, answer in answers:
                 tokens, reason = answer.outputs[0].token_ids, answer.outputs[0].finish_reason
+                if reason not in ("stop", "length"):
+                    raise EngineError(f"row {request.row}: vLLM ended it with '{reason}'")
                 yield Completion(request.row, tuple(tokens[:-1] if reason == "stop" else tokens), reason)
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
@@ -64,7 +87,7 @@ class VllmEngine:
         requests = (Request(k, tuple(s), Sampling(temperature=0.0, max_tokens=1)) for k, s in enumerate(sequences))
         waiting: dict[int, list[float]] = {}
         turn = 0
-        with closing(self._run(requests, prompt_logprobs=0, flat_logprobs=True)) as answers:
+        with closing(self._run(requests, **SCORING)) as answers:
             for request, answer in answers:
                 waiting[request.row] = list(answer.prompt_logprobs.logprobs)
                 while turn in waiting:
@@ -74,18 +97,16 @@ class VllmEngine:
     def close(self) -> None:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
-            self._guard.communicate(b"\n")
+            self._guard.release()
             self._llm = None
             self._log.close()
 
-    def _run(self, requests: Iterable[Request], **more: Any) -> Generator[tuple[Request, Any], None, None]:
+    def _run(self, requests: Iterable[Request | None], **more: Any) -> Generator[tuple[Request, Any], None, None]:
         """Each request with vLLM's output, as they finish. One iteration may feed another, and may be left early."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         engine, waiting, flying = self._llm.llm_engine, iter(requests), dict[str, Request]()
         try:
             while True:
-                for request in islice(waiting, self.read_ahead - len(flying)):
+                for request in until_none(waiting, self.read_ahead - len(flying), unanswered=bool(flying)):
                     flying[self._add(request, more)] = request
                 if not flying:
                     return
@@ -93,7 +114,7 @@ class VllmEngine:
                     self._finished.update((output.request_id, output) for output in engine.step())
                 for name in ready:
                     yield flying.pop(name), self._finished.pop(name)
-        except EngineDeadError as error:
+        except self._vllm.EngineDeadError as error:
             reason = _reason(self._log, error)
             self.close()
             raise EngineError(f"vLLM's process ended: {reason}; VLLM_LOGGING_LEVEL=INFO shows more") from error
@@ -104,57 +125,103 @@ class VllmEngine:
                     self._finished.pop(name, None)
 
     def _add(self, request: Request, more: dict[str, Any]) -> str:
-        from vllm import SamplingParams
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-
-        name, size, s = next(self._names), len(request.tokens), request.sampling
+        name, size = next(self._names), len(request.tokens)
         if size >= self.limit:
             raise EngineError(f"row {request.row}: its prompt has {size} tokens and the model reads {self.limit}")
-        try:  # with ignore_eos, nothing but stop_token_ids ends an answer
-            params = SamplingParams(
-                temperature=s.temperature, top_p=s.top_p, seed=request.seed, stop_token_ids=list(s.stop),
-                max_tokens=min(s.max_tokens, self.limit - size), ignore_eos=True, detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY, **more,
-            )  # fmt: skip
-            self._llm.llm_engine.add_request(name, tokens_input(list(request.tokens)), params)
-        except ValueError as error:  # such as a temperature above 2, or a token that the model does not have
-            raise EngineError(f"row {request.row}: vLLM refuses it: {error}") from error
+        try:
+            params = self._vllm.SamplingParams(**_settings(self._vllm, request, self.limit - size), **more)
+            self._llm.llm_engine.add_request(name, self._vllm.tokens_input(list(request.tokens)), params)
+        except (self._vllm.VLLMClientError, ValueError) as error:  # such as a token that the model does not have
+            reason = " ".join(str(error).split())
+            raise EngineError(f"row {request.row}: vLLM refuses it: {reason}") from error
         return name
 
 
-def _start(model: str, revision: str | None, log: IO[bytes]) -> Any:
+def _settings(vllm: SimpleNamespace, request: Request, room: int) -> dict[str, Any]:
+    """The fields of vLLM's SamplingParams for a request whose prompt leaves room for so many tokens."""
+    s = request.sampling
+    schema = {} if s.schema is None else {"structured_outputs": vllm.StructuredOutputsParams(json=s.schema)}
+    # With ignore_eos nothing but stop_token_ids ends an answer. Where the JSON is complete, the schema admits the model's
+    # own end-of-sequence too, whether it is a stop or not; ignored there, it would be followed by text without a schema.
+    return {
+        "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "seed": request.seed,
+        "stop_token_ids": list(s.stop), "max_tokens": min(s.max_tokens, room), "ignore_eos": s.schema is None,
+        "detokenize": False, "output_kind": vllm.RequestOutputKind.FINAL_ONLY, **schema,
+    }  # fmt: skip
+
+
+def _imported() -> SimpleNamespace:
+    """What is USED of vLLM, and its version. Raises EngineError where there is no vLLM, or one that lacks some of it."""
+    version = "here"
+    found = {}
+    for module, names in USED.items():
+        for name in names:
+            try:
+                version = import_module("vllm").__version__
+                found[name] = getattr(import_module(module), name)
+            except Exception as error:  # builds that do not match fail in many ways
+                if isinstance(error, AttributeError) or getattr(error, "name", None) == module:
+                    raise EngineError(
+                        f"vLLM {version} has no {module}.{name}; replaykit is tested with {TESTED}"
+                    ) from error
+                what = f"{type(error).__name__}: {error}"
+                raise EngineError(
+                    f"vLLM cannot be imported: {what}\n  `--engine transformers` does without."
+                ) from error
+    vllm = SimpleNamespace(version=version, **found)
+    used = _settings(vllm, Request(0, (), Sampling(schema="{}")), 1) | SCORING
+    if unknown := sorted(set(used) - set(signature(vllm.SamplingParams).parameters)):
+        fields = "fields" if len(unknown) > 1 else "field"
+        raise EngineError(
+            f"vLLM {version} has no sampling {fields} {', '.join(map(repr, unknown))}; replaykit is tested with {TESTED}"
+        )
+    return vllm
+
+
+def _start(
+    vllm: SimpleNamespace, model: str, revision: str | None, options: EngineOptions, log: IO[bytes], guard: Guard
+) -> Any:
     gpu = torch.cuda.is_available()
     device: dict[str, Any] = {"dtype": "auto"} if gpu else {"dtype": "float32", "enforce_eager": True}
-    with _aside(log):
-        try:
-            from vllm import LLM
-        except Exception as error:  # builds that do not match fail in many ways
-            what = f"{type(error).__name__}: {error}"
-            raise EngineError(f"vLLM cannot be imported: {what}\n  `--engine transformers` does without.") from error
-        os.environ.update({} if gpu else CPU_ENVIRONMENT | os.environ)
-        try:  # max_model_len -1 is as long as the cache holds
-            name, device["tokenizer_revision"] = models.resolve(model), revision
-            return LLM(
-                name, revision=revision, max_model_len=-1, load_format="safetensors", language_model_only=True, **device
-            )
-        except Exception as error:  # vLLM has no one error for this
-            refused = models.cannot_load(model, ValueError(_reason(log, error)))
-            less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
-            hint = f"\n  {less}, or take a smaller model." if "memory" in str(refused).lower() else ""
-            raise EngineError(f"{refused}{hint}") from error
+    os.environ.update({} if gpu else CPU_ENVIRONMENT | os.environ)
+    try:  # max_model_len -1 is as long as the cache holds
+        name, device["tokenizer_revision"] = models.resolve(model), revision
+        with guard.adopting(), _interruptible():
+            return vllm.LLM(
+                name, revision=revision, max_model_len=-1, load_format="safetensors", language_model_only=True,
+                tensor_parallel_size=options.tensor_parallel, structured_outputs_config=STRUCTURED, **device,
+            )  # fmt: skip
+    except Exception as error:  # vLLM has no one error for this
+        reason = _reason(log, error)
+        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+            raise EngineError(f"vLLM {vllm.version}: {error}; replaykit is tested with {TESTED}") from error
+        refused = models.cannot_load(model, ValueError(reason))
+        less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
+        hint = f"\n  {less}, or take a smaller model." if "memory" in str(refused).lower() else ""
+        raise EngineError(f"{refused}{hint}") from error
 
 
-def _guard(processes: Iterable[BaseProcess]) -> subprocess.Popen[bytes]:
-    """A shell that ends vLLM when its stdin does, at the latest when this process does, even by SIGKILL.
+class _Interrupted(BaseException):
+    """KeyboardInterrupt by a name that vLLM does not know."""
 
-    vLLM's processes do not see that, and would keep the memory for good. A line of input makes it end without.
-    """
-    end = "read -r line || kill " + " ".join(str(process.pid) for process in processes)
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        ["sh", "-c", end], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
-    )
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends what is inside. While vLLM waits for its processes to start, it catches KeyboardInterrupt and waits on."""
+
+    def interrupt(*_: object) -> None:
+        raise _Interrupted
+
+    if current_thread() is not main_thread() or getsignal(SIGINT) is not default_int_handler:
+        yield
+        return
+    signal(SIGINT, interrupt)
+    try:
+        yield
+    except _Interrupted:
+        raise KeyboardInterrupt from None
+    finally:
+        signal(SIGINT, default_int_handler)
 
 
 @contextmanager

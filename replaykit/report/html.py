@@ -59,7 +59,10 @@ th:first-child{text-align:left;position:sticky;left:0;background:var(--card);min
 white-space:normal;overflow-wrap:anywhere} th small{font-weight:400} .scroll,pre{overflow-x:auto}
 .bars{display:grid;gap:.35rem .8rem;align-items:center;grid-template-columns:minmax(6rem,auto) 1fr auto;
 font-size:.9rem;overflow-wrap:anywhere} .bars span:nth-child(3n){text-align:right}
-.bars i{height:.7rem;border-radius:3px;background:var(--c);min-width:2px} dt{color:var(--soft)} dd{margin:0}
+.bars i{display:block;height:.7rem;border-radius:3px;background:var(--c);min-width:2px} .pair i{height:.4rem;margin:1px 0}
+.stack{display:grid;gap:1.25rem;min-width:0} .card .item{margin:1rem 0 .4rem} .item b{color:var(--ink)}
+.item .far{color:var(--red)} .pairs{grid-template-columns:minmax(5rem,32%) minmax(3rem,1fr) auto} .pair i.none{min-width:0}
+dt{color:var(--soft)} dd{margin:0}
 dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem 1.2rem;margin:0;font-size:.9rem;overflow-wrap:anywhere}
 pre{font:.85rem/1.5 ui-monospace,monospace;margin:0}
 @media(max-width:600px){main{padding:1.5rem .8rem 3rem} .card{padding:1rem .9rem} th,td{padding:.5rem}
@@ -89,7 +92,7 @@ def write_report(
         ("Model by model", _comparison(evaluation, colours)),
         ("Skill by skill", _by_skill(evaluation, colours)),
         ("Training loss", _grid(_losses(steps), "grid three")),
-        ("The replay data", _grid(_funnel(name, step["funnel"]) for name, step in steps.items() if step.get("funnel"))),
+        ("The replay data", _grid(card for name, step in steps.items() for card in _replay(name, step))),
         ("The mix", _mixes({name: step for name, step in steps.items() if "requested" in step})),
         ("How it was made", _grid([recipe, _made(steps)])),
     ]
@@ -371,6 +374,56 @@ def _funnel(name: str, funnel: Mapping[str, Any]) -> str:
         part = 100 * count / made if made else 0
         bars += f'<span>{escape(label)}</span><i style="--c:var({colour});width:{part:.1f}%"></i><span>{count:,}</span>'
     return _card(name, f'<div class="bars">{bars}</div>')
+
+
+def _replay(name: str, step: Mapping[str, Any]) -> Iterator[str]:
+    """The cards of a step that makes replay: its funnel, what a judge said of it, what its checks did to the sample."""
+    funnel = _funnel(name, step["funnel"]) if step.get("funnel") else ""
+    if step.get("tags"):
+        yield f'<div class="stack">{funnel}{_tags(name, step["tags"])}</div>'
+    else:
+        yield funnel
+    if step.get("fidelity"):
+        yield _fidelity(name, step["fidelity"])
+
+
+def _fidelity(name: str, fidelity: Mapping[str, Any]) -> str:
+    """For each item two bars a word: grey is its share of the drawn rows, the other its share of those kept."""
+    compared = (
+        f"{fidelity['rows']:,} of {fidelity['drawn']:,} rows drawn were compared, {fidelity['kept']:,} of them kept."
+    )
+    if not fidelity["items"]:
+        return _card(f"{name}: drawn against kept", f"<p>No comparison: {escape(fidelity['note'] or '')}.</p>")
+    body = f"<p>{compared} Grey: share of the drawn rows. Green: share of the kept. A distance of 0 is no change.</p>"
+    for item, found in fidelity["items"].items():
+        far = ' <span class="far">more than chance</span>' if found["distance"] > found["chance"] else ""
+        title = {"length": "length of questions, characters", "category": "category of questions, by their words"}
+        distance = f"distance {found['distance']:.3f}, by chance up to {found['chance']:.3f}"
+        body += f'<p class="item"><b>{escape(title.get(item, item))}</b> {distance}{far}</p>\n<div class="bars pairs">'
+        most = max([*found["raw"], *found["kept"]])
+        for word, raw, kept in zip(found["words"], found["raw"], found["kept"], strict=True):
+            bars = "".join(
+                f'<i{"" if share else " class=none"} style="--c:var({colour});width:{100 * share / most:.1f}%"></i>'
+                for share, colour in ((raw, "--base"), (kept, "--c2"))
+            )
+            shares = f"{100 * raw:.1f} → {100 * kept:.1f} %"
+            body += f'<span>{escape(word)}</span><div class="pair">{bars}</div><span>{shares}</span>'
+        body += "</div>"
+    return _card(f"{name}: drawn against kept", body)
+
+
+def _tags(name: str, tags: Mapping[str, Mapping[str, int]]) -> str:
+    """For each tag a bar a word; what the judge did not say in a readable way is red."""
+    body = ""
+    for tag, counts in tags.items():
+        body += f'<p class="item"><b>{escape(tag)}</b></p>\n<div class="bars">'
+        for word, count in counts.items():
+            style = (
+                f"--c:var({'--red' if word == 'unparsed' else '--c1'});width:{100 * count / max(counts.values()):.1f}%"
+            )
+            body += f'<span>{escape(word)}</span><i style="{style}"></i><span>{count:,}</span>'
+        body += "</div>"
+    return _card(f"{name}: what a judge says of the kept rows", body)
 
 
 def _mixes(mixes: Mapping[str, Mapping[str, Any]]) -> str:

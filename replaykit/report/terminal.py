@@ -27,6 +27,8 @@ from replaykit.report.verdict import (
 )
 from replaykit.runs import Watch
 
+NOTE_SECONDS = 30  # at least, between two notes of one piece of work where stderr is no terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -42,9 +44,14 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
     if kind == "eval" and result.get("models"):
         _show_evaluation(result, console)
         return
+    if kind == "probe" and "template" in result:
+        _show_probe(result, console)
+        return
     rows = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)) for k, v in result.items()]
     if kind in ("select", "generate", "rewrite") and result.get("funnel"):
-        rows = _funnel_rows(result["funnel"])
+        rows = _funnel_rows(result["funnel"]) + list(_sample_rows(result))
+    elif kind == "generate" and "text" in result:  # a dry run
+        rows = [(line, "") for line in result["text"]]
     elif kind == "mix" and "requested" in result:
         rows = _mix_rows(result)
     elif kind == "train" and "steps" in result:
@@ -62,6 +69,56 @@ def _funnel_rows(funnel: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("made", made), *((f"- {reason}", count) for reason, count in dropped.items()), ("kept", funnel["kept"])]
     wide = len(f"{made:,}")
     return [(name, f"{count:{wide},}" + (f"{100 * count / made:5.0f} %" if made else "")) for name, count in rows]
+
+
+def _sample_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is known of the generated rows beyond their funnel: tokens, the checks' effect on the sample, a judge's tags."""
+    if tokens := result.get("tokens"):
+        seconds = f", in {result['seconds']:,.1f} s" if "seconds" in result else ""
+        yield "tokens", ", ".join(f"{count:,} of {what}" for what, count in tokens.items()) + seconds
+    if fidelity := result.get("fidelity"):
+        if fidelity["note"]:
+            yield "fidelity", fidelity["note"]
+        for item, found in fidelity["items"].items():
+            far = ": more than chance" if found["distance"] > found["chance"] else ""
+            yield item, f"{found['distance']:.3f} from the raw sample (chance: {found['chance']:.3f}){far}"
+    for tag, counts in (result.get("tags") or {}).items():
+        yield f"tag {tag}", ", ".join(f"{word} {count:,}" for word, count in counts.items())
+
+
+def _show_probe(found: Mapping[str, Any], console: Console) -> None:
+    """The template's parts with their token ids, what else the template does, samples and the verdict."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+
+    def row(name: str, text: str, ids: Sequence[int] = ()) -> None:
+        grid.add_row(Text(f"  {name}"), Text(text))
+        if ids:
+            grid.add_row(Text(), Text(" ".join(map(str, ids)), style="dim"))
+
+    row("model", str(found["model"]))
+    for part, value in found["template"].items():
+        name = part.replace("_", " ").replace("pre query", "pre-query")
+        if value is None:
+            row(name, "none: one question only")
+        else:
+            row(name, repr(value["text"]), value["ids"])
+    row("stop", " ".join(map(repr, found["stop"]["text"])), found["stop"]["ids"])
+    if "system" in found:  # else a base model, which has no chat template
+        row("system prompt", found["system"])
+        row("default system", repr(found["default_system"]) if found["default_system"] else "none")
+        row("date", f"frozen at {found['date']}" if found["date"] else "not asked for")
+        row("BOS", f"{found['bos']} in the pre-query")
+        row("thinking", repr(found["thinking"]) if found["thinking"] else "none")
+    defaults = [f"{name} {value:g}" for name, value in (found["defaults"] or {}).items() if value is not None]
+    row("defaults", ", ".join(defaults) or "none in generation_config")
+    for place, sample in enumerate(found.get("samples", []), 1):
+        row("samples" if place == 1 else "", f"{place:>2} {sample!r}")
+    console.print(Text("probe", style="bold"))
+    console.print(grid)
+    console.print(Text(found["verdict"]))
 
 
 def _mix_rows(mix: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -143,32 +200,40 @@ def progress() -> Iterator[Watch]:
     from rich import progress as rich
     from rich.console import Console
 
-    words, count = (rich.TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[count]"))
+    fields = ("description", "fields[count]", "fields[note]")
+    words, count, note_ = (rich.TextColumn(f"{{task.{field}}}", markup=False) for field in fields)
     bar = (rich.SpinnerColumn(finished_text="✓"), words, rich.BarColumn(24), count)
-    times = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+    times = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), note_)
     tasks: dict[str, rich.TaskID] = {}
     # A result printed meanwhile still belongs on stdout.
     with rich.Progress(*bar, *times, console=Console(stderr=True), redirect_stdout=False) as bars:
 
-        def watch(what: str, done: int, total: int | None) -> None:
+        def watch(what: str, done: int, total: int | None, note: str = "") -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, completed=done, count="")
+                tasks[what] = bars.add_task(what, total=total, completed=done, count="", note="")
             text = f"{done:,}" if total is None else f"{done:,}/{total:,}"
-            bars.update(tasks[what], total=total, completed=done, count=text)
+            bars.update(tasks[what], total=total, completed=done, count=text, note=note)
 
         yield watch
 
 
 def _lines() -> Watch:
+    """Lines on stderr: when a piece of work starts and ends, and its note every half minute."""
     started: dict[str, float] = {}
+    said: dict[str, float] = {}
     ended: set[str] = set()
 
-    def watch(what: str, done: int, total: int | None) -> None:
+    def watch(what: str, done: int, total: int | None, note: str = "") -> None:
+        now = time.monotonic()
         if what not in started:
-            started[what] = time.monotonic()
+            started[what] = said[what] = now
             sys.stderr.write(f"{what} ...\n")
+        remark = f", {note}" if note else ""
         if done == total and what not in ended:
             ended.add(what)
-            sys.stderr.write(f"{what}: {done:,} in {time.monotonic() - started[what]:.1f} s\n")
+            sys.stderr.write(f"{what}: {done:,} in {now - started[what]:.1f} s{remark}\n")
+        elif note and what not in ended and now - said[what] >= NOTE_SECONDS:
+            said[what] = now
+            sys.stderr.write(f"{what}: {done:,}{'' if total is None else f'/{total:,}'}{remark}\n")
 
     return watch

@@ -1,0 +1,270 @@
+"""Duplicates: exactly the pairs that are similar enough, found in one pass, however many rows there are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaykit.checks.duplicates import Table, Twins, bands_for, shingles
+from replaykit.nano import world
+from replaykit.text import normalise
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+Verdict = tuple[str, int] | None
+
+
+def verdicts(texts: Sequence[str], threshold: float | None, slots: int = 3 * 2**14) -> list[Verdict]:
+    twins = Twins(threshold, texts.__getitem__, slots=slots)
+    return [twins.find(row, text) for row, text in enumerate(texts)]
+
+
+@cache
+def pieces(text: str) -> frozenset[str]:
+    """The 5-character shingles, written down a second time."""
+    normal = normalise(text)
+    return frozenset({normal[k : k + 5] for k in range(len(normal) - 4)} or {normal})
+
+
+def jaccard(one: str, other: str) -> float:
+    a, b = pieces(one), pieces(other)
+    return len(a & b) / len(a | b)
+
+
+def sentence(rng: random.Random, n: int = 20) -> list[str]:
+    return ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(n)]
+
+
+def changed(words: list[str], rng: random.Random, n: int) -> list[str]:
+    words = list(words)
+    for place in rng.sample(range(len(words)), n):
+        words[place] = sentence(rng, 1)[0]
+    return words
+
+
+# --- exact duplicates -----------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_stood_before_up_to_case_width_and_spacing_is_a_duplicate() -> None:
+    texts = ["What is 2 + 2?", "what  is\n2+2 ?", "What is 2 - 2?", "ＷＨＡＴ is 2 - 2?", "What is 2 + 2?"]
+    assert verdicts(texts, None) == [None, ("duplicate", 0), None, ("duplicate", 2), ("duplicate", 0)]
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5, 0.9, 1.0])
+def test_the_shortest_texts_are_duplicates_only_of_themselves(threshold: float | None) -> None:
+    texts = [
+        "",
+        "a",
+        "ab",
+        "abcd",
+        "abcde",
+        "abcdf",
+        "好",
+        "好的",
+        "\ud800",
+        "a",
+        " ",
+        "AB",
+        "abcd",
+        "abcde",
+        "好",
+        "\ud800",
+    ]
+    expected = [None] * 9 + [("duplicate", row) for row in (1, 0, 2, 3, 4, 6, 8)]
+    assert verdicts(texts, threshold) == expected
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(alphabet="aAb ?1é好", max_size=6), max_size=40))
+def test_every_exact_duplicate_is_found_whatever_the_texts(texts: list[str]) -> None:
+    first: dict[str, int] = {}
+    expected: list[Verdict] = []
+    for row, text in enumerate(texts):
+        seen = first.setdefault(normalise(text), row)
+        expected.append(None if seen == row else ("duplicate", seen))
+    assert verdicts(texts, None) == expected
+
+
+def test_no_exact_duplicate_is_missed_among_many_rows() -> None:
+    texts = [str(number) for number in range(20_000)]
+    found = verdicts(texts + texts, None, slots=2**19)  # the default's load at 960,000 rows
+    assert found[:20_000] == [None] * 20_000
+    assert found[20_000:] == [("duplicate", row) for row in range(20_000)]
+
+
+# --- near duplicates ------------------------------------------------------------------------------------------------
+
+
+def brute_force(texts: Sequence[str], threshold: float, found: list[Verdict]) -> tuple[int, int]:
+    """(pairs to find, pairs found). Fails for a row that was dropped without a cause, or for the wrong one."""
+    kept: list[int] = []
+    there = 0
+    for row, text in enumerate(texts):
+        verdict = found[row]
+        alike = [earlier for earlier in kept if jaccard(texts[earlier], text) >= threshold]
+        same = [earlier for earlier in alike if normalise(texts[earlier]) == normalise(text)]
+        if same:
+            assert verdict == ("duplicate", same[0])
+        elif verdict is not None:
+            assert verdict[0] == "near_duplicate"
+            assert verdict[1] in alike
+        there += bool(alike and not same)
+        if verdict is None:
+            kept.append(row)
+    return there, sum(verdict is not None and verdict[0] == "near_duplicate" for verdict in found)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9, 1.0])
+def test_near_duplicates_are_those_of_comparing_every_pair(threshold: float) -> None:
+    rng = random.Random(7)
+    texts = [" ".join(sentence(rng, 40)) for _ in range(60)]
+    texts += [
+        " ".join(changed(rng.choice(texts[:60]).split(), rng, rng.choice([0, 1, 1, 2, 3, 6]))) for _ in range(200)
+    ]
+    texts += [task.prompt for task in world.draw_old(200, seed=3)]
+    there, found = brute_force(texts, threshold, verdicts(texts, threshold))
+    assert there >= (10 if threshold < 1 else 0)
+    assert found >= 0.98 * there
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.text(alphabet="ab c", max_size=12) | st.sampled_from(["one red apple", "one red apples"]), max_size=20),
+    st.sampled_from([0.2, 0.5, 0.8, 1.0]),
+)
+def test_no_pair_is_called_similar_that_is_not(texts: list[str], threshold: float) -> None:
+    brute_force(texts, threshold, verdicts(texts, threshold))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
+def test_pairs_at_the_threshold_are_found_98_times_in_100(threshold: float) -> None:
+    """Of 40 words some are replaced until the pair is just about as similar as the threshold."""
+    rng, pairs = random.Random(11), []
+    while len(pairs) < 400:
+        words = sentence(rng, 40)
+        for n in range(1, 20):
+            one, other = " ".join(words), " ".join(changed(words, rng, n))
+            if threshold <= jaccard(one, other) < threshold + 0.02:
+                pairs.append((one, other))
+                break
+    texts = [text for pair in pairs for text in pair]
+    found = verdicts(texts, threshold)
+    assert sum(found[row] == ("near_duplicate", row - 1) for row in range(1, len(texts), 2)) >= 0.98 * len(pairs)
+    assert all(found[row] is None for row in range(0, len(texts), 2))
+
+
+def test_a_near_duplicate_is_not_remembered_so_a_chain_does_not_drift() -> None:
+    rng = random.Random(13)
+    chain = [sentence(rng, 40)]
+    while len(chain) < 12:
+        chain.append(changed(chain[-1], rng, 1))
+    texts = [" ".join(words) for words in chain]
+    found = verdicts(texts, 0.8)
+    for row, verdict in enumerate(found):
+        assert (verdict is None) == (
+            row == 0 or all(jaccard(texts[k], texts[row]) < 0.8 for k in range(row) if not found[k])
+        )
+    assert 1 < found.count(None) < 12
+
+
+def test_a_threshold_of_one_takes_texts_of_the_same_shingles() -> None:
+    assert verdicts(["a b a b a b", "A b a b a b a b", "a b a b a c"], 1.0) == [None, ("near_duplicate", 0), None]
+
+
+def test_without_a_threshold_nothing_is_nearly_the_same() -> None:
+    texts = ["Name the capital of Peru, please.", "Name the capital of Peru, please!"]
+    assert verdicts(texts, 0.8) == [None, ("near_duplicate", 0)]
+    assert verdicts(texts, None) == [None, None]
+
+
+@pytest.mark.parametrize("threshold", [0.04, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0])
+def test_the_bands_find_a_pair_at_the_threshold_and_no_longer_ones_would(threshold: float) -> None:
+    bands, rows = bands_for(threshold)
+    assert bands * rows <= 128
+    assert 1 - (1 - threshold**rows) ** bands >= 0.99
+    assert rows == 128 or 1 - (1 - threshold ** (rows + 1)) ** (128 // (rows + 1)) < 0.99
+
+
+# --- memory, order, processes ---------------------------------------------------------------------------------------
+
+
+def test_the_table_keeps_its_size_and_forgets_the_oldest_rows() -> None:
+    texts = [f"question number {number} of many" for number in range(3000)]
+    twins = Twins(None, texts.__getitem__, slots=1024)
+    size = twins._table._slots.nbytes
+    assert [twins.find(row, text) for row, text in enumerate(texts)] == [None] * 3000
+    assert twins._table._slots.nbytes == size < 1024 * 8 + 1
+    late = [twins.find(3000 + row, texts[row]) for row in range(2900, 3000)]
+    assert late == [("duplicate", row) for row in range(2900, 3000)]
+    assert twins.find(4000, texts[0]) is None
+
+
+def test_in_a_full_bucket_the_least_row_gives_way() -> None:
+    table = Table(8, 0)
+    hashes = [np.array([number << 40], dtype=np.uint64) for number in range(1, 11)]
+    for row, value in enumerate(hashes):
+        table.put(value, row)
+    assert [table.get(value)[0] for value in hashes] == [[], [], *([row] for row in range(2, 10))]
+
+
+def test_the_same_rows_give_the_same_verdicts_in_another_process() -> None:
+    code = (
+        "from replaykit.checks.duplicates import Twins\nfrom replaykit.nano import world\n"
+        "texts = [task.prompt for task in world.draw_old(300, seed=4)]\n"
+        "twins = Twins(0.6, texts.__getitem__, slots=3 * 2**14)\n"
+        "print([twins.find(row, text) for row, text in enumerate(texts)])"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": seed}, check=True
+        )
+        for seed in ("1", "2")
+    ]
+    here = verdicts([task.prompt for task in world.draw_old(300, seed=4)], 0.6)
+    assert runs[0].stdout == runs[1].stdout == f"{here}\n"
+    assert here.count(None) < 290
+
+
+def test_more_rows_later_change_no_verdict_before() -> None:
+    texts = [task.prompt for task in world.draw_old(400, seed=5)]
+    assert verdicts(texts, 0.7)[:150] == verdicts(texts[:150], 0.7)
+
+
+def test_only_rows_that_may_be_twins_are_read_back() -> None:
+    texts = [" ".join(sentence(random.Random(row))) for row in range(300)]
+    read: list[int] = []
+
+    def reader(row: int) -> str:
+        read.append(row)
+        return texts[row]
+
+    twins = Twins(0.9, reader)
+    assert [twins.find(row, text) for row, text in enumerate(texts)] == [None] * 300
+    assert len(read) <= 3
+    assert twins.find(300, texts[17].upper()) == ("duplicate", 17)
+    assert read[-1] == 17
+
+
+def test_shingles_are_of_characters_not_of_bytes() -> None:
+    assert shingles("今天天气很好") == {"今天天气很", "天天气很好"}
+    assert shingles("abc") == {"abc"}
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+def test_real_questions_have_the_near_duplicates_of_comparing_every_pair() -> None:
+    with gzip.open(DATA / "t0_pool.jsonl.gz", "rt", encoding="utf-8") as stream:
+        texts = [json.loads(line)["prompt"][:300] for line, _ in zip(stream, range(700), strict=False)]
+    there, found = brute_force(texts, 0.7, verdicts(texts, 0.7))
+    assert there >= 10
+    assert found >= 0.98 * there

@@ -1,0 +1,207 @@
+"""Overlap with the evaluation: its prompts are recognised inside other text, and other tasks of the same kind are not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaykit.checks.overlap import Overlap
+from replaykit.nano import world
+from replaykit.text import words
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+STORY = (
+    "Weng earns 12 dollars an hour for babysitting. Yesterday, she just did 50 minutes of babysitting for her neighbour, "
+    "and then she walked home through the rain with an umbrella. How much did she earn?"
+)
+
+
+def held(prompt: str) -> tuple[str, str]:
+    return "eval_overlap", prompt
+
+
+# --- what overlaps --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        STORY,
+        STORY.upper(),
+        STORY.replace(" ", "\n"),
+        STORY.replace(",", ""),
+        f"Solve step by step.\n\n{STORY}\n\nAnswer:",
+        STORY.replace("Yesterday", "Yesterday!").replace("How much did she earn?", "How much did she get?"),
+    ],
+)
+def test_a_row_that_holds_a_long_prompt_overlaps_and_names_it(row: str) -> None:
+    assert Overlap(["What is 2 + 2?", STORY]).find(row) == held(STORY)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        STORY.replace("50 minutes", "45 minutes"),
+        " ".join(STORY.split()[:15]),
+        " ".join(random.Random(1).sample(STORY.split(), len(STORY.split()))),
+        "Anna earns 9 dollars an hour for painting walls. How much does she earn in 20 minutes, and what is left of it then?",
+        "",
+    ],
+)
+def test_a_row_with_other_numbers_or_a_part_or_the_same_words_otherwise_does_not(row: str) -> None:
+    assert Overlap([STORY]).find(row) is None
+
+
+def test_a_short_prompt_is_the_whole_row_with_its_signs() -> None:
+    overlap = Overlap(["What is 7 + 5?", "Name the capital of Peru."])
+    assert overlap.find("what is 7+5 ?") == held("What is 7 + 5?")
+    assert overlap.find("What is 7 - 5?") is None
+    assert overlap.find("What is 7 + 5? And 8 + 5?") is None
+    assert overlap.find("Tell me, name the capital of Peru.") is None
+
+
+def test_a_prompt_without_spaces_is_compared_by_its_characters() -> None:
+    prompt = "小明有十二个苹果，他给了小红三个，又从树上摘了五个，现在他一共有多少个苹果？"
+    overlap = Overlap([prompt])
+    assert overlap.find(f"请回答下面的问题：{prompt}谢谢。") == held(prompt)
+    assert overlap.find(prompt.replace("十二个苹果，他给了小红三个", "九只兔子，他送给了小兰四只")) is None
+
+
+def test_the_earliest_of_several_prompts_is_named() -> None:
+    other = STORY.replace("Weng", "Anna").replace("babysitting", "gardening").replace("umbrella", "old hat")
+    overlap = Overlap([other, STORY])
+    assert overlap.find(f"{STORY}\n{other}") == held(other)
+    assert overlap.find(STORY) == held(STORY)
+
+
+def test_no_prompts_and_empty_ones_match_nothing() -> None:
+    for prompts in ([], ["", " \n"]):
+        overlap = Overlap(prompts)
+        assert overlap.find("") is None
+        assert overlap.find(STORY) is None
+
+
+# --- templates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skill", [*world.OLD_SKILLS, *world.NEW_SKILLS])
+def test_other_tasks_of_the_same_skill_do_not_overlap_and_the_held_out_ones_do(skill: str) -> None:
+    tests = [task.prompt for task in world.draw(skill, 60, seed=3, held_out=True)]
+    overlap = Overlap(tests)
+    assert [task.prompt for task in world.draw(skill, 300, seed=3) if overlap.find(task.prompt)] == []
+    assert [prompt for prompt in tests if overlap.find(prompt) != held(prompt)] == []
+
+
+TEMPLATE = (
+    "You are given a {} and have to say what it is, as briefly as you can. Think about it first, then give one word and "
+    "nothing else, because the answer is compared letter by letter with the one that was expected. Here it is now: {}"
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "overlaps"),
+    [
+        (("noun", "stone"), True),
+        (("noun", "cloud"), False),
+        (("noun", "river"), False),
+        (("verb", "stone"), False),
+        (("pronoun", "he"), True),
+    ],
+)
+def test_a_long_template_with_a_slot_at_each_end_matches_only_with_both_filled_alike(
+    row: tuple[str, str], overlaps: bool
+) -> None:
+    tests = [TEMPLATE.format(*slots) for slots in (("noun", "stone"), ("adverb", "river"), ("pronoun", "he"))]
+    assert (Overlap(tests).find(TEMPLATE.format(*row)) is not None) is overlaps
+
+
+def test_a_shared_passage_is_not_yet_the_same_question() -> None:
+    tests = [f"{STORY} {question}" for question in ("Who is wet by now?", "Who has paid her, and was it enough?")]
+    overlap = Overlap(tests)
+    assert overlap.find(f"{STORY} Where does the neighbour live?") is None
+    assert [overlap.find(test) for test in tests] == [held(test) for test in tests]
+
+
+def test_a_prompt_made_only_of_parts_of_others_is_known_by_its_whole_text() -> None:
+    longer = f"{STORY} And how much would it have been for a whole day without any rain?"
+    overlap = Overlap([STORY, longer])
+    assert overlap.find(STORY) == held(STORY)
+    assert overlap.find(longer) == held(longer)
+    assert overlap.find(f"Look: {STORY}") is None
+
+
+def test_prompts_that_repeat_themselves_or_each_other_are_still_found() -> None:
+    loop = "buy one red apple and two green pears for the old man on the hill " * 3
+    overlap = Overlap([loop, loop.upper(), STORY, STORY.replace(".", "!")])
+    assert overlap.find(f"Please {loop}") == held(loop)
+    assert overlap.find(f"Please {STORY}") == held(STORY)
+
+
+# --- general --------------------------------------------------------------------------------------------------------
+
+
+def brute_force(prompt: str, row: str, n: int, coverage: float) -> bool:
+    """For a single prompt, where every run is its own and one stretch."""
+
+    def runs(text: str) -> list[tuple[str, ...]]:
+        found = words(text)
+        return [tuple(found[k : k + n]) for k in range(len(found) - n + 1)]
+
+    wanted = list(dict.fromkeys(runs(prompt)))
+    if len(wanted) < len(runs(prompt)) or not wanted:
+        return False
+    share = sum(run in runs(row) for run in wanted) / len(wanted)
+    return share >= (1 if len(wanted) <= n else coverage)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.sampled_from("red green blue one two".split()), max_size=30),
+    st.lists(st.sampled_from("red green blue one two".split()), max_size=30),
+    st.integers(1, 4),
+    st.sampled_from([0.5, 0.8, 1.0]),
+)
+def test_what_overlaps_is_what_counting_runs_says(one: list[str], other: list[str], n: int, coverage: float) -> None:
+    prompt, row = " ".join(one), " ".join([*other, *one[: len(one) - len(other) % 4], *other])
+    found = Overlap([prompt], n=n, coverage=coverage).find(row)
+    if brute_force(prompt, row, n, coverage):
+        assert found == held(prompt)
+    elif (
+        len(words(prompt)) == len({*zip(*(words(prompt)[k:] for k in range(n)), strict=False)}) + n - 1
+    ):  # no run twice
+        assert found is None or prompt == row
+
+
+def test_the_same_prompts_find_the_same_in_another_process() -> None:
+    code = (
+        "from replaykit.checks.overlap import Overlap\n"
+        f"overlap = Overlap([{STORY!r}])\nprint(overlap._hashes.tolist(), overlap.find('So: ' + {STORY!r}))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": seed}, check=True
+        )
+        for seed in ("1", "2")
+    ]
+    assert runs[0].stdout == runs[1].stdout == f"{Overlap([STORY])._hashes.tolist()} {held(STORY)}\n"
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+def test_real_test_questions_are_found_and_no_training_question_is_taken_for_one() -> None:
+    def questions(name: str) -> list[str]:
+        with gzip.open(DATA / f"{name}.jsonl.gz", "rt", encoding="utf-8") as stream:
+            return [json.loads(line)["question"] for line in stream]
+
+    tests, train = questions("gsm8k_test"), questions("gsm8k_train")
+    overlap = Overlap(tests)
+    assert all(overlap.find(f"Question: {test}\nAnswer:") for test in tests)
+    assert [question for question in train if overlap.find(question)] == []

@@ -38,6 +38,7 @@ from replaykit.errors import RecipeError, did_you_mean
 
 RECIPE_FILE = "replaykit.yaml"
 SHORT = {"target": "path", "pool": "path", "prompts": "path", "engine": "name"}  # what a bare word in a section means
+BRANCH = re.compile(r"constrained-|literal\[|list\[")  # pydantic's names for the kinds that a value may be of
 EXPONENT = re.compile(r"(\d+(?:\.\d*)?)[eE]([+-]?)(\d+)")  # a number only with a point and a sign, in YAML 1.1
 
 
@@ -384,13 +385,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def explain(error: ValidationError) -> list[str]:
-    """One line a problem: the dotted path of the key, what is wrong, what it may be."""
+    """One line a problem: the dotted path of the key, what is wrong, what it may be.
+
+    Where a value may be of several kinds, what each of them would want stands on one line.
+    """
+    lines: dict[str, str] = {}
+    for line in _problems(error):
+        path, _, text = line.partition(": ")
+        lines[path] = f"{lines[path]}, or {text}" if path in lines and "unknown key" not in text else text
+    return [f"{path}: {text}" if text else path for path, text in lines.items()]
+
+
+def _problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         place = problem["loc"][:-1] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
         value, kind, message = problem["input"], problem["type"], problem["msg"]
         bare_word = isinstance(value, bool) and (place != problem["loc"] or kind == "invalid_key")
-        path = ".".join(str(part) for part in (place[:-1] if bare_word else place))
+        path = ".".join(str(part) for part in (place[:-1] if bare_word else place) if not BRANCH.match(str(part)))
         if kind == "extra_forbidden":
             lines.append(f"{path}: unknown key{did_you_mean(str(problem['loc'][-1]), _known_keys(problem['loc']))}")
             continue

@@ -147,7 +147,8 @@ class Renderer:
         self._beyond = header[len(due) :]
         joint = self._joint(pre_query)
         system, after_system = self._system(pre_query)
-        user_headers = [(joint or "").removeprefix(end_of_answer).removeprefix(end_of_question), after_system]
+        after_turns = [joint or "", after_system]
+        user_headers = [text.removeprefix(end_of_answer).removeprefix(end_of_question) for text in after_turns]
         user_header = next((text for text in user_headers if text and pre_query.endswith(text)), "")
         return Template(
             pre_query, end_of_question, header, end_of_answer, joint, system, _default_system(pre_query, user_header),
@@ -169,8 +170,9 @@ class Renderer:
     def _answer(self) -> tuple[str, str]:
         """What a finished exchange shows between the question and the answer, and after it."""
         whole = self([USER, {"role": "assistant", "content": ANSWER}])
-        if whole.count(ANSWER) != 1 or whole.count(QUESTION) != 1:
-            raise self._cannot(f"shows an answer {whole.count(ANSWER)} times, not once")
+        for what, text in (("an answer", ANSWER), ("an answered question", QUESTION)):
+            if whole.count(text) != 1:
+                raise self._cannot(f"shows {what} {whole.count(text)} times, not once")
         before, end = whole.split(ANSWER)
         return before.split(QUESTION)[1], end
 

@@ -446,6 +446,12 @@ def test_an_answer_that_is_shown_otherwise_than_it_is_asked_for_stands_after_the
     assert learned(chat, chat.example(conversation("2 + 2?", "4", "1 + 3?", "5"))) == "5" + END
 
 
+def test_a_generation_prompt_that_closes_thoughts_does_not_open_them() -> None:
+    chat = with_template(LLAMA + "{% if add_generation_prompt %}{{ '</think>' }}{% endif %}")
+    assert chat.template == template(BOS + USER, END, END + ASSISTANT + "</think>", END, END + USER, thought="</think>")
+    assert learned(chat, chat.example(conversation("2 + 2?", "4"))) == "4" + END
+
+
 def test_a_thought_is_a_special_token_that_may_be_written_where_the_model_thinks() -> None:
     tokenizer = load_tokenizer("nano")
     tokenizer.add_special_tokens({"extra_special_tokens": ["<think>"]})  # type: ignore[dict-item]

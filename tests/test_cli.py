@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from replaykit import models
 from replaykit.cli import app
 from replaykit.nano import world
 from replaykit.records import Record, dialogue, read_jsonl, write_jsonl
@@ -24,6 +26,14 @@ def type_in(*words: object, code: int = 0) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == code, result.output
     return result.stdout if code == 0 else result.stderr
+
+
+def plain_tokenizer(folder):
+    """The embedded model's tokenizer without its chat template, and its config, but no weights."""
+    tokenizer = models.load_tokenizer("nano")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    shutil.copy(Path(models.resolve("nano")) / "config.json", folder)
 
 
 @pytest.fixture
@@ -122,9 +132,94 @@ def test_json_is_one_object_and_nothing_else(small_run):
 
 
 def test_probe_without_samples_needs_no_weights(here):
-    probed = json.loads(type_in("probe", "--model", "nano", "--samples", 0, "--json"))
-    assert probed["pre_query"]["text"].endswith("user<|end_header_id|>\n\n")
-    assert probed["samples"] == []
+    shutil.copytree(models.resolve("nano"), "tokenizer-only", ignore=shutil.ignore_patterns("*.safetensors"))
+    probed = json.loads(type_in("probe", "--model", "./tokenizer-only", "--samples", 0, "--json"))
+    assert probed["template"]["pre_query"]["text"].endswith("user<|end_header_id|>\n\n")
+    assert probed["template"]["joint"]["text"].startswith("<|eot_id|>")
+    assert probed["template"]["joint"]["ids"][0] == probed["stop"]["ids"][0]
+    assert (probed["bos"], probed["system"], probed["date"]) == (1, "own block", None)
+    assert "samples" not in probed
+
+
+def test_probe_shows_what_the_model_asks_itself(here):
+    probed = json.loads(type_in("probe", "--model", "nano", "--engine", "transformers", "--samples", 3, "--json"))
+    assert len(set(probed["samples"])) == 3
+    assert "3 of 3 questions came to an end by themselves" in probed["verdict"]
+    shown = type_in("probe", "--model", "nano", "--engine", "transformers", "--samples", 3)
+    assert all(sample.split()[0] in shown for sample in probed["samples"])
+
+
+def test_a_template_by_hand_serves_where_there_is_none(here):
+    plain_tokenizer("plain")
+    shutil.copy(Path(models.resolve("nano")) / "model.safetensors", "plain")
+    header = "<|start_header_id|>{}<|end_header_id|>\\n\\n"
+    words = [
+        "--model", "./plain", "--pre-query", "<|begin_of_text|>" + header.format("user"), "--stop", "<|eot_id|>",
+        "--engine", "transformers",
+    ]  # fmt: skip
+    probed = json.loads(type_in("probe", *words, "--samples", 4, "--json"))
+    assert len(probed["samples"]) == 4
+    assert "--answer-header" in type_in("generate", *words, "-n", 4, code=1)
+    type_in("generate", *words, "-n", 4, "--answer-header", "<|eot_id|>" + header.format("assistant"))
+    type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 4)
+    by_hand, derived = (list(read_jsonl(f"runs/{name}/generate/rows.jsonl")) for name in ("plain", "nano"))
+    assert [row.messages for row in by_hand] == [row.messages for row in derived]
+
+
+def test_a_base_model_says_that_it_writes_plain_text(here):
+    plain_tokenizer("plain")
+    probed = json.loads(type_in("probe", "--model", "./plain", "--samples", 0, "--json"))
+    assert "base model" in probed["verdict"]
+    assert probed["template"]["start"]["text"] == "<|begin_of_text|>"
+
+
+def test_generate_takes_its_settings_from_flags(here):
+    type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 6, "--schedule", "magpie-pro",
+            "--system", "math", "--system", "Be short.=2", "--seed", 4)  # fmt: skip
+    manifest = json.loads(Path("runs/nano/generate/manifest.json").read_text())
+    assert manifest["sampling"]["systems"] == {"math": 1.0, "Be short.": 2.0}
+    assert manifest["sampling"]["schedule"] == "magpie-pro"
+    assert (manifest["rows"], manifest["seed"]) == (6, 4)
+    assert {row.meta["system"] for row in read_jsonl("runs/nano/generate/rows.jsonl")} <= {"math", "Be short."}
+
+
+def test_a_file_of_prompts_is_answered_line_by_line(here):
+    Path("asked.txt").write_text("What is the capital of France?\n\nWhat is the capital of Italy?\n")
+    type_in("generate", "--model", "nano", "--engine", "transformers", "--prompts", "asked.txt")
+    rows = list(read_jsonl("runs/nano/generate/rows.jsonl"))
+    assert [row.answer for row in rows] == ["Paris", "Rome"]
+    Path("asked.jsonl").write_text('{"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}\n')
+    type_in("generate", "--model", "nano", "--engine", "transformers", "--prompts", "asked.jsonl")
+    assert [row.answer for row in read_jsonl("runs/nano/generate/rows.jsonl")] == ["Madrid"]
+    Path("asked.jsonl").write_text('{"prompt": ""}\n')
+    assert "asked.jsonl:1: there is no question in this row" in type_in(
+        "generate", "--model", "nano", "--prompts", "asked.jsonl", code=1
+    )
+
+
+def test_a_dry_run_says_what_it_takes_and_draws_nothing(here):
+    told = json.loads(type_in("generate", "--model", "nano", "-n", 5000, "--dry-run", "--json"))
+    assert told["draw"] > told["rows"] == 5000
+    assert told["hours"] > 0
+    assert told["basis"]["yield"] == "assumed"
+    assert not Path("runs").exists()
+
+
+def test_tags_of_a_judge_that_cannot_judge_are_unparsed_and_drop_nothing(here):
+    type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 5, "--tags")
+    rows = list(read_jsonl("runs/nano/generate/rows.jsonl"))
+    assert len(rows) == 5
+    assert all(row.meta["tags"]["quality"] == "unparsed" for row in rows)
+    manifest = json.loads(Path("runs/nano/generate/manifest.json").read_text())
+    assert manifest["tags"]["difficulty"] == {"unparsed": 5}
+
+
+def test_the_generate_manifest_says_how_far_the_checks_bent_the_sample(here):
+    type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 120)
+    manifest = json.loads(Path("runs/nano/generate/manifest.json").read_text())
+    assert manifest["fidelity"]["kept"] == 120 <= manifest["fidelity"]["drawn"]
+    assert manifest["fidelity"]["items"].keys() == {"length", "language", "category"}
+    assert manifest["tokens"]["questions"] > manifest["tokens"]["answers"] > 120
 
 
 def test_another_ratio_makes_another_mix_and_keeps_the_old_one(small_run):
@@ -176,7 +271,7 @@ def test_a_model_that_cannot_be_fetched_is_one_clear_message(here, monkeypatch):
     [
         (["generate"], "generate needs model"),
         (["generate", "--model", "lama3"], "did you mean 'llama3'"),
-        (["generate", "--model", "nano", "--engine", "vlm"], "must be 'auto', 'vllm' or 'transformers'"),
+        (["generate", "--model", "nano", "--engine", "vlm"], "must be 'auto', 'vllm', 'openai' or 'transformers'"),
         (["select"], "select needs target"),
         (["select", "--target", "absent.jsonl", "--pool", "absent.jsonl"], "absent.jsonl: no such file"),
         (["rewrite", "--model", "nano"], "rewrite needs target"),
@@ -220,10 +315,6 @@ def test_an_empty_pool_is_one_clear_message(small_run):
     assert "pool.jsonl: there is no row in it" in type_in("select", code=1)
 
 
-def test_a_model_without_a_chat_template_is_one_clear_message(here, tmp_path):
-    from replaykit.models import load_tokenizer
-
-    tokenizer = load_tokenizer("nano")
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path / "plain")
-    assert "has no chat template" in type_in("probe", "--model", tmp_path / "plain", "--samples", 0, code=1)
+def test_a_conversation_for_a_model_without_a_chat_template_is_one_clear_message(small_run):
+    plain_tokenizer("plain")
+    assert "has no chat template" in type_in("mix", "--model", "./plain", "--ratio", 0, code=1)

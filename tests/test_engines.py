@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from replaykit.chat import Chat
 from replaykit.engines import Completion, Engine, Request, Sampling, choose, load_engine, vllm
+from replaykit.engines.transformers import TransformersEngine
 from replaykit.errors import EngineError
+from replaykit.recipe import EngineOptions
 from replaykit.records import dialogue
 
 QUESTIONS = ["What is the capital of France?", "Reverse the word: stone", "Hello", "What is 12 + 7?"]
@@ -31,7 +39,7 @@ def engine(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(f"{request.param}_engine")
 
 
-def by_row(engine: Engine, requests: Iterable[Request]) -> dict[int, Completion]:
+def by_row(engine: Engine, requests: Iterable[Request | None]) -> dict[int, Completion]:
     return {completion.row: completion for completion in engine.complete(requests)}
 
 
@@ -76,9 +84,7 @@ def test_different_seeds_draw_different_tokens(engine: Engine, chat: Chat) -> No
 
 
 def test_a_low_top_p_draws_from_the_nucleus_only(engine: Engine, transformers_engine: Any, chat: Chat) -> None:
-    header = torch.tensor([chat.pre_query])
-    with torch.inference_mode():
-        probabilities = transformers_engine.model(header).logits[0, -1].double().softmax(0).sort(descending=True)
+    probabilities = first_probabilities(transformers_engine, chat).sort(descending=True)
     before = probabilities.values.cumsum(0) - probabilities.values
     nucleus = set(probabilities.indices[before < 0.5].tolist())
 
@@ -88,6 +94,83 @@ def test_a_low_top_p_draws_from_the_nucleus_only(engine: Engine, transformers_en
 
     assert drawn(0.5) <= nucleus
     assert drawn(1.0) - nucleus
+
+
+def first_probabilities(engine: Any, chat: Chat) -> torch.Tensor:
+    """Of the first token of a question, sorted by token id."""
+    with torch.inference_mode():
+        return engine.model(torch.tensor([chat.pre_query])).logits[0, -1].double().softmax(0)
+
+
+def test_top_k_is_cut_before_top_p(engine: Engine, transformers_engine: Any, chat: Chat) -> None:
+    best = first_probabilities(transformers_engine, chat).sort(descending=True)
+    first, second, third = best.indices[:3].tolist()
+    of_three = float(best.values[:2].sum() / best.values[:3].sum())  # where top-p leaves the third out, of three only
+
+    def drawn(**sampling: Any) -> set[int]:
+        settings = Sampling(max_tokens=1, temperature=1.0, **sampling)
+        return {c.tokens[0] for c in engine.complete(Request(i, chat.pre_query, settings, i) for i in range(300))}
+
+    assert drawn(top_k=3) == {first, second, third}
+    assert drawn(top_k=1) == {first}
+    assert len(drawn(top_p=of_three - 1e-3)) > 2
+    assert drawn(top_k=3, top_p=of_three - 1e-3) == {first, second}
+
+
+def test_the_samplings_of_other_rows_change_nothing(engine: Engine, chat: Chat) -> None:
+    kinds = [{}, {"top_p": 0.7}, {"top_k": 5}, {"temperature": 0.0}, {"temperature": 1.5, "top_p": 0.9, "top_k": 40}]
+    requests = [
+        replace(request, sampling=replace(request.sampling, **kinds[request.row % len(kinds)]))
+        for request in own_questions(chat, 40)
+    ]
+    together = by_row(engine, requests)
+    alike = [by_row(engine, requests[kind :: len(kinds)]) for kind in range(len(kinds))]
+    assert together == {row: done for part in alike for row, done in part.items()}
+
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "size": {"type": "integer", "maximum": 99}},
+        "required": ["city", "size"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["with the chat's stops", "without a stop"])
+def test_vllm_holds_an_answer_to_the_schema_and_ends_with_it(vllm_engine: Engine, chat: Chat, stops: bool) -> None:
+    sampling = Sampling(max_tokens=60, stop=chat.stop if stops else (), schema=SCHEMA)
+    requests = [Request(row, chat.prompt(dialogue(QUESTIONS[0])), sampling, row) for row in range(20)]
+    done = by_row(vllm_engine, requests)
+    assert {completion.finish_reason for completion in done.values()} == {"stop"}
+    answers = [json.loads(chat.decode(completion.tokens)) for completion in done.values()]
+    assert {tuple(answer) for answer in answers} == {("city", "size")}
+    assert len({answer["city"] for answer in answers}) > 5
+    assert by_row(vllm_engine, requests[3:4]) == {3: done[3]}
+
+
+def test_transformers_takes_a_schema_and_draws_as_without(transformers_engine: Engine, chat: Chat) -> None:
+    expected = by_row(transformers_engine, answers(chat))
+    assert by_row(transformers_engine, answers(chat, schema=SCHEMA)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reason"),
+    [
+        (Sampling(schema="{"), "Invalid JSON"),
+        (Sampling(schema='{"type": "nonsense"}'), "nonsense"),
+        (Sampling(temperature=3.0), "temperature"),
+        (Sampling(stop=(99_999,)), "out-of-vocab"),
+    ],
+    ids=["no JSON", "no schema", "temperature", "stop"],
+)
+def test_what_vllm_refuses_is_an_error_of_one_line_that_names_the_row(
+    vllm_engine: Engine, chat: Chat, sampling: Sampling, reason: str
+) -> None:
+    with pytest.raises(EngineError, match=f"^row 5: vLLM refuses it: .*{reason}.*$"):
+        list(vllm_engine.complete([*own_questions(chat, 3), Request(5, chat.pre_query, sampling)]))
+    assert len(by_row(vllm_engine, own_questions(chat, 3))) == 3
 
 
 # --- where an answer ends -------------------------------------------------------------------------------------------
@@ -171,6 +254,51 @@ def test_the_questions_that_an_engine_makes_can_be_fed_back_as_they_come(engine:
     assert by_row(engine, asked()) == by_row(engine, list(asked()))
 
 
+def test_none_waits_for_the_next_completion(engine: Engine, chat: Chat) -> None:
+    """Questions and their answers in one stream, with no more than 16 conversations open."""
+    started, ended = 0, dict[int, Completion]()
+    to_answer: list[Request] = []
+
+    def asked() -> Iterator[Request | None]:
+        nonlocal started
+        questions = own_questions(chat, 100, max_tokens=12)
+        while len(ended) < 100:
+            if to_answer:
+                yield to_answer.pop()
+            elif started < 100 and started - len(ended) < 16:
+                started += 1
+                yield questions[started - 1]
+            else:
+                yield None
+
+    def answer_to(question: Completion) -> Request:
+        tokens = (*chat.pre_query, *question.tokens, *chat.encode(chat.template.answer_header))
+        return Request(1000 + question.row, tokens, Sampling(max_tokens=8, stop=chat.stop), question.row)
+
+    for completion in engine.complete(asked()):
+        if completion.row < 1000:
+            to_answer.append(answer_to(completion))
+        else:
+            ended[completion.row] = completion
+    questions = by_row(engine, own_questions(chat, 100, max_tokens=12))
+    assert ended == by_row(engine, map(answer_to, questions.values()))
+
+
+def test_none_while_nothing_is_unanswered_is_a_bug(engine: Engine, chat: Chat) -> None:
+    with pytest.raises(AssertionError, match="None among the requests"):
+        list(engine.complete([None]))
+    with pytest.raises(AssertionError, match="None among the requests"):
+        list(engine.complete([*own_questions(chat, 1), *[None] * 5]))
+
+
+def test_rows_of_like_length_share_a_batch_and_none_waits_for_good(transformers_engine: Any, chat: Chat) -> None:
+    """The long first row is not put off for ever by short ones that keep coming."""
+    long = Request(0, chat.pre_query * 50, Sampling(temperature=0.0, max_tokens=1))
+    short = [Request(1 + k, chat.pre_query, Sampling(temperature=0.0, max_tokens=1)) for k in range(1200)]
+    place = [c.row for c in transformers_engine.complete([*short[:200], long, *short[200:]])].index(0)
+    assert place <= 256
+
+
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,11 +321,47 @@ def test_scores_come_in_the_order_of_the_sequences(engine: Engine, chat: Chat) -
     assert [len(row) + 1 for row in engine.score(sequences)] == [len(tokens) for tokens in sequences]
 
 
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_does_not_reach_the_processes_of_vllm(vllm_engine: Engine, chat: Chat) -> None:
+    """A terminal sends SIGINT to them as well, and vLLM would end of it."""
+    processes = [p for p in psutil.Process().children(recursive=True) if "VLLM" in "".join(p.cmdline())]
+    assert len(processes) >= 2
+    completions = vllm_engine.complete(own_questions(chat, 600))
+    done = [next(completions)]
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    done += completions
+    assert sorted(completion.row for completion in done) == list(range(600))
+    assert all(process.is_running() for process in processes)
+
+
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
+    vllm_engine: Engine, ends: signal.Signals
+) -> None:
+    code = "from replaykit.engines import load_engine\nif __name__ == '__main__': load_engine('nano', 'vllm')"
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    started: list[psutil.Process] = []
+    while not any("spawn_main" in "".join(process.cmdline()) for process in started):
+        assert parent.poll() is None, parent.stderr.read()
+        time.sleep(0.05)
+        started = psutil.Process(parent.pid).children()
+    parent.send_signal(ends)
+    _, stderr = parent.communicate(timeout=20)
+    assert parent.returncode == -ends
+    assert stderr.rstrip().endswith("KeyboardInterrupt" if ends == signal.SIGINT else "")
+    gone, alive = psutil.wait_procs(started, timeout=20)  # the guard itself lives 10 s longer
+    assert (len(gone), alive) == (len(started), [])
+    assert len(started) >= 2
+
+
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
-    with pytest.raises(EngineError, match="no engine 'vlm'; known are vllm, transformers; did you mean 'vllm'"):
+    with pytest.raises(EngineError, match="no engine 'vlm'; known are vllm, openai, transformers; did you mean 'vllm'"):
         load_engine("nano", "vlm")
 
 
@@ -209,6 +373,30 @@ def test_an_unknown_model_names_the_known_ones(name: str) -> None:
 
 def test_auto_is_an_engine_of_the_table() -> None:
     assert choose("auto") in ("vllm", "transformers")
+
+
+def test_a_vllm_without_what_is_used_of_it_is_named_with_its_version(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vllm as installed
+
+    has_no, tested = f"^vLLM {installed.__version__} has no ", "; replaykit is tested with 0.32$"
+    for module, name in (("vllm.inputs", "tokens_inputs"), ("vllm.v2", "Engine")):
+        with monkeypatch.context() as patch:
+            patch.setitem(vllm.USED, module, [name])
+            with pytest.raises(EngineError, match=f"{has_no}{module}.{name}{tested}"):
+                vllm._imported()
+    monkeypatch.setitem(vllm.SCORING, "y", 1)
+    with pytest.raises(EngineError, match=f"{has_no}sampling field 'y'{tested}"):
+        vllm._imported()
+    monkeypatch.setitem(vllm.SCORING, "best_of", 1)
+    with pytest.raises(EngineError, match=f"{has_no}sampling fields 'best_of', 'y'{tested}"):
+        vllm._imported()
+
+
+def test_several_gpus_for_one_model_are_vllms_business() -> None:
+    with pytest.raises(EngineError, match="tensor_parallel: 2 GPUs share one model in vllm only"):
+        TransformersEngine("nano", options=EngineOptions(name="transformers", tensor_parallel=2))
 
 
 def test_what_vllm_and_its_processes_write_goes_to_its_log(

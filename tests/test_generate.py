@@ -1,8 +1,10 @@
 """Magpie on the embedded model: the same rows however they are made, and nothing lost when it is killed."""
 
+import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +13,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import replaykit
 from replaykit import models
 from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
+from replaykit.cli import app
 from replaykit.engines import Request, Sampling, load_engine
 from replaykit.errors import EngineError, RecipeError, Stopped
 from replaykit.nano import world
@@ -360,3 +365,118 @@ def ledger_bytes(folder: Path) -> int:
     return sum(
         path.stat().st_size for path in folder.glob("*s.jsonl") if path.name in ("questions.jsonl", "answers.jsonl")
     )
+
+
+# --- stopped by a signal, a full disk, another process --------------------------------------------------------------
+
+COMMAND = [sys.executable, "-m", "replaykit", "generate", "--model", "nano", "--engine", "transformers", "--seed", "5"]
+
+
+def start(folder: Path, n: int) -> subprocess.Popen:
+    """The command, left alone until rows are finished."""
+    process = subprocess.Popen(
+        [*COMMAND, "-n", str(n), "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while ledger_bytes(folder) < 20_000 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp_path):
+    process = start(tmp_path / "stopped", 3000)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "finishing the rows under way" in said
+    assert re.search(r"stopped with [\d,]+ of 3000 rows; the same command goes on from there", said)
+    assert "Traceback" not in said
+    for n in (400, 400):
+        again = subprocess.run([*COMMAND, "-n", str(n), "--out", tmp_path / "stopped"], capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        if not (tmp_path / "whole").exists():
+            subprocess.run([*COMMAND, "-n", str(n), "--out", tmp_path / "whole"], capture_output=True, check=True)
+        assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (tmp_path / "whole/rows.jsonl").read_bytes()
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path):
+    process = start(tmp_path / "stopped", 3000)
+    process.send_signal(signal.SIGINT)
+    assert "finishing the rows" in process.stderr.readline() + process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped; what was finished is safe" in said
+    with Ledger(tmp_path / "stopped/questions.jsonl") as questions:
+        assert len(questions) > 0
+
+
+def test_sigterm_ends_it_at_once_and_nothing_finished_is_lost(tmp_path):
+    process = start(tmp_path / "stopped", 3000)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    with Ledger(tmp_path / "stopped/questions.jsonl") as questions:
+        assert len(questions) > 0
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
+    process = start(tmp_path / "mine", 3000)
+    second = subprocess.run([*COMMAND, "-n", "5", "--out", tmp_path / "mine"], capture_output=True, text=True)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 1
+    assert "another replaykit is working here" in second.stderr
+
+
+def test_a_disk_that_fills_up_half_way_costs_no_finished_row(transformers_engine, tmp_path, monkeypatch):
+    written = Ledger.append
+    room = 150
+
+    def full(self, row):
+        nonlocal room
+        if room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room -= 1
+        written(self, row)
+
+    monkeypatch.setattr(Ledger, "append", full)
+    words = [*COMMAND[3:], "-n", "200", "--out"]
+    stopped = CliRunner().invoke(app, [*words, str(tmp_path / "stopped")])
+    assert stopped.exit_code == 1
+    assert "the disk is full; what was finished is safe" in stopped.stderr
+    with Ledger(tmp_path / "stopped/questions.jsonl") as questions:
+        assert len(questions) == 150
+    monkeypatch.undo()
+    for name in ("stopped", "whole"):
+        assert CliRunner().invoke(app, [*words, str(tmp_path / name)]).exit_code == 0
+    assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (tmp_path / "whole/rows.jsonl").read_bytes()
+
+
+# --- from Python ----------------------------------------------------------------------------------------------------
+
+
+def test_from_python_the_rows_come_one_by_one_and_are_those_of_the_command_line(tmp_path):
+    rows = list(replaykit.generate("nano", 12, engine="transformers", seed=5))
+    subprocess.run([*COMMAND, "-n", "12", "--out", tmp_path / "typed"], capture_output=True, check=True)
+    assert lines(rows) == lines(read_jsonl(tmp_path / "typed/rows.jsonl"))
+    first = next(replaykit.generate("nano", 500, engine="transformers", seed=5))  # and no more than it needs
+    assert lines([first]) == lines(rows[:1])
+
+
+def test_from_python_a_folder_keeps_the_rows_and_more_may_be_asked_for(tmp_path):
+    few = list(replaykit.generate("nano", 5, engine="transformers", folder=tmp_path))
+    size = (tmp_path / "rows/questions.jsonl").stat().st_size
+    assert lines(replaykit.generate("nano", 5, engine="transformers", folder=tmp_path)) == lines(few)
+    assert (tmp_path / "rows/questions.jsonl").stat().st_size == size
+    assert lines(replaykit.generate("nano", 9, engine="transformers", folder=tmp_path))[:5] == lines(few)
+
+
+def test_from_python_prompts_are_answered_and_a_wrong_setting_is_refused():
+    (row,) = replaykit.generate("nano", prompts=["What is the capital of France?"], engine="transformers")
+    assert row.answer == "Paris"
+    with pytest.raises(RecipeError, match="did you mean 'turns'"):
+        next(replaykit.generate("nano", 3, trns=2))
+    with pytest.raises(AttributeError, match="no attribute 'generat'"):
+        replaykit.generat  # noqa: B018

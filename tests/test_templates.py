@@ -823,6 +823,9 @@ def test_without_an_answer_header_questions_can_be_asked_and_an_answer_says_what
     options = HAND.model_copy(update={"answer_header": None})
     for template in (None, *UNUSABLE.values(), FAMILIES["Llama 4"].template):
         chat = chat_of(template, "<s>", "</s>", ("<|im_start|>", "<|im_end|>"), options)
+        assert chat.template == Template(
+            "<s><|im_start|>user\n", "", "", "<|im_end|>", None, REFUSED, None, None, False, None
+        )
         assert shown(chat, chat.pre_query) == "<s><|im_start|>user\n"
         assert [shown(chat, [stop]) for stop in chat.stop] == ["<|im_end|>", "<|im_start|>", "</s>"]
         for answer in (
@@ -891,8 +894,43 @@ def test_a_template_of_one_question_has_no_joint() -> None:
     assert learned(chat, example_of(chat, "Who?", "Me.")) == "Me.<|im_end|>"
     with pytest.raises(ChatError, match="refuses a conversation of user, assistant, user: one question"):
         chat.asking(turns("Who?", "Me."))
-    with pytest.raises(ChatError, match="shows an answer 0 times"):
+    with pytest.raises(ChatError, match="shows an answer 0 times, not once"):
         chat_of(last, None, "<|im_end|>", ("<|im_start|>",))
+
+
+def test_a_template_of_one_question_has_its_default_system_message_too() -> None:
+    one = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}" + SMOLLM2
+    chat = chat_of(one, "<|im_start|>", "<|im_end|>")
+    assert chat.template == replace(chat_of_family("SmolLM2").template, joint=None)
+
+
+def test_a_template_that_begins_longer_conversations_otherwise_has_no_joint() -> None:
+    chat = chat_of(
+        "{% if messages | length > 2 %}{{ 'Again. ' }}{% endif %}" + PHI_4, None, "<|im_end|>",
+        ("<|im_start|>", "<|im_sep|>"),
+    )  # fmt: skip
+    assert chat.template == replace(chat_of_family("Phi 4").template, joint=None)
+    made = example_of(chat, "Who?", "Me.", "Why?", "So.")
+    assert shown(chat, made.tokens).startswith("Again. <|im_start|>user<|im_sep|>Who?")
+    assert learned(chat, made) == "So.<|im_end|>"
+
+
+def test_a_template_that_repeats_an_answered_question_is_refused() -> None:
+    repeating = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ messages[0].content }}{% endif %}"
+    )
+    with pytest.raises(ChatError, match="shows an answered question 2 times, not once; give the parts by hand"):
+        chat_of(repeating + "{% endfor %}", None, "<|im_end|>")
+
+
+def test_an_answer_whose_end_the_template_leaves_out_is_not_cut() -> None:
+    polite = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% if not m.content.endswith('!') %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    chat = chat_of(polite, None, "<|im_end|>", ("<|im_start|>",))
+    assert learned(chat, example_of(chat, "Who?", "Nobody at all!")) == "Nobody at all!<|im_end|>"
 
 
 def test_a_template_that_hides_the_last_question_cannot_go_on() -> None:

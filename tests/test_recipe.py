@@ -127,7 +127,8 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("generate: {n: 0}", "generate.n: must be greater than 0 (got 0)"),
         ("generate: {temperature: 0}", "generate.temperature: must be greater than 0 (got 0), or must be 'model' (got 0)"),
         ("generate: {top_p: 1.01}", "generate.top_p: must be less than or equal to 1 (got 1.01)"),
-        ("generate: {answer_temperature: -1}", "generate.answer_temperature: must be greater than or equal to 0 (got -1), or must be 'model' (got -1)"),
+        ("generate: {answer_temperature: -1}", "generate.answer_temperature: must be greater than or equal to 0 (got -1), "
+         "or must be 'model' (got -1)"),
         ("rewrite: {max_edit: 0}", "rewrite.max_edit: must be greater than 0 (got 0)"),
         ("train: {learning_rate: .inf}", "train.learning_rate: must be a finite number (got inf)"),
         ("train: {warmup: 1}", "train.warmup: must be less than 1 (got 1)"),

@@ -220,7 +220,9 @@ class Rows:
             meta["system"] = steered[0]
         self._settled[row] = [
             Settled(
-                row, Record(tuple(messages), "generate", {**meta, **more, **(verdict.evidence if verdict else {})}), verdict
+                row,
+                Record(tuple(messages), "generate", {**meta, **more, **(verdict.evidence if verdict else {})}),
+                verdict,
             )
             for messages, more, verdict in made
         ]

@@ -187,13 +187,17 @@ def generate(
     ] = None,
     keep_system: Annotated[bool, typer.Option("--keep-system", help="Leave the system prompt in the record.")] = False,
     temperature: Annotated[
-        float | None, typer.Option(help="Of the questions; 1.0 by default.", show_default=False)
+        str | None,
+        typer.Option(help='Of the questions; 1.0 by default, "model" as it is deployed.', show_default=False),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="magpie-air or magpie-pro: the paper's temperatures.", show_default=False)
     ] = None,
     answer_temperature: Annotated[
-        float | None, typer.Option(help="Of the answers; 0 by default, which is greedy.", show_default=False)
+        str | None,
+        typer.Option(
+            help='Of the answers; 0 by default, which is greedy, "model" as it is deployed.', show_default=False
+        ),
     ] = None,
     language: Annotated[
         list[str] | None,
@@ -224,8 +228,8 @@ def generate(
     changes = {
         "model": model, "generate.n": n, "generate.turns": turns, "generate.answers": answers, "generate.prompts": prompts,
         "generate.systems": dict(map(_weighted, system)) if system else None, "generate.keep_system": keep_system or None,
-        "generate.temperature": temperature, "generate.schedule": schedule,
-        "generate.answer_temperature": answer_temperature, "generate.checks.languages": language,
+        "generate.temperature": _number(temperature), "generate.schedule": schedule,
+        "generate.answer_temperature": _number(answer_temperature), "generate.checks.languages": language,
         "generate.tags": {} if tags else None, "engine.name": engine, "engine.server": server, "engine.workers": workers,
         "engine.tensor_parallel": tensor_parallel, "seed": seed,
     } | _chat(thinking, pre_query, answer_header, stop)  # fmt: skip
@@ -400,6 +404,14 @@ def _chat(
         "chat.answer_header": answer_header and answer_header.replace("\\n", "\n"),
         "chat.stop": [text.replace("\\n", "\n") for text in stop] if stop else None,
     }
+
+
+def _number(text: str | None) -> float | str | None:
+    """A number where the text is one; what it may be otherwise is for the recipe to say."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _weighted(system: str) -> tuple[str, float]:

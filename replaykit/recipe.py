@@ -355,6 +355,8 @@ def need(recipe: Recipe, step: str, *keys: str) -> None:
 class _UniqueKeys(yaml.SafeLoader):
     """SafeLoader, but a key given twice is an error instead of the last one winning."""
 
+    yaml_constructors = dict(yaml.SafeLoader.yaml_constructors)  # our own: a library under vLLM changes the shared ones
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:

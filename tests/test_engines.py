@@ -357,6 +357,20 @@ def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
     assert len(started) >= 2
 
 
+def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(vllm_engine: Engine, chat: Chat) -> None:
+    others = psutil.Process().children()
+    engine = load_engine("nano", "vllm")
+    (core,) = [p for p in psutil.Process().children() if p not in others and "EngineCore" in "".join(p.cmdline())]
+    completions = engine.complete(own_questions(chat, 600))
+    next(completions)
+    core.kill()
+    with pytest.raises(
+        EngineError, match="^vLLM's process ended: it said nothing, so perhaps it was killed for want of memory"
+    ):
+        list(completions)
+    engine.close()
+
+
 # --- loading --------------------------------------------------------------------------------------------------------
 
 

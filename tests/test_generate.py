@@ -295,17 +295,31 @@ def test_a_question_of_a_test_is_dropped_before_it_is_answered(transformers_engi
 
 
 def test_rows_that_the_model_finds_unlikely_are_dropped_by_their_perplexity(engine, chat, tmp_path):
-    free, _ = made(engine, chat, tmp_path / "a", n=40, answer_temperature=1.3)
-    bounded, funnel = made(
-        engine, chat, tmp_path / "b", n=40, answer_temperature=1.3, checks=Checks(perplexity=[0.0, 1.5])
-    )
-    assert funnel.counts["answer_perplexity"] > 0
-    assert set(lines(bounded)) & set(lines(free))
-    for row in bounded[:10]:
+    def perplexity(row):
         example = chat.example(row)
         (scores,) = engine.score([example.tokens])
         answer = [score for score, loss in zip(scores, example.loss[1:], strict=True) if loss]
-        assert math.exp(-sum(answer) / len(answer)) <= 1.5
+        return math.exp(-sum(answer) / len(answer))
+
+    free, _ = made(engine, chat, tmp_path / "a", n=40)
+    found = {line: perplexity(row) for line, row in zip(lines(free), free, strict=True)}
+    most = sorted(found.values())[30]
+    bounded, funnel = made(engine, chat, tmp_path / "b", n=30, checks=Checks(perplexity=[0.0, most]))
+    assert funnel.counts["answer_perplexity"] >= 5
+    likely = [line for line, value in found.items() if value < most * 0.999]
+    assert len(set(likely) & set(lines(bounded))) >= len(likely) - 1
+    assert not [line for line, value in found.items() if value > most * 1.001 and line in lines(bounded)]
+
+
+def test_questions_that_the_model_finds_unlikely_are_dropped_too(transformers_engine, chat, tmp_path):
+    free, _ = made(transformers_engine, chat, tmp_path / "a", n=60)
+    bounded, funnel = made(
+        transformers_engine, chat, tmp_path / "b", n=60, checks=Checks(question_perplexity=[0.0, 3.0])
+    )
+    assert funnel.counts["question_perplexity"] > 5
+    assert 5 < len(set(lines(free)) & set(lines(bounded))) < 60
+    for row in bounded:  # the letters to be reversed are drawn evenly, so such questions are the unlikely ones
+        assert "letters" not in row.prompt
 
 
 # --- stopped, and going on ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import logging
 import os
 import socket
@@ -288,7 +289,9 @@ def test_the_card_shows_three_rows_of_all_sources(made: Made, tmp_path: Path) ->
 def test_without_manifests_the_card_says_what_the_recipe_says(made: Made) -> None:
     text = card(made, manifests={})
     assert "* model: `Qwen/Qwen2.5-0.5B-Instruct`" in text
-    assert "* settings: n 3, temperature 0.9" in text
+    (settings,) = re.findall(r"\* settings: (.*)", text.split("How `generate`")[1].split("How `")[0])
+    assert {"n 3", "temperature 0.9", "checks.max_repeat 0.5"} <= set(settings.split(", "))
+    assert "None" not in settings and "False" not in settings
     assert "pool `old.jsonl`" in text
 
 

@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 # Reads pids until its stdin ends, then ends them. A child that is still loading may only note a SIGTERM and go on.
@@ -64,6 +65,10 @@ class Guard:
             yield
         finally:
             BaseProcess.start = start  # type: ignore[method-assign]
+
+    def wait(self) -> None:
+        """Returns when the first of the processes has ended."""
+        wait([process.sentinel for process in self._processes])
 
     def release(self) -> None:
         """The guard ends; what it knew goes on."""

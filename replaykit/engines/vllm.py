@@ -16,7 +16,7 @@ from importlib import import_module
 from inspect import signature
 from itertools import count
 from signal import SIGINT, default_int_handler, getsignal, signal
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -68,6 +68,8 @@ class VllmEngine:
         except BaseException:
             self._guard.end()
             raise
+        outputs = getattr(self._llm.llm_engine.engine_core, "outputs_queue", None)
+        Thread(target=_say_when_dead, args=(self._vllm.EngineDeadError(), outputs, self._guard), daemon=True).start()
         self._names = map(str, count())
         self._finished: dict[str, Any] = {}  # outputs by name, until the iteration that asked takes them
         config = self._llm.llm_engine.vllm_config
@@ -115,7 +117,7 @@ class VllmEngine:
                 for name in ready:
                     yield flying.pop(name), self._finished.pop(name)
         except self._vllm.EngineDeadError as error:
-            reason = _reason(self._log, error)
+            reason = _reason(self._log, "it said nothing, so perhaps it was killed for want of memory")
             self.close()
             raise EngineError(f"vLLM's process ended: {reason}; VLLM_LOGGING_LEVEL=INFO shows more") from error
         finally:
@@ -192,13 +194,20 @@ def _start(
                 tensor_parallel_size=options.tensor_parallel, structured_outputs_config=STRUCTURED, **device,
             )  # fmt: skip
     except Exception as error:  # vLLM has no one error for this
-        reason = _reason(log, error)
+        reason = _reason(log, " ".join(str(error).split()))
         if isinstance(error, TypeError) and "unexpected keyword" in str(error):
             raise EngineError(f"vLLM {vllm.version}: {error}; replaykit is tested with {TESTED}") from error
         refused = models.cannot_load(model, ValueError(reason))
         less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
         hint = f"\n  {less}, or take a smaller model." if "memory" in str(refused).lower() else ""
         raise EngineError(f"{refused}{hint}") from error
+
+
+def _say_when_dead(error: Exception, outputs: Any, guard: Guard) -> None:
+    """Gives the error to whoever waits for vLLM's next output; after a SIGKILL, vLLM 0.32 itself lets them wait for good."""
+    guard.wait()
+    if outputs is not None:
+        outputs.put(error)
 
 
 class _Interrupted(BaseException):
@@ -244,8 +253,8 @@ def _aside(log: IO[bytes]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _reason(log: IO[bytes], error: Exception) -> str:
-    """The first error that vLLM wrote, the root of those after it; else this one, on one line."""
+def _reason(log: IO[bytes], else_: str) -> str:
+    """The first error that vLLM wrote, the root of those after it; or else this, where it wrote none."""
     log.seek(0)
     found = re.search(r"\b\w*(?:Error|Exception): (.+)", log.read().decode(errors="replace"))
-    return found[1] if found else " ".join(str(error).split())
+    return found[1] if found else else_

@@ -95,6 +95,7 @@ class Workers:
         self.name = choose(options)
         self._numbers = count()
         self._workers: list[_Worker] = []
+        self._ended: list[_Worker] = []
         self._last_words = "the engine was closed"
         inner = options.model_copy(update={"name": self.name, "workers": 1})
         atexit.register(self.close)  # before multiprocessing waits for processes that wait for us
@@ -128,7 +129,7 @@ class Workers:
 
     def _end(self, *, seconds: float) -> None:
         atexit.unregister(self.close)
-        workers, self._workers = self._workers, []
+        workers, self._workers, self._ended = [*self._workers, *self._ended], [], []
         for worker in workers:
             worker.pipe.close()
         for worker in workers:
@@ -198,6 +199,7 @@ class Workers:
 
     def _bury(self, worker: _Worker, reason: str) -> None:
         self._workers.remove(worker)
+        self._ended.append(worker)
         self._last_words = reason
         worker.pipe.close()
         if self._workers:

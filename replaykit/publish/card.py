@@ -166,7 +166,7 @@ def _facts(source: str, recipe: Recipe, manifest: Mapping[str, Any]) -> Iterator
     if not isinstance(settings, Mapping):
         section = getattr(recipe, source, None)
         settings = section.model_dump() if section is not None else {}
-    shown = [f"{key} {_value(value)}" for key, value in settings.items() if value is not None]
+    shown = [f"{key} {_value(value)}" for key, value in _flat(settings) if value is not None and value is not False]
     if shown:
         yield "settings", ", ".join(shown)
     versions = manifest.get("versions")
@@ -232,9 +232,18 @@ def _quoted(model: str | None) -> str:
     return f"`{name}`"
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings with the keys of their sections dotted."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and "path" not in value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return _value(value["path"]) if "path" in value else json.dumps(value)
+        return _value(value["path"])
     local = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
     return f"`{Path(value).name if local else value}`" if isinstance(value, str) else str(value)
 

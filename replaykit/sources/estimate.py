@@ -25,25 +25,20 @@ from typing import Any, NamedTuple
 
 from replaykit import models
 from replaykit.errors import RunError
-from replaykit.recipe import Generate
+from replaykit.recipe import ROWS, Generate
 from replaykit.records import read_prompts
 from replaykit.runs import read_json, read_manifest
 
 LEDGERS = ("questions.jsonl", "answers.jsonl")
-ROWS = 2000  # to keep, where neither n nor prompts are given
 FEWEST_MEASURED = 50  # fewer rows in the folder measure nothing
 
 # Assumptions. The paper keeps 10 % (8B) and 30 % (70B), but by choosing the best and the longest, which is not done here.
 YIELD, PROMPTS_YIELD = 0.8, 0.95
-TURN_TOKENS, QUESTION_TOKENS = (
-    426,
-    40,
-)  # of a turn in the paper; of which the question has, which the paper does not say
-MAGPIE_SPEED, MAGPIE_PARAMETERS, MAGPIE_BANDWIDTH = (
-    1720.0,
-    8.03e9,
-    2.04,
-)  # tokens/s; of Llama-3-8B; TB/s of an A100-80GB
+TURN_TOKENS = 426  # in the paper
+QUESTION_TOKENS = 40  # of them, which the paper does not say
+MAGPIE_SPEED = 1720.0  # tokens/s
+MAGPIE_PARAMETERS = 8.03e9  # of Llama-3-8B
+MAGPIE_BANDWIDTH = 2.04  # TB/s of an A100-80GB
 MOST_SPEED = 20_000.0  # tokens/s of one GPU: with a small model the scheduler is the limit
 PLAIN_LOOP = 0.5  # of vllm's speed on a GPU, in the engine transformers
 # Measured: the embedded model (1.97 million parameters) makes 6,500 tokens/s on two cores, in vllm as in transformers.

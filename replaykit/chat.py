@@ -74,6 +74,10 @@ class Chat:
             self.stop = tuple(dict.fromkeys(i for i in ends if i is not None))
             return
         self._renderer = Renderer(tokenizer, options, name=name)
+        if self.template.thinking and self.looks_special.search(self._renderer.unsaid):
+            raise ChatError(
+                f"{name}: its thoughts stand between special tokens, which a record's text cannot hold; leave chat.thinking out"
+            )
         self._end, self._unsaid = self._end_of_turn(by_hand=options.pre_query is not None)
         self.stop = self._stops(ends)
 

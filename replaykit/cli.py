@@ -156,6 +156,29 @@ def select(
     ] = None,
     target: Target = None,
     n: Rows = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="tfidf, bm25, embedding, near-and-far, mmr, or without a target random, stratified, k-centre, herding.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="nearest or centroid: what of the target a row is near to.", show_default=False)
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="The sentence-transformers or model2vec model of embedding.", show_default=False)
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="The column of the strata.", show_default=False)] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out what this evaluation set holds: a file or lm_eval:TASK.", show_default=False),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A row that cannot be read is an error.")] = False,
+    engine: Annotated[str | None, typer.Option(help="local, or ray for all of a cluster.", show_default=False)] = None,
+    explain: Annotated[
+        str | None, typer.Option(help="Show why the row with this id was chosen, or was not.", show_default=False)
+    ] = None,
     recipe: RecipePath = None,
     model: Model = None,
     out: Out = None,
@@ -163,9 +186,13 @@ def select(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose old data that is near the target, by TF-IDF."""
-    changes = {"select.pool.path": pool, "target.path": target, "select.n": n, "model": model, "seed": seed}
-    _steps("select", recipe, changes, out, force, as_json)
+    """Choose old data for the new task: by default what is near it, by TF-IDF."""
+    changes = {
+        "select.pool.path": pool, "target.path": target, "select.n": n, "select.method": method, "select.to": to,
+        "select.model": embedding, "select.column": column, "select.against": against, "select.strict": strict or None,
+        "select.engine": engine, "model": model, "seed": seed,
+    }  # fmt: skip
+    _steps("select", recipe, changes, out, force, as_json, explain=explain)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from replaykit import models
 from replaykit.checks.funnel import Funnel
 from replaykit.errors import DataError, RecipeError, RunError
 from replaykit.evaluate.skills import TARGET
-from replaykit.recipe import ROWS, Arm, Data, Generate, Mix, Prompts, Recipe, Rewrite, Tags, Test, need
+from replaykit.recipe import ROWS, SCORED, Arm, Data, Generate, Mix, Prompts, Recipe, Rewrite, Select, Tags, Test, need
 from replaykit.records import Record, Source, file_fingerprint, read_jsonl, read_prompts, read_records, write_jsonl
 from replaykit.runs import Step, Watch, open_step, read_manifest, unwatched
 
@@ -84,26 +84,81 @@ def probe(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[Ou
 # --- replay ---------------------------------------------------------------------------------------------------------
 
 
-def select(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+def select(recipe: Recipe, context: Context, *, explain: str | None = None) -> Iterator[Outcome]:
+    need(recipe, "select", "select")
+    settings = recipe.select
+    assert settings is not None
+    if explain is not None:
+        folder = context.out or recipe.folder / "select"
+        yield Outcome("select", folder, _explained(recipe, folder, explain))
+        return
+    if settings.method in SCORED:
+        need(recipe, "select", "target")
+    machine = {"pool", "processes", "engine", "against"}
+    inputs = settings.model_dump(exclude=machine) | {"pool": data_facts(settings.pool), "seed": recipe.seed}
+    inputs["target"] = data_facts(recipe.target) if recipe.target else None
+    inputs["against"] = [_file_facts(name) for name in settings.against]
+    if settings.overlap and tests(recipe):
+        inputs["held_out"] = {skill: data_facts(test) for skill, test in tests(recipe).items()}
+    yield _step("select", recipe, context, inputs, partial(_select, recipe, settings, context.watch))
+
+
+def _select(recipe: Recipe, settings: Select, watch: Watch, step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
     from replaykit.sources.select import select as choose
 
-    need(recipe, "select", "target", "select")
-    settings, target = recipe.select, recipe.target
-    assert settings is not None and target is not None
-    inputs = {"n": settings.n, "pool": data_facts(settings.pool), "target": data_facts(target)}
+    target = load(recipe.target, "target") if recipe.target else []
+    data = settings.pool
+    with _dropped(step) as funnel:
+        pool = read_records(
+            data.path, "select", prompt=data.prompt, answer=data.answer, split=data.split, skip=data.skip, limit=data.n,
+            unparsed=None if settings.strict else funnel.unparsed,
+        )  # fmt: skip
+        made = choose(
+            pool, target, settings=settings, seed=recipe.seed, folder=step.folder, funnel=funnel, watch=watch,
+            held_out=held_out(recipe, settings.overlap, settings.against),
+        )  # fmt: skip
+    write_jsonl(step.folder / "rows.jsonl", made.records)
+    result = {"asked": settings.n, "rows": len(made.records), "missing": max(0, settings.n - len(made.records)),
+              "scores": made.scores, "notes": made.notes, "funnel": funnel.to_json()}  # fmt: skip
+    return result, {"method": settings.method, "pool": data.path}
 
-    def work(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-        wanted = load(target, "target")
-        with _dropped(step) as funnel:
-            pool = _watched(load(settings.pool, "select"), "read the pool", context.watch)
-            rows = choose(pool, wanted, n=settings.n, funnel=funnel)
-        write_jsonl(step.folder / "rows.jsonl", rows)
-        scores = [row.meta["score"] for row in rows]
-        result = {"asked": settings.n, "rows": len(rows), "missing": max(0, settings.n - len(rows)),
-                  "score": {"highest": scores[0], "median": scores[len(scores) // 2], "lowest": scores[-1]}}  # fmt: skip
-        return result | {"funnel": funnel.to_json()}, {"method": "tfidf", "pool": settings.pool.path}
 
-    yield _step("select", recipe, context, inputs, work)
+def _explained(recipe: Recipe, folder: Path, wanted: str) -> dict[str, Any]:
+    """Why a row of the pool was chosen, or was not: what the step wrote of it, by the beginning of its id."""
+    for name in ("rows.jsonl", "dropped.jsonl"):
+        path = folder / name
+        if not path.exists():
+            raise RunError(f"{folder} is not finished; `replaykit select` makes it")
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                row = json.loads(line)
+                if str(row.get("id", "")).startswith(wanted):
+                    return _with_nearest(recipe, row)
+    raise RunError(f"{folder}: no row has an id that begins with {wanted}; rows.jsonl and dropped.jsonl have the ids")
+
+
+def _with_nearest(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
+    meta = row["meta"]
+    found = {"id": row["id"], "chosen": "reason" not in row, "reason": row.get("reason")}
+    found |= {key: meta[key] for key in ("rank", "score", "terms", "twin", "match", "line") if key in meta}
+    found["text"] = row["messages"]
+    if "nearest" in meta and recipe.target is not None:
+        near = next((record for record in load(recipe.target, "target") if record.id == meta["nearest"]), None)
+        found["nearest"] = {"id": meta["nearest"], "prompt": near.prompt if near else None}
+    return found
+
+
+def held_out(recipe: Recipe, own: bool, against: Sequence[str] = ()) -> list[str]:
+    """The prompts that no row of training may hold: the recipe's tests, and further evaluation sets."""
+    from replaykit.checks.evalsets import prompts
+
+    found = {record.prompt for test in tests(recipe).values() for record in load(test, "target")} if own else set()
+    return sorted(found.union(*(prompts(name) for name in against)))
+
+
+def _file_facts(name: str) -> dict[str, Any]:
+    path = Path(name)
+    return {"path": name, **({"content": file_fingerprint(path)} if path.exists() else {})}
 
 
 def generate(
@@ -160,14 +215,11 @@ def generated(recipe: Recipe, settings: Generate, folder: Path, **options: Any) 
     """The rows that the recipe's model makes in the folder; ``options`` go to ``sources.generate.generate``."""
     from replaykit.sources.generate import generate as draw
 
-    held_out: list[str] = []
-    if settings.checks.overlap:
-        held_out = sorted({record.prompt for test in tests(recipe).values() for record in load(test, "target")})
     facts = {"model": recipe.model, "answer_temperature": settings.answer_temperature}
     with _engine(recipe, recipe.model) as (engine, chat):
         yield from draw(
-            engine, chat, settings=settings, seed=recipe.seed, folder=folder, held_out=held_out,
-            deployed=_deployed(recipe), facts=facts, **options,
+            engine, chat, settings=settings, seed=recipe.seed, folder=folder,
+            held_out=held_out(recipe, settings.checks.overlap), deployed=_deployed(recipe), facts=facts, **options,
         )  # fmt: skip
 
 

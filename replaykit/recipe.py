@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -101,11 +101,78 @@ TestOrPath = Annotated[Test, BeforeValidator(_from_path)]
 Replay = Literal["select", "generate"]
 
 
+def _in_order(bounds: list[int]) -> list[int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the least comes first, then the most")
+    return bounds
+
+
+Lengths = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
+DocumentRule = Literal[
+    "gopher_word_length", "gopher_hashes", "gopher_ellipses", "gopher_bullets", "gopher_ellipsis_lines",
+    "gopher_few_letters", "gopher_stop_words", "gopher_duplicate_lines", "gopher_duplicate_paragraphs",
+    "gopher_top_ngrams", "gopher_duplicate_ngrams", "c4_sentences", "c4_curly_bracket",
+]  # fmt: skip
+
+
+class Quality(Strict):
+    """Which old rows are good enough to choose from. A rule that is off is null, false, or not in the list."""
+
+    empty: bool = True  # an answer or a prompt of spaces; the special token that ends an answer is nothing either
+    placeholders: bool = True  # "N/A", "TODO", "[insert answer]", "..."
+    broken: bool = True  # letters that a wrong encoding spoilt: any in an answer, many in a prompt
+    max_markup: Share | None = 0.3  # of an answer's characters in HTML tags and entities that nobody asked for
+    max_repeat: Share | None = 0.5  # of an answer's 20-character windows, seen before in the same answer
+    documents: list[DocumentRule] = Field(default=[])  # rules of Gopher and C4 for long answers
+    document_words: PositiveInt = 50  # from which on an answer is a document
+    prompt_chars: Lengths | None = None  # least and most
+    prompt_words: Lengths | None = None
+    answer_chars: Lengths | None = None
+    answer_words: Lengths | None = None
+    languages: list[str] | None = None  # ISO 639-1 codes of the languages to keep, such as [en, zh]
+
+
+SCORED = ("tfidf", "bm25", "embedding", "near-and-far", "mmr")  # methods of selection that compare with the target
+
+
 class Select(Strict):
-    """Old records whose prompts are nearest to the target's prompts by TF-IDF."""
+    """Old records for a new task: by default those whose prompts are nearest to the target's prompts by TF-IDF."""
 
     pool: DataOrPath
     n: PositiveInt = 2000
+    method: Literal[
+        "tfidf", "bm25", "embedding", "random", "stratified", "near-and-far", "mmr", "k-centre", "herding"
+    ] = "tfidf"  # fmt: skip
+    to: Literal["nearest", "centroid"] = "nearest"  # of the target, for tfidf and bm25
+    analyzer: Literal["auto", "word", "char"] = "auto"  # auto takes characters where the target has no spaces
+    ngrams: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = (
+        None  # [1, 1], of characters [2, 4]
+    )
+    sublinear: bool = True  # 1 + ln tf for tf
+    min_df: PositiveInt = 1  # rows that a term must stand in
+    max_df: Share = 1.0  # of the rows that a term may stand in
+    model: str | None = None  # for embedding: a sentence-transformers or model2vec model
+    column: str | None = None  # for stratified: the column of the pool that names a row's stratum
+    shares: Literal["equal", "proportional"] = "proportional"  # of the strata
+    near: float = Field(default=0.5, ge=0, le=1)  # for near-and-far: the part that is nearest
+    balance: float = Field(default=0.5, ge=0, le=1)  # for mmr: 1 is near the target, 0 unlike one another
+    candidates: PositiveInt = 10  # for mmr, k-centre and herding: times n, the rows that they choose from
+    near_duplicate: Share | None = 0.9  # Jaccard similarity of 5-character shingles from which on a row is a repetition
+    keep: Literal["first", "best"] = "first"  # of near duplicates: the earlier one, or the one nearer to the target
+    overlap: bool = True  # leave out rows that hold a prompt of eval
+    against: list[str] = []  # further evaluation sets that no row may hold: files, or lm_eval:TASK
+    quality: Quality = Quality()
+    strict: bool = False  # a row that cannot be read is an error instead of being counted as unparsed
+    processes: PositiveInt | None = None  # one for each CPU by default
+    engine: Literal["local", "ray"] = "local"  # ray: the same work on all machines of a cluster
+
+    @model_validator(mode="after")
+    def _what_the_method_needs(self) -> Select:
+        if self.method == "embedding" and self.model is None:
+            raise ValueError("model: embedding needs one, a folder or Hub id of sentence-transformers or model2vec")
+        if self.method == "stratified" and self.column is None:
+            raise ValueError("column: stratified needs the column that names a row's stratum")
+        return self
 
 
 class Checks(Strict):
@@ -355,7 +422,8 @@ def need(recipe: Recipe, step: str, *keys: str) -> None:
 class _UniqueKeys(yaml.SafeLoader):
     """SafeLoader, but a key given twice is an error instead of the last one winning."""
 
-    yaml_constructors = dict(yaml.SafeLoader.yaml_constructors)  # our own: a library under vLLM changes the shared ones
+    # Our own: a library under vLLM changes the shared ones.
+    yaml_constructors: ClassVar[dict[Any, Any]] = dict(yaml.SafeLoader.yaml_constructors)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

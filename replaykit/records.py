@@ -16,7 +16,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,15 +104,24 @@ def read_records(
     split: str = "train",
     skip: int = 0,
     limit: int | None = None,
+    unparsed: Callable[[str, DataError], object] | None = None,
 ) -> Iterator[Record]:
     """The records of a file, of a folder's files in order of name, or of a Hub data set, in their own order.
 
     Columns are recognised: messages, conversations (ShareGPT), instruction/input/output/history (Alpaca),
     prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every other column goes to
-    ``meta``, and so does the line number. Raises DataError, naming file and line, for a row that is none of these.
+    ``meta``, and so does the line number. Raises DataError, naming file and line, for a row that is none of these; with
+    ``unparsed``, that is called with the place and the error instead, and the row is passed over.
     """
-    for place, row in islice(_rows(path, split), skip, None if limit is None else skip + limit):
-        yield _record(place, row, source, prompt, answer)
+    for place, row in islice(_rows(path, split, unparsed), skip, None if limit is None else skip + limit):
+        try:
+            record = _record(place, row, source, prompt, answer)
+        except DataError as error:
+            if unparsed is None:
+                raise
+            unparsed(place, error)
+            continue
+        yield record
 
 
 def read_prompts(
@@ -147,14 +156,16 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
             raise DataError(f"{path}:{number}: not a record of replaykit: {error!r}") from error
 
 
-def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(
+    path: str | Path, split: str, unparsed: Callable[[str, DataError], object] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     local = Path(path)
     if local.is_dir():
         files = sorted(p for p in local.rglob("*") if _suffix(p) and p.is_file())
         if not files:
             raise DataError(f"{path}: the folder has no {', '.join(SUFFIXES)} file (.gz and .zst are read too)")
         for file in files:
-            yield from _rows(file, split)
+            yield from _rows(file, split, unparsed)
         return
     if not local.exists():
         if _suffix(local) or str(path).count("/") != 1 or str(path).startswith((".", "/")):
@@ -163,7 +174,7 @@ def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Mapping[str, Any]
         return
     match _suffix(local):
         case ".jsonl":
-            for number, row in _json_lines(local):
+            for number, row in _json_lines(local, unparsed):
                 yield f"{path}:{number}", row
         case ".json":
             yield from _json_array(local)
@@ -212,30 +223,52 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, without a byte order mark."""
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
-            yield number, text
+            yield number, _text(f"{path}:{number}", line, first=number == 1)
+
+
+def _text(place: str, line: bytes, *, first: bool) -> str:
+    try:
+        return line.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 text ({error.reason})") from error
 
 
 def _text_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     return ((f"{path}:{number}", {"text": line.strip()}) for number, line in _lines(path) if line.strip())
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a row is a JSON object, this is a {type(row).__name__}")
-        if _escapes_surrogates(line):
-            _refuse_half_pairs(f"{path}:{number}", row)
-        yield number, row
+def _json_lines(
+    path: Path, unparsed: Callable[[str, DataError], object] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = _json_line(f"{path}:{number}", line, first=number == 1)
+            except DataError as error:
+                if unparsed is None:
+                    raise
+                unparsed(f"{path}:{number}", error)
+                continue
+            if row is not None:
+                yield number, row
+
+
+def _json_line(place: str, line: bytes, *, first: bool) -> dict[str, Any] | None:
+    """The object on a line; None where there is nothing."""
+    text = _text(place, line, first=first)
+    if not text.strip():
+        return None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise DataError(f"{place}: not JSON that can be read (nested too deep)") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: a row is a JSON object, this is a {type(row).__name__}")
+    if _escapes_surrogates(text):
+        _refuse_half_pairs(place, row)
+    return row
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

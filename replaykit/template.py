@@ -72,6 +72,7 @@ class Renderer:
         self._fixed: dict[str, Any] = {}  # variables of a template by hand
         self._thinking = bool(options.thinking)
         self._beyond = ""  # what finished answers have after the generation prompt, where they have all of it
+        self.unsaid = ""  # what stands before a finished answer that a thinking model has to write itself
         self._parts = False  # whether a message's content is a list of parts, as templates for images have it
         self.source: str | None = None  # the tokenizer's own, which may be the default one of several
         if options.pre_query is not None:
@@ -145,6 +146,7 @@ class Renderer:
             return self._derive()
         header = due if self._thinking or not shown.startswith(due) else shown
         self._beyond = header[len(due) :]
+        self.unsaid = shown[len(due) :] if self._thinking and shown.startswith(due) else ""
         joint = self._joint(pre_query)
         system, after_system = self._system(pre_query)
         after_turns = [joint or "", after_system]

@@ -349,10 +349,10 @@ def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
         time.sleep(0.05)
         started = psutil.Process(parent.pid).children()
     parent.send_signal(ends)
-    _, stderr = parent.communicate(timeout=20)
-    assert parent.returncode == -ends
+    _, stderr = parent.communicate(timeout=120)
+    assert parent.returncode in ((1, -ends) if ends == signal.SIGINT else (-ends,))
     assert stderr.rstrip().endswith("KeyboardInterrupt" if ends == signal.SIGINT else "")
-    gone, alive = psutil.wait_procs(started, timeout=20)  # the guard itself lives 10 s longer
+    gone, alive = psutil.wait_procs(started, timeout=120)  # the guard itself lives 10 s longer
     assert (len(gone), alive) == (len(started), [])
     assert len(started) >= 2
 
@@ -364,9 +364,7 @@ def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(vllm_engine: Engine, c
     completions = engine.complete(own_questions(chat, 600))
     next(completions)
     core.kill()
-    with pytest.raises(
-        EngineError, match="^vLLM's process ended: it said nothing, so perhaps it was killed for want of memory"
-    ):
+    with pytest.raises(EngineError, match="^vLLM's process ended: it said nothing, so perhaps it was killed"):
         list(completions)
     engine.close()
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys

@@ -976,3 +976,9 @@ def test_no_text_of_any_message_is_read_as_a_special_token(key: str) -> None:
             assert system.strip() in shown(chat, asking)
 
     check()
+
+
+def test_thoughts_between_special_tokens_cannot_be_left_to_the_model() -> None:
+    facts = FAMILIES["gpt-oss"]
+    with pytest.raises(ChatError, match="thoughts stand between special tokens"):
+        replace(facts, options=ChatOptions(thinking=True)).chat()

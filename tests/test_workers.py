@@ -211,10 +211,10 @@ if __name__ == "__main__":
 def test_the_workers_end_with_their_parent(tmp_path: Path, last: str, code: int) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(last))
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert run.returncode == code, run.stderr
     pids = [int(pid) for pid in run.stdout.split()]
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=120)
     assert len(pids) == 2 and alive == []
 
 

@@ -4,21 +4,38 @@
     twins.find(0, "What is 2 + 2?")     ->  None, and remembered
     twins.find(1, "what is  2+2 ?")     ->  ("duplicate", 0)
 
+    with Repeats(0.8) as repeats:       # a target first, then a pool that must not repeat it or itself
+        for record, twin in repeats.find_all("target", rows_of_target): ...
+        for record, twin in repeats.find_all("pool", rows_of_pool): ...
+                                        # twin: None, or Twin("near_target_duplicate", source="target", row=17)
+
 Candidates come from MinHash signatures cut into bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.3 and
 3.4), and each is then read back and compared exactly: no pair is dropped that is less similar than was asked for.
 Unlike the indexes of datasketch and rensa, what is remembered does not grow: a table of fixed size holds row numbers, and
-in a full bucket the oldest row makes room. One quiet core takes 26,000 GSM8K questions a second at a threshold of 0.9, and
-5,000 prompts of P3, which are four times as long and a fifth of them near duplicates that are read back.
+in a full bucket the oldest row makes room. SPEED
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable
+import os
+import tempfile
+from array import array
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from replaykit.engines.children import deaf
+from replaykit.errors import ReplaykitError
 from replaykit.text import normalise
 
 SHINGLE = 5  # characters
@@ -27,7 +44,16 @@ RECALL = 0.99  # the chance that a pair just as similar as the threshold shares 
 WAYS = 8  # slots of a bucket: one line of 64 bytes in the processor's cache
 ROW = np.uint64(2**32 - 1)  # the low half of a slot is a row number plus 1, the high half the tag of its hash
 ODD = np.uint64(0x9E3779B97F4A7C15)
-POWERS = np.array([pow(int(ODD), power, 2**64) for power in range(SHINGLE)], dtype=np.uint64)
+POWERS = [np.uint64(pow(int(ODD), SHINGLE - 1 - place, 2**64)) for place in range(SHINGLE)]
+PIECE = 1 << 17  # shingles that are hashed at a time: their 1 MiB of numbers stays in the processor's cache
+BATCH = 256  # rows that a process takes at a time
+PROCESSES = 4  # at most, where nothing is said: the verdicts of one process keep up with the signatures of so many
+ALPHABET = 7131  # the largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5
+ALPHABET_POWERS = [np.uint64(ALPHABET ** (SHINGLE - 1 - place)) for place in range(SHINGLE)]
+CACHE = 1 << 26  # bytes of shingles that are kept in case that their row is compared again
+
+T = TypeVar("T")
+Found = tuple[str, int]  # the reason, the earlier row
 
 
 class Twins:
@@ -46,20 +72,36 @@ class Twins:
 
     def __init__(self, threshold: float | None, read: Callable[[int], str], *, slots: int = 3 * 2**23):
         self.threshold = threshold
-        self._read = read
         self.bands, self.rows = bands_for(threshold) if threshold is not None else (0, 0)
         self._table = Table(slots, self.bands)
-        drawn = np.random.default_rng(1).integers(2**63, size=(self.bands, self.rows), dtype=np.uint64)
-        self._factors = drawn | np.uint64(1)  # a band's hash is its inner product with these, modulo 2**64
+        self._shingles = Shingles(lambda row: normalise(read(row)))
 
-    def find(self, row: int, text: str) -> tuple[str, int] | None:
+    def find(self, row: int, text: str) -> Found | None:
         """("duplicate", earlier row) if the texts are equal after ``text.normalise``, ("near_duplicate", earlier row) if
         they are at least as similar as the threshold; otherwise None, and the row is remembered."""
-        normal = normalise(text)
-        hashes = self._hashes(normal)
+        (normal,), (hashes,) = prepare([text], self.bands, self.rows)
+        return self._find(row, normal, hashes)
+
+    def find_all(
+        self, rows: Iterable[tuple[int, str]], *, processes: int | None = None, batch: int = BATCH
+    ) -> Iterator[tuple[int, Found | None]]:
+        """Each row with what ``find`` says of it, in order; the signatures are made ahead, ``batch`` rows at a time.
+
+        They are made in ``processes`` of their own (None: one for each core, up to 4; 1: in this one), which start when more rows
+        come than one batch. The verdicts are the same for any number of either. Of the rows, one batch for each process is
+        read ahead. Raises ReplaykitError where a process ends unasked.
+        """
+        for (row, _), normal, hashes in _ahead(rows, self.bands, self.rows, processes, batch):
+            yield row, self._find(row, normal, hashes)
+
+    def similarity(self, row: int, other: int) -> float:
+        """The Jaccard similarity of two rows that can be read, 1 for texts that are equal after ``text.normalise``."""
+        return self._shingles.similar(self._shingles.of(row), self._shingles.of(other), 0)
+
+    def _find(self, row: int, normal: str, hashes: np.ndarray) -> Found | None:
         same, alike = self._table.get(hashes)
         for earlier in same:
-            if normalise(self._read(earlier)) == normal:
+            if self._shingles.of(earlier)[0] == normal:
                 return "duplicate", earlier
         if alike and (near := self._similar(normal, Counter(alike))) is not None:
             return "near_duplicate", near
@@ -68,30 +110,149 @@ class Twins:
 
     def _similar(self, normal: str, shared: Counter[int]) -> int | None:
         """The first row as similar as the threshold; those that share the most bands are read first, then the earliest."""
-        own = shingles(normal)
+        own, least = (normal, self._shingles.numbers(normal)), self.threshold or 0.0
         for earlier in sorted(shared, key=lambda row: (-shared[row], row)):
-            other = shingles(normalise(self._read(earlier)))
-            both = len(own & other)
-            if both / (len(own) + len(other) - both) >= (self.threshold or 0):
+            if self._shingles.similar(own, self._shingles.of(earlier), least) >= least:
                 return earlier
         return None
 
-    def _hashes(self, normal: str) -> np.ndarray:
-        """64 bits of the whole text and 64 of each band of its signature, [1 + bands]; the same in every process."""
-        hashes = np.empty(1 + self.bands, dtype=np.uint64)
-        hashes[0] = int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-        if self.bands:
-            hashes[1:] = _mix((self._signature(normal) * self._factors).sum(axis=1, dtype=np.uint64))
-        return hashes
 
-    def _signature(self, normal: str) -> np.ndarray:
-        """The MinHash signature of the text's shingles, [bands, rows]."""
-        from rensa import RMinHash
+@dataclass(frozen=True)
+class Twin:
+    """Why a row is dropped: "duplicate" or "near_duplicate" of a row of its own source, "target_duplicate" or
+    "near_target_duplicate" of one of the source "target"; the row, counted from 0 in its source, and its text."""
 
-        letters = np.frombuffer(normal.ljust(SHINGLE, "\0").encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        tokens = _mix(np.convolve(letters.astype(np.uint64), POWERS, "valid"))  # one of 64 bits for each shingle
-        flat = RMinHash.digest_matrix_from_flat_token_hashes(tokens, [0, len(tokens)], self.bands * self.rows, 1)
-        return np.array(flat.to_rows(), dtype=np.uint64).reshape(self.bands, self.rows)
+    reason: str
+    source: str
+    row: int
+    text: str
+
+
+class Repeats:
+    """Rows of several sources, one source after the other: what repeats a row of its own source or of one before.
+
+    The texts are written to a temporary file (in ``folder``, else where the system has them), to be read back; memory is
+    that of ``Twins`` and 8 bytes a row. The other arguments are those of ``Twins`` and ``Twins.find_all``. It ends, and the
+    file with it, by ``close`` or with a ``with`` block.
+    """
+
+    def __init__(
+        self,
+        threshold: float | None,
+        *,
+        slots: int = 3 * 2**23,
+        processes: int | None = None,
+        batch: int = BATCH,
+        folder: str | Path | None = None,
+    ):
+        self._texts = _Texts(folder)
+        self._twins = Twins(threshold, self._texts.read, slots=slots)
+        self._processes, self._batch = processes, batch
+        self._names: list[str] = []
+        self._starts: list[int] = []
+
+    def __enter__(self) -> Repeats:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._texts.close()
+
+    def find_all(self, source: str, rows: Iterable[tuple[T, str]]) -> Iterator[tuple[T, Twin | None]]:
+        """Each row, whatever it is, with the earlier row that its text repeats, or None: then it is remembered.
+
+        The rows of a source are all taken before the next source begins; a source comes once.
+        """
+        if source in self._names:
+            raise ValueError(f"the rows of '{source}' have come already")
+        self._names.append(source)
+        self._starts.append(len(self._texts))
+        twins = self._twins
+        for (item, text), normal, hashes in _ahead(rows, twins.bands, twins.rows, self._processes, self._batch):
+            number = len(self._texts)
+            self._texts.append(text)
+            found = twins._find(number, normal, hashes)
+            yield item, None if found is None else self._twin(source, *found)
+
+    def similarity(self, source: str, one: int, other: int) -> float:
+        """The Jaccard similarity of two rows of a source, dropped ones too; 1 for texts that are normalised the same."""
+        start = self._starts[self._names.index(source)]
+        return self._twins.similarity(start + one, start + other)
+
+    def _twin(self, source: str, reason: str, number: int) -> Twin:
+        place = bisect_right(self._starts, number) - 1  # of sources without rows, the last begins where they do
+        name = self._names[place]
+        reason = reason if name == source else reason.replace("duplicate", f"{name}_duplicate")
+        return Twin(reason, name, number - self._starts[place], self._texts.read(number))
+
+
+class _Texts:
+    """Texts in a temporary file, by number from 0."""
+
+    def __init__(self, folder: str | Path | None):
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
+        self._ends = array("Q", [0])
+        self._written = 0  # bytes that are surely in the file, not in our buffer
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, text: str) -> None:
+        self._ends.append(self._ends[-1] + self._file.write(text.encode("utf-8", "surrogatepass")))
+
+    def read(self, number: int) -> str:
+        start, end = self._ends[number], self._ends[number + 1]
+        if end > self._written:
+            self._file.flush()
+            self._written = self._ends[-1]
+        self._file.seek(start)
+        text = self._file.read(end - start)
+        self._file.seek(0, os.SEEK_END)
+        return text.decode("utf-8", "surrogatepass")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def best(
+    pairs: Iterable[tuple[int, int]],
+    score: Callable[[int], float],
+    *,
+    alike: Callable[[int, int], bool] | None = None,
+) -> dict[int, int]:
+    """Which rows to drop, and for which row, so that of those that are alike the best scored stays, and of equals the first.
+
+    The pairs are (row, earlier row) as found; memory grows with them alone. Rows that are linked by pairs are a cluster,
+    and without ``alike`` all of it gives way to its best row. Two near duplicates of a third need not be near to each
+    other; with ``alike`` a row is dropped only for one that it is alike to, so more than one of a cluster may stay.
+
+    >>> best([(1, 0), (2, 0), (9, 8)], {0: 0.5, 1: 0.9, 2: 0.1, 8: 0.3, 9: 0.3}.__getitem__)
+    {0: 1, 2: 1, 9: 8}
+    """
+    leader: dict[int, int] = {}
+
+    def lead(row: int) -> int:
+        while (next_ := leader.setdefault(row, row)) != row:
+            leader[row] = row = leader[next_]
+        return row
+
+    for row, earlier in pairs:
+        one, other = sorted((lead(row), lead(earlier)))
+        leader[other] = one
+    clusters: dict[int, list[int]] = {}
+    for row in list(leader):
+        clusters.setdefault(lead(row), []).append(row)
+    gives_way: dict[int, int] = {}
+    for cluster in clusters.values():
+        kept: list[int] = []
+        for row in sorted(cluster, key=lambda row: (-score(row), row)):
+            if (better := next((one for one in kept if alike is None or alike(row, one)), None)) is None:
+                kept.append(row)
+            else:
+                gives_way[row] = better
+    return dict(sorted(gives_way.items()))
 
 
 class Table:
@@ -136,12 +297,220 @@ def bands_for(threshold: float) -> tuple[int, int]:
     return good[-1] if good else cuts[0]
 
 
+class Shingles:
+    """Texts as sorted numbers, one for each different shingle and no number for two: what is compared is exact.
+
+    A shingle is a number of 5 digits to the base 7,131, and a letter's digit is when it was first seen. In the rare case of
+    more letters than digits the shingles themselves are compared. The latest texts that ``read`` gave are kept, in 64 MiB.
+    """
+
+    def __init__(self, read: Callable[[int], str]):
+        self._read = read
+        self._digits = np.zeros(0x110000, dtype=np.uint16)  # of each letter, 0 where it has none
+        self._free = 1
+        self._kept: OrderedDict[int, tuple[str, np.ndarray | None]] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, row: int) -> tuple[str, np.ndarray | None]:
+        """A row's text in its normal form, and the numbers of its shingles, or None where they have none."""
+        if row in self._kept:
+            self._kept.move_to_end(row)
+            return self._kept[row]
+        normal = self._read(row)
+        self._kept[row] = made = normal, self.numbers(normal)
+        self._bytes += _size(made)
+        while self._bytes > CACHE:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return made
+
+    def numbers(self, normal: str) -> np.ndarray | None:
+        letters = np.frombuffer(normal.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        digits = self._digits[letters]
+        if not digits.all():
+            new = np.unique(letters[digits == 0])[: ALPHABET - self._free]
+            self._digits[new] = np.arange(self._free, self._free + len(new))
+            self._free += len(new)
+            digits = self._digits[letters]
+            if not digits.all():
+                return None
+        if len(digits) < SHINGLE:
+            digits = np.pad(digits, (0, SHINGLE - len(digits)))
+        numbers = _windows(digits.astype(np.uint64), ALPHABET_POWERS)
+        numbers.sort()
+        return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
+
+    def similar(self, one: tuple[str, np.ndarray | None], other: tuple[str, np.ndarray | None], least: float) -> float:
+        """The Jaccard similarity of the two sets, or 0 if it is surely less than ``least``."""
+        a, b = one[1], other[1]
+        if a is None or b is None:
+            mine, others = shingles(one[0]), shingles(other[0])
+            both, either = len(mine & others), len(mine | others)
+            return both / either
+        if min(len(a), len(b)) / max(len(a), len(b)) < least:
+            return 0.0
+        merged = np.concatenate([a, b])
+        merged.sort()
+        both = int(np.count_nonzero(merged[1:] == merged[:-1]))
+        return both / (len(merged) - both)
+
+
+def _size(item: tuple[str, np.ndarray | None]) -> int:
+    return len(item[0]) + 200 + (item[1].nbytes if item[1] is not None else 0)
+
+
 def shingles(normal: str) -> set[str]:
     """Every run of 5 characters; a shorter text is its own one."""
     return {normal[start : start + SHINGLE] for start in range(max(1, len(normal) - SHINGLE + 1))}
+
+
+# --- signatures -----------------------------------------------------------------------------------------------------
+
+
+def prepare(texts: list[str], bands: int, size: int) -> tuple[list[str], np.ndarray]:
+    """The texts' normal forms, and of each 64 bits of the whole and 64 of each band of its signature, [texts, 1 + bands].
+
+    They are the same in every process.
+    """
+    normals = [normalise(text) for text in texts]
+    hashes = np.empty((len(normals), 1 + bands), dtype=np.uint64)
+    whole = (hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest() for normal in normals)
+    hashes[:, 0] = np.frombuffer(b"".join(whole), dtype=">u8")
+    if bands:
+        drawn = np.random.default_rng(1).integers(2**63, size=(bands, size), dtype=np.uint64)
+        factors = drawn | np.uint64(1)  # a band's hash is its inner product with these, modulo 2**64
+        signatures = signatures_of(normals, bands * size).reshape(-1, bands, size)
+        hashes[:, 1:] = _mix((signatures * factors).sum(axis=2, dtype=np.uint64))
+    return normals, hashes
+
+
+def signatures_of(normals: list[str], permutations: int) -> np.ndarray:
+    """The MinHash signatures of the texts' shingles, [texts, permutations].
+
+    A long text is cut into pieces that no shingle is lost between: its signature is the least of theirs.
+    """
+    from rensa import RMinHash
+
+    pieces: list[str] = []
+    first: list[int] = []
+    for normal in normals:
+        first.append(len(pieces))
+        text = normal.ljust(SHINGLE, "\0")
+        pieces += [text[k : k + PIECE + SHINGLE - 1] for k in range(0, len(text) - SHINGLE + 1, PIECE)]
+    rows: list[list[int]] = []
+    ends = np.cumsum([len(piece) for piece in pieces])
+    for _, group in groupby(range(len(pieces)), key=lambda k: int(ends[k]) // PIECE):
+        tokens, places = _tokens([pieces[k] for k in group])
+        rows += RMinHash.digest_matrix_from_flat_token_hashes(tokens, places, permutations, 1).to_rows()
+    return np.minimum.reduceat(np.array(rows, dtype=np.uint64), first, axis=0)
+
+
+def _tokens(texts: list[str]) -> tuple[np.ndarray, list[int]]:
+    """64 bits of each shingle of each text, one after the other, and where each text's begin, and the end."""
+    letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    lengths = np.array([len(text) for text in texts])
+    ends = np.cumsum(lengths)
+    inside = np.ones(len(letters), dtype=bool)
+    for back in range(1, SHINGLE):
+        inside[ends - back] = False  # a run from here would reach into the next text
+    tokens = _mix(_windows(letters, POWERS)[inside[: len(letters) - SHINGLE + 1]])
+    return tokens, [0, *np.cumsum(lengths - SHINGLE + 1).tolist()]
+
+
+def _windows(digits: np.ndarray, powers: list[np.uint64]) -> np.ndarray:
+    """Each 5 neighbours as one number of 64 bits, the first times the first power and so on."""
+    n = len(digits) - SHINGLE + 1
+    sums = digits[:n] * powers[0]
+    for place in range(1, SHINGLE):
+        sums += digits[place : place + n] * powers[place]
+    return sums
 
 
 def _mix(hashes: np.ndarray) -> np.ndarray:
     """Spreads every bit over all: sums of products are well mixed in their upper bits only."""
     hashes = (hashes ^ (hashes >> np.uint64(32))) * ODD
     return hashes ^ (hashes >> np.uint64(29))
+
+
+# --- in other processes ---------------------------------------------------------------------------------------------
+
+
+def _ahead(
+    rows: Iterable[tuple[T, str]], bands: int, size: int, processes: int | None, batch: int
+) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
+    """Each row with its text's normal form and hashes, in order, from other processes where there is more than a batch."""
+    if batch < 1 or (processes is not None and processes < 1):
+        raise ValueError(f"processes ({processes}) and batch ({batch}) are at least 1")
+    rest = iter(rows)
+    groups: Iterator[list[tuple[T, str]]] = iter(lambda: list(islice(rest, batch)), [])
+    count = processes or min(os.cpu_count() or 1, PROCESSES)
+    head = list(islice(groups, 2))
+    if count == 1 or len(head) < 2:
+        for group in chain(head, groups):
+            yield from zip(group, *prepare([text for _, text in group], bands, size), strict=True)
+        return
+    with _workers(count) as workers:
+        # Each has one batch and no more: with two, it and we might both wait for the other to read.
+        todo: list[list[tuple[T, str]]] = [[]] * count
+        for turn, group in enumerate(chain(head, groups, [[]] * count)):
+            process, pipe = workers[turn % count]
+            done, todo[turn % count] = todo[turn % count], group
+            answer = _answer(process, pipe) if done else None
+            if group:
+                _ask(process, pipe, ([text for _, text in group], bands, size))
+            if answer is not None:
+                yield from zip(done, *answer, strict=True)
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[list[tuple[Any, Connection]]]:
+    """Processes that end with the block, or when this process does."""
+    context, workers = get_context("spawn"), list[tuple[Any, Connection]]()
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            with deaf():
+                process.start()
+            theirs.close()
+            workers.append((process, ours))
+        yield workers
+    finally:
+        for _, pipe in workers:
+            pipe.close()
+        for process, _ in workers:
+            process.terminate()  # the caller may have stopped early, and it be at work for nobody
+            process.join()
+
+
+def _work(pipe: Connection) -> None:
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(prepare(*job))
+        except BrokenPipeError:
+            return
+
+
+def _ask(process: Any, pipe: Connection, job: object) -> None:
+    try:
+        pipe.send(job)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise _ended(process) from error
+
+
+def _answer(process: Any, pipe: Connection) -> tuple[list[str], np.ndarray]:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError) as error:
+        raise _ended(process) from error
+
+
+def _ended(process: Any) -> ReplaykitError:
+    process.join()
+    return ReplaykitError(
+        f"a process that compared texts ended unasked (exit code {process.exitcode}); if it was short of memory, use fewer "
+        'processes or smaller batches. In a script, what calls replaykit belongs under `if __name__ == "__main__":`'
+    )

@@ -30,6 +30,13 @@ class Funnel:
         if self._dropped is not None:
             self._dropped({"reason": reason, **record.to_json()})
 
+    def unparsed(self, place: str, error: Exception) -> None:
+        """Counts a row that could not be read, where it stands and why."""
+        self.made += 1
+        self.counts["unparsed"] += 1
+        if self._dropped is not None:
+            self._dropped({"reason": "unparsed", "place": place, "error": str(error)})
+
     @property
     def kept(self) -> int:
         return self.made - self.counts.total()

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from replaykit.chat import Chat
 from replaykit.checks.sieve import Sieve, Verdict
 from replaykit.engines import Completion, Engine, Request, Sampling
-from replaykit.errors import RecipeError
+from replaykit.errors import ChatError, RecipeError
 from replaykit.recipe import Generate
 from replaykit.records import Message, Record
 from replaykit.runs import Ledger, derive_seed
@@ -55,6 +55,8 @@ class Rows:
         self.questions, self.answers, self.prompts = questions, answers, prompts
         self.kind: Kind = "prompts" if prompts is not None else "text" if chat.plain else "magpie"
         self._sieve = Sieve(settings.checks, special=chat.looks_special, held_out=held_out, read=self._earlier)
+        if settings.systems and self.kind == "magpie" and chat.template.system == "ignored":
+            raise ChatError(f"{chat.name}: its chat template ignores system prompts, so generate.systems steer nothing")
         self._phases = phases(settings, deployed)
         if self.kind != "prompts" and any(phase["temperature"] == 0 for phase in self._phases):
             raise RecipeError("the recipe", ["generate.temperature: the model is deployed greedily; give a number"])

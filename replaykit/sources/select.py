@@ -1,55 +1,117 @@
-"""Old records near the target: what a new task overwrites first is what looks most like it.
+"""Old records for a new task: what a new task overwrites first is what looks most like it.
 
-select(pool, target, n=2000)  ->  2000 records, nearest first, each with its score, rank and nearest target record
+    select(pool, target, settings=Select(pool=..., n=2000), ...)  ->  2000 records, each with its score, rank and nearest
+
+The pool is read once. Rows that are not good enough, that repeat an earlier row or the target, or that hold a test prompt
+are left out, each with its reason; the others are written down and their terms counted. Then every row gets a score, and
+the method chooses among the scores. What is in memory is bounded by n, by the vocabulary, and by 40 bytes for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from replaykit.checks import quality
+from replaykit.checks.duplicates import Repeats, best
 from replaykit.checks.funnel import Funnel
+from replaykit.checks.overlap import Overlap
 from replaykit.errors import DataError
+from replaykit.recipe import SCORED, Select
 from replaykit.records import Record
-from replaykit.text import nearest, normalise
+from replaykit.runs import Ledger, Watch, unwatched
+from replaykit.sources import choose
+from replaykit.sources.nearness import Index, Lexical, fit
+
+BINS = 40  # of the histogram of scores
+TERMS = 5  # that explain a score
+TOLD = 1000  # rows between two words to the display
+NO_WORD = (
+    "no word is common to the pool and the target, so all scores are 0; `--method embedding` compares what is meant, "
+    "`--method random` needs no score"
+)
 
 
-def select(pool: Iterable[Record], target: Sequence[Record], *, n: int, funnel: Funnel | None = None) -> list[Record]:
-    """The n pool records whose prompts are nearest to the target prompts, nearest first.
+@dataclass
+class Selection:
+    """The chosen records in the order of the choice, and what the table and the report show of it."""
 
-    Nearness is the best cosine over the target, of TF-IDF vectors fitted on the pool (``text.nearest``); ties go to the
-    earlier record. A record with an empty answer, a second record with the same normalised prompt, and one that is a
-    target prompt are dropped first, with the reason in ``funnel``. A pool that has fewer than n is taken whole.
-    Raises DataError for an empty pool or an empty target.
+    records: list[Record] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    scores: dict[str, Any] | None = None  # highest, median and lowest of the chosen; a histogram of all, and the cut
+
+
+def select(
+    pool: Iterable[Record],
+    target: Sequence[Record],
+    *,
+    settings: Select,
+    seed: int,
+    folder: Path,
+    held_out: Iterable[str] = (),
+    funnel: Funnel | None = None,
+    watch: Watch = unwatched,
+) -> Selection:
+    """``settings.n`` records of the pool by ``settings.method``, best or first drawn first; all, if there are fewer.
+
+    Rows are compared by their last question, plain texts whole. Each record's meta has its ``rank``; where the method
+    scores, its ``score``, the id of the ``nearest`` target record and the ``terms`` that matched most with their parts.
+    The survivors of the checks and their terms are in ``folder`` while this runs. The same pool gives the same records in
+    any number of processes. Raises DataError for a pool of which nothing survives, and for an empty target where the
+    method needs one.
     """
-    funnel = Funnel() if funnel is None else funnel
-    if not target:
+    made, funnel = Selection(), Funnel() if funnel is None else funnel
+    scored = settings.method in SCORED
+    if scored and not target:
         raise DataError("the target is empty: there is nothing for old data to be near to")
-    seen = {normalise(question(record)) for record in target}
-    kept: list[Record] = []
-    for record in pool:
-        key = normalise(question(record))
-        reason = "empty" if not _answered(record) else "duplicate" if key in seen else None
-        if funnel.passes(record, reason):
-            seen.add(key)
-            kept.append(record)
-    if not kept:
-        raise DataError(f"the pool has no record to select from ({funnel})")
-    near = nearest([question(record) for record in kept], [question(record) for record in target])
-    order = np.argsort(-near.scores, kind="stable")[:n]
-    for place in sorted(set(range(len(kept))) - set(order.tolist())):
-        funnel.reject(kept[place], "far")
-    return [
-        replace(
-            kept[place],
-            source="select",
-            meta=dict(kept[place].meta)
-            | {"rank": rank, "score": round(float(near.scores[place]), 6), "nearest": target[near.queries[place]].id},
+    (folder / "pool.jsonl").unlink(missing_ok=True)
+    with ExitStack() as stack:
+        shelf = stack.enter_context(Ledger(folder / "pool.jsonl"))
+        checked = _Checked(settings, target, held_out, shelf, funnel, watch, stack, folder)
+        asked = [question(record) for record in target]
+        if settings.method == "embedding":
+            scores, nearest = _by_meaning(checked.questions(pool), asked, str(settings.model))
+            index = None
+        elif scored:
+            index = _index(checked.questions(pool), asked, settings, folder / "index")
+            scores, nearest = _joined(index.scores(), watch, len(shelf))
+            made.notes += [index.note, *([] if index.shared_terms else [NO_WORD])]
+        else:
+            index, count = None, sum(1 for _ in checked.questions(pool))
+            scores, nearest = np.zeros(count, dtype=np.float32), np.full(count, -1, dtype=np.int64)
+        if not len(shelf):
+            raise DataError(f"the pool has no record to select from ({funnel})")
+        repeated = checked.worse_twins(scores)
+        rows = [(row, float(scores[row])) for row in range(len(shelf)) if row not in repeated]
+        places = _chosen(rows, settings, seed, shelf)
+        for rank, row in enumerate(places, 1):
+            record = _read(shelf, row)
+            meta: dict[str, Any] = {"rank": rank}
+            if scored:
+                near = target[nearest[row]] if nearest[row] >= 0 else None
+                meta |= {"score": round(float(scores[row]), 6)} | ({"nearest": near.id} if near else {})
+                if index is not None:
+                    parts = index.explain(question(record), question(near) if near else None, TERMS)
+                    meta["terms"] = {term: round(part, 4) for term, part in parts}
+            made.records.append(replace(record, source="select", meta={**record.meta, **meta}))
+        taken = set(places)
+        for row in range(len(shelf)):
+            if row not in taken:
+                reason = "worse_twin" if row in repeated else "far" if scored else "not_drawn"
+                funnel.reject(_read(shelf, row), reason)
+    (folder / "pool.jsonl").unlink()
+    if (missing := settings.n - len(made.records)) > 0:
+        made.notes.append(
+            f"{missing:,} of {settings.n:,} rows are missing: no more of the pool is left after the checks"
         )
-        for rank, place in enumerate(order.tolist(), 1)
-    ]
+    if scored:
+        made.scores = _summary(scores, [float(scores[row]) for row in places])
+    return made
 
 
 def question(record: Record) -> str:
@@ -57,5 +119,128 @@ def question(record: Record) -> str:
     return record.prompt or record.messages[-1]["content"]
 
 
-def _answered(record: Record) -> bool:
-    return bool(record.messages[-1]["content"].strip()) and record.messages[-1]["role"] != "user"
+class _Checked:
+    """The pool's rows through the checks: the survivors go to the shelf, numbered from 0, the others to the funnel."""
+
+    def __init__(
+        self, settings: Select, target: Sequence[Record], held_out: Iterable[str], shelf: Ledger, funnel: Funnel,
+        watch: Watch, stack: ExitStack, folder: Path,
+    ) -> None:  # fmt: skip
+        self.settings, self.shelf, self.funnel, self.watch = settings, shelf, funnel, watch
+        self.overlap = Overlap(held_out)
+        self.repeats = stack.enter_context(
+            Repeats(settings.near_duplicate, folder=folder, processes=settings.processes)
+        )
+        for _ in self.repeats.find_all("target", ((None, question(record)) for record in target)):
+            pass  # they are remembered; the target may repeat itself
+        self.twins: list[tuple[int, int]] = []  # rows of the shelf, and the earlier ones that they are near to
+        self.on_shelf: dict[int, int] = {}  # of rows of the pool with a twin, their places on the shelf
+
+    def questions(self, pool: Iterable[Record]) -> Iterator[str]:
+        """The questions of the survivors, in the order of the pool."""
+        number, places = 0, list[int]()  # places: by number in the pool, -1 for those that are not on the shelf
+        for record, twin in self.repeats.find_all("pool", ((row, question(row)) for row in self._good(pool))):
+            reason, place = None, len(self.shelf)
+            if twin is not None:
+                best_stays = self.settings.keep == "best" and twin.reason == "near_duplicate" and places[twin.row] >= 0
+                if best_stays:
+                    self.twins.append((place, places[twin.row]))
+                else:
+                    reason = twin.reason
+                    record = replace(record, meta={**record.meta, "twin": twin.text})
+            number += 1
+            if self.funnel.passes(record, reason):
+                places.append(place)
+                self.shelf.append({"row": place, "record": record.to_json()})
+                yield question(record)
+            else:
+                places.append(-1)
+            if number % TOLD == 0:
+                self.watch("read the pool", number, None, str(self.funnel))
+        self.watch("read the pool", number, number)
+
+    def _good(self, pool: Iterable[Record]) -> Iterator[Record]:
+        for record in pool:
+            reason = quality.reason(record, self.settings.quality)
+            if reason is None and (found := self.overlap.find(question(record))):
+                reason, record = found[0], replace(record, meta={**record.meta, "match": found[1]})
+            if reason is None:
+                yield record
+            else:
+                self.funnel.passes(record, reason)
+
+    def worse_twins(self, scores: np.ndarray) -> set[int]:
+        """Of near duplicates that were kept until their scores were known, those that are not the best."""
+        return set(best(self.twins, lambda row: float(scores[row])))
+
+
+def _index(texts: Iterator[str], queries: list[str], settings: Select, folder: Path) -> Index:
+    options = Lexical(
+        method="bm25" if settings.method == "bm25" else "tfidf", analyzer=settings.analyzer, to=settings.to,
+        ngrams=(settings.ngrams[0], settings.ngrams[1]) if settings.ngrams else None, sublinear=settings.sublinear,
+        min_df=settings.min_df, max_df=settings.max_df,
+    )  # fmt: skip
+    return fit(texts, queries, options, folder=folder, processes=settings.processes)
+
+
+def _joined(chunks: Iterable[tuple[np.ndarray, np.ndarray]], watch: Watch, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    scores, nearest, done = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], 0
+    for some, near in chunks:
+        scores.append(some)
+        nearest.append(near)
+        done += len(some)
+        watch("compare", done, rows)
+    return np.concatenate(scores), np.concatenate(nearest)
+
+
+def _by_meaning(texts: Iterator[str], queries: list[str], model: str) -> tuple[np.ndarray, np.ndarray]:
+    from replaykit.sources.embed import Embedder, best
+
+    return best(Embedder(model), texts, queries)
+
+
+def _chosen(rows: list[tuple[int, float]], settings: Select, seed: int, shelf: Ledger) -> list[int]:
+    """The places of the chosen rows, in the order of the choice."""
+    n, several = settings.n, settings.n * settings.candidates
+    match settings.method:
+        case "random":
+            found: list[Any] = choose.spread(rows, n, seed=seed)
+        case "stratified":
+            column = str(settings.column)
+            named = ((row, score, str(_read(shelf, row).meta.get(column))) for row, score in rows)
+            found = choose.stratified(named, n, by=lambda row: row[2], shares=settings.shares, seed=seed)
+        case "near-and-far":
+            found = choose.near_and_far(rows, n, near=settings.near, seed=seed)
+        case "mmr":
+            found = choose.nearest(rows, several)
+            order = choose.mmr(_vectors(found, shelf), np.array([s for _, s in found]), n, balance=settings.balance)
+            found = [found[k] for k in order]
+        case "k-centre" | "herding":  # they cover the pool, so their candidates are spread over all of it
+            found = sorted(choose.spread(rows, several, seed=seed))
+            cover = choose.k_centre if settings.method == "k-centre" else choose.herding
+            found = [found[k] for k in cover(_vectors(found, shelf), n)]
+        case _:
+            found = choose.nearest(rows, n)
+    return [int(row[0]) for row in found]
+
+
+def _vectors(rows: list[Any], shelf: Ledger) -> Any:
+    """TF-IDF vectors of candidates, fitted on them: scikit-learn's, of length 1, sparse."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [question(_read(shelf, row[0])) for row in rows]
+    return TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
+
+
+def _read(shelf: Ledger, row: int) -> Record:
+    line = shelf[row]["record"]
+    return Record(tuple(line["messages"]), line["source"], line["meta"])
+
+
+def _summary(scores: np.ndarray, chosen: list[float]) -> dict[str, Any]:
+    counts, edges = np.histogram(scores, bins=BINS, range=(0.0, max(float(scores.max()), 1e-6)))
+    return {
+        "highest": round(max(chosen), 6), "median": round(sorted(chosen)[len(chosen) // 2], 6),
+        "lowest": round(min(chosen), 6),
+        "histogram": {"counts": counts.tolist(), "edges": [round(float(edge), 6) for edge in edges]},
+    }  # fmt: skip

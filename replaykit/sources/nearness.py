@@ -1,0 +1,629 @@
+"""How near each text of a pool is to a target, by the words they share: TF-IDF or BM25, for pools larger than memory.
+
+    index = fit(pool_texts, questions, Lexical(), folder=Path("runs/gsm8k/select"))
+    for scores, nearest in index.scores(): ...       # chunk by chunk, in the order of the pool
+    index.explain(pool_texts[17], questions[3])  ->  [("apples", 0.31), ("each", 0.08), ("does", 0.02)]
+
+``fit`` reads the pool once and leaves the counts of its terms in the folder; ``scores`` reads those. What is held is the
+number of rows that each term stands in, and a chunk for each process. Both passes run in processes of their own.
+
+TF-IDF is ``TfidfVectorizer(sublinear_tf=True)`` of scikit-learn, fitted on the pool, and the cosine. BM25 is Lucene's
+(Kamphuis et al., "Which BM25 do you mean?", ECIR 2020): rows of the pool are the documents. A term is known by 64 bits of
+hash alone: among 10 million terms, two have the same with a probability of 3 in a million.
+
+The result is the same bit for bit however the pool is cut and by whichever process it is scored. Weights are rounded to
+multiples of a power of 2 so coarse that products and sums are exact in double precision, so their order is free.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from replaykit.engines.children import deaf
+from replaykit.errors import DataError, RecipeError, ReplaykitError
+from replaykit.text import MARKS, UNSPACED
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    import scipy.sparse as sp
+
+Analyzer = Literal["word", "char"]
+Scores = tuple[np.ndarray, np.ndarray]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+CHUNK_ROWS = 2048
+CHUNK_TERMS = 2**21  # characters of a chunk, divided by the number of n-gram sizes: about 60 bytes of memory each
+TOKEN = re.compile(r"(?u)\b\w\w+\b")  # scikit-learn's default
+SPACES = re.compile(r"\s\s+")  # of which scikit-learn's analyzer "char" makes one space
+UNSPACED_OR_MARK = re.compile(f"[{UNSPACED}{MARKS}]")
+UNSPACED_SHARE = 0.2  # of the target's letters, from which on "auto" compares characters
+K1, B = 1.5, 0.75  # of BM25: how soon more of a term adds nothing, how much longer rows are discounted
+
+# 64-bit hashes
+ODD = 0x9E3779B97F4A7C15
+BLOCK = 2**16  # characters hashed at a time: the arrays stay in the processor's cache
+
+# The product of rows and queries
+DENSE_SHARE = (
+    1 / 256
+)  # of all pairs (row, query) share a term: from there on a dense column takes less time than a sparse
+MAX_DENSE = 1024  # columns
+CELLS = 2**20  # pairs compared at a time
+
+
+@dataclass(frozen=True)
+class Lexical:
+    """What near means. ``ngrams`` None is (1, 1) of words and (2, 4) of characters.
+
+    ``analyzer`` "word" takes words of two letters or more, "char" all runs of characters with spaces; "auto" takes
+    characters where the target is in writing that sets no spaces between words, as Chinese, Japanese and Thai, or whose
+    vowel signs would split words, as Hindi. ``min_df`` is a number of rows and ``max_df`` a share of the rows: terms in
+    fewer, or in more, are left out. ``sublinear`` (1 + ln tf for tf) is for "tfidf". ``to`` "centroid" compares with the
+    mean of the queries' vectors. Raises RecipeError for what cannot be.
+    """
+
+    method: Literal["tfidf", "bm25"] = "tfidf"
+    analyzer: Literal["auto", "word", "char"] = "auto"
+    ngrams: tuple[int, int] | None = None
+    sublinear: bool = True
+    min_df: int = 1
+    max_df: float = 1.0
+    to: Literal["nearest", "centroid"] = "nearest"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.ngrams is not None and not 1 <= self.ngrams[0] <= self.ngrams[1]:
+            problems.append(f"ngrams: {self.ngrams} is not a smallest and a largest size of at least 1")
+        if not 0 < self.max_df <= 1:
+            problems.append(f"max_df: {self.max_df} is not a share of the rows, above 0 and up to 1")
+        if problems:
+            raise RecipeError("nearness", problems)
+
+
+def fit(
+    texts: Iterable[str],
+    queries: Sequence[str],
+    options: Lexical,
+    *,
+    folder: Path,
+    processes: int | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Index:
+    """Reads the texts once and counts their terms into files in the folder, about 8 bytes for each term of each row.
+
+    ``processes`` None is one for each CPU that this process may use; one alone, and a pool of one chunk, start none.
+    A chunk has at most ``chunk_rows`` rows, fewer where they are long. Raises DataError if there are no queries.
+    """
+    if not queries:
+        raise DataError("the target is empty: there is nothing for old data to be near to")
+    folder.mkdir(parents=True, exist_ok=True)
+    analyzer, note = _choose(options.analyzer, queries)
+    ngrams = options.ngrams or ((1, 1) if analyzer == "word" else (2, 4))
+    analyse = partial(count_terms, analyzer=analyzer, ngrams=ngrams)
+    crew = _Crew(processes or len(os.sched_getaffinity(0)))
+    vocabulary = _Vocabulary()
+    chunks, rows, length = list[Path](), 0, 0
+    characters = CHUNK_TERMS // (ngrams[1] - ngrams[0] + 1)
+    jobs = ((folder / f"counts-{k:06}.bin", chunk) for k, chunk in enumerate(_chunks(texts, chunk_rows, characters)))
+    for path, chunk_size, terms in crew.map(partial(_spill, analyse), jobs):
+        chunks.append(path)
+        rows, length = rows + chunk_size, length + terms
+        with path.open("rb") as stream:
+            vocabulary.add(np.load(stream), np.load(stream))
+    vocabulary.merge()
+    np.save(folder / "terms.npy", vocabulary.terms)
+    np.save(folder / "frequencies.npy", vocabulary.frequencies)
+    pool = _Pool(folder, rows, length / rows if rows else 0.0, options)
+    size = f"{ngrams[0]}" if ngrams[0] == ngrams[1] else f"{ngrams[0]} to {ngrams[1]}"
+    unit = "words" if analyzer == "word" else "characters"
+    return Index(options, analyzer, ngrams, f"runs of {size} {unit}: {note}", pool, chunks, list(queries), crew)
+
+
+class Index:
+    """A pool that was read. ``note`` says in a sentence what is compared and why, ``rows`` how many rows there are.
+
+    ``shared_terms`` is how many terms of the queries the pool has: at 0, all scores are 0.
+    """
+
+    def __init__(
+        self,
+        options: Lexical,
+        analyzer: Analyzer,
+        ngrams: tuple[int, int],
+        note: str,
+        pool: _Pool,
+        chunks: list[Path],
+        queries: list[str],
+        crew: _Crew,
+    ):
+        self.options, self.analyzer, self.ngrams, self.note, self.rows = options, analyzer, ngrams, note, pool.rows
+        self._pool, self._chunks, self._crew = pool, chunks, crew
+        self._scorer = _Scorer.of(pool, count_terms(queries, analyzer=analyzer, ngrams=ngrams))
+        self.shared_terms = len(self._scorer.terms)
+
+    def scores(self) -> Iterator[Scores]:
+        """The score of each row, float32, and the place of the query that it is nearest to, int64, a chunk at a time.
+
+        Rows come in the order of the pool. The score is the highest over all queries and ties go to the earlier query, as
+        they do where all are 0. With ``to="centroid"`` it is that of the centroid, and the place is -1.
+        """
+        try:
+            yield from self._crew.map(self._scorer, iter(self._chunks))
+        finally:
+            self._crew.close()
+
+    def explain(self, text: str, query: str | None = None, n: int = 5) -> list[tuple[str, float]]:
+        """The n terms that bring a row near to a query, and what each adds to the score, largest first.
+
+        The parts of all terms together are the score, but for its rounding (under 1e-5). None is the queries' centroid.
+        """
+        row, weights = self._one(text, documents=True)
+        if query is None:
+            assert self._scorer.centroid is not None, "only an index of the centroid has one"
+            terms, against = self._scorer.terms, self._scorer.centroid
+        else:
+            terms, against = self._one(query, documents=False)
+        shared, mine, theirs = np.intersect1d(row, terms, assume_unique=True, return_indices=True)
+        parts = weights[mine] * against[theirs]
+        first = [k for k in np.argsort(-parts, kind="stable")[:n].tolist() if parts[k] > 0]
+        hashes = _hashes([text], self.analyzer, self.ngrams)[0].tolist()
+        names = dict(zip(hashes, terms_of(text, analyzer=self.analyzer, ngrams=self.ngrams), strict=True))
+        return [(names[int(shared[k])], float(parts[k])) for k in first]
+
+    def _one(self, text: str, *, documents: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The terms of a single text, ascending, and their weights."""
+        counts = count_terms([text], analyzer=self.analyzer, ngrams=self.ngrams)
+        return counts.terms, self._pool.weighted(counts, documents=documents).data
+
+
+# --- terms ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each term stands in each row, as compressed sparse rows.
+
+    ``terms`` are the distinct hashes, ascending, and ``frequencies`` the rows that have each. Row k has the terms
+    ``ids[starts[k]:starts[k + 1]]``, ascending places in ``terms``, ``counts`` times each, ``lengths[k]`` in all.
+    """
+
+    terms: np.ndarray
+    frequencies: np.ndarray
+    starts: np.ndarray
+    ids: np.ndarray
+    counts: np.ndarray
+    lengths: np.ndarray
+
+
+def count_terms(texts: Sequence[str], *, analyzer: Analyzer, ngrams: tuple[int, int]) -> Counts:
+    """The terms of each text: runs of words, or of characters, of each size from ngrams[0] to ngrams[1]."""
+    import pyarrow as pa
+
+    hashes, rows = _hashes(texts, analyzer, ngrams)
+    encoded = pa.array(hashes).dictionary_encode()
+    terms, ids = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
+    order = np.argsort(terms)
+    ranks = np.empty(len(terms), dtype=np.uint64)
+    ranks[order] = np.arange(len(terms), dtype=np.uint64)
+    pairs = np.sort(rows << np.uint64(32) | ranks[ids])  # by row, then by term: equal ones are side by side
+    first = np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))
+    counts = np.diff(first, append=len(pairs)).astype(np.uint32)
+    pairs = pairs[first]
+    ids = pairs.astype(np.uint32)  # the lower half
+    return Counts(
+        terms[order],
+        np.bincount(ids, minlength=len(terms)),
+        np.searchsorted(pairs, np.arange(len(texts) + 1, dtype=np.uint64) << np.uint64(32)),
+        ids,
+        counts,
+        np.bincount(rows.astype(np.int64), minlength=len(texts)),
+    )
+
+
+def terms_of(text: str, *, analyzer: Analyzer, ngrams: tuple[int, int]) -> list[str]:
+    """The terms of one text as they read, shorter ones first, in order: what ``count_terms`` counts.
+
+    >>> terms_of("Tom has 3 red apples", analyzer="word", ngrams=(1, 2))
+    ['tom', 'has', 'red', 'apples', 'tom has', 'has red', 'red apples']
+    """
+    units = TOKEN.findall(text.lower()) if analyzer == "word" else list(SPACES.sub(" ", text.lower()))
+    space = " " if analyzer == "word" else ""
+    sizes = range(ngrams[0], ngrams[1] + 1)
+    return [space.join(units[k : k + size]) for size in sizes for k in range(len(units) - size + 1)]
+
+
+def _hashes(texts: Sequence[str], analyzer: Analyzer, ngrams: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The hash of each term of the texts, and the row that it stands in; size by size, and each in order."""
+    lowered = [text.lower() for text in texts]
+    if analyzer == "char":
+        lowered = [SPACES.sub(" ", text) for text in lowered]
+    sizes = np.fromiter(map(len, lowered), dtype=np.int64, count=len(lowered))
+    if analyzer == "char":
+        units, places = _letters()[_codes("".join(lowered))], sizes
+    else:
+        units, starts = _words("\n".join(lowered))
+        ends = np.searchsorted(starts, np.cumsum(sizes + 1))
+        places = np.diff(ends, prepend=0)
+    rows = np.repeat(np.arange(len(texts), dtype=np.uint64), places)
+    factors = _mix(np.arange(1, ngrams[1] + 1, dtype=np.uint64)) | np.uint64(1)
+    found = []
+    for size in range(ngrams[0], ngrams[1] + 1):
+        whole = rows[size - 1 :] == rows[: len(rows) - size + 1]  # a run does not reach into the next row
+        runs = np.full(len(whole), size, dtype=np.uint64)
+        for k in range(size):
+            runs += units[k : k + len(whole)] * factors[k]
+        found.append((_mix(runs[whole]), rows[: len(whole)][whole]))
+    return np.concatenate([hashes for hashes, _ in found]), np.concatenate([owners for _, owners in found])
+
+
+def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of all words of two letters or more, TOKEN's, and the places where they start.
+
+    A word's hash is the polynomial of its letters' numbers. Sums from the start of the block give that of every word by
+    one subtraction, and a factor that takes out where in the block it stands.
+    """
+    table, found, starts, done, size = _letters(words=True), [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0, BLOCK
+    while done < len(text):
+        values = table[_codes(text[done : done + size])]
+        if done + size < len(text):  # the last word may go on: it is left for the next block
+            gaps = np.flatnonzero(values == 0)
+            if not len(gaps):
+                size *= 2
+                continue
+            values = values[: gaps[-1] + 1]
+        inside = np.zeros(len(values) + 2, dtype=bool)
+        np.not_equal(values, 0, out=inside[1:-1])
+        edges = np.flatnonzero(inside[1:] != inside[:-1])
+        first, last = edges[::2], edges[1::2]
+        long = last - first > 1
+        first, last = first[long], last[long]
+        powers, inverse = _powers(max(BLOCK, size))
+        sums = np.zeros(len(values) + 1, dtype=np.uint64)
+        np.cumsum(values * powers[: len(values)], out=sums[1:])
+        found.append((sums[last] - sums[first]) * inverse[first])
+        starts.append(first + done)
+        done, size = done + len(values), BLOCK
+    return np.concatenate(found), np.concatenate(starts)
+
+
+def _codes(text: str) -> np.ndarray:
+    """The number of each character."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+@cache
+def _letters(*, words: bool = False) -> np.ndarray:
+    """64 bits for each character there may be; with ``words``, 0 for those that \\w does not match."""
+    values = _mix(np.arange(1, 0x110001, dtype=np.uint64)) | np.uint64(1)
+    if words:
+        letters = np.zeros(len(values), dtype=bool)
+        for run in re.finditer(r"\w+", "".join(map(chr, range(len(values))))):
+            letters[run.start() : run.end()] = True
+        values[~letters] = 0
+    return values
+
+
+@cache
+def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first powers of ODD modulo 2**64, and what each must be multiplied by to give 1."""
+    return tuple(np.cumprod(np.full(size, base, dtype=np.uint64)) for base in (ODD, pow(ODD, -1, 2**64)))  # type: ignore
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Spreads every bit over all: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    values = values * np.uint64(ODD)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _choose(analyzer: Literal["auto", "word", "char"], queries: Sequence[str]) -> tuple[Analyzer, str]:
+    """The analyzer, and why. By the target alone, which is known before the pool is read."""
+    if analyzer != "auto":
+        return analyzer, "as asked"
+    text = "\n".join(query[:2000] for query in queries[:2000])
+    unspaced = len(UNSPACED_OR_MARK.findall(text))
+    letters = len(re.findall(r"\w", UNSPACED_OR_MARK.sub("", text))) + unspaced
+    share = unspaced / letters if letters else 0.0
+    if share >= UNSPACED_SHARE:
+        return "char", f"{share:.0%} of the target's letters are of writing in which spaces do not set words apart"
+    return "word", "the target's writing sets spaces between words"
+
+
+# --- the pass that counts -------------------------------------------------------------------------------------------
+
+
+def _chunks(texts: Iterable[str], rows: int, characters: int) -> Iterator[list[str]]:
+    chunk, size = list[str](), 0
+    for text in texts:
+        if chunk and (len(chunk) == rows or size + len(text) > characters):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(text)
+        size += len(text)
+    if chunk:
+        yield chunk
+
+
+def _spill(analyse: Callable[[Sequence[str]], Counts], job: tuple[Path, list[str]]) -> tuple[Path, int, int]:
+    """Counts a chunk into a file; says which, how many rows it has and how many terms these have."""
+    path, texts = job
+    counts = analyse(texts)
+    with path.open("wb") as stream:
+        for array in vars(counts).values():
+            np.save(stream, array)
+    return path, len(texts), int(counts.lengths.sum())
+
+
+class _Vocabulary:
+    """All terms of the pool, ascending, and in how many rows each stands: 16 bytes a term, at times three times as much."""
+
+    def __init__(self) -> None:
+        self.terms, self.frequencies = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, terms: np.ndarray, frequencies: np.ndarray) -> None:
+        self._new.append((terms, frequencies))
+        if sum(len(new) for new, _ in self._new) > max(1_000_000, len(self.terms)):
+            self.merge()
+
+    def merge(self) -> None:
+        parts = [(self.terms, self.frequencies), *self._new]
+        terms = np.concatenate([part for part, _ in parts])
+        order = np.argsort(terms)
+        terms, frequencies = terms[order], np.concatenate([part for _, part in parts])[order]
+        first = np.flatnonzero(np.diff(terms, prepend=~terms[:1]))
+        self.terms = terms[first]
+        self.frequencies = np.add.reduceat(frequencies, first) if len(first) else frequencies
+        self._new.clear()
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What is known of the whole pool when it has been read; the vocabulary is in files that all processes share."""
+
+    folder: Path
+    rows: int
+    mean_length: float
+    options: Lexical
+
+    def frequencies(self, terms: np.ndarray) -> np.ndarray:
+        """In how many rows each of the ascending terms stands; 0 where min_df and max_df leave it out."""
+        known = np.load(self.folder / "terms.npy", mmap_mode="r")
+        if not len(known):
+            return np.zeros(len(terms), dtype=np.int64)
+        places = np.minimum(np.searchsorted(known, terms), len(known) - 1)
+        found = np.load(self.folder / "frequencies.npy", mmap_mode="r")[places]
+        found = np.where(known[places] == terms, found, 0)
+        kept = (found >= self.options.min_df) & (found <= self.options.max_df * self.rows)
+        return np.where(kept, found, 0)
+
+    def weighted(self, counts: Counts, *, documents: bool) -> sp.csr_array:
+        """The vectors of the rows of the pool, or of the queries: [rows, terms of counts], float64."""
+        import scipy.sparse as sp
+
+        frequencies = self.frequencies(counts.terms)[counts.ids]
+        rows = np.repeat(np.arange(len(counts.lengths)), np.diff(counts.starts))
+        tf = counts.counts.astype(np.float64)
+        if self.options.method == "tfidf":
+            tf = 1 + np.log(tf) if self.options.sublinear else tf
+            weights = np.where(frequencies, tf * (np.log((1 + self.rows) / (1 + frequencies)) + 1), 0)
+            squares = np.bincount(rows, weights=weights**2, minlength=len(counts.lengths))
+            weights /= np.where(squares, np.sqrt(squares), 1)[rows]
+        elif documents:
+            idf = np.log(1 + (self.rows - frequencies + 0.5) / (frequencies + 0.5))
+            longer = 1 - B + B * counts.lengths / (self.mean_length or 1)
+            weights = np.where(frequencies, idf * tf / (tf + K1 * longer[rows]), 0)
+        else:
+            weights = np.where(frequencies, tf, 0)
+        return sp.csr_array((weights, counts.ids, counts.starts), shape=(len(counts.lengths), len(counts.terms)))
+
+
+# --- the pass that compares -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """The queries, ready to be multiplied: ``terms`` are those that the pool has.
+
+    Few terms, as "the" and "how", are shared by most pairs of a row and a query: ``common`` are their places in ``terms``
+    and ``dense`` their weights, [queries, common], for BLAS. The others' weights are in ``sparse``, [rare, queries].
+    """
+
+    pool: _Pool
+    terms: np.ndarray
+    centroid: np.ndarray | None
+    common: np.ndarray
+    dense: np.ndarray
+    sparse: sp.csr_array
+
+    @classmethod
+    def of(cls, pool: _Pool, counts: Counts) -> _Scorer:
+        weights = pool.weighted(counts, documents=False)
+        frequencies = pool.frequencies(counts.terms)
+        known = np.flatnonzero(frequencies)
+        matrix = _columns(weights, np.where(frequencies, np.cumsum(frequencies > 0) - 1, -1), len(known))
+        centroid = None
+        if pool.options.to == "centroid":
+            centroid = matrix.sum(axis=0) / matrix.shape[0]
+            if pool.options.method == "tfidf" and centroid.any():
+                centroid /= np.sqrt(np.square(centroid).sum())
+        matrix.data = _rounded(matrix.data, pool.options)
+        pairs = frequencies[known] / max(1, pool.rows) * counts.frequencies[known] / matrix.shape[0]
+        common = np.argsort(-pairs, kind="stable")[: min(MAX_DENSE, int((pairs >= DENSE_SHARE).sum()))]
+        dense, sparse = _split(matrix, common)
+        return cls(pool, counts.terms[known], centroid, common, np.asfortranarray(dense.toarray()), sparse.T.tocsr())
+
+    def __call__(self, path: Path) -> Scores:
+        """The scores of one chunk of the pool."""
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        with path.open("rb") as stream:
+            counts = Counts(*(np.load(stream) for _ in Counts.__dataclass_fields__))
+        rows = len(counts.lengths)
+        if not len(self.terms):
+            return np.zeros(rows, dtype=np.float32), np.full(rows, 0 if self.centroid is None else -1, dtype=np.int64)
+        places = np.minimum(np.searchsorted(self.terms, counts.terms), len(self.terms) - 1)
+        places = np.where(self.terms[places] == counts.terms, places, -1)
+        matrix = _columns(self.pool.weighted(counts, documents=True), places, len(self.terms))
+        if self.centroid is not None:
+            return (matrix @ self.centroid).astype(np.float32), np.full(rows, -1, dtype=np.int64)
+        matrix.data = _rounded(matrix.data, self.pool.options)
+        with threadpool_limits(1, user_api="blas"):  # the processes have the processors
+            return self._nearest(*_split(matrix, self.common))
+
+    def _nearest(self, common: sp.csr_array, rare: sp.csr_array) -> Scores:
+        from scipy.linalg.blas import dgemm
+
+        rows, queries = common.shape[0], self.dense.shape[0]
+        scores, nearest = np.zeros(rows, dtype=np.float32), np.zeros(rows, dtype=np.int64)
+        step = max(1, CELLS // queries)
+        for start in range(0, rows, step):
+            block = (rare[start : start + step] @ self.sparse).toarray()
+            if len(self.common):  # added in place: BLAS has its matrices the other way round
+                own = common[start : start + step].toarray()
+                block = dgemm(1.0, self.dense, own.T, beta=1.0, c=block.T, overwrite_c=True).T
+            best = block.argmax(axis=1)
+            nearest[start : start + step] = best
+            scores[start : start + step] = block[np.arange(len(best)), best]
+        return scores, nearest
+
+
+def _rounded(weights: np.ndarray, options: Lexical) -> np.ndarray:
+    """Multiples of 2**-26 for weights up to 1, so that a cosine, up to 2, is a sum of 53 bits. BM25's weights of a row are
+    up to 32 and those of queries are whole numbers: with 2**-24, scores up to 2**29 are exact."""
+    grain = 2.0**26 if options.method == "tfidf" else 2.0**24
+    return np.rint(weights * grain) / grain
+
+
+def _columns(matrix: sp.csr_array, places: np.ndarray, width: int) -> sp.csr_array:
+    """The matrix with its columns at other places; those at -1, and zeros, are left out."""
+    import scipy.sparse as sp
+
+    moved = places[matrix.indices]
+    kept = (moved >= 0) & (matrix.data != 0)
+    starts = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+    return sp.csr_array((matrix.data[kept], moved[kept], starts), shape=(matrix.shape[0], width))
+
+
+def _split(matrix: sp.csr_array, common: np.ndarray) -> tuple[sp.csr_array, sp.csr_array]:
+    """The common columns, in their order, and the others."""
+    places = np.full(matrix.shape[1], -1)
+    places[common] = np.arange(len(common))
+    others = np.where(places < 0, np.cumsum(places < 0) - 1, -1)
+    return _columns(matrix, places, len(common)), _columns(matrix, others, matrix.shape[1] - len(common))
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+class _Crew:
+    """Processes that stand by. They end with ``close``, or with this process, by the end of their pipes."""
+
+    def __init__(self, processes: int):
+        self._size = processes
+        self._workers: list[tuple[Any, Connection]] = []
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
+        """The results in the order of the jobs, two of which are with each process. A single job is done here.
+
+        Either the jobs or the results must be small, or both ends would wait to be read.
+        """
+        first = list(islice(jobs, 2))
+        if self._size == 1 or len(first) < 2:
+            yield from map(function, chain(first, jobs))
+            return
+        finished = False
+        try:
+            workers = self._started()
+            for _, pipe in workers:
+                pipe.send(function)
+            waiting: deque[tuple[Any, Connection]] = deque()
+            for k, job in enumerate(chain(first, jobs)):
+                if len(waiting) == 2 * len(workers):
+                    yield _answer(*waiting.popleft())
+                process, pipe = workers[k % len(workers)]
+                pipe.send((job,))
+                waiting.append((process, pipe))
+            while waiting:
+                yield _answer(*waiting.popleft())
+            finished = True
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ReplaykitError(ENDED) from error
+        finally:
+            if not finished:  # they may be about to answer what nobody waits for any more
+                self.close()
+
+    def close(self) -> None:
+        workers, self._workers = self._workers, []
+        for _, pipe in workers:
+            pipe.close()
+        for process, _ in workers:
+            process.terminate()
+            process.join()
+
+    def _started(self) -> list[tuple[Any, Connection]]:
+        from multiprocessing import get_context
+
+        context = get_context("spawn")
+        while len(self._workers) < self._size:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            with deaf():
+                process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+        return self._workers
+
+
+ENDED = (
+    "a process that compared texts ended unasked; if it was short of memory, use fewer processes or smaller chunks. In a "
+    'script, what calls replaykit belongs under `if __name__ == "__main__":`'
+)
+
+
+def _answer(process: Any, pipe: Connection) -> Any:
+    try:
+        answer = pipe.recv()
+    except EOFError as error:
+        process.join()
+        raise ReplaykitError(f"{ENDED} (exit code {process.exitcode})") from error
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _work(pipe: Connection) -> None:
+    """What a process does: a function, then jobs for it in tuples, then perhaps another function, until the pipe ends."""
+    function: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            return
+        if not isinstance(message, tuple):
+            function = message
+            continue
+        assert function is not None
+        try:
+            answer = function(*message)
+        except Exception as error:  # noqa: BLE001 - raised again in the process that asked
+            answer = error
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return

@@ -150,10 +150,12 @@ def _with_nearest(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
 
 def held_out(recipe: Recipe, own: bool, against: Sequence[str] = ()) -> list[str]:
     """The prompts that no row of training may hold: the recipe's tests, and further evaluation sets."""
-    from replaykit.checks.evalsets import prompts
-
     found = {record.prompt for test in tests(recipe).values() for record in load(test, "target")} if own else set()
-    return sorted(found.union(*(prompts(name) for name in against)))
+    for name in against:
+        from replaykit.checks.evalsets import prompts
+
+        found |= set(prompts(name))
+    return sorted(found)
 
 
 def _file_facts(name: str) -> dict[str, Any]:

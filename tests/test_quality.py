@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from replaykit.checks.quality import (
     DOCUMENT_RULES,
     PLACEHOLDERS,
-    Quality,
     broken,
     document,
     markup,
@@ -23,6 +22,7 @@ from replaykit.checks.quality import (
     reason,
     row_reason,
 )
+from replaykit.recipe import Quality
 from replaykit.records import Record, dialogue
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -282,15 +282,15 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 
 
 def test_twenty_thousand_short_rows_a_second_are_in_reach():
-    """Far below what a quiet core does, so that it fails for a change of order only."""
+    """Of CPU time, and with a margin, so that it fails for a change of order only."""
     rows = [(f"{PROSE[start:]}", f"{number} + {start} = {number + start}. {PROSE[:200]}")
             for number in range(100) for start in range(20)]  # fmt: skip
     best = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         for prompt, answer in rows:
             row_reason(prompt, answer, QUALITY)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert len(rows) / best > 5_000
 
 

@@ -1,8 +1,9 @@
-"""Selection: the nearest old records first, each with its score, its rank and the target record it is near to."""
+"""Selection: the right old records, each with its score, its rank, what it is near to and why."""
 
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaykit.checks import quality
 from replaykit.checks.funnel import Funnel
 from replaykit.errors import DataError
+from replaykit.recipe import Data, Quality, Select
 from replaykit.records import Record, dialogue, read_records
-from replaykit.sources.select import select
-from replaykit.text import BLOCK, nearest, normalise
+from replaykit.sources.select import Selection, select
+from replaykit.text import normalise
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 WORDS = [
@@ -23,8 +26,35 @@ WORDS = [
 ]
 
 
-def pool_of(*prompts: str) -> list[Record]:
-    return [Record(dialogue(prompt, "an answer"), "target", {"line": k}) for k, prompt in enumerate(prompts, 1)]
+def selected(
+    pool: Any,
+    target: list[Record],
+    n: int,
+    *,
+    seed: int = 1,
+    funnel: Funnel | None = None,
+    held_out: Any = (),
+    **options: Any,
+) -> Selection:
+    """A selection in one process and a folder of its own, without the checks on near duplicates unless asked for."""
+    asked = Select(pool=Data(path="pool.jsonl"), n=n, **{"processes": 1, "near_duplicate": None} | options)
+    with tempfile.TemporaryDirectory() as folder:
+        return select(pool, target, settings=asked, seed=seed, folder=Path(folder), funnel=funnel, held_out=held_out)
+
+
+def chosen(pool: Any, target: list[Record], n: int, **options: Any) -> list[Record]:
+    return selected(pool, target, n, **options).records
+
+
+def pool_of(*prompts: str, **columns: Any) -> list[Record]:
+    return [
+        Record(
+            dialogue(prompt, f"an answer {k}"),
+            "target",
+            {"line": k} | {name: values[k - 1] for name, values in columns.items()},
+        )
+        for k, prompt in enumerate(prompts, 1)
+    ]
 
 
 def prompts(records: list[Record]) -> list[str]:
@@ -58,14 +88,14 @@ def test_planted_neighbours_come_first_and_the_nearest_of_them_at_the_top() -> N
     ]
     others = sentences(300, seed=1)
     pool = pool_of(*others[:100], planted[2], *others[100:200], planted[0], *others[200:], planted[1])
-    assert set(prompts(select(pool, target, n=3))) == set(planted)
-    assert prompts(select(pool, target, n=3))[2] == planted[2]
+    assert set(prompts(chosen(pool, target, 3))) == set(planted)
+    assert prompts(chosen(pool, target, 3))[2] == planted[2]
 
 
 def test_each_record_names_its_score_its_rank_and_its_nearest_target_record() -> None:
     target = pool_of("red green blue", "cat dog mouse")
     pool = pool_of("cat dog", "red green blue white", "mouse")
-    made = select(pool, target, n=3)
+    made = chosen(pool, target, 3)
     near = {"cat dog": target[1].id, "red green blue white": target[0].id, "mouse": target[1].id}
     assert {record.prompt: record.meta["nearest"] for record in made} == near
     assert [record.meta["rank"] for record in made] == [1, 2, 3]
@@ -80,55 +110,27 @@ def test_each_record_names_its_score_its_rank_and_its_nearest_target_record() ->
 def test_ties_go_to_the_earlier_record_and_to_the_earlier_target() -> None:
     target = pool_of("apple pear", "pear apple")
     pool = pool_of("plum", "apple! pear", "pear; apple", "apple? pear", "cherry")
-    made = select(pool, target, n=5)
+    made = chosen(pool, target, 5)
     assert prompts(made) == ["apple! pear", "pear; apple", "apple? pear", "plum", "cherry"]
     assert {record.meta["nearest"] for record in made} == {target[0].id}
 
 
 def test_no_word_in_common_is_a_score_of_zero() -> None:
     for pool in (pool_of("lorem ipsum", "dolor sit"), pool_of("?!", "a b c", "1 + 1")):
-        made = select(pool, pool_of("entirely different words"), n=2)
+        made = chosen(pool, pool_of("entirely different words"), 2)
         assert [record.meta["score"] for record in made] == [0, 0]
         assert prompts(made) == prompts(pool)[:2]
 
 
-@pytest.mark.parametrize("rows", [1, 200, BLOCK + 1])
-def test_scores_are_those_of_scikit_learn(rows: int) -> None:
-    words = [*WORDS, "Größe", "naïve", "x", "42", "don't", "日本語"]
-    pool, queries = sentences(rows, 2, words), sentences(30, 3, words)
-    expected = sklearn_scores(pool, queries)
-    found = nearest(pool, queries)
-    np.testing.assert_allclose(found.scores, expected.max(axis=1), atol=1e-5, rtol=0)
-    at_best = expected[np.arange(rows), found.queries]  # the query itself may differ between equals
-    np.testing.assert_allclose(at_best, expected.max(axis=1), atol=1e-5, rtol=0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    rows=st.lists(st.text(alphabet="ab ?1é\n"), min_size=1, max_size=8),
-    queries=st.lists(st.text(alphabet="ab ?1é\n"), min_size=1, max_size=4),
-)
-def test_scores_are_cosines_whatever_the_texts(rows: list[str], queries: list[str]) -> None:
-    found = nearest(rows, queries)
-    assert found.scores.shape == found.queries.shape == (len(rows),)
-    assert all(-1e-6 <= score <= 1 + 1e-6 for score in found.scores)
-    assert all(0 <= query < len(queries) for query in found.queries)
-    try:
-        expected = sklearn_scores(rows, queries).max(axis=1)
-    except ValueError:  # no row has a word
-        expected = np.zeros(len(rows))
-    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
-
-
 def test_the_same_pool_gives_the_same_selection_and_a_longer_one_begins_with_a_shorter() -> None:
     pool, target = pool_of(*sentences(150, 4)), pool_of(*sentences(20, 5))
-    assert select(pool, target, n=50) == select(iter(pool), target, n=50)
-    assert select(pool, target, n=50)[:20] == select(pool, target, n=20)
+    assert chosen(pool, target, 50) == chosen(iter(pool), target, 50)
+    assert chosen(pool, target, 50)[:20] == chosen(pool, target, 20)
 
 
 def test_only_the_last_question_is_compared() -> None:
     talk = Record((*dialogue("red green", "fine"), *dialogue("apple pear", "good")), "target")
-    made = select([talk, *pool_of("red green blue")], pool_of("apple pear plum"), n=2)
+    made = chosen([talk, *pool_of("red green blue")], pool_of("apple pear plum"), 2)
     assert made[0].messages == talk.messages
     assert made[1].meta["score"] == 0
 
@@ -145,22 +147,24 @@ def test_duplicates_and_target_prompts_and_unanswered_rows_are_dropped_with_a_re
     ]
     dropped: list[Any] = []
     funnel = Funnel(dropped.append)
-    assert prompts(select(pool, target, n=10, funnel=funnel)) == ["What is 2 - 2?", "Name a fruit."]
-    assert [(row["reason"], row["messages"][0]["content"]) for row in dropped] == [
-        ("duplicate", "what is  2 + 2 ?"), ("duplicate", "NAME a fruit ."), ("empty", "Silent?"), ("empty", "Unanswered?"),
+    assert prompts(chosen(pool, target, 10, funnel=funnel)) == ["What is 2 - 2?", "Name a fruit."]
+    assert sorted((row["reason"], row["messages"][0]["content"]) for row in dropped) == [
+        ("duplicate", "NAME a fruit ."), ("empty_answer", "Silent?"), ("empty_answer", "Unanswered?"),
+        ("target_duplicate", "what is  2 + 2 ?"),
     ]  # fmt: skip
-    assert funnel.to_json() == {"made": 6, "dropped": {"duplicate": 2, "empty": 2}, "kept": 2}
+    assert {row["reason"]: row["meta"].get("twin") for row in dropped}["duplicate"] == "Name a fruit."
+    assert funnel.to_json()["kept"] == 2
 
 
 def test_an_unanswered_row_does_not_take_the_place_of_an_answered_one() -> None:
     pool = [Record(dialogue("Name a fruit.", ""), "target"), *pool_of("Name a fruit.")]
-    assert [record.answer for record in select(pool, pool_of("Name two."), n=2)] == ["an answer"]
+    assert [record.answer for record in chosen(pool, pool_of("Name two."), 2)] == ["an answer 1"]
 
 
 def test_records_that_are_not_near_enough_are_counted_and_kept_to_look_at() -> None:
     dropped: list[Any] = []
     funnel = Funnel(dropped.append)
-    made = select(pool_of("apple", "stone", "apple pear", "brick"), pool_of("an apple"), n=2, funnel=funnel)
+    made = chosen(pool_of("apple", "stone", "apple pear", "brick"), pool_of("an apple"), 2, funnel=funnel)
     assert prompts(made) == ["apple", "apple pear"]
     assert [(row["reason"], row["meta"]["line"]) for row in dropped] == [("far", 2), ("far", 4)]
     assert funnel.to_json() == {"made": 4, "dropped": {"far": 2}, "kept": 2}
@@ -170,22 +174,22 @@ def test_plain_texts_are_compared_whole_and_one_of_the_target_is_left_out() -> N
     def texts(*contents: str) -> list[Record]:
         return [Record(({"role": "text", "content": content},), "target") for content in contents]
 
-    made = select(texts("the cat sat", "A stone.", "The dog sat"), texts("the dog sat"), n=5)
+    made = chosen(texts("the cat sat", "A stone.", "The dog sat"), texts("the dog sat"), 5)
     assert [record.messages[0]["content"] for record in made] == ["the cat sat", "A stone."]
 
 
 def test_a_pool_smaller_than_n_is_taken_whole() -> None:
     pool = pool_of(*sentences(7, 6))
-    assert sorted(prompts(select(pool, pool_of(*sentences(3, 7)), n=100))) == sorted(prompts(pool))
+    assert sorted(prompts(chosen(pool, pool_of(*sentences(3, 7)), 100))) == sorted(prompts(pool))
 
 
 def test_an_empty_target_or_pool_is_an_error() -> None:
     with pytest.raises(DataError, match="the target is empty"):
-        select(pool_of("a question"), [], n=1)
+        chosen(pool_of("a question"), [], 1)
     with pytest.raises(DataError, match=r"the pool has no record to select from \(0 made, none dropped, 0 kept\)"):
-        select([], pool_of("a question"), n=1)
-    with pytest.raises(DataError, match=r"\(2 made, duplicate 2, 0 kept\)"):
-        select(pool_of("A question", "a  question"), pool_of("a question"), n=1)
+        chosen([], pool_of("a question"), 1)
+    with pytest.raises(DataError, match=r"\(2 made, target_duplicate 2, 0 kept\)"):
+        chosen(pool_of("A question", "a  question"), pool_of("a question"), 1)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,170 @@ def test_texts_are_one_question_up_to_case_width_and_spacing(one: str, other: st
     assert (normalise(one) == normalise(other)) is equal
 
 
+# --- other ways to choose --------------------------------------------------------------------------------------------
+
+
+def test_the_terms_that_matched_explain_a_score() -> None:
+    target = pool_of("red green blue", "cat dog mouse")
+    (made,) = chosen(pool_of("the cat sat on a mouse", *sentences(20, 8)), target, 1)
+    assert made.meta["nearest"] == target[1].id
+    assert set(made.meta["terms"]) == {"cat", "mouse"}
+    assert sum(made.meta["terms"].values()) == pytest.approx(made.meta["score"], abs=1e-3)
+
+
+def test_near_the_centroid_is_not_near_to_one_of_the_target() -> None:
+    target = pool_of("apple pear", "apple plum", "apple fig", "stone")
+    pool = pool_of("stone!", "apple", *sentences(10, 1))
+    assert prompts(chosen(pool, target, 1))[0] == "stone!"
+    assert prompts(chosen(pool, target, 1, to="centroid"))[0] == "apple"
+
+
+def test_bm25_finds_the_planted_neighbours_too() -> None:
+    pool = pool_of(*sentences(100, 1), "How many pears does Anna have?", *sentences(100, 2))
+    assert prompts(chosen(pool, pool_of("How many pears has Anna?"), 1, method="bm25")) == [
+        "How many pears does Anna have?"
+    ]
+
+
+def test_text_without_spaces_is_compared_by_its_characters_and_the_notes_say_so() -> None:
+    made = selected(pool_of("今天天气很好", "请介绍一下北京的历史", "法国的首都是哪里"), pool_of("北京有什么历史"), 1)
+    assert prompts(made.records) == ["请介绍一下北京的历史"]
+    assert any("characters" in note for note in made.notes)
+
+
+def test_random_needs_no_target_and_a_longer_draw_goes_on_from_a_shorter() -> None:
+    pool = pool_of(*sentences(200, 3))
+    few, many = (chosen(pool, [], n, method="random", seed=4) for n in (20, 60))
+    assert prompts(many)[:20] == prompts(few)
+    assert prompts(few) != prompts(chosen(pool, [], 20, method="random", seed=5))
+    assert "score" not in few[0].meta
+
+
+def test_strata_have_their_shares() -> None:
+    topics = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
+    pool = pool_of(*sentences(100, 3), topic=topics)
+
+    def counts(shares: str) -> dict[str, int]:
+        made = chosen(pool, [], 20, method="stratified", column="topic", shares=shares)
+        return {topic: sum(row.meta["topic"] == topic for row in made) for topic in "abc"}
+
+    assert counts("proportional") == {"a": 16, "b": 3, "c": 1}
+    assert counts("equal") == {"a": 8, "b": 7, "c": 5}
+
+
+def test_near_and_far_takes_a_part_from_the_nearest_and_the_rest_from_everywhere_else() -> None:
+    near = [f"Tom has {k} apples and gives {k + 1} to Anna" for k in range(40)]
+    pool = pool_of(*sentences(300, 3), *near)
+    target = pool_of("Tom has 9 apples and gives 2 to Anna. How many are left?")
+    made = prompts(chosen(pool, target, 40, method="near-and-far", near=0.5))
+    assert set(made[:20]) <= set(near)
+    assert len(set(made[20:]) - set(near)) >= 12
+
+
+def test_mmr_spreads_over_topics_where_the_nearest_are_all_of_one() -> None:
+    apples = [f"Tom has {k} apples" for k in range(12, 24)]
+    pool = pool_of(*apples, "Tom has a garden", "Anna has nine pears", *sentences(30, 3))
+    target = pool_of("Tom has 12 apples", "Anna has nine pears and a garden")
+    assert set(prompts(chosen(pool, target, 4))) & {"Tom has a garden", "Anna has nine pears"} != set()
+    spread = prompts(chosen(pool, target, 4, method="mmr", balance=0.5))
+    assert {"Tom has a garden", "Anna has nine pears"} <= set(spread)
+
+
+@pytest.mark.parametrize("method", ["k-centre", "herding"])
+def test_coverage_takes_from_every_planted_cluster(method: str) -> None:
+    clusters = [
+        [f"{word} {word}s about {word} {k}" for k in range(1, 30)] for word in ("river", "engine", "violin", "lemon")
+    ]
+    made = prompts(
+        chosen(pool_of(*(text for cluster in clusters for text in cluster)), [], 8, method=method, candidates=20)
+    )
+    assert all(any(text in made for text in cluster) for cluster in clusters)
+
+
+# --- checks on the pool -----------------------------------------------------------------------------------------------
+
+LONG = "A farmer has {} hens and each of them lays two eggs a day for which he gets a quarter of a dollar at the market"
+
+
+def test_of_near_duplicates_the_first_stays_or_the_one_nearest_to_the_target() -> None:
+    pool = pool_of(LONG.format("thirty-one"), LONG.format("thirty-two"), *sentences(30, 3))
+    target = pool_of("thirty-two hens at the market")
+    for keep, stays in (("first", "thirty-one"), ("best", "thirty-two")):
+        funnel = Funnel()
+        made = prompts(chosen(pool, target, 20, near_duplicate=0.8, keep=keep, funnel=funnel))
+        assert [text for text in made if "farmer" in text] == [LONG.format(stays)]
+        assert funnel.counts["near_duplicate" if keep == "first" else "worse_twin"] == 1
+    assert sum("farmer" in text for text in prompts(chosen(pool, target, 20))) == 2  # off
+
+
+def test_a_row_that_holds_a_test_question_is_left_out_with_the_question() -> None:
+    test = "Natalia sold clips to 48 of her friends in April and then half as many clips in May, how many in all?"
+    dropped: list[Any] = []
+    pool = pool_of(
+        f"Solve this. {test} Show your work.", "Natalia sold clips to her friends in April", *sentences(20, 3)
+    )
+    made = prompts(chosen(pool, pool_of("How many clips?"), 30, held_out=[test], funnel=Funnel(dropped.append)))
+    assert not any("48 of her friends" in text for text in made)
+    assert "Natalia sold clips to her friends in April" in made
+    assert [row["meta"]["match"] for row in dropped if row["reason"] == "eval_overlap"] == [test]
+
+
+def test_rows_of_poor_quality_are_left_out_with_their_reasons() -> None:
+    bad = [Record(dialogue("Name a river.", answer), "target") for answer in ("N/A", "LÃ¼beck liegt an der Trave.")]
+    funnel = Funnel()
+    made = chosen([*bad, *pool_of("Name a lake.")], pool_of("Name a sea."), 9, funnel=funnel)
+    assert prompts(made) == ["Name a lake."]
+    assert set(funnel.counts) == {"placeholder", "broken_answer"}
+
+
+def test_missing_rows_and_a_target_without_common_words_are_said() -> None:
+    made = selected(pool_of("lorem ipsum", "dolor sit"), pool_of("entirely different"), 5)
+    assert any("3 of 5 rows are missing" in note for note in made.notes)
+    assert any("all scores are 0" in note and "embedding" in note for note in made.notes)
+
+
+def test_the_histogram_counts_every_row_after_the_checks() -> None:
+    made = selected(pool_of(*sentences(150, 4)), pool_of(*sentences(20, 5)), 50)
+    assert made.scores is not None
+    assert sum(made.scores["histogram"]["counts"]) == 150
+    assert made.scores["lowest"] == made.records[-1].meta["score"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.lists(st.text(alphabet="ab cd\u4e2d", max_size=12).map(str.strip).filter(bool), min_size=1, max_size=40),
+    method=st.sampled_from(["tfidf", "bm25", "near-and-far", "random", "herding"]),
+)
+def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], method: str) -> None:
+    target = pool_of("ab cd", "中a")
+    first = chosen(pool_of(*rows), target, 5, method=method, near_duplicate=0.8)
+    assert first == chosen(iter(pool_of(*rows)), target, 5, method=method, near_duplicate=0.8)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "bm25"}, {"near_duplicate": 0.5}], ids=str)
+def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, Any]) -> None:
+    pool, target = pool_of(*sentences(5000, 4)), pool_of(*sentences(50, 5))
+    one, three = (selected(pool, target, 200, processes=processes, **options) for processes in (1, 3))
+    assert one == three
+
+
+def test_two_machines_of_a_ray_cluster_choose_what_one_process_chooses() -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    pool, target = pool_of(*sentences(5000, 4)), pool_of(*sentences(50, 5))
+    local = selected(pool, target, 200, near_duplicate=0.5)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        assert len(ray.nodes()) == 2
+        assert selected(pool, target, 200, near_duplicate=0.5, engine="ray") == local
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 # --- real data ------------------------------------------------------------------------------------------------------
 
 
@@ -212,11 +380,11 @@ def test_real_old_tasks_are_ranked_as_scikit_learn_ranks_them() -> None:
     pool = list(read_records(DATA / "t0_pool.jsonl.gz", "select", limit=3000))
     target = list(read_records(DATA / "gsm8k_train.jsonl.gz", "target", limit=200))
     funnel = Funnel()
-    made = select(pool, target, n=300, funnel=funnel)
+    made = chosen(pool, target, 300, funnel=funnel)
     assert (len(pool), len(target), len(made)) == (3000, 200, 300)
     assert funnel.made == 3000
     assert funnel.kept == 300
-    kept = [record for record in pool if record.answer.strip()]
+    kept = [record for record in pool if quality.reason(record, Quality()) is None]
     first = list({normalise(record.prompt): record for record in reversed(kept)}.values())[::-1]
     best = sklearn_scores(prompts(first), prompts(target)).max(axis=1)
     np.testing.assert_allclose([record.meta["score"] for record in made], np.sort(best)[::-1][:300], atol=1e-5)

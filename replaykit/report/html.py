@@ -385,6 +385,27 @@ def _replay(name: str, step: Mapping[str, Any]) -> Iterator[str]:
         yield funnel
     if step.get("fidelity"):
         yield _fidelity(name, step["fidelity"])
+    if step.get("scores"):
+        yield _scores(name, step["scores"])
+
+
+def _scores(name: str, scores: Mapping[str, Any]) -> str:
+    """The histogram of all scores, as heights; the chosen rows' lowest score is the cut."""
+    counts, edges = scores["histogram"]["counts"], scores["histogram"]["edges"]
+    width, height, most = 360, 90, math.log1p(max(counts)) or 1.0
+    step, cut = width / len(counts), width * scores["lowest"] / (edges[-1] or 1.0)
+    bars = ""
+    for place, count in enumerate(counts):
+        tall = height * math.log1p(count) / most  # few rows are near: their bars would not be seen beside those of the many
+        colour = "var(--c2)" if edges[place] >= scores["lowest"] else "var(--base)"
+        bars += f'<rect x="{place * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" fill="{colour}"/>'
+    line = f'<line x1="{cut:.1f}" x2="{cut:.1f}" y1="0" y2="{height}" stroke="var(--red)" stroke-dasharray="3 3"/>'
+    said = (
+        f"Similarity of all rows after the checks, from 0 to {edges[-1]:.2f}, heights logarithmic; the lowest of those "
+        f"chosen is {scores['lowest']:.3f}, their median {scores['median']:.3f}."
+    )
+    picture = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="histogram of scores">{bars}{line}</svg>'
+    return _card(f"{name}: scores", f"{picture}<p>{escape(said)}</p>")
 
 
 def _fidelity(name: str, fidelity: Mapping[str, Any]) -> str:

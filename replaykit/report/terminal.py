@@ -49,7 +49,7 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
         return
     rows = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)) for k, v in result.items()]
     if kind in ("select", "generate", "rewrite") and result.get("funnel"):
-        rows = _funnel_rows(result["funnel"]) + list(_sample_rows(result))
+        rows = _funnel_rows(result["funnel"]) + list(_sample_rows(result)) + list(_score_rows(result))
     elif kind == "generate" and "text" in result:  # a dry run
         rows = [(line, "") for line in result["text"]]
     elif kind == "mix" and "requested" in result:
@@ -62,6 +62,13 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
         grid.add_row(Text(f"  {name}"), Text(value))
     console.print(Text(step, style="bold"))
     console.print(grid)
+
+
+def _score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if scores := result.get("scores"):
+        yield "scores", ", ".join(f"{name} {scores[name]:.3f}" for name in ("highest", "median", "lowest"))
+    for note in result.get("notes", []):
+        yield "note", note
 
 
 def _funnel_rows(funnel: Mapping[str, Any]) -> list[tuple[str, str]]:

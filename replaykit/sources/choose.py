@@ -28,9 +28,8 @@ from replaykit.runs import derive_seed
 Row = tuple[int, float, *tuple[Any, ...]]  # address, score, and what the caller wants back
 Entry = tuple[
     float, int, Row
-]  # the larger the better; then minus the address, so that of equals the smaller address is better
+]  # of which the largest are kept; the second is minus the address, so the earlier of equals
 Shares = Literal["equal", "proportional"]
-BLOCK = 256  # candidates of mmr whose bounds are brought up to date at a time
 DIGITS = 6  # similarities of candidates are rounded to 1e-6, so that no choice hangs on the last bit of a sum
 
 
@@ -56,9 +55,9 @@ def spread(rows: Iterable[Row], n: int, *, seed: int) -> list[Row]:
 def near_and_far(rows: Iterable[Row], n: int, *, near: float = 0.5, seed: int) -> list[Row]:
     """``near`` of the n rows are the nearest, best first; the others are spread over the rest of the pool.
 
-    The nearest are what a new task writes over first; what is far from it is what nothing in the training recalls. "Spread"
-    is a random choice (``spread``) of all that are not among the nearest: each rank of score has the same chance, and so
-    each tenth of the ranks gets about a tenth of the rows. With ``near`` 1 this is ``nearest``, with 0 it is ``spread``.
+    What is far from the target is forgotten first, since nothing in the training recalls it. "Spread" is a random choice
+    (``spread``) of all that are not among the nearest: each rank of score has the same chance, and so each tenth of the
+    ranks gets about a tenth of the rows. With ``near`` 1 this is ``nearest``, with 0 it is ``spread``.
     Memory for 2 n rows: of the n smallest hashes, no more can be among the nearest than are there.
     """
     if not 0 <= near <= 1:
@@ -171,28 +170,18 @@ def mmr(vectors: Any, scores: np.ndarray, n: int, *, balance: float = 0.5) -> li
 
     Each next one is argmax of ``balance * score - (1 - balance) * max over the chosen of cosine``, of equals the earlier
     (Carbonell and Goldstein, SIGIR 1998). 1 is ``nearest``. A negative cosine counts as 0: nothing is gained by being
-    opposite. What a candidate is worth only falls, so only those are compared with the newly chosen that could still be the
-    best (Minoux, "Accelerated greedy algorithms", 1978). At worst n x candidates comparisons.
+    opposite. n x candidates comparisons. (Comparing only those that could still be the best was slower:
+    single rows of a sparse matrix take long to reach.)
     """
     if not 0 <= balance <= 1:
         raise DataError(f"balance: from 0, unlike one another, to 1, near the target (got {balance})")
-    scores = np.asarray(scores, dtype=np.float64)
-    worth = balance * scores  # never less than it is
-    alike = np.zeros(len(scores))  # the largest cosine with those chosen that were looked at
-    looked = np.zeros(len(scores), dtype=np.int64)
+    near = balance * np.asarray(scores, dtype=np.float64)
+    alike = np.zeros(len(near))  # the largest cosine with those chosen
     chosen: list[int] = []
-    while len(chosen) < min(n, len(scores)):
-        best = int(worth.argmax())
-        if looked[best] == len(chosen):
-            chosen.append(best)
-            worth[best] = -np.inf
-            continue
-        block = np.argpartition(-worth, min(BLOCK, len(worth) - 1))[:BLOCK]
-        block = np.append(block[(looked[block] < len(chosen)) & (worth[block] > -np.inf)], best)
-        new = vectors[chosen[looked[block].min() :]]
-        alike[block] = np.maximum(alike[block], _cosines(vectors[block], new).max(axis=1))
-        worth[block] = balance * scores[block] - (1 - balance) * alike[block]
-        looked[block] = len(chosen)
+    while len(chosen) < min(n, len(near)):
+        chosen.append(int((near - (1 - balance) * alike).argmax()))
+        near[chosen[-1]] = -np.inf
+        alike = np.maximum(alike, _cosines(vectors, chosen[-1]))
     return chosen
 
 
@@ -206,11 +195,11 @@ def k_centre(vectors: Any, n: int, *, first: int = 0) -> list[int]:
     rows = vectors.shape[0]
     if not rows:
         return []
-    chosen, alike = [first], _cosines(vectors, vectors[[first]])[:, 0]
+    chosen, alike = [first], _cosines(vectors, first)
     alike[first] = np.inf
     while len(chosen) < min(n, rows):
         chosen.append(int(alike.argmin()))
-        alike = np.maximum(alike, _cosines(vectors, vectors[chosen[-1:]])[:, 0])
+        alike = np.maximum(alike, _cosines(vectors, chosen[-1]))
         alike[chosen[-1]] = np.inf
     return chosen[:n]
 
@@ -232,16 +221,12 @@ def herding(vectors: Any, n: int, *, mean: np.ndarray | None = None) -> list[int
         value = np.round((len(chosen) + 1) * towards - taken, DIGITS)
         value[chosen] = -np.inf
         chosen.append(int(value.argmax()))
-        taken += _cosines(vectors, vectors[chosen[-1:]])[:, 0]
+        taken += _cosines(vectors, chosen[-1])
     return chosen
 
 
-def _cosines(rows: Any, others: Any) -> np.ndarray:
-    """Inner products of vectors of length 1, [rows, others], rounded to 1e-6."""
-    if others.shape[0] == 1:  # by far the fastest way for sparse rows
-        other = others if isinstance(others, np.ndarray) else others.toarray()
-        return np.round(np.asarray(rows @ other[0], dtype=np.float64)[:, None], DIGITS)
-    products = rows @ others.T
-    return np.round(
-        np.asarray(products if isinstance(products, np.ndarray) else products.toarray(), np.float64), DIGITS
-    )
+def _cosines(vectors: Any, one: int) -> np.ndarray:
+    """Of each row its inner product with one of them, rounded to 1e-6."""
+    other = vectors[[one]]
+    other = other if isinstance(other, np.ndarray) else other.toarray()
+    return np.round(np.asarray(vectors @ other[0], dtype=np.float64), DIGITS)

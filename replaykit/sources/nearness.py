@@ -12,7 +12,8 @@ TF-IDF is ``TfidfVectorizer(sublinear_tf=True)`` of scikit-learn, fitted on the 
 hash alone: among 10 million terms, two have the same with a probability of 3 in a million.
 
 The result is the same bit for bit however the pool is cut and by whichever process it is scored. Weights are rounded to
-multiples of a power of 2 so coarse that products and sums are exact in double precision, so their order is free.
+multiples of a power of 2 so coarse that products and sums are exact in double precision, so their order is free. The
+nearest query is looked for in single precision, and where that cannot tell the first from the second, in double.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from replaykit.engines.children import deaf
 from replaykit.errors import DataError, RecipeError, ReplaykitError
 from replaykit.text import MARKS, UNSPACED
 
@@ -260,7 +260,7 @@ def _hashes(texts: Sequence[str], analyzer: Analyzer, ngrams: tuple[int, int]) -
     factors = _mix(np.arange(1, ngrams[1] + 1, dtype=np.uint64)) | np.uint64(1)
     found = []
     for size in range(ngrams[0], ngrams[1] + 1):
-        whole = rows[size - 1 :] == rows[: len(rows) - size + 1]  # a run does not reach into the next row
+        whole = rows[size - 1 :] == rows[: max(0, len(rows) - size + 1)]  # a run does not reach into the next row
         runs = np.full(len(whole), size, dtype=np.uint64)
         for k in range(size):
             runs += units[k : k + len(whole)] * factors[k]
@@ -438,35 +438,36 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """The queries, ready to be multiplied: ``terms`` are those that the pool has.
+    """The queries, ready to be multiplied: ``terms`` are those that the pool has, ``queries`` is [queries, terms].
 
-    Few terms, as "the" and "how", are shared by most pairs of a row and a query: ``common`` are their places in ``terms``
-    and ``dense`` their weights, [queries, common], for BLAS. The others' weights are in ``sparse``, [rare, queries].
+    Few terms, as "the" and "how", are shared by most pairs of a row and a query: ``common`` are their places in ``terms``,
+    and ``rough`` and ``exact`` the queries with these apart, in single and in double precision.
     """
 
     pool: _Pool
     terms: np.ndarray
     centroid: np.ndarray | None
+    queries: sp.csr_array
     common: np.ndarray
-    dense: np.ndarray
-    sparse: sp.csr_array
+    rough: _Halves
+    exact: _Halves
 
     @classmethod
     def of(cls, pool: _Pool, counts: Counts) -> _Scorer:
         weights = pool.weighted(counts, documents=False)
         frequencies = pool.frequencies(counts.terms)
         known = np.flatnonzero(frequencies)
-        matrix = _columns(weights, np.where(frequencies, np.cumsum(frequencies > 0) - 1, -1), len(known))
+        queries = _columns(weights, np.where(frequencies, np.cumsum(frequencies > 0) - 1, -1), len(known))
         centroid = None
         if pool.options.to == "centroid":
-            centroid = matrix.sum(axis=0) / matrix.shape[0]
+            centroid = queries.sum(axis=0) / queries.shape[0]
             if pool.options.method == "tfidf" and centroid.any():
                 centroid /= np.sqrt(np.square(centroid).sum())
-        matrix.data = _rounded(matrix.data, pool.options)
-        pairs = frequencies[known] / max(1, pool.rows) * counts.frequencies[known] / matrix.shape[0]
+        queries.data = _rounded(queries.data, pool.options)
+        pairs = frequencies[known] / max(1, pool.rows) * counts.frequencies[known] / queries.shape[0]
         common = np.argsort(-pairs, kind="stable")[: min(MAX_DENSE, int((pairs >= DENSE_SHARE).sum()))]
-        dense, sparse = _split(matrix, common)
-        return cls(pool, counts.terms[known], centroid, common, np.asfortranarray(dense.toarray()), sparse.T.tocsr())
+        rough, exact = (_Halves.of(queries.astype(dtype), common) for dtype in (np.float32, np.float64))
+        return cls(pool, counts.terms[known], centroid, queries, common, rough, exact)
 
     def __call__(self, path: Path) -> Scores:
         """The scores of one chunk of the pool."""
@@ -484,23 +485,55 @@ class _Scorer:
             return (matrix @ self.centroid).astype(np.float32), np.full(rows, -1, dtype=np.int64)
         matrix.data = _rounded(matrix.data, self.pool.options)
         with threadpool_limits(1, user_api="blas"):  # the processes have the processors
-            return self._nearest(*_split(matrix, self.common))
+            nearest, doubtful = self._roughly(matrix)
+            for start, block in self.exact.times(matrix[doubtful], self.common):
+                nearest[doubtful[start : start + len(block)]] = block.argmax(axis=1)
+        scores = matrix.multiply(self.queries[nearest]).sum(axis=1)
+        return np.asarray(scores).astype(np.float32), nearest
 
-    def _nearest(self, common: sp.csr_array, rare: sp.csr_array) -> Scores:
-        from scipy.linalg.blas import dgemm
+    def _roughly(self, matrix: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest query of each row by single precision, and the rows in which that cannot tell it from the second.
 
-        rows, queries = common.shape[0], self.dense.shape[0]
-        scores, nearest = np.zeros(rows, dtype=np.float32), np.zeros(rows, dtype=np.int64)
-        step = max(1, CELLS // queries)
-        for start in range(0, rows, step):
+        A sum of n products that are not negative is wrong by a share of (n + 2) * 2**-24 at most (Higham, "Accuracy and
+        Stability of Numerical Algorithms", 3.1), and so is what it is compared with; twice that is taken here.
+        """
+        nearest = np.zeros(matrix.shape[0], dtype=np.int64)
+        best, second = np.zeros((2, matrix.shape[0]), dtype=np.float32)
+        for start, block in self.rough.times(matrix.astype(np.float32), self.common):
+            part, rows = slice(start, start + len(block)), np.arange(len(block))
+            nearest[part] = block.argmax(axis=1)
+            best[part] = block[rows, nearest[part]]
+            block[rows, nearest[part]] = -1
+            second[part] = block.max(axis=1)
+        products = np.minimum(np.diff(matrix.indptr), np.diff(self.queries.indptr).max())
+        return nearest, np.flatnonzero((best > 0) & (second >= best * (1 - (products + 2) * 2.0**-22)))
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """The common terms' weights, [queries, common], for BLAS, and the others', [rare, queries]."""
+
+    dense: np.ndarray
+    sparse: sp.csr_array
+
+    @classmethod
+    def of(cls, queries: sp.csr_array, common: np.ndarray) -> _Halves:
+        dense, sparse = _split(queries, common)
+        return cls(np.asfortranarray(dense.toarray()), sparse.T.tocsr())
+
+    def times(self, matrix: sp.csr_array, common: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The scores of the rows against all queries, a block at a time, each with its first row: [rows, queries]."""
+        from scipy.linalg.blas import dgemm, sgemm
+
+        multiply = dgemm if self.dense.dtype == np.float64 else sgemm
+        dense, rare = _split(matrix, common)
+        step = max(1, CELLS // len(self.dense))
+        for start in range(0, matrix.shape[0], step):
             block = (rare[start : start + step] @ self.sparse).toarray()
-            if len(self.common):  # added in place: BLAS has its matrices the other way round
-                own = common[start : start + step].toarray()
-                block = dgemm(1.0, self.dense, own.T, beta=1.0, c=block.T, overwrite_c=True).T
-            best = block.argmax(axis=1)
-            nearest[start : start + step] = best
-            scores[start : start + step] = block[np.arange(len(best)), best]
-        return scores, nearest
+            if len(common):  # added in place: BLAS has its matrices the other way round
+                rows = dense[start : start + step].toarray()
+                block = multiply(1.0, self.dense, rows.T, beta=1.0, c=block.T, overwrite_c=True).T
+            yield start, block
 
 
 def _rounded(weights: np.ndarray, options: Lexical) -> np.ndarray:
@@ -578,6 +611,8 @@ class _Crew:
 
     def _started(self) -> list[tuple[Any, Connection]]:
         from multiprocessing import get_context
+
+        from replaykit.engines.children import deaf
 
         context = get_context("spawn")
         while len(self._workers) < self._size:

@@ -27,6 +27,7 @@ from replaykit.runs import Step, Watch, open_step, read_manifest, unwatched
 
 if TYPE_CHECKING:
     from replaykit.chat import Chat
+    from replaykit.checks.overlap import Decontamination
 
 Work = Callable[[Step], tuple[dict[str, Any], dict[str, Any]]]  # -> what is shown, and further facts for the manifest
 
@@ -85,15 +86,14 @@ def probe(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[Ou
 
 
 def select(recipe: Recipe, context: Context, *, explain: str | None = None) -> Iterator[Outcome]:
-    need(recipe, "select", "select")
+    compared = recipe.select is None or recipe.select.method in SCORED
+    need(recipe, "select", *(["target"] if compared and explain is None else []), "select")
     settings = recipe.select
     assert settings is not None
     if explain is not None:
         folder = context.out or recipe.folder / "select"
         yield Outcome("select", folder, _explained(recipe, folder, explain))
         return
-    if settings.method in SCORED:
-        need(recipe, "select", "target")
     machine = {"pool", "processes", "engine", "against"}
     inputs = settings.model_dump(exclude=machine) | {"pool": data_facts(settings.pool), "seed": recipe.seed}
     inputs["target"] = data_facts(recipe.target) if recipe.target else None
@@ -107,7 +107,7 @@ def _select(recipe: Recipe, settings: Select, watch: Watch, step: Step) -> tuple
     from replaykit.sources.select import select as choose
 
     target = load(recipe.target, "target") if recipe.target else []
-    data = settings.pool
+    data, apart = settings.pool, held_out(recipe, settings.overlap, settings.against)
     with _dropped(step) as funnel:
         pool = read_records(
             data.path, "select", prompt=data.prompt, answer=data.answer, split=data.split, skip=data.skip, limit=data.n,
@@ -115,12 +115,12 @@ def _select(recipe: Recipe, settings: Select, watch: Watch, step: Step) -> tuple
         )  # fmt: skip
         made = choose(
             pool, target, settings=settings, seed=recipe.seed, folder=step.folder, funnel=funnel, watch=watch,
-            held_out=held_out(recipe, settings.overlap, settings.against),
+            held_out=apart,
         )  # fmt: skip
     write_jsonl(step.folder / "rows.jsonl", made.records)
     result = {"asked": settings.n, "rows": len(made.records), "missing": max(0, settings.n - len(made.records)),
               "scores": made.scores, "notes": made.notes, "funnel": funnel.to_json()}  # fmt: skip
-    return result, {"method": settings.method, "pool": data.path}
+    return result, {"method": settings.method, "pool": data.path, "decontamination": apart and apart.to_json()}
 
 
 def _explained(recipe: Recipe, folder: Path, wanted: str) -> dict[str, Any]:
@@ -148,14 +148,19 @@ def _with_nearest(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def held_out(recipe: Recipe, own: bool, against: Sequence[str] = ()) -> list[str]:
-    """The prompts that no row of training may hold: the recipe's tests, and further evaluation sets."""
-    found = {record.prompt for test in tests(recipe).values() for record in load(test, "target")} if own else set()
-    for name in against:
-        from replaykit.checks.evalsets import prompts
+def held_out(recipe: Recipe, own: bool, against: Sequence[str] = ()) -> Decontamination | None:
+    """What no row of training may hold: the recipe's tests, and further evaluation sets; None where there are none."""
+    from replaykit.checks.evalsets import EvalItem, eval_items
+    from replaykit.checks.overlap import Decontamination
 
-        found |= set(prompts(name))
-    return sorted(found)
+    sets = {name: eval_items(name) for name in against}
+    for skill, test in tests(recipe).items() if own else ():
+        sets[skill] = [EvalItem(str(row.meta["line"]), _asked(row), row.answer) for row in load(test, "target")]
+    return Decontamination(sets) if sets else None
+
+
+def _asked(record: Record) -> str:
+    return record.prompt or record.messages[-1]["content"]
 
 
 def _file_facts(name: str) -> dict[str, Any]:
@@ -218,10 +223,11 @@ def generated(recipe: Recipe, settings: Generate, folder: Path, **options: Any) 
     from replaykit.sources.generate import generate as draw
 
     facts = {"model": recipe.model, "answer_temperature": settings.answer_temperature}
+    asked = sorted({_asked(row) for test in tests(recipe).values() for row in load(test, "target")})
     with _engine(recipe, recipe.model) as (engine, chat):
         yield from draw(
             engine, chat, settings=settings, seed=recipe.seed, folder=folder,
-            held_out=held_out(recipe, settings.checks.overlap), deployed=_deployed(recipe), facts=facts, **options,
+            held_out=asked if settings.checks.overlap else (), deployed=_deployed(recipe), facts=facts, **options,
         )  # fmt: skip
 
 
@@ -353,16 +359,17 @@ def mix(recipe: Recipe, context: Context) -> Iterator[Outcome]:
             nonlocal chat
             chat = chat or _chat(recipe)
             wanted = list(read_jsonl(target)) if target else load(recipe.target, "target")  # type: ignore[arg-type]
-            asked = {record.prompt for test in tests(recipe).values() for record in load(test, "target")}
+            apart = held_out(recipe, own=True)
             with _dropped(step) as funnel:
                 mixture = blend(
                     wanted, {source: list(read_jsonl(file)) for source, file in files.items()}, chat=chat,
-                    settings=settings, train=recipe.train, seed=recipe.seed, held_out=asked, funnel=funnel,
+                    settings=settings, train=recipe.train, seed=recipe.seed, held_out=apart, funnel=funnel,
                     watch=context.watch,
                 )  # fmt: skip
             write_jsonl(step.folder / "rows.jsonl", mixture.lines())
             result = mixture.summary(settings.ratio, settings.unit)
-            return result | {"funnel": funnel.to_json()}, {"sources": {s: str(f) for s, f in files.items()}}
+            facts = {"sources": {s: str(f) for s, f in files.items()}, "decontamination": apart and apart.to_json()}
+            return result | {"funnel": funnel.to_json()}, facts
 
         yield _step("mix", recipe, context, inputs, work, arm=arm)
 

@@ -305,14 +305,55 @@ def test_a_recipe_shows_all_its_problems_at_once(here):
     assert "did you mean 'ratio'?" in text
 
 
-def test_a_malformed_line_names_file_line_and_problem(small_run):
-    Path("pool.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
-    assert "pool.jsonl:2: not JSON" in type_in("select", code=1)
+def test_a_malformed_line_is_counted_with_its_number_and_is_an_error_where_that_is_asked_for(small_run):
+    good = Path("pool.jsonl").read_text()
+    bad = ['{"prompt": "a", ', '{"prompt": 7, "completion": "b"}', "[1]", '{"other": "x"}']
+    Path("pool.jsonl").write_bytes(good.encode() + "\n".join(bad).encode() + b"\n\xff\xfe\n" + b"x" * 1_000_000 + b"\n")
+    selected = json.loads(type_in("select", "--json"))
+    assert selected["funnel"]["dropped"]["unparsed"] == 6
+    assert selected["rows"] == 40
+    dropped = [json.loads(line) for line in Path("runs/small/select/dropped.jsonl").read_text().splitlines()]
+    places = {row["place"]: row["error"] for row in dropped if row["reason"] == "unparsed"}
+    assert sorted(int(place.rpartition(":")[2]) for place in places) == [201, 202, 203, 204, 205, 206]
+    assert "not JSON" in places["pool.jsonl:201"]
+    assert "not UTF-8" in places["pool.jsonl:205"]
+    assert "pool.jsonl:201: not JSON" in type_in("select", "--strict", code=1)
+
+
+def test_select_explains_a_chosen_row_and_one_that_was_left_out(small_run):
+    type_in("select")
+    (first, *_) = read_jsonl("runs/small/select/rows.jsonl")
+    told = json.loads(type_in("select", "--explain", first.id[:8], "--json"))
+    assert told["chosen"] is True
+    assert (told["rank"], told["score"]) == (1, first.meta["score"])
+    assert told["terms"] == first.meta["terms"]
+    assert told["nearest"]["prompt"]
+    far = next(
+        row for line in Path("runs/small/select/dropped.jsonl").open() if (row := json.loads(line))["reason"] == "far"
+    )
+    assert json.loads(type_in("select", "--explain", far["id"], "--json"))["reason"] == "far"
+    assert "no row has an id that begins with 0x" in type_in("select", "--explain", "0x", code=1)
+
+
+def test_select_takes_its_method_from_a_flag_and_needs_a_target_only_where_it_compares(here):
+    write_jsonl("pool.jsonl", [Record(dialogue(f"What is {n} + {n}?", str(2 * n)), "target") for n in range(50)])
+    made = json.loads(type_in("select", "--pool", "pool.jsonl", "--method", "random", "-n", 60, "--json"))
+    assert (made["rows"], made["missing"]) == (50, 10)
+    assert any("10 of 60 rows are missing" in note for note in made["notes"])
+    assert "select needs target" in type_in("select", "--pool", "pool.jsonl", "--method", "bm25", code=1)
+    assert "must be 'tfidf'" in type_in("select", "--pool", "pool.jsonl", "--method", "nearest", code=1)
+
+
+def test_a_row_that_holds_a_question_of_another_evaluation_set_is_left_out(small_run):
+    held = [record.prompt for record in read_jsonl("pool.jsonl")][:3]
+    Path("other.jsonl").write_text("".join(json.dumps({"question": text, "answer": "x"}) + "\n" for text in held))
+    made = json.loads(type_in("select", "--against", "other.jsonl", "--json"))
+    assert made["funnel"]["dropped"]["eval_overlap"] >= 3
 
 
 def test_an_empty_pool_is_one_clear_message(small_run):
     Path("pool.jsonl").write_text("")
-    assert "pool.jsonl: there is no row in it" in type_in("select", code=1)
+    assert "the pool has no record to select from (0 made" in type_in("select", code=1)
 
 
 def test_a_conversation_for_a_model_without_a_chat_template_is_one_clear_message(small_run):

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit.checks import quality
+from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
+from replaykit.checks.overlap import Decontamination
 from replaykit.errors import DataError
 from replaykit.recipe import Data, Quality, Select
 from replaykit.records import Record, dialogue, read_records
@@ -37,9 +39,10 @@ def selected(
     **options: Any,
 ) -> Selection:
     """A selection in one process and a folder of its own, without the checks on near duplicates unless asked for."""
+    apart = Decontamination({"test": [EvalItem(str(k), text) for k, text in enumerate(held_out)]})
     asked = Select(pool=Data(path="pool.jsonl"), n=n, **{"processes": 1, "near_duplicate": None} | options)
     with tempfile.TemporaryDirectory() as folder:
-        return select(pool, target, settings=asked, seed=seed, folder=Path(folder), funnel=funnel, held_out=held_out)
+        return select(pool, target, settings=asked, seed=seed, folder=Path(folder), funnel=funnel, held_out=apart)
 
 
 def chosen(pool: Any, target: list[Record], n: int, **options: Any) -> list[Record]:
@@ -312,7 +315,9 @@ def test_a_row_that_holds_a_test_question_is_left_out_with_the_question() -> Non
     made = prompts(chosen(pool, pool_of("How many clips?"), 30, held_out=[test], funnel=Funnel(dropped.append)))
     assert not any("48 of her friends" in text for text in made)
     assert "Natalia sold clips to her friends in April" in made
-    assert [row["meta"]["match"] for row in dropped if row["reason"] == "eval_overlap"] == [test]
+    (row,) = [row for row in dropped if row["reason"] == "eval_overlap"]
+    assert row["meta"]["match"] in test and len(row["meta"]["match"]) > 60
+    assert row["meta"]["test"] == "0"
 
 
 def test_rows_of_poor_quality_are_left_out_with_their_reasons() -> None:

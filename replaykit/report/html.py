@@ -396,7 +396,9 @@ def _scores(name: str, scores: Mapping[str, Any]) -> str:
     step, cut = width / len(counts), width * scores["lowest"] / (edges[-1] or 1.0)
     bars = ""
     for place, count in enumerate(counts):
-        tall = height * math.log1p(count) / most  # few rows are near: their bars would not be seen beside those of the many
+        tall = (
+            height * math.log1p(count) / most
+        )  # few rows are near: their bars would not be seen beside those of the many
         colour = "var(--c2)" if edges[place] >= scores["lowest"] else "var(--base)"
         bars += f'<rect x="{place * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" fill="{colour}"/>'
     line = f'<line x1="{cut:.1f}" x2="{cut:.1f}" y1="0" y2="{height}" stroke="var(--red)" stroke-dasharray="3 3"/>'

@@ -20,7 +20,7 @@ import numpy as np
 from replaykit.checks import quality
 from replaykit.checks.duplicates import Repeats, best
 from replaykit.checks.funnel import Funnel
-from replaykit.checks.overlap import Overlap
+from replaykit.checks.overlap import Decontamination
 from replaykit.errors import DataError
 from replaykit.recipe import SCORED, Select
 from replaykit.records import Record
@@ -53,7 +53,7 @@ def select(
     settings: Select,
     seed: int,
     folder: Path,
-    held_out: Iterable[str] = (),
+    held_out: Decontamination | None = None,
     funnel: Funnel | None = None,
     watch: Watch = unwatched,
 ) -> Selection:
@@ -123,11 +123,11 @@ class _Checked:
     """The pool's rows through the checks: the survivors go to the shelf, numbered from 0, the others to the funnel."""
 
     def __init__(
-        self, settings: Select, target: Sequence[Record], held_out: Iterable[str], shelf: Ledger, funnel: Funnel,
+        self, settings: Select, target: Sequence[Record], held_out: Decontamination | None, shelf: Ledger, funnel: Funnel,
         watch: Watch, stack: ExitStack, folder: Path,
     ) -> None:  # fmt: skip
         self.settings, self.shelf, self.funnel, self.watch = settings, shelf, funnel, watch
-        self.overlap = Overlap(held_out)
+        self.held_out = held_out
         self.repeats = stack.enter_context(
             Repeats(settings.near_duplicate, folder=folder, processes=settings.processes)
         )
@@ -162,8 +162,8 @@ class _Checked:
     def _good(self, pool: Iterable[Record]) -> Iterator[Record]:
         for record in pool:
             reason = quality.reason(record, self.settings.quality)
-            if reason is None and (found := self.overlap.find(question(record))):
-                reason, record = found[0], replace(record, meta={**record.meta, "match": found[1]})
+            if reason is None and self.held_out and (hit := self.held_out.check(record)):
+                reason, record = hit.reason, replace(record, meta={**record.meta, "match": hit.match, "test": hit.item})
             if reason is None:
                 yield record
             else:
@@ -194,9 +194,9 @@ def _joined(chunks: Iterable[tuple[np.ndarray, np.ndarray]], watch: Watch, rows:
 
 
 def _by_meaning(texts: Iterator[str], queries: list[str], model: str) -> tuple[np.ndarray, np.ndarray]:
-    from replaykit.sources.embed import Embedder, best
+    from replaykit.sources import embed
 
-    return best(Embedder(model), texts, queries)
+    return embed.best(embed.Embedder(model), texts, queries)
 
 
 def _chosen(rows: list[tuple[int, float]], settings: Select, seed: int, shelf: Ledger) -> list[int]:

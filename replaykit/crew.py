@@ -159,7 +159,7 @@ class RayCrew:
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
-                ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (ConnectionError, RuntimeError) as error:
                 raise EngineError(f"no Ray cluster could be had: {error}; `ray start --head` starts one") from error
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import tempfile
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -285,26 +286,40 @@ def test_scores_can_be_had_again_and_left_early() -> None:
     assert len(next(stream)[0]) == 7
     stream.close()
     assert [array.tobytes() for array in all_of(index)] == [array.tobytes() for array in first]
-    assert not index._crew._workers, "the processes ended when nothing was left to do"
+    assert not index._crew._helpers, "the processes ended when nothing was left to do"
 
 
 def test_the_pool_is_read_once_and_never_held() -> None:
-    """A chunk is sent on before more than two for each process are read."""
-    read = 0
+    """No more is read than there is a place for while an earlier result is waited for."""
+    read = done = 0
 
     def texts() -> Iterable[str]:
         nonlocal read
-        for text in POOL * 4:
+        for text in POOL * 40:
             read += 1
             yield text
 
     crew = nearness._Crew(2)
-    done = 0
-    for answer in crew.map(len, (chunk for chunk in nearness._chunks(texts(), 3, 10**6))):  # type: ignore[arg-type]
+    for answer in crew.map(len, nearness._chunks(texts(), 3, 10**6)):
         done += answer
-        assert read - done <= 3 * (2 * 2 + 2)
-    assert done == read == len(POOL) * 4
+        assert read - done <= 3 * (2 * nearness.AHEAD + 2)
+    assert done == read == len(POOL) * 40
     crew.close()
+
+
+def test_jobs_are_done_here_and_by_helpers_and_come_in_order() -> None:
+    crew = nearness._Crew(3)
+    jobs = ((k,) for k in range(30))
+    results = list(crew.map(slow_process_id, jobs))
+    crew.close()
+    assert [k for k, _ in results] == list(range(30))
+    assert len({process for _, process in results}) > 1
+    assert os.getpid() in {process for _, process in results}
+
+
+def slow_process_id(job: tuple[int]) -> tuple[int, int]:
+    time.sleep(0.1)
+    return job[0], os.getpid()
 
 
 def test_what_fails_in_a_process_fails_here() -> None:
@@ -316,7 +331,9 @@ def test_a_process_that_is_killed_is_an_error_that_says_what_to_do() -> None:
     index = index_of(POOL, QUERIES, chunk_rows=2, processes=2)
     stream = index.scores()
     next(stream)
-    os.kill(index._crew._workers[1][0].pid, signal.SIGKILL)
+    process = index._crew._helpers[0].process
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
     with pytest.raises(ReplaykitError, match="use fewer processes"):
         list(stream)
 

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -54,6 +56,10 @@ K1, B = 1.5, 0.75  # of BM25: how soon more of a term adds nothing, how much lon
 # 64-bit hashes
 ODD = 0x9E3779B97F4A7C15
 BLOCK = 2**16  # characters hashed at a time: the arrays stay in the processor's cache
+
+# The processes
+TAKEN = 2  # jobs at most that are with a process
+AHEAD = 4  # results for each process that may wait for an earlier one
 
 # The product of rows and queries
 DENSE_SHARE = (
@@ -103,7 +109,7 @@ def fit(
 ) -> Index:
     """Reads the texts once and counts their terms into files in the folder, about 8 bytes for each term of each row.
 
-    ``processes`` None is one for each CPU that this process may use; one alone, and a pool of one chunk, start none.
+    ``processes``, of which this is one, is by default one for each CPU that it may use; a pool of one chunk starts none.
     A chunk has at most ``chunk_rows`` rows, fewer where they are long. Raises DataError if there are no queries.
     """
     if not queries:
@@ -565,91 +571,129 @@ def _split(matrix: sp.csr_array, common: np.ndarray) -> tuple[sp.csr_array, sp.c
 
 
 class _Crew:
-    """Processes that stand by. They end with ``close``, or with this process, by the end of their pipes."""
+    """This process and others that help it. They end with ``close``, or with this process, by the end of their pipes."""
 
     def __init__(self, processes: int):
-        self._size = processes
-        self._workers: list[tuple[Any, Connection]] = []
+        self._processes = processes
+        self._helpers: list[_Helper] = []
 
     def map(self, function: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
-        """The results in the order of the jobs, two of which are with each process. A single job is done here.
+        """The results in the order of the jobs. While others start, or have all they can take, jobs are done here.
 
-        Either the jobs or the results must be small, or both ends would wait to be read.
+        A single job starts nobody. What is sent, or what comes back, must be small, or both ends would wait to be read.
         """
         first = list(islice(jobs, 2))
-        if self._size == 1 or len(first) < 2:
-            yield from map(function, chain(first, jobs))
+        jobs = chain(first, jobs)
+        if self._processes == 1 or len(first) < 2:
+            yield from map(function, jobs)
             return
         finished = False
         try:
-            workers = self._started()
-            for _, pipe in workers:
-                pipe.send(function)
-            waiting: deque[tuple[Any, Connection]] = deque()
-            for k, job in enumerate(chain(first, jobs)):
-                if len(waiting) == 2 * len(workers):
-                    yield _answer(*waiting.popleft())
-                process, pipe = workers[k % len(workers)]
-                pipe.send((job,))
-                waiting.append((process, pipe))
-            while waiting:
-                yield _answer(*waiting.popleft())
+            self._start()
+            places = deque[_Place]()
+            for job in jobs:
+                for helper in self._helpers:
+                    helper.listen()
+                free = min(self._helpers, key=_Helper.load)
+                places.append(free.take(function, job) if free.load() < TAKEN else _Place([function(job)]))
+                while places and (places[0].result or len(places) > AHEAD * self._processes):
+                    yield places.popleft().wait()
+            while places:
+                yield places.popleft().wait()
             finished = True
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise ReplaykitError(ENDED) from error
         finally:
             if not finished:  # they may be about to answer what nobody waits for any more
                 self.close()
 
     def close(self) -> None:
-        workers, self._workers = self._workers, []
-        for _, pipe in workers:
-            pipe.close()
-        for process, _ in workers:
-            process.terminate()
-            process.join()
+        helpers, self._helpers = self._helpers, []
+        for helper in helpers:
+            helper.end()
 
-    def _started(self) -> list[tuple[Any, Connection]]:
-        from multiprocessing import get_context
-
+    def _start(self) -> None:
         from replaykit.engines.children import deaf
 
-        context = get_context("spawn")
-        while len(self._workers) < self._size:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
+        while len(self._helpers) < self._processes - 1:
             with deaf():
-                process.start()
-            theirs.close()
-            self._workers.append((process, ours))
-        return self._workers
+                self._helpers.append(_Helper())
 
 
-ENDED = (
-    "a process that compared texts ended unasked; if it was short of memory, use fewer processes or smaller chunks. In a "
-    'script, what calls replaykit belongs under `if __name__ == "__main__":`'
-)
+class _Helper:
+    """A process that does jobs in order, two at most being with it, so that it need not wait for the next."""
+
+    def __init__(self) -> None:
+        from multiprocessing import get_context
+
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._function: object = None
+        self._places = deque([_Place([])] * TAKEN)  # which no job has: for the first messages, that it has started
+
+    def load(self) -> int:
+        return len(self._places)
+
+    def take(self, function: Callable[[Job], Any], job: Job) -> _Place:
+        try:
+            if self._function is not function:
+                self._pipe.send(function)
+                self._function = function
+            self._pipe.send((job,))
+        except OSError as error:
+            raise self._ended() from error
+        self._places.append(_Place([], self))
+        return self._places[-1]
+
+    def listen(self, *, wait: bool = False) -> None:
+        """Takes the answers that have come, and with ``wait`` at least one."""
+        while self._places and (wait or self._pipe.poll()):
+            try:
+                answer = self._pipe.recv()
+            except (EOFError, OSError) as error:
+                raise self._ended() from error
+            if isinstance(answer, BaseException):
+                raise answer
+            self._places.popleft().result.append(answer)
+            wait = False
+
+    def end(self) -> None:
+        self._pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+    def _ended(self) -> ReplaykitError:
+        self.process.join()
+        return ReplaykitError(
+            f"a process that compared texts ended unasked (exit code {self.process.exitcode}); if it was short of memory, "
+            "use fewer processes or smaller chunks. In a script, what calls replaykit belongs under "
+            '`if __name__ == "__main__":`'
+        )
 
 
-def _answer(process: Any, pipe: Connection) -> Any:
-    try:
-        answer = pipe.recv()
-    except EOFError as error:
-        process.join()
-        raise ReplaykitError(f"{ENDED} (exit code {process.exitcode})") from error
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+@dataclass(frozen=True)
+class _Place:
+    """Where a result comes to stand: empty, or with one."""
+
+    result: list[Any]
+    helper: _Helper | None = None
+
+    def wait(self) -> Any:
+        while not self.result:
+            assert self.helper is not None
+            self.helper.listen(wait=True)
+        return self.result[0]
 
 
 def _work(pipe: Connection) -> None:
-    """What a process does: a function, then jobs for it in tuples, then perhaps another function, until the pipe ends."""
+    """What a helper does: a function, then jobs for it in tuples, then perhaps another function, until the pipe ends."""
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    Thread(target=_receive, args=(pipe, inbox), daemon=True).start()  # so that a job can be sent while one is done
+    for _ in range(TAKEN):
+        pipe.send("ready")
     function: Callable[[Any], Any] | None = None
-    while True:
-        try:
-            message = pipe.recv()
-        except EOFError:
-            return
+    while (message := inbox.get()) is not None:
         if not isinstance(message, tuple):
             function = message
             continue
@@ -661,4 +705,13 @@ def _work(pipe: Connection) -> None:
         try:
             pipe.send(answer)
         except BrokenPipeError:
+            return
+
+
+def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
+    while True:
+        try:
+            inbox.put(pipe.recv())
+        except (EOFError, OSError):
+            inbox.put(None)
             return

@@ -1,7 +1,7 @@
 """Nearness of old data to a target, against scikit-learn with sparse_dot_topn; and a pool of a million rows.
 
     pip install sparse_dot_topn
-    python benchmarks/selection.py            # about 8 minutes; --quick: 1 minute, without the large pools
+    python benchmarks/selection.py            # about 4 minutes; --quick: 1 minute, without the large pools
 
 The pool is all of ../shared/data but the target, each row with all its texts, in one JSON Lines file; the target is the
 questions of GSM8K. Both sides are given the file and answer with the best cosine of each row, and both are checked to be
@@ -126,8 +126,8 @@ def run_side(side: str, pool: Path, folder: Path, processes: int) -> None:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     result["cpu"] = sum(used.ru_utime + used.ru_stime for used in usage)
     own, children = (used.ru_maxrss / 1024 for used in usage)
-    # Of ended children there is only the largest: as many as there were are taken to have been so large.
-    result["mib"] = own + (processes * children if side == "ours" and processes > 1 else 0)
+    # Of its children only the largest is known: as many as help it are taken to have been so large.
+    result["mib"] = own + ((processes - 1) * children if side == "ours" else 0)
     print(json.dumps(result))
 
 
@@ -151,7 +151,7 @@ def compare(pool: Path, folder: Path, processes: int, rounds: int) -> list[str]:
         "Seconds with reading the file; in brackets their two parts, to fit and to compare. CPU seconds are of all processes",
         "and with the start of each.",
         "",
-        "| round | replaykit | scikit-learn + `sparse_dot_topn` | ratio | CPU seconds, both | MiB, both | largest difference |",
+        "| round | replaykit | scikit-learn + `sparse_dot_topn` | ratio | CPU seconds, both | MiB, both | apart by |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {k} | {a['seconds']:.2f} ({a['fit']:.2f} + {a['scores']:.2f}) "
@@ -171,7 +171,7 @@ def grow(texts: list[str], folder: Path, sizes: list[int], processes: int) -> li
     lines = [
         "## Large pools, of recombined sentences",
         "",
-        "Memory is the parent's highest resident size and, for each process that works for it, that of the largest.",
+        "Memory is the highest resident size of the process and, for each that helps it, of the largest of these.",
         "",
         "| rows | MB | seconds | to fit | to compare | CPU seconds | microseconds of CPU a row | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -76,7 +76,7 @@ class Chat:
         self._renderer = Renderer(tokenizer, options, name=name)
         if self.template.thinking and self.looks_special.search(self._renderer.unsaid):
             raise ChatError(
-                f"{name}: its thoughts stand between special tokens, which a record's text cannot hold; leave chat.thinking out"
+                f"{name}: its thoughts stand between special tokens, which the text of a record cannot hold; leave it out"
             )
         self._end, self._unsaid = self._end_of_turn(by_hand=options.pre_query is not None)
         self.stop = self._stops(ends)

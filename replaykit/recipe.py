@@ -164,7 +164,7 @@ class Select(Strict):
     quality: Quality = Quality()
     strict: bool = False  # a row that cannot be read is an error instead of being counted as unparsed
     processes: PositiveInt | None = None  # one for each CPU by default
-    engine: Literal["local", "ray"] = "local"  # ray: the same work on all machines of a cluster
+    engine: Literal["local", "ray"] = "local"  # ray: terms are counted and compared on all machines of a cluster
 
     @model_validator(mode="after")
     def _what_the_method_needs(self) -> Select:

@@ -329,7 +329,9 @@ def test_select_explains_a_chosen_row_and_one_that_was_left_out(small_run):
     assert told["terms"] == first.meta["terms"]
     assert told["nearest"]["prompt"]
     far = next(
-        row for line in Path("runs/small/select/dropped.jsonl").open() if (row := json.loads(line))["reason"] == "far"
+        row
+        for line in Path("runs/small/select/dropped.jsonl").read_text().splitlines()
+        if (row := json.loads(line))["reason"] == "far"
     )
     assert json.loads(type_in("select", "--explain", far["id"], "--json"))["reason"] == "far"
     assert "no row has an id that begins with 0x" in type_in("select", "--explain", "0x", code=1)

@@ -364,7 +364,7 @@ def test_writing_without_spaces_is_compared_by_characters_and_says_so(query: str
 def test_writing_with_spaces_is_compared_by_words_and_says_so() -> None:
     index = index_of(POOL, [*QUERIES, "Сколько яблок у Тома?", "What does 東京 mean?"])
     assert index.analyzer == "word"
-    assert index.note == "runs of 1 words: the target's writing sets spaces between words"
+    assert index.note == "words: the target's writing sets spaces between words"
     assert index_of(POOL, QUERIES, Lexical(analyzer="char")).note == "runs of 2 to 4 characters: as asked"
 
 

@@ -91,9 +91,9 @@ class Twins:
     ) -> Iterator[tuple[int, Found | None]]:
         """Each row with what ``find`` says of it, in order; the signatures are made ahead, ``batch`` rows at a time.
 
-        They are made in ``processes`` of their own (None: one for each core, up to 4; 1: in this one), which start when more rows
-        come than one batch. The verdicts are the same for any number of either. Of the rows, one batch for each process is
-        read ahead. Raises ReplaykitError where a process ends unasked.
+        They are made in ``processes`` of their own (None: one for each core, up to 4; 1: in this one), which start when
+        more rows come than one batch. The verdicts are the same for any number of either. Of the rows, one batch for each
+        process is read ahead. Raises ReplaykitError where a process ends unasked.
         """
         for (row, _), normal, hashes in _ahead(rows, self.bands, self.rows, processes, batch):
             yield row, self._find(row, normal, hashes)

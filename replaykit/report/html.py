@@ -400,7 +400,8 @@ def _scores(name: str, scores: Mapping[str, Any]) -> str:
             height * math.log1p(count) / most
         )  # few rows are near: their bars would not be seen beside those of the many
         colour = "var(--c2)" if edges[place] >= scores["lowest"] else "var(--base)"
-        bars += f'<rect x="{place * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" fill="{colour}"/>'
+        at = f'x="{place * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}"'
+        bars += f'<rect {at} fill="{colour}"/>'
     line = f'<line x1="{cut:.1f}" x2="{cut:.1f}" y1="0" y2="{height}" stroke="var(--red)" stroke-dasharray="3 3"/>'
     said = (
         f"Similarity of all rows after the checks, from 0 to {edges[-1]:.2f}, heights logarithmic; the lowest of those "

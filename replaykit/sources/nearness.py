@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from replaykit.crew import Mapper
 from replaykit.errors import DataError, RecipeError, ReplaykitError
 from replaykit.text import MARKS, UNSPACED
 
@@ -65,7 +66,7 @@ AHEAD = 4  # results for each process that may wait for an earlier one
 DENSE_SHARE = (
     1 / 256
 )  # of all pairs (row, query) share a term: from there on a dense column takes less time than a sparse
-MAX_DENSE = 1024  # columns
+MAX_DENSE = 2**24  # weights, 12 bytes each
 CELLS = 2**20  # pairs compared at a time
 
 
@@ -105,11 +106,15 @@ def fit(
     *,
     folder: Path,
     processes: int | None = None,
+    crew: Mapper | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Index:
     """Reads the texts once and counts their terms into files in the folder, about 8 bytes for each term of each row.
 
+    The index reads the files whenever it scores or explains; who gave the folder takes them away.
+
     ``processes``, of which this is one, is by default one for each CPU that it may use; a pool of one chunk starts none.
+    A ``crew`` does the work instead where it is given, such as that of a cluster whose machines see the folder.
     A chunk has at most ``chunk_rows`` rows, fewer where they are long. Raises DataError if there are no queries.
     """
     if not queries:
@@ -118,7 +123,7 @@ def fit(
     analyzer, note = _choose(options.analyzer, queries)
     ngrams = options.ngrams or ((1, 1) if analyzer == "word" else (2, 4))
     analyse = partial(count_terms, analyzer=analyzer, ngrams=ngrams)
-    crew = _Crew(processes or len(os.sched_getaffinity(0)))
+    crew = crew or _Crew(processes or _processors())
     vocabulary = _Vocabulary()
     chunks, rows, length = list[Path](), 0, 0
     characters = CHUNK_TERMS // (ngrams[1] - ngrams[0] + 1)
@@ -132,9 +137,15 @@ def fit(
     np.save(folder / "terms.npy", vocabulary.terms)
     np.save(folder / "frequencies.npy", vocabulary.frequencies)
     pool = _Pool(folder, rows, length / rows if rows else 0.0, options)
-    size = f"{ngrams[0]}" if ngrams[0] == ngrams[1] else f"{ngrams[0]} to {ngrams[1]}"
+    size = (
+        f"runs of {ngrams[0]} to {ngrams[1]} "
+        if ngrams[0] < ngrams[1]
+        else f"runs of {ngrams[0]} "
+        if ngrams[0] > 1
+        else ""
+    )
     unit = "words" if analyzer == "word" else "characters"
-    return Index(options, analyzer, ngrams, f"runs of {size} {unit}: {note}", pool, chunks, list(queries), crew)
+    return Index(options, analyzer, ngrams, f"{size}{unit}: {note}", pool, chunks, list(queries), crew)
 
 
 class Index:
@@ -152,7 +163,7 @@ class Index:
         pool: _Pool,
         chunks: list[Path],
         queries: list[str],
-        crew: _Crew,
+        crew: Mapper,
     ):
         self.options, self.analyzer, self.ngrams, self.note, self.rows = options, analyzer, ngrams, note, pool.rows
         self._pool, self._chunks, self._crew = pool, chunks, crew
@@ -317,7 +328,8 @@ def _letters(*, words: bool = False) -> np.ndarray:
     values = _mix(np.arange(1, 0x110001, dtype=np.uint64)) | np.uint64(1)
     if words:
         letters = np.zeros(len(values), dtype=bool)
-        for run in re.finditer(r"\w+", "".join(map(chr, range(len(values))))):
+        all_there_are = np.arange(len(values), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        for run in re.finditer(r"\w+", all_there_are):
             letters[run.start() : run.end()] = True
         values[~letters] = 0
     return values
@@ -471,13 +483,15 @@ class _Scorer:
                 centroid /= np.sqrt(np.square(centroid).sum())
         queries.data = _rounded(queries.data, pool.options)
         pairs = frequencies[known] / max(1, pool.rows) * counts.frequencies[known] / queries.shape[0]
-        common = np.argsort(-pairs, kind="stable")[: min(MAX_DENSE, int((pairs >= DENSE_SHARE).sum()))]
+        common = np.argsort(-pairs, kind="stable")[
+            : min(MAX_DENSE // queries.shape[0], int((pairs >= DENSE_SHARE).sum()))
+        ]
         rough, exact = (_Halves.of(queries.astype(dtype), common) for dtype in (np.float32, np.float64))
         return cls(pool, counts.terms[known], centroid, queries, common, rough, exact)
 
     def __call__(self, path: Path) -> Scores:
         """The scores of one chunk of the pool."""
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         with path.open("rb") as stream:
             counts = Counts(*(np.load(stream) for _ in Counts.__dataclass_fields__))
@@ -568,6 +582,10 @@ def _split(matrix: sp.csr_array, common: np.ndarray) -> tuple[sp.csr_array, sp.c
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # absent on a Mac
 
 
 class _Crew:

@@ -182,9 +182,11 @@ class Rows:
                     history = [*self._system(row), *(m for m in messages if m["role"] != "system")]
                     self._ask("question", place, self.chat.asking(history), self._asking(row), settle=messages)
                     return
-                text, verdict = self._question(row, turn)
+                text, verdict = (
+                    self._question(row, turn) if turn else (self._earlier(row), None)
+                )  # the first is decided
                 messages.append(_user(text))
-                if verdict is not None and turn:
+                if verdict is not None:
                     self._settle(row, [(messages, {}, verdict)])
                     return
             missing = [k for k in range(place * answers, (place + 1) * answers) if k not in self.answers]

@@ -21,6 +21,7 @@ from replaykit.checks import quality
 from replaykit.checks.duplicates import Repeats, best
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
+from replaykit.crew import RayCrew
 from replaykit.errors import DataError
 from replaykit.recipe import SCORED, Select
 from replaykit.records import Record
@@ -180,7 +181,8 @@ def _index(texts: Iterator[str], queries: list[str], settings: Select, folder: P
         ngrams=(settings.ngrams[0], settings.ngrams[1]) if settings.ngrams else None, sublinear=settings.sublinear,
         min_df=settings.min_df, max_df=settings.max_df,
     )  # fmt: skip
-    return fit(texts, queries, options, folder=folder, processes=settings.processes)
+    crew = RayCrew() if settings.engine == "ray" else None
+    return fit(texts, queries, options, folder=folder, processes=settings.processes, crew=crew)
 
 
 def _joined(chunks: Iterable[tuple[np.ndarray, np.ndarray]], watch: Watch, rows: int) -> tuple[np.ndarray, np.ndarray]:

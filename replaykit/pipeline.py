@@ -359,17 +359,16 @@ def mix(recipe: Recipe, context: Context) -> Iterator[Outcome]:
             nonlocal chat
             chat = chat or _chat(recipe)
             wanted = list(read_jsonl(target)) if target else load(recipe.target, "target")  # type: ignore[arg-type]
-            apart = held_out(recipe, own=True)
+            asked = {_asked(record) for test in tests(recipe).values() for record in load(test, "target")}
             with _dropped(step) as funnel:
                 mixture = blend(
                     wanted, {source: list(read_jsonl(file)) for source, file in files.items()}, chat=chat,
-                    settings=settings, train=recipe.train, seed=recipe.seed, held_out=apart, funnel=funnel,
+                    settings=settings, train=recipe.train, seed=recipe.seed, held_out=asked, funnel=funnel,
                     watch=context.watch,
                 )  # fmt: skip
             write_jsonl(step.folder / "rows.jsonl", mixture.lines())
             result = mixture.summary(settings.ratio, settings.unit)
-            facts = {"sources": {s: str(f) for s, f in files.items()}, "decontamination": apart and apart.to_json()}
-            return result | {"funnel": funnel.to_json()}, facts
+            return result | {"funnel": funnel.to_json()}, {"sources": {s: str(f) for s, f in files.items()}}
 
         yield _step("mix", recipe, context, inputs, work, arm=arm)
 

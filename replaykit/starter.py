@@ -59,7 +59,7 @@ out: {folder}
 model: nano
 seed: {seed}
 target: {data}/target.jsonl
-select: {{pool: {data}/pool.jsonl, n: {selected}}}
+select: {{pool: {data}/pool.jsonl, n: {selected}, near_duplicate: null}}  # templates are alike on purpose
 generate: {{n: {generated}, max_question_tokens: 96, max_answer_tokens: 64}}
 mix: {{ratio: 0.05}}
 arms:

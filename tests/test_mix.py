@@ -14,9 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from replaykit.chat import Chat
-from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
-from replaykit.checks.overlap import Decontamination
 from replaykit.errors import DataError
 from replaykit.mix.build import Mixture, mix
 from replaykit.mix.plan import TARGET, Slot, plan, shares
@@ -229,7 +227,7 @@ def blend(chat: Chat, target: Sequence[Record] = SUMS, *, funnel: Funnel | None 
         "batch_rows": 8,
         "seed": 1,
     }
-    given |= {"steps": None, "max_tokens": 200, "held_out": []} | changes
+    given |= {"steps": None, "max_tokens": 200, "held_out": ()} | changes
     return mix(
         target,
         given["replay"],
@@ -237,7 +235,7 @@ def blend(chat: Chat, target: Sequence[Record] = SUMS, *, funnel: Funnel | None 
         settings=Mix(ratio=given["ratio"], unit=given["unit"]),
         train=Train(batch_rows=given["batch_rows"], max_tokens=given["max_tokens"], steps=given["steps"]),
         seed=given["seed"],
-        held_out=Decontamination({"test": [EvalItem(str(k), text) for k, text in enumerate(given["held_out"])]}),
+        held_out=given["held_out"],
         funnel=funnel,
     )
 
@@ -262,7 +260,7 @@ def test_a_replay_row_is_dropped_when_it_says_nothing_new_or_gives_a_test_away(c
     }
     target = made("target", ("What is 2 + 2", "4"), ("What is 2 + 2", "four"))
     found = dropped(chat, target, replay=replay, held_out=["A test item"])
-    assert found == {"duplicate": ["what is 2 + 2", "HELLO"], "eval_overlap": ["A test item", " a  TEST item"]}
+    assert found == {"duplicate": ["what is 2 + 2", "HELLO"], "held_out": ["A test item", " a  TEST item"]}
 
 
 def test_rows_that_cannot_be_learned_from_are_dropped(chat: Chat) -> None:
@@ -287,10 +285,8 @@ def test_a_dropped_row_does_not_stand_in_the_way_of_a_good_one(chat: Chat) -> No
     assert [record.answer for record in mixture.rows["generate"]] == ["yes"]
 
 
-def test_target_rows_are_kept_although_they_are_alike_but_not_one_that_gives_a_test_away(chat: Chat) -> None:
-    assert dropped(chat, SUMS[:3] * 2, replay={}, ratio=0) == {}
-    given_away = dropped(chat, SUMS[:3], replay={}, ratio=0, held_out=[SUMS[0].prompt])
-    assert given_away == {"eval_overlap": [SUMS[0].prompt]}
+def test_target_rows_are_kept_although_they_are_alike_or_held_out(chat: Chat) -> None:
+    assert dropped(chat, SUMS[:3] * 2, replay={}, ratio=0, held_out=[SUMS[0].prompt]) == {}
 
 
 def test_plain_texts_are_not_compared_by_prompt(chat: Chat) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
-from replaykit.checks.overlap import Decontamination
 from replaykit.errors import ChatError
 from replaykit.mix.plan import TARGET, Slot, plan, shares
 from replaykit.recipe import Mix, Train
@@ -55,18 +54,19 @@ def mix(
     settings: Mix,
     train: Train,
     seed: int,
-    held_out: Decontamination | None = None,
+    held_out: Collection[str] = (),
     funnel: Funnel | None = None,
     watch: Watch = unwatched,
 ) -> Mixture:
     """The mixture of target and replay at ``settings.ratio``; see ``plan`` for what is exact.
 
-    Dropped, with the reason in ``funnel``: any row that has no answer, is longer than ``train.max_tokens``, or holds an item
-    of the evaluation (``held_out``); a replay row that the chat template refuses, or whose prompt is a target prompt or the
-    prompt of an earlier kept replay row, of any source.
+    Dropped, with the reason in ``funnel``: any row that has no answer or is longer than ``train.max_tokens``; a replay row
+    that the chat template refuses, or whose prompt is a target prompt, the prompt of an earlier kept replay row, or one of
+    the ``held_out`` prompts of the evaluation.
     """
     funnel = Funnel() if funnel is None else funnel
     seen = {normalise(record.prompt) for record in target if record.prompt}
+    tested = {normalise(prompt) for prompt in held_out}
     rows: dict[str, list[Record]] = {}
     sizes: dict[str, dict[str, list[int]]] = {unit: {} for unit in ("loss_tokens", "tokens", "rows")}
     for source, records in {TARGET: target, **replay}.items():
@@ -75,10 +75,7 @@ def mix(
             by_source[source] = []
         for number, record in enumerate(records, 1):
             watch(f"read {source}", number, len(records))
-            hit = held_out.check(record) if held_out else None
-            reason = hit.reason if hit else None if source == TARGET else _known(record, seen)
-            if hit:
-                record = replace(record, meta={**record.meta, "match": hit.match, "test": hit.item})
+            reason = None if source == TARGET else _known(record, seen, tested)
             try:
                 example = None if reason else chat.example(record)
             except ChatError:
@@ -107,6 +104,11 @@ def mix(
     return Mixture(rows, sizes, steps)
 
 
-def _known(record: Record, seen: set[str]) -> str | None:
-    """Why a replay row would say nothing new, or None. A plain text has no prompt."""
-    return "duplicate" if (key := normalise(record.prompt)) and key in seen else None
+def _known(record: Record, seen: set[str], tested: set[str]) -> str | None:
+    """Why a replay row would say nothing new, or would give a test item away; else None. A plain text has no prompt."""
+    key = normalise(record.prompt)
+    if not key:
+        return None
+    if key in tested:
+        return "held_out"
+    return "duplicate" if key in seen else None

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from replaykit.crew import LocalCrew
 from replaykit.sources.nearness import Lexical, fit
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -89,9 +90,11 @@ def read(path: Path) -> Iterator[str]:
 
 def ours(pool: Path, queries: list[str], folder: Path, processes: int) -> dict[str, float]:
     started = time.perf_counter()
-    index = fit(read(pool), queries, Lexical(), folder=folder, processes=processes)
+    crew = LocalCrew(processes)
+    index = fit(read(pool), queries, Lexical(), folder=folder, crew=crew)
     fitted = time.perf_counter()
     scores = np.concatenate([scores for scores, _ in index.scores()])
+    crew.close()
     done = time.perf_counter()
     np.save(folder / "ours.npy", scores)
     return {"fit": fitted - started, "scores": done - fitted, "seconds": done - started, "rows": len(scores)}

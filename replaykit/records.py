@@ -34,6 +34,16 @@ Message = Mapping[str, str]
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = ("", ".gz", ".zst")
 MAX_FIELD = 1 << 30  # characters of a CSV cell; Python's own limit is 131,072
+MAX_LINE = 1 << 24  # bytes of a row of JSON Lines: 3,000 pages. What compares rows takes some 20 times as much memory
+HUB_SECONDS = 10  # to find a data set on the Hub
+STARTS = {  # of files whose name says something else
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does",
+    b"\x1f\x8b": "packed by gzip; its name should end in .gz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; its name should end in .zst",
+    b"PAR1": "a parquet file; its name should end in .parquet",
+    b"PK\x03\x04": "a zip archive; unpack it",
+}
 
 
 @dataclass(frozen=True)
@@ -177,9 +187,9 @@ def _rows(
             for number, row in _json_lines(local, unparsed):
                 yield f"{path}:{number}", row
         case ".json":
-            yield from _json_array(local)
+            yield from _json_array(local, unparsed)
         case ".csv":
-            yield from _csv_rows(local)
+            yield from _csv_rows(local, unparsed)
         case ".parquet":
             yield from _parquet_rows(local)
         case _:
@@ -208,6 +218,9 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
         else:
             raw = path.open("rb", buffering=0)
         with io.BufferedReader(raw, 1 << 16) as stream:
+            start = stream.peek(4)
+            if said := next((said for begin, said in STARTS.items() if start.startswith(begin)), None):
+                raise DataError(f"{path}: this is {said}")
             yield stream
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -230,7 +243,10 @@ def _text(place: str, line: bytes, *, first: bool) -> str:
     try:
         return line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text ({error.reason})") from error
+        raise DataError(
+            f"{place}: not UTF-8 text ({error.reason}); if all of the file is in another encoding, "
+            "`iconv -f LATIN1 -t UTF-8` converts it, with the encoding's name for LATIN1"
+        ) from error
 
 
 def _text_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -241,8 +257,11 @@ def _json_lines(
     path: Path, unparsed: Callable[[str, DataError], object] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
             try:
+                if len(line) > MAX_LINE:
+                    _pass_over(stream, line)
+                    raise DataError(f"{path}:{number}: longer than {MAX_LINE >> 20} MiB; cut it into several rows")
                 row = _json_line(f"{path}:{number}", line, first=number == 1)
             except DataError as error:
                 if unparsed is None:
@@ -251,6 +270,12 @@ def _json_lines(
                 continue
             if row is not None:
                 yield number, row
+
+
+def _pass_over(stream: io.BufferedReader, line: bytes) -> None:
+    """Reads to the end of a line of which this is the beginning."""
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(MAX_LINE)
 
 
 def _json_line(place: str, line: bytes, *, first: bool) -> dict[str, Any] | None:
@@ -271,7 +296,9 @@ def _json_line(place: str, line: bytes, *, first: bool) -> dict[str, Any] | None
     return row
 
 
-def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_array(
+    path: Path, unparsed: Callable[[str, DataError], object] | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     text = "".join(line for _, line in _lines(path))
     try:
         rows = json.loads(text)
@@ -283,10 +310,16 @@ def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(f"{path}: expected a list of objects")
     check = _escapes_surrogates(text)
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: row {number} is a {type(row).__name__}, not an object")
-        if check:
-            _refuse_half_pairs(f"{path}:{number}", row)
+        try:
+            if not isinstance(row, dict):
+                raise DataError(f"{path}: row {number} is a {type(row).__name__}, not an object")
+            if check:
+                _refuse_half_pairs(f"{path}:{number}", row)
+        except DataError as error:
+            if unparsed is None:
+                raise
+            unparsed(f"{path}:{number}", error)
+            continue
         yield f"{path}:{number}", row
 
 
@@ -303,14 +336,21 @@ def _refuse_half_pairs(place: str, row: object) -> None:
         raise DataError(f"{place}: {half} is half of a surrogate pair and no character; take it out") from error
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _csv_rows(
+    path: Path, unparsed: Callable[[str, DataError], object] | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     csv.field_size_limit(MAX_FIELD)
     rows = csv.DictReader(text for _, text in _lines(path))
     try:
         for row in rows:  # one with line breaks in a cell bears the number of its last line
-            if None in row:
-                raise DataError(f"{path}:{rows.line_num}: more cells than the first line has names")
-            yield f"{path}:{rows.line_num}", row
+            place = f"{path}:{rows.line_num}"
+            if None not in row:
+                yield place, row
+                continue
+            error = DataError(f"{place}: more cells than the first line has names")
+            if unparsed is None:
+                raise error
+            unparsed(place, error)
     except csv.Error as error:
         raise DataError(f"{path}:{rows.line_num}: not CSV ({error})") from error
 
@@ -331,13 +371,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets
+    import httpx2
+    from huggingface_hub import HfApi, constants
 
     try:
+        if not constants.HF_HUB_OFFLINE:  # one question, without the half minute of retries that load_dataset makes
+            HfApi().dataset_info(name, timeout=HUB_SECONDS)
+        import datasets
+
         rows = datasets.load_dataset(name, split=split, streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{name}[{split}]:{number}", row
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx2.HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{name}: neither a file here nor a data set that could be read from the Hub ({reason}); "

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "replaykit"
 # From the ground up; a module may import what stands before it (and its own folder).
 ORDER = [
-    "errors", "records", "recipe", "models", "template", "chat", "runs", "text", "engines", "crew", "nano", "checks",
-    "sources", "mix", "train", "evaluate", "report", "publish", "starter", "pipeline", "api", "cli", "__main__",
+    "errors", "records", "recipe", "models", "head", "template", "chat", "runs", "text", "engines", "crew", "nano", "checks",
+    "sources", "mix", "evaluate", "train", "report", "publish", "starter", "pipeline", "api", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = [
     "torch",

@@ -7,16 +7,18 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.checks.duplicates import Table, Twins, bands_for, shingles
+from replaykit.checks.duplicates import Repeats, Table, Twin, Twins, bands_for, best, shingles
+from replaykit.crew import LocalCrew
 from replaykit.nano import world
 from replaykit.text import normalise
 
@@ -233,6 +235,87 @@ def test_the_same_rows_give_the_same_verdicts_in_another_process() -> None:
     here = verdicts([task.prompt for task in world.draw_old(300, seed=4)], 0.6)
     assert runs[0].stdout == runs[1].stdout == f"{here}\n"
     assert here.count(None) < 290
+
+
+@pytest.fixture(scope="module")
+def crews() -> Iterator[dict[int, LocalCrew]]:
+    made = {count: LocalCrew(count) for count in (1, 2, 3)}
+    yield made
+    for crew in made.values():
+        crew.close()
+
+
+def repeats(texts: Sequence[str], threshold: float | None, **how: Any) -> list[tuple[int, Twin | None]]:
+    with Repeats(threshold, slots=3 * 2**12, **how) as found:
+        return list(found.find_all("pool", enumerate(texts)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.text(alphabet="ab c好", max_size=9) | st.sampled_from(["one red apple", "One red apples"]), max_size=40
+    ),
+    st.sampled_from([None, 0.5, 0.8, 1.0]),
+    st.integers(1, 50),
+    st.integers(1, 3),
+)
+def test_any_batches_and_any_number_of_processes_give_the_verdicts_of_one_row_at_a_time(
+    crews: dict[int, LocalCrew], texts: list[str], threshold: float | None, batch: int, processes: int
+) -> None:
+    found = repeats(texts, threshold, batch=batch, crew=crews[processes])
+    assert [row for row, _ in found] == list(range(len(texts)))
+    one_by_one = verdicts(texts, threshold, slots=3 * 2**12)
+    assert [twin and (twin.reason, twin.row) for _, twin in found] == one_by_one
+    assert all(twin is None or twin.text == texts[twin.row] for _, twin in found)
+
+
+def test_two_dedupes_may_be_read_in_turn_with_one_crew(crews: dict[int, LocalCrew]) -> None:
+    texts = [task.prompt for task in world.draw_old(300, seed=6)]
+    apart = repeats(texts, 0.7), repeats(texts, 0.9)
+    with (
+        Repeats(0.7, crew=crews[2], batch=10) as one,
+        Repeats(0.9, crew=crews[2], batch=7) as other,
+    ):
+        both = list(zip(one.find_all("a", enumerate(texts)), other.find_all("b", enumerate(texts)), strict=True))
+    for k in (0, 1):
+        assert [twin and twin.row for _, twin in (pair[k] for pair in both)] == [
+            twin and twin.row for _, twin in apart[k]
+        ]
+
+
+# --- several sources ------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_repeats_itself_or_the_target_before_it_and_the_target_does_not_repeat_the_pool() -> None:
+    target, pool = ["Name a river, please."], ["Name a river, please!", "A lake?", "name a RIVER, please .", "a lake ?"]
+    with Repeats(0.8) as found:
+        assert [twin for _, twin in found.find_all("target", enumerate(target))] == [None]
+        assert [twin for _, twin in found.find_all("pool", enumerate(pool))] == [
+            Twin("near_target_duplicate", "target", 0, target[0]),
+            None,
+            Twin("target_duplicate", "target", 0, target[0]),
+            Twin("duplicate", "pool", 1, "A lake?"),
+        ]
+        assert found.similarity("pool", 0, 2) == pytest.approx(jaccard(pool[0], pool[2]))
+        with pytest.raises(ValueError, match="have come already"):
+            list(found.find_all("pool", []))
+
+
+def test_a_source_without_rows_takes_nobodys_place() -> None:
+    with Repeats(None) as found:
+        assert list(found.find_all("target", [])) == []
+        twins = [twin for _, twin in found.find_all("pool", enumerate(["a b", "A b"]))]
+        assert twins == [None, Twin("duplicate", "pool", 0, "a b")]
+
+
+def test_the_best_of_those_that_are_alike_stays() -> None:
+    scores = {0: 0.5, 1: 0.9, 2: 0.1}
+    pairs = [(1, 0), (2, 0)]
+    assert best(pairs, scores.__getitem__) == {0: 1, 2: 1}
+    assert best(pairs, scores.__getitem__, alike=lambda one, other: {one, other} != {1, 2}) == {0: 1}
+
+
+# --- memory and order -----------------------------------------------------------------------------------------------
 
 
 def test_more_rows_later_change_no_verdict_before() -> None:

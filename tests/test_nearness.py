@@ -8,12 +8,11 @@ import json
 import math
 import os
 import random
-import signal
 import tempfile
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.errors import DataError, RecipeError, ReplaykitError
+from replaykit.crew import AHEAD, LocalCrew
+from replaykit.errors import DataError, RecipeError
 from replaykit.sources import nearness
 from replaykit.sources.nearness import TOKEN, Index, Lexical, count_terms, fit, terms_of
-from replaykit.text import nearest
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 QUERIES = [
@@ -66,7 +65,7 @@ TEXTS = st.lists(
 
 def index_of(texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any) -> Index:  # noqa: B008
     folder = Path(tempfile.mkdtemp(dir=os.environ["PYTEST_NEARNESS"]))
-    return fit(texts, queries, options, folder=folder, **{"processes": 1, **how})
+    return fit(texts, queries, options, folder=folder, **how)
 
 
 @pytest.fixture(autouse=True)
@@ -120,13 +119,13 @@ def test_scores_are_those_of_scikit_learn(options: Lexical, theirs: dict[str, An
     np.testing.assert_allclose(table[np.arange(len(POOL)), places], table.max(axis=1), atol=1e-6)
 
 
-def test_the_default_agrees_with_text_nearest_in_every_query() -> None:
+def test_the_nearest_query_is_scikit_learns_in_every_row() -> None:
     draw = random.Random(1)
     texts = [" ".join(draw.choices(" ".join(POOL + QUERIES).split(), k=draw.randint(0, 30))) for _ in range(500)]
-    near = nearest(texts, QUERIES)
+    table = cosines(texts, QUERIES)
     scores, places = scored(texts, QUERIES)
-    np.testing.assert_allclose(scores, near.scores, atol=1e-6)
-    assert np.array_equal(places, near.queries)
+    np.testing.assert_allclose(scores, table.max(axis=1), atol=1e-6)
+    assert np.array_equal(places, table.round(12).argmax(axis=1))
 
 
 def test_bm25_is_lucenes_with_rows_as_documents_and_repeated_words_of_a_query_counted() -> None:
@@ -266,7 +265,8 @@ def test_any_chunks_give_the_same_bits(
 @given(TEXTS.filter(lambda texts: len(texts) > 3), TEXTS.filter(len), st.integers(1, 3), st.integers(2, 3))
 def test_any_number_of_processes_gives_the_same_bits(texts: Any, queries: Any, rows: int, processes: int) -> None:
     one = scored(texts, queries)
-    several = scored(texts, queries, chunk_rows=rows, processes=processes)
+    with closing(LocalCrew(processes)) as crew:
+        several = scored(texts, queries, chunk_rows=rows, crew=crew)
     assert [array.tobytes() for array in one] == [array.tobytes() for array in several]
 
 
@@ -280,13 +280,13 @@ def test_exact_sums_do_not_depend_on_what_is_dense(monkeypatch: pytest.MonkeyPat
 
 
 def test_scores_can_be_had_again_and_left_early() -> None:
-    index = index_of(POOL * 5, QUERIES, chunk_rows=7, processes=2)
-    first = all_of(index)
-    stream = index.scores()
-    assert len(next(stream)[0]) == 7
-    stream.close()
-    assert [array.tobytes() for array in all_of(index)] == [array.tobytes() for array in first]
-    assert not index._crew._helpers, "the processes ended when nothing was left to do"
+    with closing(LocalCrew(2)) as crew:
+        index = index_of(POOL * 5, QUERIES, chunk_rows=7, crew=crew)
+        first = all_of(index)
+        stream = index.scores()
+        assert len(next(stream)[0]) == 7
+        stream.close()
+        assert [array.tobytes() for array in all_of(index)] == [array.tobytes() for array in first]
 
 
 def test_the_pool_is_read_once_and_never_held() -> None:
@@ -299,43 +299,11 @@ def test_the_pool_is_read_once_and_never_held() -> None:
             read += 1
             yield text
 
-    crew = nearness._Crew(2)
-    for answer in crew.map(len, nearness._chunks(texts(), 3, 10**6)):
-        done += answer
-        assert read - done <= 3 * (2 * nearness.AHEAD + 2)
+    with closing(LocalCrew(2)) as crew:
+        for answer in crew.map(len, nearness._chunks(texts(), 3, 10**6)):
+            done += answer
+            assert read - done <= 3 * (2 * AHEAD + 2)
     assert done == read == len(POOL) * 40
-    crew.close()
-
-
-def test_jobs_are_done_here_and_by_helpers_and_come_in_order() -> None:
-    crew = nearness._Crew(3)
-    jobs = ((k,) for k in range(30))
-    results = list(crew.map(slow_process_id, jobs))
-    crew.close()
-    assert [k for k, _ in results] == list(range(30))
-    assert len({process for _, process in results}) > 1
-    assert os.getpid() in {process for _, process in results}
-
-
-def slow_process_id(job: tuple[int]) -> tuple[int, int]:
-    time.sleep(0.1)
-    return job[0], os.getpid()
-
-
-def test_what_fails_in_a_process_fails_here() -> None:
-    with pytest.raises(AttributeError, match="lower"):
-        index_of(["fine", "fine", ["not a text"], "fine"], QUERIES, chunk_rows=1, processes=2)  # type: ignore[list-item]
-
-
-def test_a_process_that_is_killed_is_an_error_that_says_what_to_do() -> None:
-    index = index_of(POOL, QUERIES, chunk_rows=2, processes=2)
-    stream = index.scores()
-    next(stream)
-    process = index._crew._helpers[0].process
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    with pytest.raises(ReplaykitError, match="use fewer processes"):
-        list(stream)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

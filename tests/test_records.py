@@ -7,6 +7,7 @@ import datetime
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from replaykit.errors import DataError
 from replaykit.records import (
+    MAX_LINE,
     Message,
     Record,
     dialogue,
@@ -244,10 +246,92 @@ def test_a_named_column_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_text_that_is_not_utf_8_names_its_line(tmp_path: Path) -> None:
     good = '{"text": "good"}\n' * 40
     assert problem(tmp_path, good.encode() + b'{"text": "Z\xfcrich"}\n') == (
-        "data.jsonl:41: not UTF-8 text (invalid start byte)"
+        "data.jsonl:41: not UTF-8 text (invalid start byte); if all of the file is in another encoding, "
+        "`iconv -f LATIN1 -t UTF-8` converts it, with the encoding's name for LATIN1"
     )
-    assert problem(tmp_path, b'[{"text":\n"\xff"}]', "a.json") == "a.json:2: not UTF-8 text (invalid start byte)"
-    assert problem(tmp_path, b"text\nfine\n\xff\n", "a.csv") == "a.csv:3: not UTF-8 text (invalid start byte)"
+    for data, name in ((b'[{"text":\n"\xff"}]', "a.json"), (b"text\n\xff\n", "a.csv")):
+        assert problem(tmp_path, data, name).startswith(f"{name}:2: not UTF-8 text (invalid start byte); ")
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("text\n".encode("utf-16"), "UTF-16 text; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does"),
+        (b"\xfe\xff" + "text\n".encode("utf-16-be"), "UTF-16 text; save it as UTF-8"),
+        (gzip.compress(b"text"), "packed by gzip; its name should end in .gz"),
+        (packed(b"text", ".zst"), "packed by zstd; its name should end in .zst"),
+        (content(".parquet", [{"text": "a"}]), "a parquet file; its name should end in .parquet"),
+        (b"PK\x03\x04 and more", "a zip archive; unpack it"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused_at_once(
+    data: bytes, said: str, kind: str, tmp_path: Path
+) -> None:
+    assert problem(tmp_path, data, f"a{kind}", unparsed=Mock()).startswith(f"a{kind}: this is {said}")
+
+
+def test_a_line_of_100_megabytes_is_passed_over_in_bounded_memory(tmp_path: Path) -> None:
+    with (tmp_path / "data.jsonl").open("wb") as stream:
+        stream.write(b'{"text": "first"}\n{"text": "')
+        for _ in range(100):
+            stream.write(b"long " * 200_000)
+        stream.write(b'"}\n{"text": "last"}\n')
+    unparsed: list[tuple[str, str]] = []
+    tracemalloc.start()
+    records = read(tmp_path / "data.jsonl", unparsed=lambda place, error: unparsed.append((place, str(error))))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [(record.messages[0]["content"], record.meta["line"]) for record in records] == [("first", 1), ("last", 3)]
+    place = f"{tmp_path / 'data.jsonl'}:2"
+    assert unparsed == [(place, f"{place}: longer than 16 MiB; cut it into several rows")]
+    assert most < 5 * MAX_LINE
+    with pytest.raises(DataError, match=r":2: longer than 16 MiB"):
+        read(tmp_path / "data.jsonl")
+
+
+def test_a_line_just_as_long_as_a_row_may_be_is_read(tmp_path: Path) -> None:
+    text = "x" * (MAX_LINE - len('{"text": ""}'))
+    (tmp_path / "data.jsonl").write_text(f'{{"text": "{text}"}}')  # the last line needs no end
+    assert [record.messages[0]["content"] == text for record in read(tmp_path / "data.jsonl")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "lines"),
+    [
+        ('{"text": "a"}\n{"text": 1}\n{"txt": "c"}\nnot JSON\n{"text": "d"}\n', "a.jsonl", [2, 3, 4]),
+        ('[{"text": "a"}, {"text": null}, 3, {"text": "\\ud83d"}, {"text": "d"}]', "a.json", [2, 3, 4]),
+        ("prompt,completion\na,b\nc\nd,e,f\nd,e\n", "a.csv", [3, 4]),
+        (content(".parquet", [{"text": "a"}, {"text": None}, {"text": "d"}]), "a.parquet", [2]),
+    ],
+)
+def test_rows_that_cannot_be_read_are_told_with_their_lines_and_the_others_are_read(
+    data: bytes | str, name: str, lines: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    unparsed: list[str] = []
+    records = read(tmp_path / name, unparsed=lambda place, error: unparsed.append(place))
+    assert unparsed == [f"{tmp_path / name}:{line}" for line in lines]
+    assert [record.messages[0]["content"] for record in records] == ["a", "d"]
+    problem(tmp_path, data, name)
+
+
+def test_a_data_set_that_is_not_on_the_hub_or_cannot_be_reached_is_said_without_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx2
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    missing = OSError("404 Client Error.\n\nRepository Not Found")  # what the client raises is an OSError too
+    for error, said in ((httpx2.ConnectError("Name or service not known"), "Name or service"), (missing, "404 Client")):
+        ask = Mock(side_effect=error)
+        monkeypatch.setattr(HfApi, "dataset_info", ask)
+        with pytest.raises(
+            DataError, match=rf"nobody/nothing: neither a file here nor a data set .*{said}.*check the name"
+        ):
+            read("nobody/nothing")  # type: ignore[arg-type]
+        ask.assert_called_once()
 
 
 @pytest.mark.parametrize("how", [".gz", ".zst"])

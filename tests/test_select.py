@@ -359,18 +359,56 @@ def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, A
     assert one == three
 
 
-def test_two_machines_of_a_ray_cluster_choose_what_one_process_chooses() -> None:
+def with_repeats(texts: list[str], seed: int) -> list[Record]:
+    """The texts, and among them each tenth again with its last word changed, and each twentieth in capitals."""
+    near = [f"{text.rpartition(' ')[0]} 7x{k}" for k, text in enumerate(texts[::10])]
+    shuffled = [*texts, *near, *(text.upper() for text in texts[::20])]
+    random.Random(seed).shuffle(shuffled)
+    return pool_of(*shuffled)
+
+
+@pytest.mark.parametrize("keep", ["first", "best"])
+def test_the_same_rows_are_left_out_by_one_process_and_by_three(keep: str) -> None:
+    pool, target = with_repeats(sentences(1000, 4), 1), pool_of(*sentences(50, 5))
+    results = []
+    for processes in (1, 3):
+        dropped: list[Any] = []
+        funnel = Funnel(dropped.append)
+        made = selected(pool, target, 200, processes=processes, near_duplicate=0.7, keep=keep, funnel=funnel)
+        results.append((made, dropped))
+    assert results[0] == results[1]
+    near = [row for row in dropped if row["reason"] in ("near_duplicate", "worse_twin")]
+    assert len(near) > 50
+    assert all(row["meta"]["twin"] for row in near)
+
+
+def test_a_near_duplicate_of_a_row_that_was_dropped_stays_where_it_is_not_near_to_the_better_one() -> None:
+    words = [f"word{k}" for k in range(20)]
+    changed = [" ".join([*words[k:], *(f"other{j}" for j in range(k))]) for k in (2, 0, 4)]  # 0 and 4 are far apart
+    pool, target = pool_of(changed[0], changed[1], changed[2]), pool_of("word0 word1 word2")
+    made = chosen(pool, target, 9, near_duplicate=0.7, keep="best")
+    assert prompts(made) == [changed[1], changed[2]]
+
+
+def test_two_machines_of_a_ray_cluster_choose_and_leave_out_what_one_process_does() -> None:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    pool, target = pool_of(*sentences(5000, 4)), pool_of(*sentences(50, 5))
-    local = selected(pool, target, 200, near_duplicate=0.5)
+    pool, target = with_repeats(sentences(5000, 4), 2), pool_of(*sentences(50, 5))
+
+    def result(engine: str) -> tuple[Selection, list[Any]]:
+        dropped: list[Any] = []
+        return selected(pool, target, 200, near_duplicate=0.7, engine=engine, funnel=Funnel(dropped.append)), dropped
+
+    local, left_out = result("local")
+    assert {"near_duplicate", "duplicate", "far"} == {row["reason"] for row in left_out}
+    assert sum(row["reason"] == "near_duplicate" for row in left_out) > 250
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         assert len(ray.nodes()) == 2
-        assert selected(pool, target, 200, near_duplicate=0.5, engine="ray") == local
+        assert result("ray") == (local, left_out)
     finally:
         ray.shutdown()
         cluster.shutdown()

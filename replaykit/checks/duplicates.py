@@ -4,7 +4,7 @@
     twins.find(0, "What is 2 + 2?")     ->  None, and remembered
     twins.find(1, "what is  2+2 ?")     ->  ("duplicate", 0)
 
-    with Repeats(0.8) as repeats:       # a target first, then a pool that must not repeat it or itself
+    with Repeats(0.8, crew=LocalCrew()) as repeats:  # a target first, then a pool that must not repeat it or itself
         for record, twin in repeats.find_all("target", rows_of_target): ...
         for record, twin in repeats.find_all("pool", rows_of_pool): ...
                                         # twin: None, or Twin("near_target_duplicate", source="target", row=17)
@@ -12,7 +12,7 @@
 Candidates come from MinHash signatures cut into bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.3 and
 3.4), and each is then read back and compared exactly: no pair is dropped that is less similar than was asked for.
 Unlike the indexes of datasketch and rensa, what is remembered does not grow: a table of fixed size holds row numbers, and
-in a full bucket the oldest row makes room. SPEED
+in a full bucket the oldest row makes room. It is compared with datasketch in benchmarks/results/duplicates.md.
 """
 
 from __future__ import annotations
@@ -24,20 +24,17 @@ import tempfile
 import unicodedata
 from array import array
 from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from replaykit.engines.children import deaf
-from replaykit.errors import ReplaykitError
+from replaykit.crew import LocalCrew, Mapper
 
 SHINGLE = 5  # characters
 PERMUTATIONS = 128  # of a signature, at most
@@ -47,8 +44,7 @@ ROW = np.uint64(2**32 - 1)  # the low half of a slot is a row number plus 1, the
 ODD = np.uint64(0x9E3779B97F4A7C15)
 POWERS = [np.uint64(pow(int(ODD), SHINGLE - 1 - place, 2**64)) for place in range(SHINGLE)]
 PIECE = 1 << 17  # shingles that are hashed at a time: their 1 MiB of numbers stays in the processor's cache
-BATCH = 256  # rows that a process takes at a time
-PROCESSES = 4  # at most, where nothing is said: the verdicts of one process keep up with the signatures of so many
+BATCH = 256  # rows of a job: about 20 milliseconds
 ALPHABET = 7131  # the largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5
 ALPHABET_POWERS = [np.uint64(ALPHABET ** (SHINGLE - 1 - place)) for place in range(SHINGLE)]
 CACHE = 1 << 26  # bytes of shingles that are kept in case that their row is compared again
@@ -86,18 +82,6 @@ class Twins:
         (normal,), (hashes,) = prepare([text], self.bands, self.rows)
         return self._find(row, normal, hashes)
 
-    def find_all(
-        self, rows: Iterable[tuple[int, str]], *, processes: int | None = None, batch: int = BATCH
-    ) -> Iterator[tuple[int, Found | None]]:
-        """Each row with what ``find`` says of it, in order; the signatures are made ahead, ``batch`` rows at a time.
-
-        They are made in ``processes`` of their own (None: one for each core, up to 4; 1: in this one), which start when
-        more rows come than one batch. The verdicts are the same for any number of either. Of the rows, one batch for each
-        process is read ahead. Raises ReplaykitError where a process ends unasked.
-        """
-        for (row, _), normal, hashes in _ahead(rows, self.bands, self.rows, processes, batch):
-            yield row, self._find(row, normal, hashes)
-
     def similarity(self, row: int, other: int) -> float:
         """The Jaccard similarity of two rows that can be read, 1 for texts that are equal after ``text.normalise``."""
         return self._shingles.similar(self._shingles.of(row), self._shingles.of(other), 0)
@@ -134,8 +118,10 @@ class Repeats:
     """Rows of several sources, one source after the other: what repeats a row of its own source or of one before.
 
     The texts are written to a temporary file (in ``folder``, else where the system has them), to be read back; memory is
-    that of ``Twins`` and 8 bytes a row. The other arguments are those of ``Twins`` and ``Twins.find_all``. It ends, and the
-    file with it, by ``close`` or with a ``with`` block.
+    that of ``Twins``, 8 bytes a row, and what the ``crew`` has ahead. The crew, by default this process alone, makes the
+    signatures in jobs of ``batch`` rows; the verdicts, given here, are the same for any crew and batch. Who gave the crew
+    closes it. The other arguments are those of ``Twins``. It ends, and the file with it, by ``close`` or with a ``with``
+    block.
     """
 
     def __init__(
@@ -143,13 +129,15 @@ class Repeats:
         threshold: float | None,
         *,
         slots: int = 3 * 2**23,
-        processes: int | None = None,
+        crew: Mapper | None = None,
         batch: int = BATCH,
         folder: str | Path | None = None,
     ):
+        if batch < 1:
+            raise ValueError(f"batch: {batch} is not a number of rows of at least 1")
         self._texts = _Texts(folder)
         self._twins = Twins(threshold, self._texts.read, slots=slots)
-        self._processes, self._batch = processes, batch
+        self._crew, self._batch = crew or LocalCrew(1), batch
         self._names: list[str] = []
         self._starts: list[int] = []
 
@@ -171,12 +159,24 @@ class Repeats:
             raise ValueError(f"the rows of '{source}' have come already")
         self._names.append(source)
         self._starts.append(len(self._texts))
-        twins = self._twins
-        for (item, text), normal, hashes in _ahead(rows, twins.bands, twins.rows, self._processes, self._batch):
+        for (item, text), normal, hashes in self._prepared(iter(rows)):
             number = len(self._texts)
             self._texts.append(text)
-            found = twins._find(number, normal, hashes)
+            found = self._twins._find(number, normal, hashes)
             yield item, None if found is None else self._twin(source, *found)
+
+    def _prepared(self, rows: Iterator[tuple[T, str]]) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
+        """Each row with its text's normal form and hashes, in order."""
+        groups = deque[list[tuple[T, str]]]()  # that the crew has, or has done ahead
+
+        def jobs() -> Iterator[list[str]]:
+            while group := list(islice(rows, self._batch)):
+                groups.append(group)
+                yield [text for _, text in group]
+
+        work = partial(prepare, bands=self._twins.bands, size=self._twins.rows)
+        for normals, hashes in self._crew.map(work, jobs()):
+            yield from zip(groups.popleft(), normals, hashes, strict=True)
 
     def similarity(self, source: str, one: int, other: int) -> float:
         """The Jaccard similarity of two rows of a source, dropped ones too; 1 for texts that are normalised the same."""
@@ -457,88 +457,3 @@ def _mix(hashes: np.ndarray) -> np.ndarray:
     """Spreads every bit over all: sums of products are well mixed in their upper bits only."""
     hashes = (hashes ^ (hashes >> np.uint64(32))) * ODD
     return hashes ^ (hashes >> np.uint64(29))
-
-
-# --- in other processes ---------------------------------------------------------------------------------------------
-
-
-def _ahead(
-    rows: Iterable[tuple[T, str]], bands: int, size: int, processes: int | None, batch: int
-) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
-    """Each row with its text's normal form and hashes, in order, from other processes where there is more than a batch."""
-    if batch < 1 or (processes is not None and processes < 1):
-        raise ValueError(f"processes ({processes}) and batch ({batch}) are at least 1")
-    rest = iter(rows)
-    groups: Iterator[list[tuple[T, str]]] = iter(lambda: list(islice(rest, batch)), [])
-    count = processes or min(os.cpu_count() or 1, PROCESSES)
-    head = list(islice(groups, 2))
-    if count == 1 or len(head) < 2:
-        for group in chain(head, groups):
-            yield from zip(group, *prepare([text for _, text in group], bands, size), strict=True)
-        return
-    with _workers(count) as workers:
-        # Each has one batch and no more: with two, it and we might both wait for the other to read.
-        todo: list[list[tuple[T, str]]] = [[]] * count
-        for turn, group in enumerate(chain(head, groups, [[]] * count)):
-            process, pipe = workers[turn % count]
-            done, todo[turn % count] = todo[turn % count], group
-            answer = _answer(process, pipe) if done else None
-            if group:
-                _ask(process, pipe, ([text for _, text in group], bands, size))
-            if answer is not None:
-                yield from zip(done, *answer, strict=True)
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[list[tuple[Any, Connection]]]:
-    """Processes that end with the block, or when this process does."""
-    context, workers = get_context("spawn"), list[tuple[Any, Connection]]()
-    try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
-            with deaf():
-                process.start()
-            theirs.close()
-            workers.append((process, ours))
-        yield workers
-    finally:
-        for _, pipe in workers:
-            pipe.close()
-        for process, _ in workers:
-            process.terminate()  # the caller may have stopped early, and it be at work for nobody
-            process.join()
-
-
-def _work(pipe: Connection) -> None:
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(prepare(*job))
-        except BrokenPipeError:
-            return
-
-
-def _ask(process: Any, pipe: Connection, job: object) -> None:
-    try:
-        pipe.send(job)
-    except (BrokenPipeError, ConnectionResetError) as error:
-        raise _ended(process) from error
-
-
-def _answer(process: Any, pipe: Connection) -> tuple[list[str], np.ndarray]:
-    try:
-        return pipe.recv()
-    except (EOFError, ConnectionResetError) as error:
-        raise _ended(process) from error
-
-
-def _ended(process: Any) -> ReplaykitError:
-    process.join()
-    return ReplaykitError(
-        f"a process that compared texts ended unasked (exit code {process.exitcode}); if it was short of memory, use fewer "
-        'processes or smaller batches. In a script, what calls replaykit belongs under `if __name__ == "__main__":`'
-    )

@@ -1,11 +1,11 @@
 """How near each text of a pool is to a target, by the words they share: TF-IDF or BM25, for pools larger than memory.
 
-    index = fit(pool_texts, questions, Lexical(), folder=Path("runs/gsm8k/select"))
+    index = fit(pool_texts, questions, Lexical(), folder=Path("runs/gsm8k/select"), crew=LocalCrew())
     for scores, nearest in index.scores(): ...       # chunk by chunk, in the order of the pool
     index.explain(pool_texts[17], questions[3])  ->  [("apples", 0.31), ("each", 0.08), ("does", 0.02)]
 
 ``fit`` reads the pool once and leaves the counts of its terms in the folder; ``scores`` reads those. What is held is the
-number of rows that each term stands in, and a chunk for each process. Both passes run in processes of their own.
+number of rows that each term stands in, and a few chunks for each process. Both passes are done by a crew.
 
 TF-IDF is ``TfidfVectorizer(sublinear_tf=True)`` of scikit-learn, fitted on the pool, and the cosine. BM25 is Lucene's
 (Kamphuis et al., "Which BM25 do you mean?", ECIR 2020): rows of the pool are the documents. A term is known by 64 bits of
@@ -18,33 +18,24 @@ nearest query is looked for in single precision, and where that cannot tell the 
 
 from __future__ import annotations
 
-import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain, islice
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from replaykit.crew import Mapper
-from replaykit.errors import DataError, RecipeError, ReplaykitError
+from replaykit.crew import LocalCrew, Mapper
+from replaykit.errors import DataError, RecipeError
 from replaykit.text import MARKS, UNSPACED
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     import scipy.sparse as sp
 
 Analyzer = Literal["word", "char"]
 Scores = tuple[np.ndarray, np.ndarray]
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 CHUNK_ROWS = 2048
 CHUNK_TERMS = 2**21  # characters of a chunk, divided by the number of n-gram sizes: about 60 bytes of memory each
@@ -57,10 +48,6 @@ K1, B = 1.5, 0.75  # of BM25: how soon more of a term adds nothing, how much lon
 # 64-bit hashes
 ODD = 0x9E3779B97F4A7C15
 BLOCK = 2**16  # characters hashed at a time: the arrays stay in the processor's cache
-
-# The processes
-TAKEN = 2  # jobs at most that are with a process
-AHEAD = 4  # results for each process that may wait for an earlier one
 
 # The product of rows and queries
 DENSE_SHARE = (
@@ -105,7 +92,6 @@ def fit(
     options: Lexical,
     *,
     folder: Path,
-    processes: int | None = None,
     crew: Mapper | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Index:
@@ -113,9 +99,9 @@ def fit(
 
     The index reads the files whenever it scores or explains; who gave the folder takes them away.
 
-    ``processes``, of which this is one, is by default one for each CPU that it may use; a pool of one chunk starts none.
-    A ``crew`` does the work instead where it is given, such as that of a cluster whose machines see the folder.
-    A chunk has at most ``chunk_rows`` rows, fewer where they are long. Raises DataError if there are no queries.
+    The ``crew``, by default this process alone, does both passes; where it is a cluster, its machines see the folder. Who
+    gave it closes it, when all scores are had. A chunk has at most ``chunk_rows`` rows, fewer where they are long.
+    Raises DataError if there are no queries.
     """
     if not queries:
         raise DataError("the target is empty: there is nothing for old data to be near to")
@@ -123,7 +109,7 @@ def fit(
     analyzer, note = _choose(options.analyzer, queries)
     ngrams = options.ngrams or ((1, 1) if analyzer == "word" else (2, 4))
     analyse = partial(count_terms, analyzer=analyzer, ngrams=ngrams)
-    crew = crew or _Crew(processes or _processors())
+    crew = crew or LocalCrew(1)
     vocabulary = _Vocabulary()
     chunks, rows, length = list[Path](), 0, 0
     characters = CHUNK_TERMS // (ngrams[1] - ngrams[0] + 1)
@@ -176,10 +162,7 @@ class Index:
         Rows come in the order of the pool. The score is the highest over all queries and ties go to the earlier query, as
         they do where all are 0. With ``to="centroid"`` it is that of the centroid, and the place is -1.
         """
-        try:
-            yield from self._crew.map(self._scorer, iter(self._chunks))
-        finally:
-            self._crew.close()
+        yield from self._crew.map(self._scorer, iter(self._chunks))
 
     def explain(self, text: str, query: str | None = None, n: int = 5) -> list[tuple[str, float]]:
         """The n terms that bring a row near to a query, and what each adds to the score, largest first.
@@ -579,157 +562,3 @@ def _split(matrix: sp.csr_array, common: np.ndarray) -> tuple[sp.csr_array, sp.c
     places[common] = np.arange(len(common))
     others = np.where(places < 0, np.cumsum(places < 0) - 1, -1)
     return _columns(matrix, places, len(common)), _columns(matrix, others, matrix.shape[1] - len(common))
-
-
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # absent on a Mac
-
-
-class _Crew:
-    """This process and others that help it. They end with ``close``, or with this process, by the end of their pipes."""
-
-    def __init__(self, processes: int):
-        self._processes = processes
-        self._helpers: list[_Helper] = []
-
-    def map(self, function: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
-        """The results in the order of the jobs. While others start, or have all they can take, jobs are done here.
-
-        A single job starts nobody. What is sent, or what comes back, must be small, or both ends would wait to be read.
-        """
-        first = list(islice(jobs, 2))
-        jobs = chain(first, jobs)
-        if self._processes == 1 or len(first) < 2:
-            yield from map(function, jobs)
-            return
-        finished = False
-        try:
-            self._start()
-            places = deque[_Place]()
-            for job in jobs:
-                for helper in self._helpers:
-                    helper.listen()
-                free = min(self._helpers, key=_Helper.load)
-                places.append(free.take(function, job) if free.load() < TAKEN else _Place([function(job)]))
-                while places and (places[0].result or len(places) > AHEAD * self._processes):
-                    yield places.popleft().wait()
-            while places:
-                yield places.popleft().wait()
-            finished = True
-        finally:
-            if not finished:  # they may be about to answer what nobody waits for any more
-                self.close()
-
-    def close(self) -> None:
-        helpers, self._helpers = self._helpers, []
-        for helper in helpers:
-            helper.end()
-
-    def _start(self) -> None:
-        from replaykit.engines.children import deaf
-
-        while len(self._helpers) < self._processes - 1:
-            with deaf():
-                self._helpers.append(_Helper())
-
-
-class _Helper:
-    """A process that does jobs in order, two at most being with it, so that it need not wait for the next."""
-
-    def __init__(self) -> None:
-        from multiprocessing import get_context
-
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
-        self._function: object = None
-        self._places = deque([_Place([])] * TAKEN)  # which no job has: for the first messages, that it has started
-
-    def load(self) -> int:
-        return len(self._places)
-
-    def take(self, function: Callable[[Job], Any], job: Job) -> _Place:
-        try:
-            if self._function is not function:
-                self._pipe.send(function)
-                self._function = function
-            self._pipe.send((job,))
-        except OSError as error:
-            raise self._ended() from error
-        self._places.append(_Place([], self))
-        return self._places[-1]
-
-    def listen(self, *, wait: bool = False) -> None:
-        """Takes the answers that have come, and with ``wait`` at least one."""
-        while self._places and (wait or self._pipe.poll()):
-            try:
-                answer = self._pipe.recv()
-            except (EOFError, OSError) as error:
-                raise self._ended() from error
-            if isinstance(answer, BaseException):
-                raise answer
-            self._places.popleft().result.append(answer)
-            wait = False
-
-    def end(self) -> None:
-        self._pipe.close()
-        self.process.terminate()
-        self.process.join()
-
-    def _ended(self) -> ReplaykitError:
-        self.process.join()
-        return ReplaykitError(
-            f"a process that compared texts ended unasked (exit code {self.process.exitcode}); if it was short of memory, "
-            "use fewer processes or smaller chunks. In a script, what calls replaykit belongs under "
-            '`if __name__ == "__main__":`'
-        )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a result comes to stand: empty, or with one."""
-
-    result: list[Any]
-    helper: _Helper | None = None
-
-    def wait(self) -> Any:
-        while not self.result:
-            assert self.helper is not None
-            self.helper.listen(wait=True)
-        return self.result[0]
-
-
-def _work(pipe: Connection) -> None:
-    """What a helper does: a function, then jobs for it in tuples, then perhaps another function, until the pipe ends."""
-    inbox: SimpleQueue[Any] = SimpleQueue()
-    Thread(target=_receive, args=(pipe, inbox), daemon=True).start()  # so that a job can be sent while one is done
-    for _ in range(TAKEN):
-        pipe.send("ready")
-    function: Callable[[Any], Any] | None = None
-    while (message := inbox.get()) is not None:
-        if not isinstance(message, tuple):
-            function = message
-            continue
-        assert function is not None
-        try:
-            answer = function(*message)
-        except Exception as error:  # noqa: BLE001 - raised again in the process that asked
-            answer = error
-        try:
-            pipe.send(answer)
-        except BrokenPipeError:
-            return
-
-
-def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
-    while True:
-        try:
-            inbox.put(pipe.recv())
-        except (EOFError, OSError):
-            inbox.put(None)
-            return

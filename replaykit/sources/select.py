@@ -10,7 +10,7 @@ the method chooses among the scores. What is in memory is bounded by n, by the v
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from replaykit.checks import quality
-from replaykit.checks.duplicates import Repeats, best
+from replaykit.checks.duplicates import BATCH, Repeats, best
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
-from replaykit.crew import RayCrew
+from replaykit.crew import LocalCrew, Mapper, RayCrew
 from replaykit.errors import DataError
 from replaykit.recipe import SCORED, Select
 from replaykit.records import Record
@@ -31,6 +31,8 @@ from replaykit.sources.nearness import Index, Lexical, fit
 
 BINS = 40  # of the histogram of scores
 TERMS = 5  # that explain a score
+BATCH_ON_RAY = 2048  # rows of a job: to start one takes tens of milliseconds there
+STRICT = "; `--strict` stops at the first row that cannot be read and says why"
 TOLD = 1000  # rows between two words to the display
 NO_WORD = (
     "no word is common to the pool and the target, so all scores are 0; `--method embedding` compares what is meant, "
@@ -63,8 +65,8 @@ def select(
     Rows are compared by their last question, plain texts whole. Each record's meta has its ``rank``; where the method
     scores, its ``score``, the id of the ``nearest`` target record and the ``terms`` that matched most with their parts.
     The survivors of the checks and their terms are in ``folder`` while this runs. The same pool gives the same records in
-    any number of processes. Raises DataError for a pool of which nothing survives, and for an empty target where the
-    method needs one.
+    any number of processes or machines. Raises DataError for a pool of which nothing survives, and for an empty target
+    where the method needs one.
     """
     made, funnel = Selection(), Funnel() if funnel is None else funnel
     scored = settings.method in SCORED
@@ -73,22 +75,25 @@ def select(
     (folder / "pool.jsonl").unlink(missing_ok=True)
     with ExitStack() as stack:
         shelf = stack.enter_context(Ledger(folder / "pool.jsonl"))
-        checked = _Checked(settings, target, held_out, shelf, funnel, watch, stack, folder)
+        crew: Mapper = RayCrew() if settings.engine == "ray" else LocalCrew(settings.processes)
+        stack.enter_context(closing(crew))
+        checked = _Checked(settings, target, held_out, shelf, funnel, watch, stack, folder, crew)
         asked = [question(record) for record in target]
         if settings.method == "embedding":
             scores, nearest = _by_meaning(checked.questions(pool), asked, str(settings.model))
             index = None
         elif scored:
-            index = _index(checked.questions(pool), asked, settings, folder / "index")
+            index = _index(checked.questions(pool), asked, settings, folder / "index", crew)
             scores, nearest = _joined(index.scores(), watch, len(shelf))
             made.notes += [index.note, *([] if index.shared_terms else [NO_WORD])]
         else:
             index, count = None, sum(1 for _ in checked.questions(pool))
             scores, nearest = np.zeros(count, dtype=np.float32), np.full(count, -1, dtype=np.int64)
         if not len(shelf):
-            raise DataError(f"the pool has no record to select from ({funnel})")
-        repeated = checked.worse_twins(scores)
-        rows = [(row, float(scores[row])) for row in range(len(shelf)) if row not in repeated]
+            why = STRICT if funnel.counts["unparsed"] else ""
+            raise DataError(f"the pool has no record to select from ({funnel}){why}")
+        better = checked.worse_twins(scores)
+        rows = [(row, float(scores[row])) for row in range(len(shelf)) if row not in better]
         places = _chosen(rows, settings, seed, shelf)
         for rank, row in enumerate(places, 1):
             record = _read(shelf, row)
@@ -100,11 +105,7 @@ def select(
                     parts = index.explain(question(record), question(near) if near else None, TERMS)
                     meta["terms"] = {term: round(part, 4) for term, part in parts}
             made.records.append(replace(record, source="select", meta={**record.meta, **meta}))
-        taken = set(places)
-        for row in range(len(shelf)):
-            if row not in taken:
-                reason = "worse_twin" if row in repeated else "far" if scored else "not_drawn"
-                funnel.reject(_read(shelf, row), reason)
+        _reject(shelf, set(places), better, funnel, "far" if scored else "not_drawn")
     (folder / "pool.jsonl").unlink()
     if (missing := settings.n - len(made.records)) > 0:
         made.notes.append(
@@ -125,17 +126,16 @@ class _Checked:
 
     def __init__(
         self, settings: Select, target: Sequence[Record], held_out: Decontamination | None, shelf: Ledger, funnel: Funnel,
-        watch: Watch, stack: ExitStack, folder: Path,
+        watch: Watch, stack: ExitStack, folder: Path, crew: Mapper,
     ) -> None:  # fmt: skip
         self.settings, self.shelf, self.funnel, self.watch = settings, shelf, funnel, watch
         self.held_out = held_out
-        self.repeats = stack.enter_context(
-            Repeats(settings.near_duplicate, folder=folder, processes=settings.processes)
-        )
+        batch = BATCH_ON_RAY if settings.engine == "ray" else BATCH
+        self.repeats = stack.enter_context(Repeats(settings.near_duplicate, folder=folder, crew=crew, batch=batch))
         for _ in self.repeats.find_all("target", ((None, question(record)) for record in target)):
             pass  # they are remembered; the target may repeat itself
         self.twins: list[tuple[int, int]] = []  # rows of the shelf, and the earlier ones that they are near to
-        self.on_shelf: dict[int, int] = {}  # of rows of the pool with a twin, their places on the shelf
+        self.numbers: dict[int, int] = {}  # of rows of the shelf with a twin there, their numbers in the pool
 
     def questions(self, pool: Iterable[Record]) -> Iterator[str]:
         """The questions of the survivors, in the order of the pool."""
@@ -146,6 +146,7 @@ class _Checked:
                 best_stays = self.settings.keep == "best" and twin.reason == "near_duplicate" and places[twin.row] >= 0
                 if best_stays:
                     self.twins.append((place, places[twin.row]))
+                    self.numbers |= {place: number, places[twin.row]: twin.row}
                 else:
                     reason = twin.reason
                     record = replace(record, meta={**record.meta, "twin": twin.text})
@@ -170,19 +171,23 @@ class _Checked:
             else:
                 self.funnel.passes(record, reason)
 
-    def worse_twins(self, scores: np.ndarray) -> set[int]:
-        """Of near duplicates that were kept until their scores were known, those that are not the best."""
-        return set(best(self.twins, lambda row: float(scores[row])))
+    def worse_twins(self, scores: np.ndarray) -> dict[int, int]:
+        """Of near duplicates that were kept until their scores were known, those to drop, each with the better one."""
+
+        def alike(one: int, other: int) -> bool:
+            similarity = self.repeats.similarity("pool", self.numbers[one], self.numbers[other])
+            return similarity >= (self.settings.near_duplicate or 1.0)
+
+        return best(self.twins, lambda row: float(scores[row]), alike=alike)
 
 
-def _index(texts: Iterator[str], queries: list[str], settings: Select, folder: Path) -> Index:
+def _index(texts: Iterator[str], queries: list[str], settings: Select, folder: Path, crew: Mapper) -> Index:
     options = Lexical(
         method="bm25" if settings.method == "bm25" else "tfidf", analyzer=settings.analyzer, to=settings.to,
         ngrams=(settings.ngrams[0], settings.ngrams[1]) if settings.ngrams else None, sublinear=settings.sublinear,
         min_df=settings.min_df, max_df=settings.max_df,
     )  # fmt: skip
-    crew = RayCrew() if settings.engine == "ray" else None
-    return fit(texts, queries, options, folder=folder, processes=settings.processes, crew=crew)
+    return fit(texts, queries, options, folder=folder, crew=crew)
 
 
 def _joined(chunks: Iterable[tuple[np.ndarray, np.ndarray]], watch: Watch, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -232,6 +237,16 @@ def _vectors(rows: list[Any], shelf: Ledger) -> Any:
 
     texts = [question(_read(shelf, row[0])) for row in rows]
     return TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
+
+
+def _reject(shelf: Ledger, taken: set[int], better: dict[int, int], funnel: Funnel, reason: str) -> None:
+    """Those that were not taken go to the funnel, near duplicates of a better row with the text of that."""
+    for row in range(len(shelf)):
+        if row in better:
+            record, twin = _read(shelf, row), question(_read(shelf, better[row]))
+            funnel.reject(replace(record, meta={**record.meta, "twin": twin}), "worse_twin")
+        elif row not in taken:
+            funnel.reject(_read(shelf, row), reason)
 
 
 def _read(shelf: Ledger, row: int) -> Record:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,18 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from replaykit import pipeline
 from replaykit.chat import Chat
+from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
+from replaykit.checks.overlap import Decontamination
+from replaykit.cli import app
 from replaykit.errors import DataError
 from replaykit.mix.build import Mixture, mix
-from replaykit.mix.plan import TARGET, Slot, plan, shares
-from replaykit.recipe import Mix, Train
+from replaykit.mix.plan import TARGET, Slot, alone, plan, shares
+from replaykit.recipe import Mix, Recipe, Train
 from replaykit.records import Record, Source, dialogue, write_jsonl
 
 settings.register_profile("any machine", deadline=None)
@@ -227,26 +235,33 @@ def blend(chat: Chat, target: Sequence[Record] = SUMS, *, funnel: Funnel | None 
         "batch_rows": 8,
         "seed": 1,
     }
-    given |= {"steps": None, "max_tokens": 200, "held_out": ()} | changes
+    given |= {"steps": None, "max_tokens": 200, "held_out": (), "mix": {}} | changes
+    tests = [EvalItem(str(line), prompt, "") for line, prompt in enumerate(given["held_out"], 1)]
     return mix(
         target,
         given["replay"],
         chat=chat,
-        settings=Mix(ratio=given["ratio"], unit=given["unit"]),
+        settings=Mix(**{"near_duplicate": None, "ratio": given["ratio"], "unit": given["unit"], **given["mix"]}),
         train=Train(batch_rows=given["batch_rows"], max_tokens=given["max_tokens"], steps=given["steps"]),
         seed=given["seed"],
-        held_out=given["held_out"],
+        held_out=Decontamination({"sums": tests}) if tests else None,
         funnel=funnel,
     )
 
 
-def dropped(chat: Chat, target: Sequence[Record], **changes: Any) -> dict[str, list[str]]:
-    """The prompts that were dropped, by reason."""
+def dropped_rows(chat: Chat, target: Sequence[Record], **changes: Any) -> list[Mapping[str, Any]]:
+    """The rows that were dropped, as dropped.jsonl has them."""
     rows: list[Mapping[str, Any]] = []
     funnel = Funnel(rows.append)
     mixture = blend(chat, target, funnel=funnel, **changes)
     assert funnel.kept == sum(len(kept) for kept in mixture.rows.values())
     assert funnel.made == funnel.kept + len(rows)
+    return rows
+
+
+def dropped(chat: Chat, target: Sequence[Record], **changes: Any) -> dict[str, list[str]]:
+    """The prompts that were dropped, by reason."""
+    rows = dropped_rows(chat, target, **changes)
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(row["reason"], []).append(row["messages"][0]["content"])
@@ -260,7 +275,11 @@ def test_a_replay_row_is_dropped_when_it_says_nothing_new_or_gives_a_test_away(c
     }
     target = made("target", ("What is 2 + 2", "4"), ("What is 2 + 2", "four"))
     found = dropped(chat, target, replay=replay, held_out=["A test item"])
-    assert found == {"duplicate": ["what is 2 + 2", "HELLO"], "held_out": ["A test item", " a  TEST item"]}
+    assert found == {
+        "target_duplicate": ["what is 2 + 2"],
+        "generate_duplicate": ["HELLO"],
+        "eval_overlap": ["A test item", " a  TEST item"],
+    }
 
 
 def test_rows_that_cannot_be_learned_from_are_dropped(chat: Chat) -> None:
@@ -285,8 +304,85 @@ def test_a_dropped_row_does_not_stand_in_the_way_of_a_good_one(chat: Chat) -> No
     assert [record.answer for record in mixture.rows["generate"]] == ["yes"]
 
 
-def test_target_rows_are_kept_although_they_are_alike_or_held_out(chat: Chat) -> None:
-    assert dropped(chat, SUMS[:3] * 2, replay={}, ratio=0, held_out=[SUMS[0].prompt]) == {}
+def test_target_rows_are_kept_although_they_are_alike(chat: Chat) -> None:
+    assert dropped(chat, SUMS[:3] * 2, replay={}, ratio=0, mix={"near_duplicate": 0.5}) == {}
+
+
+def test_a_target_row_that_holds_a_test_item_is_left_out_and_said_to_be(chat: Chat) -> None:
+    rows = dropped_rows(chat, SUMS[:3] * 2, replay={}, ratio=0, held_out=["a test", SUMS[1].prompt])
+    assert [row["id"] for row in rows] == [SUMS[1].id] * 2
+    assert all(row["reason"] == "eval_overlap" for row in rows)
+    assert rows[0]["meta"] == {"line": 2, "match": SUMS[1].prompt, "test": "2", "evalset": "sums"}
+    mixture = blend(chat, SUMS[:3] * 2, replay={}, ratio=0, held_out=[SUMS[1].prompt])
+    (note,) = mixture.summary(Mix(ratio=0))["notes"]
+    assert note.startswith("2 of the 6 target rows hold an item of the evaluation (sums 2) and are left out")
+
+
+def test_target_rows_that_cannot_be_learned_from_are_said_to_be_left_out(chat: Chat) -> None:
+    target = made("target", ("2 + 2?", "4"), ("long", "word " * 300), ("mute", None), ("mute too", None))
+    assert blend(chat, target, replay={}, ratio=0).notes == [
+        "1 of the 4 target rows are longer than train.max_tokens and are left out; dropped.jsonl has them",
+        "2 of the 4 target rows have no answer to learn from and are left out; dropped.jsonl has them",
+    ]
+
+
+LONG = "Please write down for me in one short sentence what the weather is like in the city of"
+
+
+def test_replay_rows_that_nearly_repeat_the_target_or_another_are_dropped_with_their_twin(chat: Chat) -> None:
+    target = made("target", (f"{LONG} Berlin", "Rain"))
+    replay = {
+        "generate": made("generate", (f"{LONG} Berlin!", "Sun"), ("How tall is an oak tree in the forest?", "20 m")),
+        "select": made("select", ("How tall is an oak tree in the forest??", "30 m"), ("Something else", "Yes")),
+    }
+    rows = dropped_rows(chat, target, replay=replay, mix={"near_duplicate": 0.8})
+    assert [(row["reason"], row["meta"]["twin"]) for row in rows] == [
+        ("near_target_duplicate", f"{LONG} Berlin"),
+        ("near_generate_duplicate", "How tall is an oak tree in the forest?"),
+    ]
+    assert dropped(chat, target, replay=replay) == {}  # near_duplicate: null
+
+
+def test_several_answers_to_one_question_stay_but_not_the_same_answer_twice(chat: Chat) -> None:
+    replay = {"generate": made("generate", ("Name a tree", "Oak"), ("Name a tree", "Elm"), ("Name a tree", "Oak"))}
+    rows = dropped_rows(chat, SUMS, replay=replay, mix={"near_duplicate": 0.9})
+    assert [(row["reason"], row["messages"][1]["content"]) for row in rows] == [("duplicate", "Oak")]
+    both = {"generate": replay["generate"], "select": made("select", ("Name a tree", "Ash"), ("Name a tree", "Yew"))}
+    assert dropped(chat, SUMS, replay=both) == {
+        "duplicate": ["Name a tree"],
+        "generate_duplicate": ["Name a tree", "Name a tree"],
+    }
+
+
+def test_a_conversation_is_compared_by_all_its_questions(chat: Chat) -> None:
+    def talk(first: str) -> Record:
+        turns = ((first, "Well."), ("Go on.", "So it is."))
+        return Record(tuple(message for turn in turns for message in dialogue(*turn)), "generate")
+
+    replay = {"generate": [talk("Tell me of rain"), talk("Tell me of snow"), talk("tell me of RAIN")]}
+    assert dropped(chat, SUMS, replay=replay) == {"duplicate": ["tell me of RAIN"]}
+
+
+def test_a_skill_has_at_most_so_many_different_rows_the_first_of_each_source(chat: Chat) -> None:
+    def skilled(source: Source, n: int) -> list[Record]:
+        pairs = ((f"{source} {skill} {k}", "yes") for k in range(n) for skill in ("json", "news"))
+        return [replace(row, meta={"skill": row.prompt.split()[1]}) for row in made(source, *pairs)]
+
+    replay = {"select": skilled("select", 6), "generate": skilled("generate", 6)}
+    found = dropped(chat, SUMS, replay=replay, mix={"max_rows": {"json": 5}})
+    assert found == {
+        "over_max_rows": ["generate json 2", "select json 3", "generate json 3", "select json 4", "generate json 4",
+                          "select json 5", "generate json 5"]
+    }  # fmt: skip
+    skills = blend(chat, replay=replay, ratio=0.5, mix={"max_rows": {"json": 5}}).summary(Mix(ratio=0.5))["skills"]
+    assert skills["json"]["different"] == 5
+    assert skills["news"]["different"] == 12
+
+
+def test_a_row_without_a_skill_is_of_the_skill_of_its_source(chat: Chat) -> None:
+    mixture = blend(chat, mix={"max_rows": {"generate": 4}})
+    assert set(mixture.summary(Mix(ratio=0.15))["skills"]) == {"generate", "select"}
+    assert len(mixture.rows["generate"]) == 4
 
 
 def test_plain_texts_are_not_compared_by_prompt(chat: Chat) -> None:
@@ -302,7 +398,7 @@ def test_the_share_is_kept_in_the_unit_asked_for(chat: Chat, unit: str, ratio: f
     largest = max(size for rows in sizes.values() for size in rows)
     assert all(missed(step, sizes, ratio) <= largest for step in mixture.steps)
     total = amounts(flat(mixture.steps), sizes)[1]
-    assert mixture.summary(ratio, unit)["share"][unit] == pytest.approx(ratio, abs=largest / total)
+    assert mixture.summary(Mix(ratio=ratio, unit=unit))["share"][unit] == pytest.approx(ratio, abs=largest / total)
 
 
 def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
@@ -316,7 +412,7 @@ def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
 
 def test_the_summary_is_what_the_lines_add_up_to(chat: Chat) -> None:
     mixture = blend(chat)
-    lines, summary = list(mixture.lines()), mixture.summary(0.15, "loss_tokens")
+    lines, summary = list(mixture.lines()), mixture.summary(Mix(ratio=0.15))
     examples = [(line["source"], chat.example(Record(line["messages"], line["source"]))) for line in lines]
     assert summary["steps"] == lines[-1]["step"] + 1 == len({line["step"] for line in lines})
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
@@ -356,6 +452,247 @@ def test_the_same_seed_gives_the_same_bytes_twice(chat: Chat, tmp_path: Path) ->
 
 
 def test_steps_repeat_the_target_and_too_few_of_them_are_refused(chat: Chat) -> None:
-    assert blend(chat, steps=20).summary(0.15, "loss_tokens")["repeats"]["target"] > 1
+    assert blend(chat, steps=20).summary(Mix(ratio=0.15))["repeats"]["target"] > 1
     with pytest.raises(DataError, match="3 steps of 8 rows show only .* of the 60 target rows"):
         blend(chat, steps=3)
+
+
+# --- budgets, weights, floors ---------------------------------------------------------------------------------------
+
+
+@given(target=SIZES, pools=POOLS, ratio=RATIOS, batch_rows=ROWS, epochs=st.integers(1, 3), seed=st.integers(0, 9))
+def test_the_budget_replace_has_as_many_slots_as_the_target_alone_and_the_same_shares(
+    target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int, seed: int
+) -> None:
+    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=epochs, budget="replace")
+    assert len(flat(steps)) == epochs * len(target)
+    assert even(drawn(steps, TARGET, len(target)))
+    sizes = {TARGET: target, **pools}
+    bound = (1 - ratio) * max(max(pool) for pool in pools.values()) + ratio * max(target) + 1e-6
+    assert all(missed(step, sizes, ratio) <= bound for step in steps)
+
+
+def test_the_target_rows_that_the_budget_leaves_no_room_for_are_counted(chat: Chat) -> None:
+    summary = blend(chat, ratio=0.5, unit="rows", mix={"budget": "replace"}).summary(Mix(ratio=0.5, unit="rows"))
+    assert (summary["target_rows"], summary["replay_rows"], summary["not_shown"]) == (30, 30, 30)
+    assert blend(chat, ratio=0.5).summary(Mix(ratio=0.5))["not_shown"] == 0
+
+
+def test_with_steps_the_budget_replace_may_leave_target_rows_out() -> None:
+    steps = plan([1] * 100, {"select": [1]}, ratio=0.5, batch_rows=8, seed=1, steps=2, budget="replace")
+    assert [len(step) for step in steps] == [8, 8]
+
+
+@given(
+    target=SIZES, pools=POOLS, ratio=RATIOS, batch_rows=ROWS,
+    parts=st.lists(st.floats(0.05, 10), min_size=3, max_size=3), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_sources_share_by_their_weights_to_within_one_row_each(
+    target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, parts: list[float], seed: int
+) -> None:
+    weights = dict(zip(("select", "generate", "describe"), parts, strict=True))
+    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=3, weights=weights)
+    slots = [slot for slot in flat(steps) if slot.source != TARGET]
+    whole = sum(weights[name] for name in pools)
+    largest = max(max(pool) for pool in pools.values())
+    counted = dict.fromkeys(pools, 0)
+    for slot in slots:  # at any time, not at the end alone
+        counted[slot.source] += pools[slot.source][slot.row]
+        total = sum(counted.values())
+        for name, amount in counted.items():
+            assert -(len(pools) - 1) * largest - 1e-6 <= amount - total * weights[name] / whole <= largest + 1e-6
+    for name, sizes in pools.items():
+        rows = [slot.row for slot in slots if slot.source == name]
+        assert sorted(rows[: len(sizes)]) == sorted(set(rows))  # none again before all were drawn
+        assert even(drawn(steps, name, len(sizes)))
+
+
+SKILLS = st.lists(st.sampled_from(["json", "news", "sums"]), min_size=5, max_size=40)
+
+
+SKILLED = st.dictionaries(st.sampled_from(["select", "generate"]), SKILLS, min_size=1)
+TARGETS = st.lists(st.integers(1, 60), min_size=10, max_size=60)
+
+
+@given(skills=SKILLED, data=st.data(), target=TARGETS, ratio=st.floats(0.05, 0.9), seed=st.integers(0, 9))
+def test_floors_hold_or_the_plan_says_that_it_is_too_short(
+    skills: dict[str, list[str]], data: st.DataObject, target: list[int], ratio: float, seed: int
+) -> None:
+    there = Counter(skill for names in skills.values() for skill in names)
+    floors = {skill: data.draw(st.integers(1, n)) for skill, n in there.items()}
+    pools = {source: [10] * len(names) for source, names in skills.items()}
+    options: dict[str, Any] = {"ratio": ratio, "batch_rows": 8, "seed": seed}
+    free = plan(target, pools, **options)
+    try:
+        steps = plan(target, pools, **options, skills=skills, min_rows=floors)
+    except DataError as error:
+        assert "too short for its floors" in str(error)
+        if len(skills) == 1:  # then no weight is in the way, and it is too short indeed
+            assert sum(floors.values()) > sum(slot.source != TARGET for slot in flat(free))
+        return
+    shown = Counter(
+        skills[source][row] for source, row in {(s.source, s.row) for s in flat(steps) if s.source != TARGET}
+    )
+    assert all(shown[skill] >= n for skill, n in floors.items())
+    assert [[slot.source for slot in step] for step in steps] == [[slot.source for slot in step] for step in free]
+    for source, names in skills.items():
+        assert even(drawn(steps, source, len(names)))
+
+
+def test_the_rows_of_a_floor_are_spread_over_the_training() -> None:
+    skills = {"select": ["news"] * 1000 + ["json"] * 20}
+    steps = plan([10] * 1000, {"select": [10] * 1020}, ratio=0.1, batch_rows=10, seed=1, skills=skills,
+                 min_rows={"json": 20})  # fmt: skip
+    places = [k for k, step in enumerate(steps) for slot in step if slot.source == "select" and slot.row >= 1000]
+    assert len(places) == 20
+    quarters = Counter(4 * place // len(steps) for place in places)
+    assert all(4 <= quarters[quarter] <= 6 for quarter in range(4))
+
+
+@pytest.mark.parametrize(
+    ("floors", "says"),
+    [
+        (
+            {"json": 5},
+            "mix.min_rows asks for 5 rows of 'json', but 3 are there; .*skills of the replay rows: json, news",
+        ),
+        ({"sums": 1}, "asks for 1 rows of 'sums', but 0 are there"),
+        (
+            {"news": 9, "json": 3},
+            "the plan has 5 replay rows, which is too short for its floors: only .* of the 9 of 'news'",
+        ),
+    ],
+)
+def test_floors_that_cannot_be_kept_are_refused_with_the_numbers(floors: dict[str, int], says: str) -> None:
+    skills = {"select": ["json"] * 3 + ["news"] * 20}
+    with pytest.raises(DataError, match=says):
+        plan([1] * 20, {"select": [1] * 23}, ratio=0.2, batch_rows=8, seed=1, skills=skills, min_rows=floors)
+
+
+def test_what_the_target_alone_takes_is_counted_in_the_order_of_the_plan() -> None:
+    target = list(range(1, 41))
+    for slots in (0, 1, 39, 40, 41, 100):
+        rows = flat(plan(target, {}, ratio=0, batch_rows=1, seed=3, steps=max(slots, 40)))[:slots]
+        assert alone(target, slots, 3) == sum(target[slot.row] for slot in rows)
+
+
+def test_the_summary_says_what_the_mixture_costs_and_how_far_a_step_is_from_its_share(chat: Chat) -> None:
+    mixture = blend(chat, ratio=0.2, unit="tokens")
+    summary, tokens = mixture.summary(Mix(ratio=0.2, unit="tokens")), mixture.sizes["tokens"]
+    assert summary["cost"] == pytest.approx(1 / (1 - summary["share"]["tokens"]), abs=1e-3)
+    worst = max(missed(step, tokens, 0.2) for step in mixture.steps)
+    assert summary["furthest_step"]["amount"] == pytest.approx(worst, abs=1e-3)
+    assert 0 < summary["furthest_step"]["rows"] <= 1
+    last = flat(mixture.steps[-(len(mixture.steps) // 5) :])
+    assert summary["last_share"]["tokens"] == pytest.approx(shares(last, tokens), abs=1e-6)
+    fixed = blend(chat, steps=20).summary(Mix(ratio=0.15))
+    assert fixed["cost"] == pytest.approx(1, abs=0.4)  # as many slots, of other rows
+    assert blend(chat, replay={}, ratio=0, steps=20).summary(Mix(ratio=0))["cost"] == 1
+
+
+# --- the step -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A recipe of the toy records, whose replay is made, with the changes given."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("target.jsonl"), SUMS)
+    write_jsonl(Path("test.jsonl"), SUMS[5:6])
+    write_jsonl(Path("more.jsonl"), OLD[3:4])
+    for source, rows in (("select", OLD), ("generate", FACTS)):
+        write_jsonl(Path("run") / source / "rows.jsonl", rows)
+        (Path("run") / source / "manifest.json").write_text('{"result": {}}')
+
+    def recipe(**changes: Any) -> Recipe:
+        given = {"model": "nano", "out": "run", "target": "target.jsonl", "eval": {"target": "test.jsonl"}}
+        given["train"] = {"batch_rows": 8, **changes.pop("train", {})}
+        given["mix"] = {"near_duplicate": None, "ratio": 0.2, **changes.pop("mix", {})}
+        return Recipe.model_validate(given | changes)
+
+    return recipe
+
+
+def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_did(run_of: Any) -> None:
+    (done,) = pipeline.mix(run_of(mix={"against": ["more.jsonl"]}), pipeline.Context())
+    dropped_lines = [json.loads(line) for line in (done.folder / "dropped.jsonl").read_text().splitlines()]
+    assert [(row["source"], row["reason"], row["meta"]["evalset"], row["meta"]["match"]) for row in dropped_lines] == [
+        ("target", "eval_overlap", "target", SUMS[5].prompt),
+        ("select", "eval_overlap", "more.jsonl", OLD[3].prompt),
+    ]
+    manifest = json.loads((done.folder / "manifest.json").read_text())
+    assert manifest["decontamination"]["removed"] == 2
+    assert manifest["sha256"] == hashlib.sha256((done.folder / "rows.jsonl").read_bytes()).hexdigest()
+    assert done.result["notes"][0].startswith("1 of the 60 target rows hold an item of the evaluation (target 1)")
+    assert not (done.folder / "replay.jsonl").exists()
+
+
+def test_evaluation_rows_stay_where_the_recipe_says_so(run_of: Any) -> None:
+    (done,) = pipeline.mix(run_of(mix={"overlap": False}), pipeline.Context())
+    assert done.result["funnel"]["dropped"] == {}
+    assert json.loads((done.folder / "manifest.json").read_text())["decontamination"] is None
+
+
+def test_for_a_controller_all_usable_replay_rows_are_written(run_of: Any) -> None:
+    (done,) = pipeline.mix(run_of(train={"controller": {}}), pipeline.Context())
+    rows = [json.loads(line) for line in (done.folder / "replay.jsonl").read_text().splitlines()]
+    assert Counter(row["id"] for row in rows) == Counter(row.id for row in [*OLD, *FACTS])
+    assert {row["source"] for row in rows} == {"select", "generate"}
+    assert len(rows) > done.result["replay_rows"]
+
+
+def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: Any) -> None:
+    recipe = run_of(
+        mix={"schedule": {"shape": "linear", "to": 0.4}},
+        arms={"none": {"ratio": 0}, "same": {}, "own": {"ratio": 0.1, "schedule": {"shape": "warm-down"}}},
+    )
+    by_arm = {done.step: done.result for done in pipeline.mix(recipe, pipeline.Context())}
+    assert by_arm["mix-none"]["replay_rows"] == 0
+    assert by_arm["mix-same"]["asked"] == "20 % of loss tokens, linear to 40 %"
+    assert by_arm["mix-own"]["schedule"] == {"shape": "warm-down", "hold": 0.5}
+    assert by_arm["mix-own"]["last_share"]["loss_tokens"] < 0.1 < by_arm["mix-same"]["last_share"]["loss_tokens"]
+
+
+def test_weights_of_the_sources_reach_the_mixture(run_of: Any) -> None:
+    (done,) = pipeline.mix(
+        run_of(mix={"unit": "rows", "sources": {"select": 3.0, "generate": 1.0}}), pipeline.Context()
+    )
+    assert done.result["skills"]["select"]["rows"] == pytest.approx(
+        3 * done.result["skills"]["generate"]["rows"], abs=3
+    )
+
+
+def test_a_finished_mixture_can_be_exported_later(run_of: Any) -> None:
+    (done,) = pipeline.mix(run_of(), pipeline.Context())
+    assert "exported" not in done.result
+    (again,) = pipeline.mix(run_of(), pipeline.Context(), export=["parquet"])
+    assert again.skipped
+    assert (Path(again.result["exported"]["parquet"]) / "rows.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--min-rows", "json"], 2, "'json' is not SKILL=N, such as json=50"),
+        (["--min-rows", "select=20", "--min-rows", "generate=40"], 1, "mix.min_rows asks for 40 rows of 'generate'"),
+        (["--budget", "some"], 1, "mix.budget: must be 'add' or 'replace' (got 'some')"),
+        (["--export", "tlr"], 1, "--export tlr: it is trl, llamafactory, axolotl, ms-swift, parquet"),
+    ],
+)
+def test_flags_that_cannot_be_followed_say_so(run_of: Any, flags: list[str], code: int, says: str) -> None:
+    recipe = run_of()
+    Path("r.yaml").write_text(json.dumps(recipe.model_dump(exclude_defaults=True)))
+    result = CliRunner().invoke(app, ["mix", "-r", "r.yaml", *flags])
+    assert result.exit_code == code
+    assert says in " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
+
+
+def test_flags_reach_the_mixture(run_of: Any) -> None:
+    recipe = run_of()
+    Path("r.yaml").write_text(json.dumps(recipe.model_dump(exclude_defaults=True)))
+    flags = ["--budget", "replace", "--ratio", "0.3", "--unit", "rows", "--min-rows", "select=8", "--json"]
+    result = json.loads(CliRunner().invoke(app, ["mix", "-r", "r.yaml", *flags]).stdout)
+    assert (result["requested"], result["unit"], result["budget"]) == (0.3, "rows", "replace")
+    assert result["skills"]["select"]["different"] >= 8
+    assert result["target_rows"] + result["replay_rows"] == 59  # as many as the target alone, less a test item
+    assert result["not_shown"] == 59 - result["target_rows"]

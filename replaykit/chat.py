@@ -50,7 +50,8 @@ class Example:
 class Chat:
     """A tokenizer and the template derived from it. Raises ChatError, saying why, where none can be derived.
 
-    A tokenizer without a template is that of a base model (``plain``): it holds texts, and no conversation.
+    A tokenizer without a template is that of a base model (``plain``): it holds texts, and no conversation. With
+    ``seq2seq`` it is that of an encoder-decoder such as Flan-T5, which needs no template: it is asked and it answers.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Chat:
         name: str = "the model",
         more_stops: Sequence[int] = (),
         options: ChatOptions | None = None,
+        seq2seq: bool = False,
     ):
         self.tokenizer, self.name, options = tokenizer, name, options or ChatOptions()
+        self.seq2seq = seq2seq
         self.plain = not tokenizer.chat_template and options.pre_query is None
         special = {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = set(special)
@@ -87,7 +90,8 @@ class Chat:
         config = models.generation_config(model, revision)
         ids = config.eos_token_id if config else None
         stops = ids if isinstance(ids, list) else [ids] if ids is not None else []
-        return cls(models.load_tokenizer(model, revision), name=model, more_stops=stops, options=options)
+        pair = models.encoder_decoder(model, revision)
+        return cls(models.load_tokenizer(model, revision), name=model, more_stops=stops, options=options, seq2seq=pair)
 
     @property
     def template(self) -> Template:
@@ -112,6 +116,11 @@ class Chat:
             raise ChatError(f"{self.name} has neither a BOS nor an eos token, so there is nothing to begin a text with")
         return (first,)
 
+    @property
+    def end_of_turn(self) -> tuple[int, ...]:
+        """Token ids that close every answer; without a template the eos token that ends a text, if there is one."""
+        return self._eos if self.plain or self.seq2seq else self._end
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of text as it stands: special tokens in it are read, none is added."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -127,8 +136,12 @@ class Chat:
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids up to where the model answers the last message.
 
-        The space of "[/INST] " is the beginning of the answer's first token, so the model is left to write it.
+        The space of "[/INST] " is the beginning of the answer's first token, so the model is left to write it. For an
+        encoder-decoder it is what the messages say, a line break between them, and its eos token.
         """
+        if self.seq2seq:
+            said = "\n".join(message["content"] for message in messages)
+            return (*self._tokens(self._veil(said)), *self._eos)
         assert self.template
         return self._tokens(self._renderer.asked(self._veiled(messages)).rstrip(" "))
 
@@ -145,7 +158,10 @@ class Chat:
 
         It ends with the last end of turn. An answer that opens a conversation answers nothing, and carries no loss; nor do
         the answers before the last where the template rewrites earlier turns, as those do that take thoughts out of them.
+        Of an encoder-decoder the last answer carries loss, and what stands before it is the question.
         """
+        if self.seq2seq:
+            return self._pair(record)
         if record.messages[0]["role"] == "text":
             return self._plain(record)
         assert self.template
@@ -164,6 +180,19 @@ class Chat:
             loss += [False] * len(head) + [True] * (len(said) + len(self._end))
             written = asked + answer + self.template.end_of_answer.removesuffix(self._unsaid)
         return Example(tuple(tokens), tuple(loss))
+
+    def _pair(self, record: Record) -> Example:
+        """A question for an encoder, and the answer for a decoder; without an answer nothing carries loss."""
+        if record.messages[-1]["role"] != "assistant":
+            asked = self.prompt(record.messages)
+            return Example(asked, (False,) * len(asked))
+        asked = self.prompt(record.messages[:-1])
+        said = (*self._tokens(self._veil(record.messages[-1]["content"])), *self._eos)
+        return Example((*asked, *said), (*[False] * len(asked), *[True] * len(said)))
+
+    @property
+    def _eos(self) -> tuple[int, ...]:
+        return tuple(i for i in [self.tokenizer.eos_token_id] if i is not None)
 
     def _exchange(self, messages: Sequence[Message]) -> tuple[str, str]:
         """The text before the last answer and its own text, as the template shows them.
@@ -236,7 +265,7 @@ class Chat:
     def _plain(self, record: Record) -> Example:
         """A text without a conversation: every token carries loss, but the BOS before it. One that was cut has no end."""
         start = [i for i in [self.tokenizer.bos_token_id] if i is not None]
-        end = [i for i in [self.tokenizer.eos_token_id] if i is not None and record.meta.get("finish") != "length"]
+        end = self._eos if record.meta.get("finish") != "length" else ()
         body = [*self._tokens(self._veil(record.messages[0]["content"])), *end]
         return Example((*start, *body), (*[False] * len(start), *[True] * len(body)))
 

@@ -32,7 +32,7 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except Stopped as stopped:
             typer.echo(f"\n{stopped}", err=True)
-            raise typer.Exit(130) from stopped
+            raise typer.Exit(stopped.exit_code) from stopped
         except ReplaykitError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
@@ -295,6 +295,25 @@ def mix(
     unit: Annotated[
         str | None, typer.Option(help="What is shared: loss_tokens, tokens or rows.", show_default=False)
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="add: replay on top of the target. replace: as many rows as without replay.", show_default=False
+        ),
+    ] = None,
+    min_rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SKILL=N: at least N replay rows of a skill are trained on; may be given again.", show_default=False
+        ),
+    ] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write it for another trainer too: trl, llamafactory, axolotl, ms-swift or parquet; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     target: Target = None,
     model: Model = None,
     arm: ArmName = None,
@@ -305,8 +324,26 @@ def mix(
     as_json: AsJson = False,
 ) -> None:
     """Mix replay into the target: the same share in every optimiser step."""
-    changes = {"mix.ratio": ratio, "mix.unit": unit, "target.path": target, "model": model, "seed": seed}
-    _steps("mix", recipe, changes, out, force, as_json, arm=arm)
+    changes = {"mix.ratio": ratio, "mix.unit": unit, "mix.budget": budget, "target.path": target, "model": model,
+               "mix.min_rows": dict(map(_floor, min_rows)) if min_rows else None, "seed": seed}  # fmt: skip
+    _steps("mix", recipe, changes, out, force, as_json, arm=arm, export=export or ())
+
+
+@app.command()
+def score(
+    model: Model = None,
+    engine: Engine = None,
+    server: Server = None,
+    arm: ArmName = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how probable the model finds the mixture's answers, before it is trained on them."""
+    changes = {"model": model, "engine.name": engine, "engine.server": server, "seed": seed}
+    _steps("score", recipe, changes, out, force, as_json, arm=arm)
 
 
 @app.command()
@@ -322,6 +359,47 @@ def train(
 ) -> None:
     """Fine-tune on the mixture, in exactly its order."""
     _steps("train", recipe, {"model": model, "train.method": method, "seed": seed}, out, force, as_json, arm=arm)
+
+
+@app.command()
+def merge(
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "--model", help="What was tuned: an alias, a Hub id or a folder.", show_default=False),
+    ] = None,
+    tuned: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The tuned model's folder; by default what `train` left. Again for ties.", show_default=False
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="How far to go from base (0) to tuned (1); 0.5 by default, 1 for ties.", show_default=False),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="wise-ft, ties (several tuned models), or adapter (the LoRA adapter alone).")
+    ] = "wise-ft",
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure these alphas, such as 0,0.1,...,1, and keep the best that loses 2 points of old skill at most.",
+            show_default=False,
+        ),
+    ] = None,
+    density: Annotated[float, typer.Option(help="For ties: the part of the changes that is kept.")] = 0.2,
+    engine: Engine = None,
+    arm: ArmName = None,
+    recipe: RecipePath = None,
+    out: Out = None,
+    seed: Seed = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Average base and tuned model: one training, and any point between what was known and what was learned."""
+    changes = {"model": base, "engine.name": engine, "seed": seed}
+    _steps("merge", recipe, changes, out, force, as_json, arm=arm, method=method, alpha=alpha, tuned=tuned or (),
+           sweep=None if sweep is None else _alphas(sweep), density=density)  # fmt: skip
 
 
 @app.command("eval")
@@ -448,6 +526,30 @@ def _weighted(system: str) -> tuple[str, float]:
         return (text, float(weight)) if text else (system, 1.0)
     except ValueError:
         return system, 1.0
+
+
+def _floor(text: str) -> tuple[str, int]:
+    """``json=50`` is the skill "json" and 50 rows."""
+    skill, _, number = text.rpartition("=")
+    if not skill or not number.isdecimal():
+        raise typer.BadParameter(f"'{text}' is not SKILL=N, such as json=50", param_hint="--min-rows")
+    return skill, int(number)
+
+
+def _alphas(text: str) -> list[float]:
+    """``0,0.1,...,1`` as numbers in order, each once; "..." goes on in the steps of the two before it."""
+    found: list[float] = []
+    words = [word.strip() for word in text.split(",")]
+    try:
+        for place, word in enumerate(words):
+            if word == "...":
+                start, step, end = found[-1], found[-1] - found[-2], float(words[place + 1])
+                found += [round(start + k * step, 10) for k in range(1, round((end - start) / step))]
+            else:
+                found.append(float(word))
+    except (ValueError, IndexError, ZeroDivisionError):
+        raise typer.BadParameter(f"'{text}' is no list such as 0,0.5,1 or 0,0.1,...,1", param_hint="--sweep") from None
+    return sorted(set(found))
 
 
 def _given(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class RunError(ReplaykitError):
 class Stopped(ReplaykitError):
     """The user asked to stop; what was under way is finished and written."""
 
+    def __init__(self, message: str, *, exit_code: int = 130):
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class HubError(ReplaykitError):
     """The Hugging Face Hub refused, or could not be reached."""

@@ -64,20 +64,35 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     return _load(AutoTokenizer.from_pretrained, model, revision)
 
 
-def load_model(model: str, revision: str | None = None, *, train: bool = False) -> PreTrainedModel:
-    """The causal language model on the best device here, from safetensors only.
+def load_model(
+    model: str, revision: str | None = None, *, train: bool = False, quantisation: Any = None
+) -> PreTrainedModel:
+    """The language model, causal or encoder-decoder, on the best device here, from safetensors only.
 
-    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained.
+    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained. ``quantisation`` is a
+    configuration of transformers for fewer bits.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" and not train else torch.float32
-    loaded = _load(AutoModelForCausalLM.from_pretrained, model, revision, dtype=dtype, use_safetensors=True)
-    return loaded.to(device)
+    auto = AutoModelForSeq2SeqLM if encoder_decoder(model, revision) else AutoModelForCausalLM
+    options = {"dtype": dtype, "use_safetensors": True, "quantization_config": quantisation}
+    loaded = _load(auto.from_pretrained, model, revision, **options)
+    return loaded if quantisation is not None else loaded.to(device)
+
+
+def encoder_decoder(model: str, revision: str | None = None) -> bool:
+    """Whether the model is of the class of T5: an encoder reads the question, and a decoder writes the answer."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(_load(AutoConfig.from_pretrained, model, revision).is_encoder_decoder)
+    except EngineError:  # a tokenizer alone has no config.json; whoever loads the model says that it is missing
+        return False
 
 
 def load_reward_model(model: str, revision: str | None = None) -> PreTrainedModel:

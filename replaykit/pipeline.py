@@ -9,11 +9,13 @@ them all with the base. A step reads what earlier steps left in their folders, n
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +23,24 @@ from replaykit import models
 from replaykit.checks.funnel import Funnel
 from replaykit.errors import DataError, RecipeError, RunError
 from replaykit.evaluate.skills import TARGET
-from replaykit.recipe import ROWS, SCORED, Arm, Data, Generate, Mix, Prompts, Recipe, Rewrite, Select, Tags, Test, need
+from replaykit.recipe import (
+    ROWS,
+    SCORED,
+    Arm,
+    Data,
+    Generate,
+    Mix,
+    Prompts,
+    Recipe,
+    Rewrite,
+    Select,
+    Tags,
+    Test,
+    Train,
+    need,
+)
 from replaykit.records import Record, Source, file_fingerprint, read_jsonl, read_prompts, read_records, write_jsonl
-from replaykit.runs import Step, Watch, open_step, read_manifest, unwatched
+from replaykit.runs import Step, Watch, open_step, read_manifest, unwatched, write_json
 
 if TYPE_CHECKING:
     from replaykit.chat import Chat
@@ -157,6 +174,12 @@ def held_out(recipe: Recipe, own: bool, against: Sequence[str] = ()) -> Decontam
     for skill, test in tests(recipe).items() if own else ():
         sets[skill] = [EvalItem(str(row.meta["line"]), _asked(row), row.answer) for row in load(test, "target")]
     return Decontamination(sets) if sets else None
+
+
+def _tested(recipe: Recipe, own: bool, against: Sequence[str]) -> dict[str, Any]:
+    """What identifies the evaluation sets that ``held_out`` takes."""
+    held = {skill: data_facts(test) for skill, test in tests(recipe).items()} if own else {}
+    return {"held_out": held, "against": [_file_facts(name) for name in against]}
 
 
 def _asked(record: Record) -> str:
@@ -333,74 +356,296 @@ def _rewritten(recipe: Recipe, settings: Rewrite, step: Step, target: list[Recor
 # --- mix and train --------------------------------------------------------------------------------------------------
 
 
-def mix(recipe: Recipe, context: Context) -> Iterator[Outcome]:
-    from replaykit.mix.build import mix as blend
+def mix(recipe: Recipe, context: Context, *, export: Sequence[str] = ()) -> Iterator[Outcome]:
+    """The mixture of each arm; then, from its rows, what each of the trainers named in ``export`` reads."""
+    from replaykit.mix.export import check
 
+    check(export)
     need(recipe, "mix", "model", "target")
-    assert recipe.target is not None and recipe.model is not None
     rewritten = recipe.folder / "rewrite" / "rows.jsonl"
     if recipe.rewrite is not None and not read_manifest(rewritten.parent):
         raise RunError(f"{rewritten.parent} is not finished; `replaykit rewrite` makes it")
     target = rewritten if recipe.rewrite is not None else None
-    chat: Chat | None = None
+    chat = cache(lambda: _chat(recipe))
     for arm, settings in arms(recipe, context):
         files = _replay_files(recipe, settings)
         inputs = {
             **model_facts(recipe),
             "seed": recipe.seed,
-            "target": file_fingerprint(target) if target else data_facts(recipe.target),
+            "target": file_fingerprint(target) if target else data_facts(recipe.target),  # type: ignore[arg-type]
             "replay": {source: file_fingerprint(file) for source, file in files.items()},
-            "held_out": {skill: data_facts(test) for skill, test in tests(recipe).items()},
-            **settings.model_dump(exclude={"sources"}),
+            "weights": settings.sources,
+            **settings.model_dump(exclude={"sources", "against"}),
+            **_tested(recipe, settings.overlap, settings.against),
             **recipe.train.model_dump(include={"epochs", "steps", "batch_rows", "max_tokens"}),
+            "controller": recipe.train.controller is not None,
         }
+        work = partial(_mix, recipe, settings, target, files, chat, context.watch)
+        outcome = _step("mix", recipe, context, inputs, work, arm=arm)
+        yield _exported(recipe, outcome, export, chat, context.watch) if export else outcome
 
-        def work(step: Step, settings: Mix = settings, files: Mapping[str, Path] = files) -> Any:
-            nonlocal chat
-            chat = chat or _chat(recipe)
-            wanted = list(read_jsonl(target)) if target else load(recipe.target, "target")  # type: ignore[arg-type]
-            asked = {_asked(record) for test in tests(recipe).values() for record in load(test, "target")}
-            with _dropped(step) as funnel:
-                mixture = blend(
-                    wanted, {source: list(read_jsonl(file)) for source, file in files.items()}, chat=chat,
-                    settings=settings, train=recipe.train, seed=recipe.seed, held_out=asked, funnel=funnel,
-                    watch=context.watch,
-                )  # fmt: skip
-            write_jsonl(step.folder / "rows.jsonl", mixture.lines())
-            result = mixture.summary(settings.ratio, settings.unit)
-            return result | {"funnel": funnel.to_json()}, {"sources": {s: str(f) for s, f in files.items()}}
 
-        yield _step("mix", recipe, context, inputs, work, arm=arm)
+def _mix(
+    recipe: Recipe, settings: Mix, rewritten: Path | None, files: Mapping[str, Path], chat: Callable[[], Chat],
+    watch: Watch, step: Step,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    import hashlib
+
+    from replaykit.mix.build import mix as blend
+
+    target = list(read_jsonl(rewritten)) if rewritten else load(recipe.target, "target")  # type: ignore[arg-type]
+    replay = {source: list(read_jsonl(file)) for source, file in files.items()}
+    apart = held_out(recipe, settings.overlap, settings.against)
+    with _dropped(step) as funnel:
+        mixture = blend(
+            target, replay, chat=chat(), settings=settings, train=recipe.train, seed=recipe.seed, held_out=apart,
+            folder=step.folder, funnel=funnel, watch=watch,
+        )  # fmt: skip
+    path = step.folder / "rows.jsonl"
+    write_jsonl(path, mixture.lines())
+    if recipe.train.controller is not None:  # which may draw more, or others, than the plan does
+        write_jsonl(step.folder / "replay.jsonl", mixture.replay())
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    facts = {"sources": {s: str(f) for s, f in files.items()}, "decontamination": apart and apart.to_json()}
+    return mixture.summary(settings) | {"sha256": digest, "funnel": funnel.to_json()}, facts
+
+
+def _exported(
+    recipe: Recipe, outcome: Outcome, names: Sequence[str], chat: Callable[[], Chat], watch: Watch
+) -> Outcome:
+    from replaykit.mix.export import export
+
+    made = export(names, outcome.folder, model=str(recipe.model), chat=chat(), train=recipe.train, watch=watch)
+    return replace(outcome, result={**outcome.result, "exported": {name: str(place) for name, place in made.items()}})
+
+
+def score(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    """How probable the model finds the answers that it will be trained on; what is known already is not asked again."""
+    from replaykit.recipe import Stm
+    from replaykit.train.score import by_source
+
+    need(recipe, "score", "model")
+    for arm, *_ in arms(recipe, context):
+        mixture = recipe.folder / _label("mix", arm) / "rows.jsonl"
+        if not read_manifest(mixture.parent):
+            raise RunError(f"{mixture.parent} is not finished; `replaykit mix` makes it")
+        own = recipe.arms[arm].remedies if arm else None
+        limit = ((own or recipe.train.remedies).stm or Stm()).max_perplexity or Stm().max_perplexity
+        inputs = {**model_facts(recipe), "mix": file_fingerprint(mixture), "max_perplexity": limit}
+
+        def work(_: Step, mixture: Path = mixture, limit: float = limit or 0.0) -> Any:
+            rows = list(read_jsonl(mixture))
+            found, new = token_logprobs(recipe, rows, context.watch)
+            sources = by_source(rows, found, max_perplexity=limit)
+            result = {"rows": len(found), "scored": new, "max_perplexity": limit, "sources": sources}
+            return result, {"model": recipe.model, "revision": _revision(recipe)}
+
+        yield _step("score", recipe, context, inputs, work, arm=arm)
+
+
+def token_logprobs(recipe: Recipe, rows: Sequence[Record], watch: Watch) -> tuple[dict[str, Any], int]:
+    """``train.score.token_logprobs`` under the recipe's model, and how many rows were new; it is loaded only for those.
+
+    All arms of a run share one file of what is known.
+    """
+    from replaykit.train import score as scoring
+
+    assert recipe.model is not None
+    made = scoring.examples(rows, _chat(recipe))
+    with scoring.Scores(recipe.folder / "logprobs.jsonl", scoring.model_key(recipe.model, recipe.revision)) as known:
+        new = len(scoring.unscored(made, known))
+        if not new:
+            return scoring.of_examples(made, None, known), 0
+        with _engine(recipe, recipe.model) as (engine, _):
+            return scoring.of_examples(made, engine, known, watch=watch), new
 
 
 def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
+    """Each arm on its mixture. Of several processes that torchrun started, the first one holds the folder."""
     need(recipe, "train", "model")
-    for arm, _ in arms(recipe, context):
-        label = _label("mix", arm)
-        mixture = recipe.folder / label / "rows.jsonl"
-        if not read_manifest(mixture.parent):
-            raise RunError(f"{mixture.parent} is not finished; `replaykit mix` makes it")
+    for arm, settings in arms(recipe, context):
+        label, training = _label("train", arm), recipe.training(arm)
+        mixture = recipe.folder / _label("mix", arm)
+        if not read_manifest(mixture):
+            raise RunError(f"{mixture} is not finished; `replaykit mix` makes it")
         inputs = {
             **model_facts(recipe),
             "seed": recipe.seed,
-            "mix": file_fingerprint(mixture),
-            **recipe.train.model_dump(),
+            "mix": file_fingerprint(mixture / "rows.jsonl"),
+            **training.model_dump(),
         }
-        work = partial(_train, recipe, mixture, _label("train", arm), context.watch)
+        if training.controller is not None:
+            inputs["tests"] = {skill: data_facts(test) for skill, test in tests(recipe).items()}
+        work = partial(_train, recipe, training, settings, mixture, label, context.watch)
+        folder = context.out or recipe.folder / label
+        if int(os.environ.get("RANK", "0")) > 0:
+            if context.force or (read_manifest(folder) or {}).get("inputs") != inputs:
+                work(Step(label, folder, inputs))
+            continue
         yield _step("train", recipe, context, inputs, work, arm=arm)
 
 
-def _train(recipe: Recipe, mixture: Path, what: str, watch: Watch, step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-    from replaykit.train.trainer import train as fit
+def _train(
+    recipe: Recipe, training: Train, settings: Mix, mixture: Path, what: str, watch: Watch, step: Step
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from replaykit.train.beside import Watched
+    from replaykit.train.fit import train as fit
 
     assert recipe.model is not None
-    with mixture.open(encoding="utf-8") as stream:
+    with (mixture / "rows.jsonl").open(encoding="utf-8") as stream:
         steps = [json.loads(line)["step"] for line in stream]
+    rows, chat, watched = list(read_jsonl(mixture / "rows.jsonl")), _chat(recipe), None
+    spare = list(read_jsonl(mixture / "replay.jsonl")) if training.controller is not None else []
+    if training.controller is not None:
+        old = {skill: (test, load(test, "target")) for skill, test in recipe.eval.old.items()}
+        target = load(recipe.eval.target, "target") if recipe.eval.target else []
+        watched = Watched(training.controller, old, target, spare, settings)
+    weights, facts = _weights(recipe, training, [*rows, *spare], chat, watch)
     result = fit(
-        list(read_jsonl(mixture)), steps, model=recipe.model, chat=_chat(recipe),
-        settings=recipe.train, seed=recipe.seed, folder=step.folder, revision=recipe.revision, what=what, watch=watch,
+        rows, steps, model=recipe.model, chat=chat, settings=training, seed=recipe.seed, folder=step.folder,
+        revision=recipe.revision, weights=weights, watched=watched, what=what, watch=watch,
     )  # fmt: skip
-    return result | {"model": str(step.folder / "model")}, {"base": recipe.model, "revision": _revision(recipe)}
+    result |= {"model": str(step.folder / "model"), **facts}
+    return result, {"base": recipe.model, "revision": _revision(recipe)}
+
+
+def _weights(
+    recipe: Recipe, training: Train, rows: Sequence[Record], chat: Chat, watch: Watch
+) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """The weights of answer tokens where a remedy weighs them by the base's probabilities, and what it did to them."""
+    if training.remedies.stm is None and training.remedies.flow is None:
+        return None, {}
+    from replaykit.train.remedies.weights import summary, weights
+    from replaykit.train.score import examples
+
+    logprobs, _ = token_logprobs(recipe, rows, watch)
+    made = examples(rows, chat)
+    found = weights(rows, made, logprobs, training.remedies, chat, recipe.seed)
+    return found, {"weights": summary(rows, made, logprobs, found, training.remedies, chat)}
+
+
+# --- merge ----------------------------------------------------------------------------------------------------------
+
+
+def merge(
+    recipe: Recipe, context: Context, *, method: str = "wise-ft", alpha: float | None = None,
+    tuned: Sequence[str] = (), sweep: Sequence[float] | None = None, density: float = 0.2,
+) -> Iterator[Outcome]:  # fmt: skip
+    """An average of the base and what was tuned from it: of each arm, or with ties of all arms together.
+
+    With ``sweep`` the average at each of its alphas is measured as ``eval`` measures models, and the best is kept.
+    """
+    from replaykit.engines import choose
+
+    need(recipe, "merge", "model", *(["eval"] if sweep is not None else []))
+    _can_merge(recipe, method, tuned, sweep)
+    amount = None if sweep is not None else alpha if alpha is not None else 1.0 if method == "ties" else 0.5
+    for arm, names in _tuned(recipe, context, method, tuned):
+        identities = {name: models.identity(name) for name in names}
+        inputs = {**model_facts(recipe), "method": method, "alpha": amount, "tuned": identities}
+        if method == "ties":
+            inputs["density"] = density
+        if sweep is not None:
+            tested = {skill: {**data_facts(test), "score": test.score} for skill, test in tests(recipe).items()}
+            inputs |= {"engine": choose(recipe.engine), "tests": tested}
+
+        def work(step: Step, names: Sequence[str] = names) -> tuple[dict[str, Any], dict[str, Any]]:
+            from replaykit.train.merge import folder_of
+
+            shutil.rmtree(step.folder / "model", ignore_errors=True)  # of a merge that was stopped before its manifest
+            base, folders = folder_of(str(recipe.model), recipe.revision), [folder_of(name) for name in names]
+            facts = {"base": recipe.model, "revision": _revision(recipe)}
+            if sweep is not None:
+                return _best_average(recipe, base, folders[0], sweep, step, context.watch), facts
+            changed = _average(method, base, folders, step.folder / "model", amount or 0.0, density, context.watch)
+            return {"method": method, "alpha": amount, "changed": changed, "model": str(step.folder / "model")}, facts
+
+        yield _step("merge", recipe, context, inputs, work, arm=arm, asked=sweep)
+
+
+def _average(
+    method: str, base: Path, tuned: Sequence[Path], out: Path, alpha: float, density: float, watch: Watch
+) -> int:
+    from replaykit.train.merge import interpolate, scale_adapter, ties
+
+    if method == "adapter":
+        return scale_adapter(tuned[0], out, alpha)
+    if method == "ties":
+        return ties(base, tuned, out, density=density, scale=alpha, watch=watch)
+    return interpolate(base, tuned[0], out, alpha, watch=watch)
+
+
+def _best_average(
+    recipe: Recipe, base: Path, tuned: Path, alphas: Sequence[float], step: Step, watch: Watch
+) -> dict[str, Any]:
+    """Measures the average at each alpha, whose items stay in the step's folder, and keeps the best one's model."""
+    from replaykit.evaluate.compare import best_alpha, scores_of
+    from replaykit.train.merge import interpolate
+
+    rows = {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}
+    items, trial = {"base": _measured(recipe, step, "base", str(recipe.model), rows, watch)}, step.folder / "trial"
+    for alpha in alphas:
+        name = f"alpha-{alpha:g}"
+        shutil.rmtree(trial, ignore_errors=True)
+        if alpha > 0 and not (step.folder / f"items-{name}.jsonl").exists():
+            interpolate(base, tuned, trial, alpha, watch=partial(_under, watch, name))
+        items[name] = _measured(recipe, step, name, str(trial), rows, watch) if alpha > 0 else items["base"]
+    shutil.rmtree(trial, ignore_errors=True)
+    scores = scores_of(tests(recipe), items)
+    choice = best_alpha(scores["base"], {alpha: scores[f"alpha-{alpha:g}"] for alpha in alphas})
+    write_json(step.folder / "table.json", choice.table)
+    if choice.alpha is None:
+        least = min(choice.table, key=lambda row: row["old_drop"]["high"])
+        raise RunError(
+            f"no alpha keeps the drop of old skills within 2 points: the least upper bound is "
+            f"{100 * least['old_drop']['high']:.1f} points, at {least['alpha']:g} ({step.folder / 'table.json'}). "
+            f"Add smaller alphas to --sweep; 0 is the base, and what was measured is kept"
+        )
+    interpolate(base, tuned, step.folder / "model", choice.alpha, watch=watch)
+    return {"method": "wise-ft", "alpha": choice.alpha, "table": choice.table, "model": str(step.folder / "model"),
+            "asked": list(alphas)}  # fmt: skip
+
+
+def _under(watch: Watch, name: str, what: str, done: int, total: int | None, note: str = "") -> None:
+    """The watch, with another name for each of several pieces of the same work."""
+    watch(f"{what} {name}", done, total, note)
+
+
+def _can_merge(recipe: Recipe, method: str, tuned: Sequence[str], sweep: Sequence[float] | None) -> None:
+    """Raises RecipeError for what cannot be merged or swept, all problems at once."""
+    problems = []
+    if method not in ("wise-ft", "ties", "adapter"):
+        problems.append(f"--method {method}: it is wise-ft, ties or adapter")
+    if len(tuned) > 1 and method != "ties":
+        problems.append(f"--tuned: {method} takes one; several are merged by --method ties")
+    if sweep is not None:
+        if method != "wise-ft":
+            problems.append("--sweep: it is for wise-ft; an adapter is swept merged, as train leaves it in train/model")
+        if not sweep or min(sweep) < 0 or max(sweep) > 1:
+            problems.append("--sweep: alphas from 0 to 1, such as 0,0.1,...,1")
+        if TARGET not in tests(recipe):
+            problems.append("--sweep: it needs eval.target, by which the best alpha is known")
+        if not any(test.score != "cross_entropy" for test in recipe.eval.old.values()):
+            problems.append("--sweep: it needs a skill in eval.old that is scored right or wrong")
+    if problems:
+        raise RecipeError("the command line", problems)
+
+
+def _tuned(recipe: Recipe, context: Context, method: str, given: Sequence[str]) -> list[tuple[str | None, list[str]]]:
+    """What to merge with the base, by arm: what was given, or what was trained; with ties all together."""
+    if given:
+        return [(None, [models.resolve(name) for name in given])]
+    found = []
+    for arm, *_ in arms(recipe, context):
+        folder = recipe.folder / _label("train", arm)
+        if not read_manifest(folder):
+            raise RunError(f"{folder} is not finished; `replaykit train` makes it, and --tuned takes another folder")
+        made = folder / ("adapter" if method == "adapter" else "model")
+        if not made.is_dir():
+            raise RunError(f"{made}: there is no adapter; train.method: lora leaves one, --method wise-ft needs none")
+        found.append((arm, [str(made)]))
+    return [(None, [name for _, names in found for name in names])] if method == "ties" else found
 
 
 # --- eval, report, push ---------------------------------------------------------------------------------------------
@@ -506,7 +751,13 @@ def arms(recipe: Recipe, context: Context) -> list[tuple[str | None, Mix]]:
     chosen: Mapping[str, Arm] = {context.arm: recipe.arms[context.arm]} if context.arm else recipe.arms
     if context.out is not None and len(chosen) > 1:
         raise RecipeError("the command line", [f"--out takes one arm; choose it with --arm: {', '.join(chosen)}"])
-    return [(name, recipe.mix.model_copy(update=arm.model_dump(exclude_none=True))) for name, arm in chosen.items()]
+    return [(name, _mix_of(recipe, arm)) for name, arm in chosen.items()]
+
+
+def _mix_of(recipe: Recipe, arm: Arm) -> Mix:
+    """The recipe's mix with the arm's keys. A ratio without a schedule is constant: a control of ratio 0 has no replay."""
+    own = {key: value for key in ("ratio", "sources", "schedule") if (value := getattr(arm, key)) is not None}
+    return recipe.mix.model_copy(update={"schedule": None, **own} if "ratio" in own else own)
 
 
 def tests(recipe: Recipe) -> dict[str, Test]:
@@ -557,10 +808,12 @@ def _revision(recipe: Recipe) -> str | None:
 
 def _replay_files(recipe: Recipe, settings: Mix) -> dict[str, Path]:
     """The finished replay of an arm. Raises RunError where one that it asks for is not finished."""
-    if settings.ratio == 0:
+    from replaykit.mix.schedule import most
+
+    if most(settings.schedule, settings.ratio) == 0:
         return {}
     done = [source for source in ("select", "generate") if read_manifest(recipe.folder / source)]
-    wanted = settings.sources if settings.sources is not None else (recipe.replay_sources or done)
+    wanted = list(settings.sources) if settings.sources is not None else (recipe.replay_sources or done)
     for source in wanted:
         if source not in done:
             raise RunError(f"{recipe.folder / source} is not finished; `replaykit {source}` makes it")
@@ -573,7 +826,7 @@ def _label(step: str, arm: str | None) -> str:
 
 def _step(
     name: str, recipe: Recipe, context: Context, inputs: Mapping[str, Any], work: Work, *, arm: str | None = None,
-    asked: int | None = None,
+    asked: object = None,
 ) -> Outcome:  # fmt: skip
     """Does the work in the step's folder unless it is finished there; ``asked`` tells a finished shorter one apart."""
     label = _label(name, arm)
@@ -630,7 +883,9 @@ STEPS: dict[str, Callable[..., Iterator[Outcome]]] = {
     "generate": generate,
     "rewrite": rewrite,
     "mix": mix,
+    "score": score,
     "train": train,
+    "merge": merge,
     "eval": evaluate,
     "report": report,
     "push": push,

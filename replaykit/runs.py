@@ -54,28 +54,30 @@ def derive_seed(*address: object) -> int:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C only makes the function given true, so that what is under way can be finished.
+def stop_on_signal(*signals: signal.Signals) -> Iterator[Callable[[], int]]:
+    """Within it, the first Ctrl-C only makes the function give its number, so that what is under way can be finished.
 
-    The second is a KeyboardInterrupt, as ever. Outside of the main thread, where signals do not arrive, nothing changes.
+    Until then it gives 0. The second is a KeyboardInterrupt, as ever. ``signals`` are further ones that do the same.
+    Outside of the main thread, where signals do not arrive, nothing changes.
     """
-    asked = False
+    asked = 0
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _: object) -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt
-        asked = True
-        log.warning("finishing the rows under way; Ctrl-C again stops at once")
+        asked = number
+        log.warning("finishing what is under way; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *signals)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Step:

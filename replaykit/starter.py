@@ -59,9 +59,9 @@ out: {folder}
 model: nano
 seed: {seed}
 target: {data}/target.jsonl
-select: {{pool: {data}/pool.jsonl, n: {selected}, near_duplicate: null}}  # templates are alike on purpose
+select: {{pool: {data}/pool.jsonl, n: {selected}, near_duplicate: null}}  # the templates are alike on purpose
 generate: {{n: {generated}, max_question_tokens: 96, max_answer_tokens: 64}}
-mix: {{ratio: 0.05}}
+mix: {{ratio: 0.05, near_duplicate: null}}
 arms:
   no-replay: {{ratio: 0}}
   selected: {{sources: [select]}}

@@ -1,6 +1,7 @@
 """Every command as it is typed: what it prints, where it writes, and how it fails."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -361,3 +362,58 @@ def test_an_empty_pool_is_one_clear_message(small_run):
 def test_a_conversation_for_a_model_without_a_chat_template_is_one_clear_message(small_run):
     plain_tokenizer("plain")
     assert "has no chat template" in type_in("mix", "--model", "./plain", "--ratio", 0, code=1)
+
+
+def bad_pool(data):
+    """What `select` says of a pool of these bytes when it fails."""
+    Path("pool.jsonl").write_bytes(data)
+    text = type_in("select", code=1)
+    assert "Traceback" not in text
+    progress, error, said = text.partition("error: ")
+    assert error and all(line.startswith("read the pool") for line in progress.splitlines())
+    return said
+
+
+def test_a_pool_that_is_no_text_is_one_clear_message(small_run):
+    rows = Path("pool.jsonl").read_text()
+    assert "pool.jsonl: this is UTF-16 text; save it as UTF-8" in bad_pool(rows.encode("utf-16"))
+    said = bad_pool(bytes(range(256)) * 40)
+    assert "the pool has no record to select from (" in said
+    assert "unparsed" in said
+    assert "`--strict` stops at the first row that cannot be read and says why" in said
+    latin = '{"prompt": "Größe?", "completion": "klein"}\n'.encode("latin-1") * 3
+    assert "3 made, unparsed 3, 0 kept" in bad_pool(latin)
+    assert "pool.jsonl:1: not UTF-8 text" in type_in("select", "--strict", code=1)
+
+
+def test_a_pool_smaller_than_n_is_taken_whole_and_says_what_is_missing(small_run):
+    made = json.loads(type_in("select", "-n", 5000, "--json"))
+    assert (made["asked"], made["missing"]) == (5000, 5000 - made["rows"])
+    assert made["rows"] == made["funnel"]["kept"] > 100
+    assert any(f"{made['missing']:,} of 5,000 rows are missing" in note for note in made["notes"])
+
+
+def test_a_target_without_common_words_says_so_and_what_else_there_is(small_run):
+    Path("target.jsonl").write_text('{"prompt": "zzyzx qwxv", "completion": "b"}\n')
+    made = json.loads(type_in("select", "--json"))
+    assert made["scores"]["highest"] == 0
+    assert any(
+        "all scores are 0" in note and "`--method embedding`" in note and "random" in note for note in made["notes"]
+    )
+
+
+def test_a_line_of_100_megabytes_in_the_pool_is_counted_and_the_others_are_used(small_run):
+    with Path("pool.jsonl").open("ab") as stream:
+        stream.write(b'{"prompt": "' + b"long " * 20_000_000 + b'", "completion": "b"}\n')
+    made = json.loads(type_in("select", "--json"))
+    assert (made["rows"], made["funnel"]["dropped"]["unparsed"]) == (40, 1)
+    assert "pool.jsonl:201: longer than 16 MiB" in type_in("select", "--strict", code=1)
+
+
+def test_a_pool_that_is_on_no_hub_is_one_clear_message_at_once(small_run):
+    words = [sys.executable, "-m", "replaykit", "select", "--pool", "nobody/nothing-here"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "*"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nobody/nothing-here: neither a file here nor a data set")
+    assert "Traceback" not in done.stderr

@@ -403,7 +403,7 @@ def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "finishing the rows under way" in said
+    assert "finishing what is under way" in said
     assert re.search(r"stopped with [\d,]+ of 3000 rows; the same command goes on from there", said)
     assert "Traceback" not in said
     for n in (400, 400):
@@ -417,7 +417,7 @@ def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp
 def test_ctrl_c_twice_stops_at_once(tmp_path):
     process = start(tmp_path / "stopped", 3000)
     process.send_signal(signal.SIGINT)
-    assert "finishing the rows" in process.stderr.readline() + process.stderr.readline()
+    assert "finishing what is" in process.stderr.readline() + process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -16,7 +16,7 @@ from replaykit.errors import EngineError
 from replaykit.nano import world
 from replaykit.recipe import Train
 from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.train.trainer import last_checkpoint, train
+from replaykit.train.fit import last_checkpoint, train
 
 
 def rows(count=32):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from replaykit.chat import Chat
 from replaykit.records import Record, dialogue
-from replaykit.train.batches import IGNORED, Planned, Row, collate, micro_batches
+from replaykit.train.batches import IGNORED, Planned, Row, by_row, collate, micro_batches
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -62,7 +62,10 @@ def some_rows(draw: st.DrawFn) -> list[Row]:
         tokens = draw(st.lists(st.integers(0, 700), min_size=1, max_size=12))
         loss = draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
         labels = [token if counts else IGNORED for token, counts in zip(tokens, loss, strict=True)]
-        rows.append({"tokens": torch.tensor(tokens), "labels": torch.tensor(labels), "source": draw(st.integers(0, 3))})
+        rows.append({
+            "tokens": torch.tensor(tokens), "labels": torch.tensor(labels), "weight": torch.tensor(loss).float(),
+            "source": draw(st.integers(0, 3)), "replay": draw(st.booleans()), "index": len(rows),
+        })  # fmt: skip
     return rows
 
 
@@ -77,8 +80,34 @@ def test_labels_are_the_tokens_that_carry_loss_and_padding_has_none(rows: list[R
         assert batch["input_ids"][k].tolist() == [*tokens, *[PAD] * padding]
         assert batch["labels"][k].tolist() == [*labels, *[IGNORED] * padding]
         assert batch["loss_weight"][k].tolist() == [*(float(label != IGNORED) for label in labels), *[0.0] * padding]
-    assert batch["source"].tolist() == [row["source"] for row in rows]
+    for fact in ("source", "replay", "index"):
+        assert batch[fact].tolist() == [row[fact] for row in rows]
+    assert batch["replay_only"] == all(row["replay"] for row in rows)
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+
+
+@given(rows=some_rows())
+def test_packed_rows_stand_behind_one_another_and_know_where_each_begins(rows: list[Row]) -> None:
+    batch = collate(rows, pad=PAD, packing=True)
+    joined = [token for row in rows for token in row["tokens"].tolist()]
+    assert batch["input_ids"].tolist() == [joined]
+    assert batch["position_ids"].tolist() == [[place for row in rows for place in range(len(row["tokens"]))]]
+    assert by_row(batch, "source").tolist() == [[row["source"] for row in rows for _ in row["tokens"]]]
+    padded = collate(rows, pad=PAD)
+    for name in ("labels", "loss_weight"):
+        whole = [value for k, row in enumerate(rows) for value in padded[name][k, : len(row["tokens"])].tolist()]
+        assert batch[name].tolist() == [whole]
+
+
+def test_an_encoder_is_given_the_question_and_a_mask_and_a_decoder_the_answer() -> None:
+    rows: list[Row] = [
+        {"tokens": torch.tensor(q), "labels": torch.tensor(a), "weight": torch.ones(len(a)), "source": 0, "replay": False,
+         "index": k} for k, (q, a) in enumerate([([5, 6, 1], [8, 1]), ([5, 1], [9, 9, 9, 1])])
+    ]  # fmt: skip
+    batch = collate(rows, pad=0, seq2seq=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 1], [5, 1, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[8, 1, IGNORED, IGNORED], [9, 9, 9, 1]]
 
 
 def test_a_batch_without_rows_is_padding_without_loss() -> None:
@@ -101,7 +130,28 @@ def test_a_row_is_the_example_of_its_record_and_knows_its_source(chat: Chat) -> 
     for k, record in enumerate(records):
         example = chat.example(record)
         assert tuple(data[k]["tokens"].tolist()) == example.tokens
-        assert tuple(label != IGNORED for label in data[k]["labels"].tolist()) == example.loss
+        labels = data[k]["labels"].tolist()  # of what each position predicts
+        assert [label != IGNORED for label in labels] == [*example.loss[1:], False]
+        assert all(label in (IGNORED, token) for label, token in zip(labels, example.tokens[1:], strict=False))
+        assert data[k]["replay"] == (record.source != "target")
+    assert data.replay_rows() == [1]
+
+
+@given(rows=planned(), limit=st.integers(1, 50), world=st.integers(1, 4), data=st.data())
+def test_processes_share_a_step_and_replay_can_stand_apart(
+    rows: tuple[list[int], list[int]], limit: int, world: int, data: st.DataObject
+) -> None:
+    lengths, steps = rows
+    apart = data.draw(st.lists(st.booleans(), min_size=len(steps), max_size=len(steps)))
+    batches, parts = micro_batches(lengths, steps, rows=limit, apart=apart, world=world)
+    assert parts % world == 0
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for start in range(0, len(batches), parts):
+        kinds = [{apart[index] for index in batch} for batch in batches[start : start + parts]]
+        assert all(len(kind) <= 1 for kind in kinds)
+        order = [next(iter(kind)) for kind in kinds if kind]
+        assert order == sorted(order, reverse=True)  # replay before target
+        assert {steps[index] for batch in batches[start : start + parts] for index in batch} <= {start // parts}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])

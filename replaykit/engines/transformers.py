@@ -16,6 +16,7 @@ import torch
 from replaykit import models
 from replaykit.engines import Completion, Request, until_none
 from replaykit.errors import EngineError
+from replaykit.head import NUMBERS, Head, split_head
 from replaykit.recipe import EngineOptions
 
 BATCH_ROWS = 64
@@ -36,6 +37,8 @@ class TransformersEngine:
             )
         self.model: Any = models.load_model(model, revision) if isinstance(model, str) else model
         self.model.eval()
+        self._head: Head | None = None
+        self._apart = True  # until it is known that this model has no head of its own
         self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
@@ -73,42 +76,110 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _batch(self, requests: list[Request]) -> Iterator[Completion]:
-        """Completes one batch, left-padded; rows that are done leave it when they are half of it."""
-        device, width = self.model.device, max(len(request.tokens) for request in requests)
-        ids = torch.tensor([[0] * (width - len(r.tokens)) + list(r.tokens) for r in requests], device=device)
-        mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in requests], device=device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        """Completes one batch; rows that are done leave it when they are half of it."""
         rows = [
             _Row(request, min(request.sampling.max_tokens, self.limit - len(request.tokens))) for request in requests
         ]
-        cache = None
+        reading = (_Encoded if self.model.config.is_encoder_decoder else _Decoder)(self.model, requests)
         while rows:
-            out = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            )  # fmt: skip
-            cache = out.past_key_values
-            chosen = _draw(out.logits[:, -1].float(), rows)
+            chosen = _draw(reading.logits().float(), rows)
             for row, token in zip(rows, chosen, strict=True):
                 if not row.done and row.take(token):
                     yield Completion(row.request.row, tuple(row.tokens), "stop" if row.stopped else "length")
-            ids = torch.tensor(chosen, device=device)[:, None]
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            reading.take(chosen)
             alive = [k for k, row in enumerate(rows) if not row.done]
             if len(alive) <= len(rows) // 2:
-                keep = torch.tensor(alive, device=device, dtype=torch.long)
-                rows, ids, mask, positions = [rows[k] for k in alive], ids[keep], mask[keep], positions[keep]
-                cache.batch_select_indices(keep)
+                reading.keep(alive)
+                rows = [rows[k] for k in alive]
 
     def _score_batch(self, sequences: list[Sequence[int]]) -> Iterator[list[float]]:
+        """The scores of one right-padded batch, of at most NUMBERS logits at a time (or those of one token)."""
         width = max(map(len, sequences))
         ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in sequences], device=self.model.device)
-        mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in sequences], device=self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        chosen = logits.gather(2, ids[:, 1:, None])[..., 0].float() - torch.logsumexp(logits.float(), dim=2)
-        for tokens, row in zip(sequences, chosen.tolist(), strict=True):
-            yield row[: len(tokens) - 1]
+        if self._head is None and self._apart:
+            self._head = split_head(self.model)
+            self._apart = self._head is not None
+        room = max(1, NUMBERS // self.model.get_output_embeddings().out_features)  # tokens at a time
+        if self._head is not None:
+            hidden, tokens = (
+                self._head.hidden(self.model, {"input_ids": ids})[:, :-1].flatten(0, 1),
+                ids[:, 1:].flatten(),
+            )
+            pairs = zip(hidden.split(room), tokens.split(room), strict=True)
+            found = [_chosen(self._head.logits(states), wanted) for states, wanted in pairs]
+        else:  # the model does something to its logits: they are asked for, of as many rows as there is room for
+            found = [
+                _chosen(self.model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1), some[:, 1:].flatten())
+                for some in ids.split(max(1, room // width))
+            ]
+        scores = torch.cat(found).view(len(ids), -1).tolist()
+        yield from (row[: len(tokens) - 1] for tokens, row in zip(sequences, scores, strict=True))
+
+
+def _chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities [n] of tokens [n] by logits [n, vocabulary]."""
+    logits = logits.float()
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+
+
+class _Decoder:
+    """A left-padded batch as a decoder reads it: what it has read is in its cache."""
+
+    def __init__(self, model: Any, requests: list[Request]):
+        device, width = model.device, max(len(request.tokens) for request in requests)
+        self.model, self.cache = model, None
+        self.ids = torch.tensor([[0] * (width - len(r.tokens)) + list(r.tokens) for r in requests], device=device)
+        self.mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in requests], device=device)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    def logits(self) -> torch.Tensor:
+        """Of each row's next token, [rows, vocabulary]."""
+        out = self.model(
+            input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def take(self, tokens: list[int]) -> None:
+        self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
+        self.positions = self.positions[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+
+    def keep(self, rows: list[int]) -> None:
+        kept = torch.tensor(rows, device=self.ids.device, dtype=torch.long)
+        self.ids, self.mask, self.positions = self.ids[kept], self.mask[kept], self.positions[kept]
+        self.cache.batch_select_indices(kept)  # type: ignore[attr-defined]
+
+
+class _Encoded:
+    """A batch of which an encoder has read the questions, and a decoder writes the answers."""
+
+    def __init__(self, model: Any, requests: list[Request]):
+        device, width = model.device, max(len(request.tokens) for request in requests)
+        self.model, self.cache = model, None
+        ids = torch.tensor([list(r.tokens) + [0] * (width - len(r.tokens)) for r in requests], device=device)
+        self.mask = torch.tensor([[1] * len(r.tokens) + [0] * (width - len(r.tokens)) for r in requests], device=device)
+        self.read = model.get_encoder()(input_ids=ids, attention_mask=self.mask)
+        self.ids = torch.full((len(requests), 1), model.config.decoder_start_token_id, device=device)
+
+    def logits(self) -> torch.Tensor:
+        """Of each row's next token, [rows, vocabulary]."""
+        out = self.model(
+            encoder_outputs=self.read, attention_mask=self.mask, decoder_input_ids=self.ids, past_key_values=self.cache,
+            use_cache=True,
+        )  # fmt: skip
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def take(self, tokens: list[int]) -> None:
+        self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
+
+    def keep(self, rows: list[int]) -> None:
+        kept = torch.tensor(rows, device=self.ids.device, dtype=torch.long)
+        self.ids, self.mask = self.ids[kept], self.mask[kept]
+        self.read.last_hidden_state = self.read.last_hidden_state[kept]
+        self.cache.batch_select_indices(kept)  # type: ignore[attr-defined]
 
 
 class _Row:

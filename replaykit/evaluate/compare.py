@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from replaykit.errors import DataError
@@ -10,6 +11,7 @@ from replaykit.evaluate.skills import TARGET
 from replaykit.evaluate.statistics import (
     Interval,
     average,
+    mean_drop,
     paired_drop,
     per_token,
     per_token_rise,
@@ -19,6 +21,8 @@ from replaykit.evaluate.statistics import (
 from replaykit.recipe import Test
 
 Items = Mapping[str, Sequence[Mapping[str, Any]]]  # skill -> its items in order
+Scores = Mapping[str, Sequence[float]]  # skill -> the scores of its items; more is better
+MARGIN = 0.02  # of the old skills' mean score: what an average of base and tuned model may lose
 
 
 def compare(
@@ -48,6 +52,57 @@ def compare(
         for skill, test in tests.items()
     ]
     return {"skills": skills, "models": rows}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which alpha to keep, None where none is allowed, and a row for each with its scores, drop and bounds."""
+
+    alpha: float | None
+    table: list[dict[str, Any]]
+
+
+def best_alpha(base: Scores, by_alpha: Mapping[float, Scores], *, margin: float = MARGIN) -> Choice:
+    """The alpha with the highest target score of those whose old skills drop by at most ``margin``; the smaller of two alike.
+
+    The drop is that of the unweighted mean over old skills, and what must not exceed the margin is the upper bound of its
+    95 % interval by a paired bootstrap. The skill "target" is the new one, all others are old. A score by which an alpha was
+    chosen flatters it; other items tell how good it is.
+    """
+    old = [skill for skill in base if skill != TARGET]
+    table: list[dict[str, Any]] = []
+    for alpha, scores in sorted(by_alpha.items()):
+        drop = mean_drop([base[skill] for skill in old], [scores[skill] for skill in old])
+        table.append({
+            "alpha": alpha, "target": _mean(scores[TARGET]), "old": sum(_mean(scores[skill]) for skill in old) / len(old),
+            "old_drop": drop.to_json(), "allowed": drop.high <= margin + 1e-12,
+        })  # fmt: skip
+    allowed = [row for row in table if row["allowed"]]
+    best = max(allowed, key=lambda row: (row["target"], -row["alpha"]))["alpha"] if allowed else None
+    return Choice(best, [row | {"chosen": row["alpha"] == best} for row in table])
+
+
+def scores_of(tests: Mapping[str, Test], items: Mapping[str, Items]) -> dict[str, dict[str, list[float]]]:
+    """What ``best_alpha`` compares, by model: of old skills those that are scored right or wrong.
+
+    A target scored by cross-entropy counts with its sign turned; the mean of its rows is that of its tokens, in nats.
+    Raises DataError for a skill of which no item has a score under every model.
+    """
+    binary = [skill for skill, test in tests.items() if skill == TARGET or test.score != "cross_entropy"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, of_model in _scored(items).items():
+        found[name] = {skill: [item["score"] for item in of_model[skill]] for skill in binary}
+        if empty := [skill for skill in binary if not of_model[skill]]:
+            raise DataError(f"{tests[empty[0]].path}: none of its rows fits the model, so {empty[0]} cannot be scored")
+        if tests[TARGET].score == "cross_entropy":
+            rows = of_model[TARGET]
+            scale = -len(rows) / sum(item["tokens"] for item in rows)
+            found[name][TARGET] = [item["score"] * scale for item in rows]
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 6)
 
 
 def _scored(items: Mapping[str, Items]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:

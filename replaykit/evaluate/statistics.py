@@ -1,4 +1,4 @@
-"""Intervals for scores, drops and retention; all at 95 %, all for the same items under two models.
+"""Intervals for scores, drops and retention; all at 95 % but for ``relative_drop``, all for the same items under two models.
 
 Right/wrong items: Wilson's score interval for a score; Newcombe's interval for the difference of two paired proportions
 (Newcombe 1998, Statistics in Medicine 17:2635, method 10), which stays honest where no item changed; sums over skills by
@@ -9,13 +9,19 @@ Cross-entropy: a bootstrap over rows, weighted by their tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 Z = 1.959963984540054  # of 95 %
 RESAMPLES = 4000
+MOST = 10.0  # ratio of scores up to which bounds are looked for
+HALF = 0.5  # of an item, for continuity
+HALVINGS = 44  # of an interval of at most MOST: bounds to 1e-12
+
+Statistic = Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -87,3 +93,95 @@ def per_token_rise(
 ) -> Interval:
     """How many nats a token more the rows cost after than before, the rows paired."""
     return per_token((np.asarray(after) - np.asarray(before)).tolist(), tokens, seed=seed)
+
+
+def mean_drop(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
+    """How much smaller the mean over skills is after than before, with a paired bootstrap over the items of each skill.
+
+    ``before[k]`` and ``after[k]`` are the scores of skill k, item by item. Where no item changed the interval is a point, so
+    it needs items enough that a change would be seen; ``average`` of ``paired_drop`` stays wide there.
+    """
+    draw, total, resampled = np.random.default_rng(seed), 0.0, np.zeros(RESAMPLES)
+    for first, second in zip(before, after, strict=True):
+        values, counts = np.unique(np.asarray(first, np.float64) - np.asarray(second, np.float64), return_counts=True)
+        n = counts.sum()  # to draw items with replacement is to draw how many of them have each difference
+        total += values @ counts / n
+        resampled += draw.multinomial(n, counts / n, size=RESAMPLES) @ values / n
+    low, high = np.quantile(resampled / len(before), [0.025, 0.975])
+    return Interval(float(total / len(before)), float(low), float(high))
+
+
+def relative_drop(base: Sequence[float], now: Sequence[float], *, alpha: float = 0.05) -> Interval | None:
+    """(base - now) / base of the mean scores, the items paired; each bound is one-sided, at 1 - alpha.
+
+    Right/wrong items have the bounds of the score test for the ratio of paired proportions (Nam and Blackwelder 2002,
+    Statistics in Medicine 21:689; in closed form Tang, Tang and Chan 2003, Statistics in Medicine 22:1217), which unlike
+    those of Student's t have a width where no item has changed, or all of them have. Ours are corrected for continuity by
+    half an item, since at the small alphas of several skills the lower one is else too high: of six skills with 200 items
+    at 0.8 to 0.95 that had all lost 5 %, one was found to have lost more in 8 % of simulated tests instead of 5 %, and in 5
+    to 7 % with it. Graded items have Fieller's bounds of the ratio of paired means (1954, JRSS B 16:175). A bound below -9
+    is given as -9. None where the base scores nothing, so that nothing can be lost. Raises ValueError if there are no
+    items, or no pairs of them.
+    """
+    if len(base) != len(now) or not base:
+        raise ValueError(f"{len(base)} items of base and {len(now)} of now are no pairs")
+    if not any(base):
+        return None
+    ratio = sum(now) / sum(base)
+    if set(base) | set(now) <= {0, 1}:
+        statistic, critical = _score_statistic(base, now), NormalDist().inv_cdf(1 - alpha)
+    elif len(base) == 1:
+        return Interval(1 - ratio, 1 - MOST, 1.0)
+    else:
+        from scipy.stats import t
+
+        statistic, critical = _fieller_statistic(base, now), float(t.ppf(1 - alpha, len(base) - 1))
+    highest = _crossing(statistic, -critical, ratio, max(ratio, MOST))
+    lowest = _crossing(statistic, critical, 0.0, ratio)
+    return Interval(1 - ratio, 1 - highest, 1 - lowest)
+
+
+def _crossing(statistic: Statistic, level: float, left: float, right: float) -> float:
+    """Where a falling function crosses a level between left and right; right where it does not."""
+    if left < right and statistic(right) > level:
+        return right
+    for _ in range(HALVINGS):
+        middle = (left + right) / 2
+        left, right = (middle, right) if statistic(middle) > level else (left, middle)
+    return right
+
+
+def _score_statistic(base: Sequence[float], now: Sequence[float]) -> Statistic:
+    """The score statistic of the hypothesis that P(right now) / P(right at base) is a given ratio; it falls with the ratio.
+
+    Its variance is that of the most likely probabilities under the hypothesis, where ``lost`` is the root of a quadratic.
+    """
+    n = len(base)
+    both = sum(1 for x, y in zip(base, now, strict=True) if x and y)
+    lost, gained = sum(map(bool, base)) - both, sum(map(bool, now)) - both
+    changed = both + lost + gained
+
+    def statistic(ratio: float) -> float:
+        a, b = n * (1 + ratio), (both + lost) * ratio * ratio - (both + gained + 2 * lost)
+        c = lost * (1 - ratio) * changed / n
+        likely = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        difference = both + gained - ratio * (both + lost)
+        difference = math.copysign(max(abs(difference) - HALF, 0.0), difference)
+        return _standardised(difference, a * likely + changed * (ratio - 1))
+
+    return statistic
+
+
+def _fieller_statistic(base: Sequence[float], now: Sequence[float]) -> Statistic:
+    """Student's t of now - ratio * base, whose mean is 0 where the ratio is that of the means."""
+    n, x, y = len(base), sum(base) / len(base), sum(now) / len(now)
+    xx = sum((value - x) ** 2 for value in base) / (n - 1) / n
+    yy = sum((value - y) ** 2 for value in now) / (n - 1) / n
+    xy = sum((one - x) * (other - y) for one, other in zip(base, now, strict=True)) / (n - 1) / n
+    return lambda ratio: _standardised(y - ratio * x, yy - 2 * ratio * xy + ratio * ratio * xx)
+
+
+def _standardised(difference: float, variance: float) -> float:
+    if variance <= 1e-18:
+        return 0.0 if abs(difference) < 1e-12 else math.copysign(math.inf, difference)
+    return difference / math.sqrt(variance)

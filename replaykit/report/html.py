@@ -92,6 +92,7 @@ def write_report(
         ("Model by model", _comparison(evaluation, colours)),
         ("Skill by skill", _by_skill(evaluation, colours)),
         ("Training loss", _grid(_losses(steps), "grid three")),
+        ("What the controller decided", _grid(_decisions(steps))),
         ("The replay data", _grid(card for name, step in steps.items() for card in _replay(name, step))),
         ("The mix", _mixes({name: step for name, step in steps.items() if "requested" in step})),
         ("How it was made", _grid([recipe, _made(steps)])),
@@ -366,6 +367,75 @@ def _loss(name: str, rows: Sequence[Mapping[str, float]], most: float, colours: 
     return _card(name, _svg(320, 228, f"Loss of {name} by step and source", parts))
 
 
+def _decisions(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A card for each training with a controller: its share of replay and its worst drop by step, and what it changed."""
+    for name, step in steps.items():
+        if events := step.get("events"):
+            share = f"{percent(events[0]['ratio_before'])} to {percent(events[-1]['ratio'])}"
+            words = (
+                f"<p>{len(events):,} tests of old skills, the share of replay from {share}. A drop is the part of its base "
+                f"score that the worst skill has lost; lines are its bounds, and a lower one beyond the dashed line acts.</p>"
+            )
+            changes = [event for event in events if _changed(event)]
+            said = "".join(f"<dt>step {event['step']:,}</dt><dd>{escape(event['reason'])}</dd>" for event in changes)
+            picture = _svg(400, 366, f"Decisions of {name} by step", [*_shares(events), *_drops(events)])
+            yield _card(
+                name, f"{words}{picture}<dl>{said}</dl>" if said else f"{words}{picture}<p>Nothing changed.</p>"
+            )
+
+
+def _changed(event: Mapping[str, Any]) -> list[str]:
+    """In words as short as a mark in a picture what the event changed."""
+    marks = ["more replay"] if event["ratio"] > event["ratio_before"] else []
+    marks += ["less replay"] if event["ratio"] < event["ratio_before"] else []
+    marks += [f"remedy {'on' if event['remedy'] else 'off'}"] if event["remedy"] != event["remedy_before"] else []
+    return marks + (["training ends"] if event["stop"] else [])
+
+
+def _shares(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The share of replay in per cent as a line of steps, and a mark at each change, with its reason."""
+    x, ratios = _by_step(events), [ratio for event in events for ratio in (event["ratio_before"], event["ratio"])]
+    y = Scale(0, 115 * max(ratios) or 1, 136, 26)
+    yield from _y_axis(y, 44, 386, "share of replay, %")
+    points = [(x(0), y(100 * ratios[0]))]
+    for event in events:
+        points += [(x(event["step"]), y(100 * event[key])) for key in ("ratio_before", "ratio")]
+    line = " ".join(f"{at:g},{value:g}" for at, value in points)
+    yield f'<polyline points="{line}" fill="none" style="stroke:var(--c1)" stroke-width="2"/>'
+    for event in events:
+        if marks := _changed(event):
+            at, value = x(event["step"]), y(100 * event["ratio"])
+            tip = f"<title>step {event['step']:,}: {escape(event['reason'])}</title>"
+            yield f'<circle cx="{at:g}" cy="{value:g}" r="4" style="fill:var(--c1)">{tip}</circle>'
+            for place, mark in enumerate(mark for mark in marks if "replay" not in mark):
+                side, how = (-7, "end") if at > 300 else (7, "start")
+                below = value + 16 + 13 * place if mark != "remedy off" else value - 8  # where the line does not go on
+                yield _text(at + side, below, mark, f'class="halo" text-anchor="{how}"')
+
+
+def _drops(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The worst skill's drop at each test with its bounds, in per cent; small drops are above."""
+    found = [(event, event["drops"][event["worst"]]) for event in events if event["worst"] is not None]
+    x, limit = _by_step(events), 100 * events[0]["max_drop"]
+    most = max([2 * limit, *(100 * min(drop["high"], 1.0) for _, drop in found)])
+    least = min([0.0, *(100 * max(drop["low"], -0.2) for _, drop in found)])
+    y = Scale(most, least - 0.06 * (most - least), 322, 176)
+    yield from _x_axis(x, 166, 330, "step") + _y_axis(y, 44, 386, "worst drop, % ↑ better")
+    yield _line(x(0), y(limit), 386, y(limit), 'style="stroke:var(--red)" stroke-dasharray="5 4"')
+    for event, drop in found:
+        ends = [y(100 * min(max(drop[key], -0.2), 1.0)) for key in ("low", "high")]
+        colour = "var(--red)" if drop["low"] > event["max_drop"] else "var(--base)"
+        at, how = x(event["step"]), f'style="stroke:{colour}" stroke-width="2"'
+        tip = f"step {event['step']:,}: {event['worst']}, {percent(drop['mean'])} ({percent(drop['low'])} at least)"
+        yield _line(at, ends[0], at, ends[1], how)
+        dot = f'<circle cx="{at:g}" cy="{y(100 * drop["mean"]):g}" r="4" style="fill:{colour}">'
+        yield f"{dot}<title>{escape(tip)}</title></circle>"
+
+
+def _by_step(events: Sequence[Mapping[str, Any]]) -> Scale:
+    return Scale(0, events[-1]["step"], 44, 380)
+
+
 def _funnel(name: str, funnel: Mapping[str, Any]) -> str:
     made = funnel["made"]
     rows = [("made", made, "--base"), *((reason, count, "--red") for reason, count in funnel["dropped"].items())]
@@ -451,14 +521,35 @@ def _tags(name: str, tags: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _mixes(mixes: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
+    rows, notes = [], []
     for name, mix in mixes.items():
         share = [percent(mix["share"].get(unit)) for unit in ("loss_tokens", "tokens", "rows")]
         counts = [f"{mix[key]:,}" for key in ("target_rows", "replay_rows")]
         times = ", ".join(f"{escape(source)} {times:.2f}×" for source, times in mix.get("repeats", {}).items())
-        rows.append([escape(name), percent(mix["requested"]), *share, *counts, times])
-    head = ["Mix", "Asked for", "Of loss tokens", "Of tokens", "Of rows", "Target rows", "Replay rows", "Each row seen"]
-    return _table(head, rows)
+        last = percent(mix.get("last_share", {}).get(mix.get("unit")))
+        off = f"{mix['furthest_step']['rows']:.2f}" if "furthest_step" in mix else "–"
+        cost = f"{mix['cost']:.3f}×" if "cost" in mix else "–"
+        rows.append(
+            [
+                escape(name),
+                escape(mix.get("asked") or percent(mix["requested"])),
+                *share,
+                last,
+                off,
+                *counts,
+                times,
+                cost,
+            ]
+        )
+        notes += [f"{name}: {note}." for note in mix.get("notes", [])]
+        if mix.get("not_shown"):
+            notes.append(f"{name}: {mix['not_shown']:,} of the {mix['available']['target']:,} target rows never come.")
+    head = ["Mix", "Asked for", "Of loss tokens", "Of tokens", "Of rows", "Last fifth", "Furthest step", "Target rows",
+            "Replay rows", "Each row seen", "Cost"]  # fmt: skip
+    legend = (
+        "Furthest step: how far a step is from its share, in rows. Cost: all tokens over those of the target alone."
+    )
+    return _table(head, rows, escape(" ".join([legend, *notes])))
 
 
 def _made(steps: Mapping[str, Mapping[str, Any]]) -> str:

@@ -27,6 +27,7 @@ from replaykit.report.verdict import (
 )
 from replaykit.runs import Watch
 
+SKILLS = 8  # of a mix, with the most rows, that are named
 NOTE_SECONDS = 30  # at least, between two notes of one piece of work where stderr is no terminal
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
     if kind == "probe" and "template" in result:
         _show_probe(result, console)
         return
+    if kind == "score" and "sources" in result:
+        console.print(Text(step, style="bold"))
+        console.print(_perplexities(result))
+        console.print(
+            f"Perplexity is that of all answer tokens, median and 95 % are of rows; the last column is the part of the "
+            f"tokens that are less probable than 1 / {result['max_perplexity']:g}."
+        )
+        return
+    if kind == "merge" and "table" in result:
+        console.print(Text(step, style="bold"))
+        console.print(_averages(result))
+        console.print(Text("Chosen by these very scores: other items tell how good it is.", style="dim"))
+        return
     rows = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)) for k, v in result.items()]
     if kind in ("select", "generate", "rewrite") and result.get("funnel"):
         rows = _funnel_rows(result["funnel"]) + list(_sample_rows(result)) + list(_score_rows(result))
@@ -57,11 +71,37 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
     elif kind == "train" and "steps" in result:
         rows = [("steps", f"{result['steps']:,}"), ("final loss", number(result.get("loss"), "nats"))]
         rows += [("seconds", f"{result['seconds']:,.1f}")] if "seconds" in result else []
+        rows += _decision_rows(result.get("events") or [])
     grid = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     for name, value in rows:
         grid.add_row(Text(f"  {name}"), Text(value))
     console.print(Text(step, style="bold"))
     console.print(grid)
+
+
+def _perplexities(result: Mapping[str, Any]) -> Table:
+    """One row a source of training rows, the least probable under the model first."""
+    from rich.text import Text
+
+    table = _table("answers", ["rows", "tokens", "perplexity", "median", "95 %", f"> {result['max_perplexity']:g}"])
+    for source, of in result["sources"].items():
+        counts, quantiles = [f"{of['rows']:,}", f"{of['tokens']:,}"], (of["quantiles"]["0.5"], of["quantiles"]["0.95"])
+        perplexities = [f"{value:,.2f}" for value in (of["perplexity"], *quantiles)]
+        table.add_row(Text(source), *map(Text, [*counts, *perplexities, percent(of["above"])]))
+    return table
+
+
+def _averages(result: Mapping[str, Any]) -> Table:
+    """One row an alpha: scores, the drop of old skills, and which of them was chosen."""
+    from rich.text import Text
+
+    table = _table("alpha", ["target", "old skills", "drop, with its interval", ""])
+    for row in result["table"]:
+        drop = Text(number(row["old_drop"]["mean"])).append(f" {interval(row['old_drop'])}", style="dim")
+        word = "chosen" if row["chosen"] else "" if row["allowed"] else "loses too much"
+        cells = (f"{row['alpha']:g}", number(row["target"]), number(row["old"]))
+        table.add_row(*map(Text, cells), drop, Text(word))
+    return table
 
 
 def _score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -128,12 +168,44 @@ def _show_probe(found: Mapping[str, Any], console: Console) -> None:
     console.print(Text(found["verdict"]))
 
 
+def _decision_rows(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """How often the controller tested, what it came to, and each change with its reason."""
+    if events:
+        share = f"{percent(events[0]['ratio_before'])} of replay, {percent(events[-1]['ratio'])} in the end"
+        yield "controller", f"{len(events):,} tests; {share}"
+    for event in events:
+        moved = event["ratio"] != event["ratio_before"] or event["remedy"] != event["remedy_before"]
+        if moved or event["stop"]:
+            yield f"- step {event['step']:,}", event["reason"]
+
+
 def _mix_rows(mix: Mapping[str, Any]) -> list[tuple[str, str]]:
-    share = ", ".join(f"{percent(part)} of {unit.replace('_', ' ')}" for unit, part in mix["share"].items())
+    """What was asked for and what came out. Keys that an older result lacks are left out."""
+    rows = [("asked for", mix.get("asked") or percent(mix["requested"])), ("came out", _by_unit(mix["share"]))]
+    if (last := mix.get("last_share")) and mix["replay_rows"]:
+        rows.append(("last fifth", _by_unit(last)))
+    if (off := mix.get("furthest_step")) and mix["replay_rows"]:
+        rows.append(("steps", f"{mix['steps']:,}, each within {off['rows']:.2f} rows of its share"))
+    counts = f"{mix['target_rows']:,} target, {mix['replay_rows']:,} replay"
+    counts += "".join(f", {n:,} dropped as {reason}" for reason, n in mix.get("funnel", {}).get("dropped", {}).items())
     times = ", ".join(f"{source} {times:.2f} times" for source, times in mix.get("repeats", {}).items())
-    rows = f"{mix['target_rows']:,} target, {mix['replay_rows']:,} replay"
-    rows += "".join(f", {n:,} dropped as {reason}" for reason, n in mix.get("funnel", {}).get("dropped", {}).items())
-    return [("asked for", percent(mix["requested"])), ("came out", share), ("rows", rows), ("each row", times or "–")]
+    rows += [("rows", counts), ("each row", times or "–")]
+    if skills := mix.get("skills"):
+        shown = [f"{skill} {n['rows']:,}" + (f" ({n['different']:,} different)" if n["different"] < n["rows"] else "")
+                 for skill, n in list(skills.items())[:SKILLS]]  # fmt: skip
+        rows.append(
+            ("skills", ", ".join([*shown, *([f"{len(skills) - SKILLS} more"] if len(skills) > SKILLS else [])]))
+        )
+    if "cost" in mix:
+        rows.append(("cost", f"{mix['cost']:.3f} times the tokens of the target alone"))
+    if mix.get("not_shown"):
+        rows.append(("not shown", f"{mix['not_shown']:,} of the {mix['available']['target']:,} target rows never come"))
+    rows += [(f"for {name}", place) for name, place in mix.get("exported", {}).items()]
+    return [*rows, *(("note", note) for note in mix.get("notes", []))]
+
+
+def _by_unit(share: Mapping[str, float]) -> str:
+    return ", ".join(f"{percent(part)} of {unit.replace('_', ' ')}" for unit, part in share.items())
 
 
 def _show_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:

@@ -1,225 +1,206 @@
 """The trainer: transformers.Trainer with the plan's order, one weight a token, and the loss of every source by itself.
 
-The loss of a step is the sum of weight x negative log-likelihood over its answer tokens, divided by how many there are;
-it is the same however the step is cut into micro-batches.
+The loss of a step is the sum of weight x negative log-likelihood over its answer tokens, divided by the sum of the
+weights; it is the same however the step is cut into micro-batches, and by however many processes they are taken.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.data import DataLoader
 
-from replaykit import models
-from replaykit.chat import Chat
-from replaykit.errors import EngineError, RunError
-from replaykit.recipe import Train
-from replaykit.records import Record
-from replaykit.runs import Watch, unwatched
-from replaykit.train.batches import IGNORED, Planned, collate, micro_batches
+from replaykit.errors import EngineError
+from replaykit.head import Head, inputs, split_head
+from replaykit.recipe import Remedies, Train
+from replaykit.runs import Watch
+from replaykit.train.batches import IGNORED, Planned, by_row
+from replaykit.train.losses import Online, cross_entropy, summed
+from replaykit.train.parameters import Stages, parameter_groups, rate_factors
+from replaykit.train.remedies import Batch, Remedy, Term, store
 
-LEARNING_RATES = {"full": 1e-5, "lora": 2e-4}  # where the recipe gives none
-CPU_ROWS, GPU_ROWS = 16, 8  # of a micro-batch, where the recipe gives none
+LEAST = 1e-8  # weight of a step in which every token is masked
 
 
 class ReplayTrainer(transformers.Trainer):
-    """A Trainer over ready micro-batches. ``batches`` are row indices, ``sources`` the names of the source indices."""
+    """A Trainer over ready micro-batches, lists of row indices of ``data``, so many of which make one optimiser step."""
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
+    loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the whole step
 
-    def __init__(self, *, batches: Sequence[list[int]], sources: Sequence[str], **options: Any):
-        super().__init__(**options)
-        self.batches, self.sources = batches, sources
-        self.model_accepts_loss_kwargs = True  # so that the tokens of the whole step are counted for compute_loss
-        self._sums = torch.zeros(len(sources), 2, dtype=torch.float64)
+    def __init__(
+        self, *, batches: Any, data: Planned, settings: Train, remedies: Sequence[Remedy], **options: Any
+    ) -> None:
+        super().__init__(train_dataset=data, **options)
+        self.batches, self.data, self.settings, self.remedies = batches, data, settings, remedies
+        self.head: Head | None = None if self.is_fsdp_enabled or self.is_deepspeed_enabled else split_head(self.model)
+        self.stages = Stages(self.model, settings, steps=self.args.max_steps, alone=self.args.world_size == 1)
+        self._online = online(settings.remedies)
+        self._sums = torch.zeros(len(data.sources), 2, dtype=torch.float64, device=self.args.device)
+        self._step_loss, self._step_rows = torch.zeros((), device=self.args.device), list[torch.Tensor]()
+
+    # --- the order ----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batches,
-            collate_fn=self.data_collator,
-            pin_memory=torch.cuda.is_available(),
+            self.data, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=torch.cuda.is_available()
         )
         return self.accelerator.prepare(loader)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step, and the weight of all its tokens in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum((batch["loss_weight"].sum() for batch in batches), torch.zeros(())).to(device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total[None]).sum()
+        return batches, total.clamp(min=LEAST)
+
+    # --- the loss -----------------------------------------------------------------------------------------------------
+
+    @property
+    def acting(self) -> list[Remedy]:
+        return [remedy for remedy in self.remedies if remedy.on]
+
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels, weight = inputs["labels"][:, 1:], inputs["loss_weight"][:, 1:]
-        outputs = model(input_ids=inputs["input_ids"], use_cache=False)
-        counted = labels != IGNORED
-        losses = torch.nn.functional.cross_entropy(
-            outputs.logits[:, :-1][counted].float(), labels[counted], reduction="none"
-        )
-        loss = (losses * weight[counted]).sum() / num_items_in_batch
-        if not torch.isfinite(loss):
+        self, model: Any, batch: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        self.complete(batch)
+        where, weight = self._where(batch)
+        targets = batch["labels"][where]
+        losses = torch.zeros(len(targets), dtype=torch.float32, device=targets.device)
+        objective = cross_entropy(targets, weight[where], online=self._online, losses=losses)
+        total = self._total(model, batch, where, objective)
+        for remedy in self.acting:
+            if (penalty := remedy.penalty(batch)) is not None:
+                total = total + penalty
+        self._count(batch, where, losses)
+        world = self.args.world_size  # whose gradients are averaged
+        loss = total * (world / num_items_in_batch)
+        self._step_loss += loss.detach()
+        self._step_rows.append(batch["index"])
+        return loss
+
+    def complete(self, batch: Batch) -> None:
+        """Adds what a decoder beside an encoder reads: its answer so far."""
+        if self.model.config.is_encoder_decoder:
+            batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+
+    def _where(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where logits are needed, [rows, length], and each position's weight in the cross-entropy."""
+        weight = batch["loss_weight"]
+        where = weight != 0
+        for remedy in self.acting:
+            if (more := remedy.positions(batch)) is not None:
+                where = where | more
+            if (kept := remedy.keeps(batch)) is not None:
+                weight = weight * kept
+        return where & (batch["labels"] != IGNORED), weight
+
+    def _total(self, model: Any, batch: Batch, where: torch.Tensor, objective: Term) -> torch.Tensor:
+        """The objective and the remedies' terms, summed over the positions."""
+        given = self.head.hidden(model, batch)[where] if self.head else model(**inputs(batch)).logits[where]
+        terms = [objective, *(term for remedy in self.acting if (term := remedy.term(batch, where)) is not None)]
+
+        def all_terms(logits: torch.Tensor, part: slice) -> torch.Tensor:
+            return torch.stack([term(logits, part) for term in terms]).sum()
+
+        if self.head is not None:
+            return summed(given, self.head, all_terms)
+        return all_terms(given.float(), slice(0, len(given)))
+
+    def _count(self, batch: Batch, where: torch.Tensor, losses: torch.Tensor) -> None:
+        source = by_row(batch, "source")[where]
+        for column, values in enumerate((losses, torch.ones_like(losses))):
+            self._sums[:, column] += torch.bincount(source, weights=values.double(), minlength=len(self._sums))
+
+    # --- the step -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, batch: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        if not self._step_rows:
+            self.stages.begin(self.state.global_step)
+        loss = super().training_step(model, batch, num_items_in_batch)
+        for remedy in self.acting:
+            remedy.backward_done(replay=batch["replay_only"])
+        if self.accelerator.sync_gradients:
+            self._check_loss()
+            self.stages.gradients(self.state.global_step)
+            for remedy in self.acting:
+                remedy.gradients()
+        return loss
+
+    def _check_loss(self) -> None:
+        """Raises EngineError, naming the rows of the step, if its loss is not finite."""
+        if not torch.isfinite(self._step_loss):
+            rows = [index for indices in self._step_rows for index in indices.tolist() if index >= 0]
+            ids = list(dict.fromkeys(self.data.id_of(index) for index in rows))
             raise EngineError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; the last checkpoint is in "
+                f"the loss is {self._step_loss.item()} at step {self.state.global_step}, in the rows "
+                f"{', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}; the last good checkpoint is in "
                 f"{self.args.output_dir}. A lower train.learning_rate or train.max_grad_norm usually mends it"
             )
-        source = inputs["source"][:, None].expand_as(labels)[counted]
-        self._sums += torch.stack(
-            [torch.bincount(source, weights=values.detach().double(), minlength=len(self.sources))
-             for values in (losses, torch.ones_like(losses))], dim=1,
-        ).cpu()  # fmt: skip
-        return (loss, outputs) if return_outputs else loss
+        self._step_loss.zero_()
+        self._step_rows.clear()
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            made = cls(parameter_groups(self.model, self.settings), **options)
+            self.optimizer: Any = made
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            factor = rate_factors(self.settings, num_training_steps)
+            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    # --- what is written ----------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss/<source>, in nats a token since the last log."""
+        """Adds loss/<source>, in nats a token since the last log, and what the remedies measured."""
         if "loss" in logs:
             means = (self._sums[:, 0] / self._sums[:, 1]).tolist()
-            logs |= {f"loss/{name}": mean for name, mean in zip(self.sources, means, strict=True) if mean == mean}
+            logs |= {f"loss/{name}": mean for name, mean in zip(self.data.sources, means, strict=True) if mean == mean}
             self._sums.zero_()
+            for remedy in self.remedies:
+                logs |= {f"{remedy.name}/{name}": value for name, value in remedy.measures().items()}
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint has the remedies' state beside the model."""
+        super().save_model(output_dir, _internal_call)
+        if output_dir is not None and self.args.should_save:
+            store(self.remedies, output_dir)
 
-class _Watching(transformers.TrainerCallback):
-    """Tells a Watch how many steps are done."""
 
-    def __init__(self, watch: Watch, what: str):
-        self.watch, self.what = watch, what
+def online(settings: Remedies) -> Online | None:
+    """The weights that come from the model's own logits while it learns, if the recipe asks for any."""
+    if not settings.dft and settings.eaft is None:
+        return None
+    from replaykit.train.remedies.weights import dft, eaft
+
+    if settings.dft:
+        return lambda _, logp: dft(logp)
+    if (own := settings.eaft) is not None:
+        return lambda logits, _: eaft(logits, own.top_k, own.alpha)
+    return None
+
+
+class Watching(transformers.TrainerCallback):
+    """Tells a Watch how many steps are done, the remedies that one is, and ends the training where that is asked for."""
+
+    def __init__(self, watch: Watch, what: str, remedies: Sequence[Remedy], stopping: Any):
+        self.watch, self.what, self.remedies, self.stopping = watch, what, remedies, stopping
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.watch(self.what, state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for remedy in self.remedies:
+            if remedy.on:
+                remedy.stepped()
         self.watch(self.what, state.global_step, state.max_steps)
-
-
-def train(
-    records: Sequence[Record],
-    steps: Sequence[int],
-    *,
-    model: str,
-    chat: Chat,
-    settings: Train,
-    seed: int,
-    folder: Path,
-    revision: str | None = None,
-    what: str = "train",
-    watch: Watch = unwatched,
-) -> dict[str, Any]:
-    """Trains on the records, record i in optimiser step ``steps[i]``, and saves the tuned model to ``folder``/model.
-
-    Continues from the last whole checkpoint in ``folder``, with the identical order of rows. With lora the adapter is
-    saved to ``folder``/adapter, and the merged model to ``folder``/model. Returns steps, loss, losses (of every log) and
-    trained tokens. Raises EngineError if the loss is not finite or the memory is too small.
-    """
-    _quiet()
-    transformers.set_seed(seed)
-    data = Planned(records, chat)
-    gpu = torch.cuda.is_available()
-    batches, parts = micro_batches(
-        data.lengths, steps, rows=settings.micro_batch_rows or (GPU_ROWS if gpu else CPU_ROWS)
-    )
-    network = models.load_model(model, revision, train=settings.method == "full")
-    pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop[0]
-    trainer = ReplayTrainer(
-        batches=batches,
-        sources=data.sources,
-        model=_adapted(network, settings),
-        args=_arguments(settings, folder, seed, steps=len(batches) // parts, parts=parts, gpu=gpu),
-        train_dataset=data,
-        data_collator=partial(collate, pad=pad),
-        callbacks=[_Watching(watch, what)],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    except torch.OutOfMemoryError as error:
-        raise EngineError(
-            f"out of memory; lower train.micro_batch_rows (now {max(map(len, batches))}) or train.max_tokens, or use "
-            f"train.method: lora. The last checkpoint is in {folder}"
-        ) from error
-    _save(trainer.model, chat, folder, models.stored_dtype(model, revision), lora=settings.method == "lora")
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    losses = [_log(entry) for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "steps": trainer.state.global_step,
-        "loss": losses[-1]["loss"],
-        "losses": losses,
-        "tokens": sum(data.lengths),
-    }
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (trainer_state.json is written last); others are removed."""
-    whole: list[tuple[int, Path]] = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(checkpoint)
-            continue
-        whole.append((state["global_step"], checkpoint))
-    return str(max(whole)[1]) if whole else None
-
-
-def _arguments(
-    settings: Train, folder: Path, seed: int, *, steps: int, parts: int, gpu: bool
-) -> transformers.TrainingArguments:
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        gradient_accumulation_steps=parts,
-        learning_rate=settings.learning_rate or LEARNING_RATES[settings.method],
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=round(settings.warmup * steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=gpu,
-        seed=seed,
-        logging_steps=min(settings.log_every, steps),
-        logging_nan_inf_filter=False,
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def _adapted(network: Any, settings: Train) -> Any:
-    """The model, under a LoRA adapter on all its linear layers if the recipe says so."""
-    if settings.method == "full":
-        return network
-    import peft
-
-    config = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return peft.get_peft_model(network, config)
-
-
-def _save(model: Any, chat: Chat, folder: Path, dtype: torch.dtype | None, *, lora: bool) -> None:
-    """Safetensors, in the precision that the base came in, with the tokenizer beside them; renamed when whole."""
-    if lora:
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    unfinished = folder / "model.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.to(dtype or torch.float32).save_pretrained(unfinished)
-    chat.tokenizer.save_pretrained(unfinished)
-    if (folder / "model").exists():
-        raise RunError(f"{folder / 'model'} is there already; --force trains anew")
-    unfinished.rename(folder / "model")
-
-
-def _log(entry: dict[str, Any]) -> dict[str, float]:
-    kept = {key: value for key, value in entry.items() if key in ("step", "grad_norm") or key.startswith("l")}
-    return {key: value if key == "step" else round(float(value), 8) for key, value in kept.items()}
-
-
-def _quiet() -> None:
-    """transformers tells its progress on its own; here a Watch does."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+        if self.stopping():
+            control.should_save = control.should_training_stop = True

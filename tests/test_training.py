@@ -1,0 +1,418 @@
+"""Ways to train: packed, in parts, in two processes, in stages, under adapters, encoder-decoders; stopped and gone on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from replaykit import models
+from replaykit.chat import Chat
+from replaykit.engines import Request, Sampling
+from replaykit.engines.transformers import TransformersEngine
+from replaykit.errors import EngineError, RecipeError, Stopped
+from replaykit.nano import world
+from replaykit.recipe import Controller as ControllerSettings
+from replaykit.recipe import Mix, Test, Train
+from replaykit.records import Record, dialogue, write_jsonl
+from replaykit.train import fit, trainer
+from replaykit.train.batches import Planned
+from replaykit.train.beside import Beside, Watched, laid_out
+from replaykit.train.fit import train
+
+HERE = Path(__file__).parent
+
+
+def mixture(count: int = 32) -> list[Record]:
+    """Three target rows, then a replay row, and again."""
+    new = iter(world.draw("referral", count, seed=1))
+    old = iter(world.draw_old(count, seed=1))
+    drawn = [(next(old), "generate") if k % 4 == 3 else (next(new), "target") for k in range(count)]
+    return [Record(dialogue(task.prompt, task.answer), source) for task, source in drawn]  # type: ignore[arg-type]
+
+
+def trained(folder: Path, chat: Chat, records: list[Record], model: str = "nano", **settings: Any) -> dict[str, Any]:
+    options = {"batch_rows": 8, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0} | settings
+    made = Train.model_validate(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = [k // made.batch_rows for k in range(len(records))]
+    return train(records, steps, model=model, chat=chat, settings=made, seed=1, folder=folder)
+
+
+def curve(result: dict[str, Any]) -> list[float]:
+    return [log["loss"] for log in result["losses"]]
+
+
+@pytest.fixture(scope="module")
+def plain(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained(tmp_path_factory.mktemp("plain"), chat, mixture())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing": True},
+        {"micro_batch_rows": 1},
+        {"micro_batch_rows": 3, "packing": True},
+        {"gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_packing_and_cutting_a_step_change_nothing(
+    options: dict[str, Any], plain: dict[str, Any], chat: Chat, tmp_path: Path
+) -> None:
+    found = trained(tmp_path, chat, mixture(), **options)
+    assert curve(found) == pytest.approx(curve(plain), abs=2e-5)
+    for ours, theirs in zip(found["losses"], plain["losses"], strict=True):
+        assert ours["loss/generate"] == pytest.approx(theirs["loss/generate"], abs=5e-5)
+
+
+def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
+    plain: dict[str, Any], chat: Chat, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "mixture.jsonl", mixture())
+    settings = {"batch_rows": 8, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0, "micro_batch_rows": 3}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(HERE / "two_ranks.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    given = [[index for batch in rank["rows"] for index in batch] for rank in ranks]
+    assert sorted(given[0] + given[1]) == list(range(32))
+    for step in range(4):  # four micro-batches a step, two for each
+        rows = [index for rank in ranks for batch in rank["rows"][2 * step : 2 * step + 2] for index in batch]
+        assert sorted(rows) == list(range(8 * step, 8 * step + 8))
+    assert [log["loss"] for log in ranks[0]["losses"]] == pytest.approx(curve(plain), abs=2e-5)
+
+
+def test_of_a_stage_only_its_layers_move(chat: Chat, tmp_path: Path) -> None:
+    trained(tmp_path, chat, mixture(), stages=[{"layers": 0.25, "part": 1.0, "learning_rate": 1e-3}])
+    before, after = models.load_model("nano").state_dict(), models.load_model(str(tmp_path / "model")).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("layers.3." in name or name == "model.norm.weight" for name in moved)
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "dora"}, {"peft": {"peft_type": "LOHA", "target_modules": ["q_proj"]}}], ids=str
+)
+def test_an_adapter_learns_and_is_merged(options: dict[str, Any], chat: Chat, tmp_path: Path) -> None:
+    result = trained(tmp_path, chat, mixture(64), learning_rate=1e-2, **options)
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
+    assert curve(result)[-1] < curve(result)[0]
+    assert models.load_model(str(tmp_path / "model")).num_parameters() == models.load_model("nano").num_parameters()
+
+
+def test_bfloat16_learns_too(chat: Chat, plain: dict[str, Any], tmp_path: Path) -> None:
+    found = trained(tmp_path, chat, mixture(), precision="bfloat16")
+    assert curve(found) == pytest.approx(curve(plain), rel=0.05)
+
+
+# --- encoder-decoders -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A T5 of two layers with random weights, whose tokens are letters."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    words = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz "]
+    letters = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters.decoder = decoders.Fuse()
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=32,
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def letters(count: int) -> list[Record]:
+    return [
+        Record(dialogue(f"say {'abcdef'[k % 6] * (1 + k % 3)}", "abcdef"[k % 6] * 2), "target" if k % 4 else "select")
+        for k in range(count)
+    ]
+
+
+def test_an_encoder_decoder_has_the_loss_of_transformers(t5: str, tmp_path: Path) -> None:
+    chat, model, records = Chat.load(t5), models.load_model(t5), letters(8)
+    assert chat.seq2seq
+    total, count = 0.0, 0
+    for record in records:
+        example = chat.example(record)
+        begins = example.loss.index(True)
+        asked, answer = torch.tensor([example.tokens[:begins]]), torch.tensor([example.tokens[begins:]])
+        with torch.no_grad():
+            total += model(input_ids=asked, labels=answer).loss.item() * example.loss_tokens
+        count += example.loss_tokens
+    assert curve(trained(tmp_path, chat, records, t5, micro_batch_rows=3))[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_an_encoder_decoder_learns_and_answers(t5: str, tmp_path: Path) -> None:
+    chat = Chat.load(t5)
+    result = trained(
+        tmp_path, chat, letters(1200), t5, batch_rows=16, learning_rate=1e-2, schedule="constant", log_every=25
+    )
+    assert curve(result)[-1] < 0.05
+    engine = TransformersEngine(str(tmp_path / "model"))
+    sampling = Sampling(temperature=0, max_tokens=6, stop=chat.stop)
+    requests = [
+        Request(k, chat.prompt(dialogue(f"say {letter * (1 + k % 2)}", "")[:1]), sampling)
+        for k, letter in enumerate("abcdef")
+    ]
+    answers = {done.row: chat.decode(done.tokens) for done in engine.complete(requests)}
+    assert answers == {k: letter * 2 for k, letter in enumerate("abcdef")}
+    for request in requests:  # the same as transformers' own loop
+        own = engine.model.generate(torch.tensor([request.tokens]), max_new_tokens=6, do_sample=False)[0]
+        assert chat.decode(own.tolist()) == answers[request.row]
+
+
+# --- stopping -------------------------------------------------------------------------------------------------------
+
+
+def recipe(folder: Path, **train: Any) -> list[str]:
+    """A finished mix and the command that trains on it."""
+    write_jsonl(folder / "target.jsonl", [record for record in mixture(800) if record.source == "target"])
+    settings = {"batch_rows": 8, "learning_rate": 5e-4, "save_every": 1000, "log_every": 1} | train
+    (folder / "replaykit.yaml").write_text(
+        f"name: run\nmodel: nano\ntarget: target.jsonl\nmix: {{ratio: 0}}\ntrain: {json.dumps(settings)}\n"
+    )
+    command = [sys.executable, "-m", "replaykit"]
+    subprocess.run([*command, "mix"], cwd=folder, check=True, capture_output=True)
+    return [*command, "train"]
+
+
+@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(signal_: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = recipe(tmp_path)
+    whole = subprocess.run([*command, "--out", "whole"], cwd=tmp_path, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([*command, "--out", "cut"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, bufsize=0)
+    assert process.stderr is not None
+    said, deadline = "", time.monotonic() + 120
+    while "/75" not in said.replace(" ", "") and time.monotonic() < deadline:
+        said += process.stderr.read(1)
+    process.send_signal(signal_)
+    rest = process.stderr.read()
+    assert process.wait() == code, rest
+    assert "which is saved; the same command goes on from there" in rest
+    assert list((tmp_path / "cut").glob("checkpoint-*"))
+    again = subprocess.run([*command, "--out", "cut"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    curves = [json.loads((tmp_path / name / "manifest.json").read_text())["losses"] for name in ("whole", "cut")]
+    assert [log["loss"] for log in curves[1]] == pytest.approx([log["loss"] for log in curves[0]], abs=1e-4)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_is_shown(tmp_path: Path) -> None:
+    command = recipe(tmp_path, save_every=5, steps=40)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while (
+        not list((tmp_path / "runs/run/train").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    text = (tmp_path / "replaykit.yaml").read_text()
+    (tmp_path / "replaykit.yaml").write_text(text.replace("0.0005", "0.0004"))
+    other = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert other.returncode == 0, other.stderr
+    assert "learning_rate was 0.0005, is 0.0004" in other.stdout + other.stderr
+    assert (tmp_path / "runs/run/train.old1").is_dir()
+    assert json.loads((tmp_path / "runs/run/train/manifest.json").read_text())["losses"][0]["step"] == 1
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "packed in parts": {"packing": True, "micro_batch_rows": 3},
+    "layer rates": {"layer_rates": {"bottom": 1e-5, "top": 1e-3}, "learning_rate": None},
+    "stages": {"stages": [{"layers": 0.5, "part": 0.5}, {"part": 0.5, "learning_rate": 1e-4}]},
+    "dft": {"remedies": {"dft": True}},
+    "eaft": {"remedies": {"eaft": {}}},
+    "ewc": {"remedies": {"ewc": {"rows": 4, "strength": 10.0}}},
+    "ewc, auto": {"remedies": {"ewc": {"rows": 4, "auto": 0.1}}},
+    "ewc, hard": {"remedies": {"ewc": {"rows": 4, "hard": 0.1, "max_shift": 0.01}}},
+    "ewc, lora": {"method": "lora", "learning_rate": 5e-3, "remedies": {"ewc": {"rows": 4, "strength": 10.0}}},
+    "l2sp": {"remedies": {"l2sp": {"strength": 10.0}}},
+    "distill, copy": {"remedies": {"distill": {"layers": [-1]}}},
+    "distill, cache": {"remedies": {"distill": {"teacher": "cache", "top_k": 8}}},
+    "distill, lora": {"method": "lora", "learning_rate": 5e-3, "remedies": {"distill": {"rows": "all"}}},
+    "project": {"remedies": {"project": {"min_cosine": 0.5}}},
+    "ema": {"remedies": {"ema": {"decay": 0.8}}},
+    "all together": {
+        "remedies": {"distill": {}, "project": {}, "ewc": {"rows": 4}, "ema": {"decay": 0.8}, "dft": True},
+        "micro_batch_rows": 3,
+    },
+}
+
+
+@contextmanager
+def stops_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within it, a training is asked to stop when so many steps are done, as by SIGTERM."""
+    done = 0
+
+    def count(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        nonlocal done
+        done = state.global_step
+        plain_end(self, args, state, control, **given)
+
+    @contextmanager
+    def asked(*_: Any) -> Iterator[Any]:
+        yield lambda: signal.SIGTERM if done >= steps else 0
+
+    plain_end = trainer.Watching.on_step_end
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "stop_on_signal", asked)
+        patch.setattr(trainer.Watching, "on_step_end", count)
+        yield
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_in_the_middle_the_curve_and_the_model_are_the_same(
+    name: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(tmp_path / "whole", chat, mixture(), **RESUMED[name])
+    with stops_after(2, monkeypatch), pytest.raises(Stopped, match="stopped at step 2 of 4") as raised:
+        trained(tmp_path / "cut", chat, mixture(), **RESUMED[name])
+    assert raised.value.exit_code == 0
+    gone_on = trained(tmp_path / "cut", chat, mixture(), **RESUMED[name])
+    assert [log["step"] for log in gone_on["losses"]] == [1, 2, 3, 4]
+    for ours, theirs in zip(gone_on["losses"], whole["losses"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-5)
+    for one, other in zip(
+        *(models.load_model(str(tmp_path / kind / "model")).parameters() for kind in ("whole", "cut")), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
+    if "remedies" in RESUMED[name]:
+        first = trained(tmp_path / "none", chat, mixture(), **RESUMED[name] | {"remedies": {}})["losses"]
+        assert [log["loss"] for log in first] != [log["loss"] for log in whole["losses"]] or name == "ema"
+
+
+# --- a controller ---------------------------------------------------------------------------------------------------
+
+
+def watched(replay: list[Record], **settings: Any) -> Watched:
+    """Tests of three old skills on 20 items each, and two held-out rows of the target."""
+
+    def tests(skill: str, rows: int) -> list[Record]:
+        tasks = world.draw(skill, rows, seed=1, held_out=True)
+        return [Record(dialogue(task.prompt, task.answer), "target") for task in tasks]
+
+    old = {skill: (Test(path="unread"), tests(skill, 20)) for skill in ("capital", "reverse", "topic")}
+    new = tests("referral", 2)
+    made = ControllerSettings.model_validate({"every": 4, "max_drop": 0.01, "patience": None} | settings)
+    return Watched(made, old, new, replay, Mix(ratio=0.1, unit="rows"))
+
+
+def controlled(folder: Path, chat: Chat, **settings: Any) -> dict[str, Any]:
+    replay = [Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill}) for t in world.draw_old(200, seed=1)]
+    target = [record for record in mixture(128) if record.source == "target"]
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Train(batch_rows=8, learning_rate=2e-3, log_every=1, warmup=0.0)
+    return train(
+        target, [k // 8 for k in range(len(target))], model="nano", chat=chat, settings=made, seed=1, folder=folder,
+        watched=watched(replay, **settings),
+    )  # fmt: skip
+
+
+def test_a_controller_raises_the_share_where_old_skills_drop_and_a_resumed_run_decides_the_same(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = controlled(tmp_path / "whole", chat)
+    ratios = [event["ratio"] for event in whole["events"]]
+    assert len(ratios) == 3
+    assert ratios[-1] > 0.1
+    assert whole["steps"] == 12
+    with stops_after(6, monkeypatch), pytest.raises(Stopped):
+        controlled(tmp_path / "cut", chat)
+    gone_on = controlled(tmp_path / "cut", chat)
+    assert gone_on["events"] == whole["events"]
+    assert gone_on["tokens"] == whole["tokens"]
+    assert curve(gone_on) == pytest.approx(curve(whole), rel=1e-3)
+    written = [(tmp_path / name / "events.jsonl").read_text() for name in ("whole", "cut")]
+    assert written[0] == written[1]
+
+
+def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(chat: Chat, tmp_path: Path) -> None:
+    replay = [Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill}) for t in world.draw_old(90, seed=1)]
+    target = [record for record in mixture(128) if record.source == "target"]
+    shares = {0: 0.0, 1: 0.25, 2: 0.5}
+
+    class Fixed:
+        def ratio(self, step: int) -> float:
+            return shares[step]
+
+        def weights(self, step: int) -> dict[str, float]:
+            return {"capital": 0.75, "reverse": 0.25, "topic": 0.0}
+
+    made = watched(replay, by_skill=True)
+    steps = [k // 32 for k in range(len(target))]
+    records, target_steps, pools = laid_out(target, steps, made)
+    data = Planned(records, chat)
+    beside = Beside(data, target_steps, pools, Fixed(), made, seed=1, rows=5, apart=False, world=1)  # type: ignore[arg-type]
+    batches = list(beside)
+    assert len(batches) == len(beside) == 3 * beside.parts
+    of_step = [[i for batch in batches[k * beside.parts : (k + 1) * beside.parts] for i in batch] for k in range(3)]
+    for step, rows in enumerate(of_step):
+        assert sorted(i for i in rows if i < len(target)) == list(range(32 * step, 32 * step + 32))
+        share = sum(i >= len(target) for i in rows) / len(rows)
+        assert abs(share - shares[step]) <= 1 / len(rows)
+    skills = Counter(records[i].meta["skill"] for rows in of_step for i in rows if i >= len(target))
+    assert skills["capital"] == pytest.approx(3 * skills["reverse"], abs=2)
+    assert list(beside) == batches
+
+
+def test_a_controller_of_skills_needs_replay_that_names_them(chat: Chat) -> None:
+    replay = [Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(9, seed=1)]
+    with pytest.raises(RecipeError, match=r"no replay row names a skill of eval\.old \(capital, reverse, topic\)"):
+        watched(replay, by_skill=True).pools()
+
+
+# --- what cannot be -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_names_the_rows_of_the_step(chat: Chat, tmp_path: Path) -> None:
+    records = mixture(64)
+    with pytest.raises(
+        EngineError, match=r"the loss is nan at step \d+, in the rows .*; the last good checkpoint"
+    ) as raised:
+        trained(tmp_path, chat, records, learning_rate=1e6, max_grad_norm=1e9)
+    assert any(record.id in str(raised.value) for record in records)
+
+
+@pytest.mark.parametrize("name", ["ewc", "distill", "project"])
+def test_a_remedy_that_needs_replay_says_so_where_there_is_none(name: str, chat: Chat, tmp_path: Path) -> None:
+    target = [record for record in mixture() if record.source == "target"]
+    with pytest.raises(RecipeError, match=rf"train\.remedies\.{name}: it needs replay rows"):
+        trained(tmp_path, chat, target, remedies={name: {}})

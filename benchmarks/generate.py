@@ -25,9 +25,9 @@ from typing import Any
 from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
 from replaykit.engines import Completion, Request, load_engine
-from replaykit.recipe import Generate
 from replaykit.records import write_jsonl
 from replaykit.runs import versions
+from replaykit.settings import Generate
 from replaykit.sources.generate import generate
 
 RESULTS = Path(__file__).parent / "results" / "generate.md"

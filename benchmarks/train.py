@@ -31,9 +31,9 @@ import transformers
 from replaykit.chat import Chat
 from replaykit.mix.plan import TARGET, plan
 from replaykit.nano import world
-from replaykit.recipe import Train
 from replaykit.records import Record, dialogue
 from replaykit.runs import versions
+from replaykit.training_settings import Train
 
 RESULTS = Path(__file__).parent / "results" / "train.md"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
@@ -44,7 +44,7 @@ COMMON = {"batch_rows": BATCH, "micro_batch_rows": MICRO, "learning_rate": 5e-4,
 OURS: dict[str, tuple[bool, dict[str, Any]]] = {
     "replaykit": (False, {}),
     "5 % replay": (True, {}),
-    "5 % replay, stm": (True, {"remedies": {"stm": {}}}),
+    "5 % replay, stm": (True, {"remedies": {"stm": {"max_perplexity": None, "share": 0.24}}}),
     "5 % replay, distill": (True, {"remedies": {"distill": {}}}),
     "5 % replay, project": (True, {"remedies": {"project": {}}}),
     "5 % replay, ewc": (True, {"remedies": {"ewc": {"rows": 64}}}),
@@ -102,37 +102,23 @@ def run_ours(name: str, chat: Chat, folder: Path) -> dict[str, Any]:
     settings = Train.model_validate({**COMMON, **changes})
     records, steps = mixed(chat, rows(chat), ratio=RATIO if replay else 0.0)
     clock = Clock()
-    made = fit.ReplayTrainer.__init__
-
-    def timed(self: Any, **options: Any) -> None:
-        made(self, **options)
-        self.add_callback(clock)
-
-    fit.ReplayTrainer.__init__ = timed  # type: ignore[method-assign]
     result = fit.train(
-        records,
-        steps,
-        model="nano",
-        chat=chat,
-        settings=settings,
-        seed=1,
-        folder=folder,
-        weights=weights(settings, records, chat),
-    )
+        records, steps, model="nano", chat=chat, settings=settings, seed=1, folder=folder, callbacks=[clock],
+        weights=weights(settings, records, chat, folder),
+    )  # fmt: skip
     return {"seconds": clock.seconds, "tokens": result["tokens"], "losses": [log["loss"] for log in result["losses"]]}
 
 
-def weights(settings: Train, records: Sequence[Record], chat: Chat) -> Any:
+def weights(settings: Train, records: Sequence[Record], chat: Chat, folder: Path) -> Any:
     if settings.remedies.stm is None:
         return None
     from replaykit.engines import load_engine
+    from replaykit.train import score
     from replaykit.train.remedies.weights import weights as weigh
-    from replaykit.train.score import token_logprobs
 
-    different = list({record.id: record for record in records}.values())
-    with tempfile.TemporaryDirectory() as folder:
-        logprobs = token_logprobs(different, chat, load_engine("nano", "transformers"), folder=Path(folder))
-    return weigh(different, [chat.example(r) for r in different], logprobs, settings.remedies, chat, 1)
+    with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
+        found = score.token_logprobs(records, chat, load_engine("nano", "transformers"), known)
+    return weigh(records, score.examples(records, chat), found, settings.remedies, chat, 1)
 
 
 def run_trl(name: str, chat: Chat, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from replaykit import pipeline
+from replaykit.pipeline import replay
 from replaykit.recipe import load_recipe
 from replaykit.records import Record, dialogue
 from replaykit.runs import Watch, open_step, unwatched
@@ -38,11 +38,11 @@ def generate(
     recipe = load_recipe(None, changes)
     assert recipe.generate is not None
     asked = None if prompts is None else [_prompt(prompt) for prompt in prompts]
-    inputs = pipeline.generate_inputs(recipe, recipe.generate)
+    inputs = replay.generate_inputs(recipe, recipe.generate)
     if asked is not None:
         inputs["prompts"] = [record.id for record in asked]
     with TemporaryDirectory() as temporary, open_step("generate", Path(folder or temporary) / "rows", inputs) as step:
-        yield from pipeline.generated(recipe, recipe.generate, step.folder, prompts=asked, watch=watch)
+        yield from replay.generated(recipe, recipe.generate, step.folder, prompts=asked, watch=watch)
 
 
 def _prompt(prompt: str | Record) -> Record:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from replaykit import models
 from replaykit.errors import ChatError
-from replaykit.recipe import ChatOptions
 from replaykit.records import Message, Record
+from replaykit.settings import ChatOptions
 from replaykit.template import Renderer, Template
 
 if TYPE_CHECKING:

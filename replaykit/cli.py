@@ -18,7 +18,7 @@ from replaykit import __version__
 from replaykit.errors import ReplaykitError, Stopped
 
 if TYPE_CHECKING:
-    from replaykit.pipeline import Outcome
+    from replaykit.pipeline.step import Outcome
     from replaykit.runs import Watch
 
 RECIPE_FILE = Path("replaykit.yaml")  # as recipe.RECIPE_FILE, which would bring pydantic into --help
@@ -170,6 +170,9 @@ def select(
         str | None, typer.Option(help="The sentence-transformers or model2vec model of embedding.", show_default=False)
     ] = None,
     column: Annotated[str | None, typer.Option(help="The column of the strata.", show_default=False)] = None,
+    per_target: Annotated[
+        int | None, typer.Option(help="Rows at most that are nearest to the same target row.", show_default=False)
+    ] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(help="Leave out what this evaluation set holds: a file or lm_eval:TASK.", show_default=False),
@@ -189,7 +192,8 @@ def select(
     """Choose old data for the new task: by default what is near it, by TF-IDF."""
     changes = {
         "select.pool.path": pool, "target.path": target, "select.n": n, "select.method": method, "select.to": to,
-        "select.model": embedding, "select.column": column, "select.against": against, "select.strict": strict or None,
+        "select.model": embedding, "select.column": column, "select.per_target": per_target,
+        "select.against": against, "select.strict": strict or None,
         "select.engine": engine, "model": model, "seed": seed,
     }  # fmt: skip
     _steps("select", recipe, changes, out, force, as_json, explain=explain)
@@ -349,7 +353,21 @@ def score(
 @app.command()
 def train(
     model: Model = None,
-    method: Annotated[str | None, typer.Option(help="full or lora.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="full, lora, dora or qlora.", show_default=False)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest; 1e-5 by default, 2e-4 for adapters.", show_default=False)
+    ] = None,
+    remedy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="stm, flow, dft, eaft, ewc, l2sp, distill, project or ema, as by default; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    ewc_auto: Annotated[
+        float | None,
+        typer.Option(help="ewc, with its gradient's norm held at this part of the loss's.", show_default=False),
+    ] = None,
     arm: ArmName = None,
     recipe: RecipePath = None,
     out: Out = None,
@@ -358,7 +376,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune on the mixture, in exactly its order."""
-    _steps("train", recipe, {"model": model, "train.method": method, "seed": seed}, out, force, as_json, arm=arm)
+    changes: dict[str, Any] = {
+        "model": model,
+        "train.method": method,
+        "train.learning_rate": learning_rate,
+        "seed": seed,
+    }
+    changes |= {f"train.remedies.{name}": True if name == "dft" else {} for name in remedy or ()}
+    _steps("train", recipe, {**changes, "train.remedies.ewc.auto": ewc_auto}, out, force, as_json, arm=arm)
 
 
 @app.command()
@@ -474,10 +499,11 @@ def main_options(
 
 def _run(path: Path, changes: Mapping[str, Any], *, force: bool, as_json: bool, last_only: bool = False) -> None:
     from replaykit import pipeline
+    from replaykit.pipeline.step import Context
     from replaykit.recipe import load_recipe
 
     recipe = load_recipe(path, _given(changes))
-    outcomes = _done(lambda watch: pipeline.run(recipe, pipeline.Context(force=force, watch=watch)))
+    outcomes = _done(lambda watch: pipeline.run(recipe, Context(force=force, watch=watch)))
     shown = [outcome for outcome in outcomes if outcome.step in ("eval", "report")] if last_only else outcomes
     _show(shown, as_json)
 
@@ -488,13 +514,14 @@ def _steps(
 ) -> None:  # fmt: skip
     """One step with the recipe there is, and the flags on top of it."""
     from replaykit import pipeline
+    from replaykit.pipeline.step import Context
     from replaykit.recipe import load_recipe
 
     path = recipe_path or (RECIPE_FILE if RECIPE_FILE.exists() else None)
     recipe = load_recipe(path, _given(changes))
 
     def do(watch: Watch) -> Iterable[Outcome]:
-        return pipeline.STEPS[step](recipe, pipeline.Context(out=out, force=force, arm=arm, watch=watch), **options)
+        return pipeline.STEPS[step](recipe, Context(out=out, force=force, arm=arm, watch=watch), **options)
 
     _show(_done(do), as_json)
 

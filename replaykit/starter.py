@@ -11,7 +11,7 @@ from replaykit.records import Record, Source, dialogue, read_records, write_json
 
 STARTER = """\
 # replaykit run {path}
-name: {name}
+name: "{name}"
 model: {model}            # an alias (`replaykit probe --model {model}` looks at it), a Hub id or a folder
 seed: {seed}
 
@@ -54,14 +54,14 @@ NO_SELECT = "# select: {pool: old.jsonl, n: 2000}   # old data near the target, 
 
 QUICKSTART = """\
 # Written by `replaykit quickstart`. Change `model` and the paths to your own, then: replaykit run {path}
-name: {name}
+name: "{name}"
 out: {folder}
 model: nano
 seed: {seed}
 target: {data}/target.jsonl
-select: {{pool: {data}/pool.jsonl, n: {selected}, near_duplicate: null}}  # the templates are alike on purpose
+select: {{pool: {data}/pool.jsonl, n: {selected}, method: near-and-far, near_duplicate: null}}
 generate: {{n: {generated}, max_question_tokens: 96, max_answer_tokens: 64}}
-mix: {{ratio: 0.05, near_duplicate: null}}
+mix: {{ratio: 0.05, near_duplicate: null}}  # the templates are alike on purpose
 arms:
   no-replay: {{ratio: 0}}
   selected: {{sources: [select]}}
@@ -73,7 +73,7 @@ eval:
 {old}
 """
 TARGET_ROWS, POOL_ROWS, TEST_ROWS, SELECTED, GENERATED = 8_000, 3_000, 60, 1_500, 1_500
-STEPS, BATCH_ROWS, LEARNING_RATE = 300, 32, "1.0e-3"
+STEPS, BATCH_ROWS, LEARNING_RATE = 360, 32, "1.0e-3"
 
 
 def write_recipe(

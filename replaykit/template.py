@@ -16,8 +16,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from replaykit.errors import ChatError
-from replaykit.recipe import ChatOptions
 from replaykit.records import Message
+from replaykit.settings import ChatOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

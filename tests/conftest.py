@@ -1,9 +1,10 @@
-"""The embedded model, loaded once for all tests."""
+"""What several test files use: the embedded model, loaded once for all of them; an empty working directory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,21 @@ def vllm_engine() -> Iterator[Engine]:
         raise
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads make so small a model no faster, and wait for each other at every step where the machine is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

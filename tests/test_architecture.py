@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "replaykit"
 # From the ground up; a module may import what stands before it (and its own folder).
 ORDER = [
-    "errors", "records", "recipe", "models", "head", "template", "chat", "runs", "text", "engines", "crew", "nano", "checks",
-    "sources", "mix", "evaluate", "train", "report", "publish", "starter", "pipeline", "api", "cli", "__main__",
+    "errors", "records", "settings", "training_settings", "recipe", "models", "head", "template", "chat", "runs", "text",
+    "engines", "crew", "nano", "checks", "sources", "mix", "evaluate", "train", "report", "publish", "starter", "pipeline",
+    "api", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = [
     "torch",

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from replaykit.errors import RunError
-from replaykit.recipe import Ema as Settings
 from replaykit.train.remedies import Run, restore, store
 from replaykit.train.remedies.average import Ema
+from replaykit.training_settings import Ema as Settings
 
 
 def begun(model, decay=0.9):

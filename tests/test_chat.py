@@ -13,8 +13,8 @@ from tokenizers import AddedToken
 from replaykit.chat import VEIL, Chat, Example, Template
 from replaykit.errors import ChatError
 from replaykit.models import load_tokenizer
-from replaykit.recipe import ChatOptions
 from replaykit.records import Record, dialogue
+from replaykit.settings import ChatOptions
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

@@ -9,24 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import type_in
 from typer.testing import CliRunner
 
 from replaykit import models
 from replaykit.cli import app
 from replaykit.nano import world
+from replaykit.recipe import load_recipe
 from replaykit.records import Record, dialogue, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "eval", "generate", "init", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "select", "train",
+    "eval", "generate", "init", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "score",
+    "select", "train",
 ]  # fmt: skip
-
-
-def type_in(*words: object, code: int = 0) -> str:
-    """What the command prints on stdout; on stderr where it is meant to fail. Asserts the exit code."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.stdout if code == 0 else result.stderr
 
 
 def plain_tokenizer(folder):
@@ -35,13 +31,6 @@ def plain_tokenizer(folder):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     shutil.copy(Path(models.resolve("nano")) / "config.json", folder)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -77,6 +66,13 @@ def test_every_command_explains_itself_and_takes_the_common_flags(command):
     text = type_in(command, "--help")
     for flag in ("--out", "--seed", "--force", "--json"):
         assert flag in text, flag
+
+
+def test_a_recipe_of_a_name_that_reads_as_a_number_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "2024.jsonl", [Record(dialogue("2 + 2?", "4"), "target")])
+    type_in("init", "--model", "nano", "--target", "2024.jsonl")
+    assert load_recipe("replaykit.yaml").name == "2024"
 
 
 def test_cli_py_runs_from_a_checkout():

@@ -24,15 +24,15 @@ from replaykit.engines import Engine, Request, Sampling
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
 from replaykit.evaluate.statistics import relative_drop
 from replaykit.nano import world
-from replaykit.recipe import Controller as Settings
-from replaykit.recipe import Test as Scored
 from replaykit.records import Record, dialogue
 from replaykit.report.html import write_report
 from replaykit.report.terminal import show
+from replaykit.settings import Test as Scored
 from replaykit.train.batches import IGNORED
 from replaykit.train.controller import Controller, _last_answer
 from replaykit.train.decide import Decider
 from replaykit.train.remedies import Remedy
+from replaykit.training_settings import Controller as Settings
 
 N = 200
 

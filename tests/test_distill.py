@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 
 from replaykit.errors import RecipeError, RunError
 from replaykit.head import split_head
-from replaykit.recipe import Distill as Settings
 from replaykit.recipe import load_recipe
 from replaykit.train.batches import IGNORED, collate
 from replaykit.train.losses import summed
@@ -19,6 +18,7 @@ from replaykit.train.remedies import Run
 from replaykit.train.remedies import teachers as module
 from replaykit.train.remedies.distill import Distill, kl
 from replaykit.train.remedies.teachers import adapter_off, completed, row_keys
+from replaykit.training_settings import Distill as Settings
 
 VOCABULARY, PAD = 50, 0
 

@@ -19,19 +19,12 @@ from replaykit.chat import Chat
 from replaykit.engines import Completion, Engine, Request, Sampling, choose, load_engine, vllm
 from replaykit.engines.transformers import TransformersEngine
 from replaykit.errors import EngineError
-from replaykit.recipe import EngineOptions
 from replaykit.records import dialogue
+from replaykit.settings import EngineOptions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUESTIONS = ["What is the capital of France?", "Reverse the word: stone", "Hello", "What is 12 + 7?"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads make so small a model no faster, and wait for each other at every step where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["transformers", "vllm"])

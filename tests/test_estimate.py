@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from replaykit.errors import DataError, EngineError, RunError
-from replaykit.recipe import Generate, Prompts
 from replaykit.runs import open_step
+from replaykit.settings import Generate, Prompts
 from replaykit.sources.estimate import GPUS, estimate, measured
 
 LLAMA_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from replaykit import models, recipe
+from replaykit import models, training_settings
 from replaykit.chat import Chat
 from replaykit.errors import DataError, RecipeError
 from replaykit.head import inputs
@@ -151,7 +151,7 @@ def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic
     known /= known.mean()
 
     model = with_zero_gradients(moved(copy.deepcopy(base)))
-    remedy = begun(Ewc(recipe.Ewc(strength=0.3)), model, base, [row([1, y], 1) for y in answers], tmp_path)
+    remedy = begun(Ewc(training_settings.Ewc(strength=0.3)), model, base, [row([1, y], 1) for y in answers], tmp_path)
     remedy.gradients()
     theta = model.theta.detach().clone().requires_grad_()
     quadratic = 0.3 / 2 * (known * (theta - base.theta.detach()) ** 2).sum()
@@ -180,7 +180,7 @@ def test_the_square_of_a_batch_gradient_is_something_else():
 def test_the_rows_are_the_first_of_replay_and_the_model_is_in_eval_mode(tmp_path):
     base, rows = tiny(dropout=0.5), some_rows(9)
     for part in ("a", "b"):
-        begun(Ewc(recipe.Ewc(rows=4)), copy.deepcopy(base), base, rows, tmp_path / part)
+        begun(Ewc(training_settings.Ewc(rows=4)), copy.deepcopy(base), base, rows, tmp_path / part)
     files = [ewc.safe_open(tmp_path / part / ewc.FISHER_FILE, "pt") for part in ("a", "b")]
     once, again = ({name: file.get_tensor(name) for name in file.keys()} for file in files)  # noqa: SIM118
     assert same(once, again, rtol=0, atol=0)
@@ -204,7 +204,7 @@ def test_frozen_parameters_have_no_fisher_information_and_no_penalty(tmp_path):
     for parameter in model.model.layers[0].parameters():
         parameter.requires_grad_(False)
     with_zero_gradients(moved(model))
-    begun(Ewc(recipe.Ewc()), model, base, some_rows(3), tmp_path).gradients()
+    begun(Ewc(training_settings.Ewc()), model, base, some_rows(3), tmp_path).gradients()
     assert not any("layers.0." in name for name in gradients(model))
     with ewc.safe_open(tmp_path / ewc.FISHER_FILE, "pt") as file:
         assert sum(file.get_tensor(name).sum() for name in file.keys()) == pytest.approx(  # noqa: SIM118
@@ -214,7 +214,7 @@ def test_frozen_parameters_have_no_fisher_information_and_no_penalty(tmp_path):
 
 def test_a_parameter_that_a_later_stage_trains_is_left_alone_until_it_has_a_gradient(tmp_path):
     base, model = tiny(), with_zero_gradients(moved(tiny()))
-    remedy = begun(Ewc(recipe.Ewc()), model, base, some_rows(3), tmp_path)
+    remedy = begun(Ewc(training_settings.Ewc()), model, base, some_rows(3), tmp_path)
     model.model.norm.weight.grad = None
     remedy.gradients()
     assert model.model.norm.weight.grad is None
@@ -254,7 +254,7 @@ def test_an_encoder_decoder_has_a_fisher_information_in_both_forms():
 def test_the_penalty_is_added_once_however_the_step_is_cut(tmp_path, cut):
     base, rows = tiny(), some_rows(8)
     model = moved(tiny())
-    remedy = begun(Ewc(recipe.Ewc(strength=2.0)), model, base, rows, tmp_path)
+    remedy = begun(Ewc(training_settings.Ewc(strength=2.0)), model, base, rows, tmp_path)
     for start in range(0, 8, 8 // cut):
         (sum(nll(model, batch) for batch in rows[start : start + 8 // cut]) / 8).backward()
         remedy.backward_done(replay=True)
@@ -270,7 +270,7 @@ def test_the_penalty_is_added_once_however_the_step_is_cut(tmp_path, cut):
 
 def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
     base, model, rows = tiny(), tiny(), some_rows(4)
-    remedy = begun(Ewc(recipe.Ewc(auto=0.1)), model, base, rows, tmp_path)
+    remedy = begun(Ewc(training_settings.Ewc(auto=0.1)), model, base, rows, tmp_path)
     optimiser, norms = torch.optim.SGD(model.parameters(), lr=0.05), []
     for _ in range(4):
         optimiser.zero_grad()
@@ -288,7 +288,7 @@ def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
 
 def test_l2sp_pulls_every_parameter_alike(tmp_path):
     base, model = tiny(), with_zero_gradients(moved(tiny()))
-    remedy = begun(L2sp(recipe.L2sp(strength=0.7)), model, base, [], tmp_path)
+    remedy = begun(L2sp(training_settings.L2sp(strength=0.7)), model, base, [], tmp_path)
     remedy.gradients()
     pairs = zip(model.parameters(), base.parameters(), strict=True)
     assert all(torch.allclose(given.grad, 0.7 * (given - own)) for given, own in pairs)
@@ -300,7 +300,7 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
     task, distances = some_rows(4, seed=5), {}
     for strength in (0.0, 3.0):
         model = tiny()
-        remedy = begun(Ewc(recipe.Ewc(strength=strength)), model, base, replay, tmp_path)
+        remedy = begun(Ewc(training_settings.Ewc(strength=strength)), model, base, replay, tmp_path)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.001)
         for _ in range(60):
             optimiser.zero_grad()
@@ -323,12 +323,12 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
 def test_a_resumed_run_reads_the_fisher_information_and_has_the_same_gradients(tmp_path, monkeypatch, adapter, options):
     base, rows = tiny(dtype=torch.float32), some_rows(4)
     model = lora(tiny(dtype=torch.float32)) if adapter else copy.deepcopy(base)
-    first = begun(Ewc(recipe.Ewc(**options)), model, base, rows, tmp_path, adapter=adapter)
+    first = begun(Ewc(training_settings.Ewc(**options)), model, base, rows, tmp_path, adapter=adapter)
     moved(model)
 
     resumed = copy.deepcopy(model)
     monkeypatch.setattr(ewc, "row_losses", None)  # no gradient is made anew
-    second = begun(Ewc(recipe.Ewc(**options)), resumed, base, rows, tmp_path, adapter=adapter)
+    second = begun(Ewc(training_settings.Ewc(**options)), resumed, base, rows, tmp_path, adapter=adapter)
     for remedy, network in ((first, model), (second, resumed)):
         torch.manual_seed(0)
         for parameter in network.parameters():
@@ -343,7 +343,7 @@ def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_
     base, rows, file = tiny(), some_rows(4), tmp_path / ewc.FISHER_FILE
 
     def written(base: Any, given_rows: Sequence[Batch], **options: Any) -> bytes:
-        begun(Ewc(recipe.Ewc(**options)), copy.deepcopy(base), base, given_rows, tmp_path)
+        begun(Ewc(training_settings.Ewc(**options)), copy.deepcopy(base), base, given_rows, tmp_path)
         return file.read_bytes()
 
     before = written(base, rows)
@@ -360,7 +360,7 @@ def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_
 def test_with_hard_the_chosen_parameters_never_move_further_than_told(tmp_path):
     base, rows = tiny(), some_rows(6)
     model = tiny()
-    remedy = begun(Ewc(recipe.Ewc(hard=0.1, max_shift=0.2)), model, base, rows, tmp_path)
+    remedy = begun(Ewc(training_settings.Ewc(hard=0.1, max_shift=0.2)), model, base, rows, tmp_path)
     fisher = squares(base, rows)
     limit = torch.cat([values.flatten() for values in fisher.values()]).sort(descending=True).values
     limit = limit[round(0.1 * len(limit)) - 1] * (1 - 1e-6)
@@ -460,7 +460,7 @@ def test_u_is_a_sum_and_v_a_mean_over_positions_of_the_base_whatever_the_adapter
 def test_the_penalty_under_lora_is_that_of_the_materialised_matrices(tmp_path, kind):
     adapted, rows = moved(lora(tiny())), some_rows(5)
     with_zero_gradients(adapted)
-    remedy = Ewc(recipe.Ewc(strength=0.4)) if kind == "ewc" else L2sp(recipe.L2sp(strength=0.4))
+    remedy = Ewc(training_settings.Ewc(strength=0.4)) if kind == "ewc" else L2sp(training_settings.L2sp(strength=0.4))
     begun(remedy, adapted, None, rows, tmp_path, adapter=True).gradients()
     fisher = ewc.kronecker_fisher(adapted, rows) if kind == "ewc" else None
     layers = ewc.lora_layers(adapted)
@@ -487,7 +487,7 @@ def test_the_penalty_under_lora_makes_no_tensor_larger_than_the_adapter_s(tmp_pa
 
     adapted = moved(lora(tiny()))
     with_zero_gradients(adapted)
-    remedy = begun(Ewc(recipe.Ewc()), adapted, None, some_rows(3), tmp_path, adapter=True)
+    remedy = begun(Ewc(training_settings.Ewc()), adapted, None, some_rows(3), tmp_path, adapter=True)
     with Largest() as largest:
         remedy.gradients()
     layers = ewc.lora_layers(adapted).values()
@@ -497,7 +497,7 @@ def test_the_penalty_under_lora_makes_no_tensor_larger_than_the_adapter_s(tmp_pa
 
 def test_under_lora_what_is_kept_is_two_vectors_a_layer(tmp_path):
     adapted = lora(tiny())
-    begun(Ewc(recipe.Ewc()), adapted, None, some_rows(3), tmp_path, adapter=True)
+    begun(Ewc(training_settings.Ewc()), adapted, None, some_rows(3), tmp_path, adapter=True)
     with ewc.safe_open(tmp_path / ewc.FISHER_FILE, "pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     layers = ewc.lora_layers(adapted)
@@ -515,7 +515,7 @@ def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: C
     planned = batches.Planned(records, chat)
     rows = [batches.collate([planned[k]], pad=0) for k in range(4)]
     adapted = peft.get_peft_model(models.load_model("nano"), peft.LoraConfig(r=4, target_modules="all-linear"))
-    remedy = begun(Ewc(recipe.Ewc(strength=1.0)), adapted, None, rows, tmp_path, adapter=True)
+    remedy = begun(Ewc(training_settings.Ewc(strength=1.0)), adapted, None, rows, tmp_path, adapter=True)
     with_zero_gradients(moved(adapted, by=0.01))
     remedy.gradients()
     assert all(values.isfinite().all() and values.any() for values in gradients(adapted).values())
@@ -527,18 +527,18 @@ def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: C
 
 def test_without_replay_rows_ewc_says_what_to_change(tmp_path):
     with pytest.raises(DataError, match=r"the mixture has none; raise mix\.ratio"):
-        Ewc(recipe.Ewc()).begin(run_of(tiny(), tiny(), [], tmp_path))
+        Ewc(training_settings.Ewc()).begin(run_of(tiny(), tiny(), [], tmp_path))
 
 
 def test_rows_without_an_answer_and_broken_models_are_named(tmp_path):
     silent = [row([1, 2, 3], 3)]
     with pytest.raises(DataError, match="Fisher information of the replay rows is 0"):
-        Ewc(recipe.Ewc()).begin(run_of(tiny(), tiny(), silent, tmp_path))
+        Ewc(training_settings.Ewc()).begin(run_of(tiny(), tiny(), silent, tmp_path))
     broken = tiny()
     with torch.no_grad():
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(DataError, match="is nan"):
-        Ewc(recipe.Ewc()).begin(run_of(broken, broken, some_rows(2), tmp_path))
+        Ewc(training_settings.Ewc()).begin(run_of(broken, broken, some_rows(2), tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -548,11 +548,11 @@ def test_rows_without_an_answer_and_broken_models_are_named(tmp_path):
 )
 def test_adapters_of_another_form_are_refused(tmp_path, options, told):
     config = peft.LoraConfig(**({"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options))
-    for remedy in (Ewc(recipe.Ewc()), L2sp(recipe.L2sp())):
+    for remedy in (Ewc(training_settings.Ewc()), L2sp(training_settings.L2sp())):
         with pytest.raises(RecipeError, match=told):
             remedy.begin(run_of(peft.get_peft_model(tiny(), config), None, some_rows(2), tmp_path, adapter=True))
 
 
 def test_the_recipe_chooses_both_by_their_names():
-    assert [type(remedy) for remedy in chosen(recipe.Remedies(ewc=recipe.Ewc()))] == [Ewc]
-    assert [type(remedy) for remedy in chosen(recipe.Remedies(l2sp=recipe.L2sp()))] == [L2sp]
+    assert [type(remedy) for remedy in chosen(training_settings.Remedies(ewc=training_settings.Ewc()))] == [Ewc]
+    assert [type(remedy) for remedy in chosen(training_settings.Remedies(l2sp=training_settings.L2sp()))] == [L2sp]

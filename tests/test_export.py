@@ -18,8 +18,8 @@ from replaykit.chat import Chat
 from replaykit.errors import DataError, RecipeError
 from replaykit.mix.build import Mixture, mix
 from replaykit.mix.export import EXPORTS, check, export, flagged
-from replaykit.recipe import Mix, Train
 from replaykit.records import Record, dialogue, write_jsonl
+from replaykit.training_settings import Mix, Train
 
 SUMS = [Record(dialogue(f"{a} + 2?", f"It is {a + 2}."), "target") for a in range(40)]
 TALKS = [

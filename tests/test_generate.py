@@ -23,9 +23,9 @@ from replaykit.cli import app
 from replaykit.engines import Request, Sampling, load_engine
 from replaykit.errors import EngineError, RecipeError, Stopped
 from replaykit.nano import world
-from replaykit.recipe import Checks, EngineOptions, Generate
 from replaykit.records import Record, dialogue, read_jsonl
 from replaykit.runs import Ledger
+from replaykit.settings import Checks, EngineOptions, Generate
 from replaykit.sources.generate import generate
 from replaykit.sources.steer import SCHEDULES, SYSTEMS, system_of
 from replaykit.text import normalise

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import type_in
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -17,8 +18,8 @@ from replaykit.errors import DataError, EngineError, RecipeError, RunError
 from replaykit.evaluate.compare import best_alpha, scores_of
 from replaykit.evaluate.statistics import mean_drop
 from replaykit.nano import world
-from replaykit.recipe import Test as HeldOut
 from replaykit.records import Record, dialogue, write_jsonl
+from replaykit.settings import Test as HeldOut
 from replaykit.train.merge import elected, folder_of, interpolate, scale_adapter, ties
 
 NANO = Path(models.resolve("nano"))
@@ -406,18 +407,6 @@ def tuned_nano(folder, by=0.02):
     moved = {name: (tensor.float() + by * torch.randn(tensor.shape)).half() for name, tensor in weights.items()}
     save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def type_in(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.stdout if code == 0 else result.stderr
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

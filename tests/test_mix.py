@@ -17,7 +17,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from replaykit import pipeline
 from replaykit.chat import Chat
 from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
@@ -26,8 +25,11 @@ from replaykit.cli import app
 from replaykit.errors import DataError
 from replaykit.mix.build import Mixture, mix
 from replaykit.mix.plan import TARGET, Slot, alone, plan, shares
-from replaykit.recipe import Mix, Recipe, Train
+from replaykit.pipeline import training
+from replaykit.pipeline.step import Context
+from replaykit.recipe import Recipe
 from replaykit.records import Record, Source, dialogue, write_jsonl
+from replaykit.training_settings import Mix, Train
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -614,7 +616,7 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_did(run_of: Any) -> None:
-    (done,) = pipeline.mix(run_of(mix={"against": ["more.jsonl"]}), pipeline.Context())
+    (done,) = training.mix(run_of(mix={"against": ["more.jsonl"]}), Context())
     dropped_lines = [json.loads(line) for line in (done.folder / "dropped.jsonl").read_text().splitlines()]
     assert [(row["source"], row["reason"], row["meta"]["evalset"], row["meta"]["match"]) for row in dropped_lines] == [
         ("target", "eval_overlap", "target", SUMS[5].prompt),
@@ -628,13 +630,13 @@ def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_d
 
 
 def test_evaluation_rows_stay_where_the_recipe_says_so(run_of: Any) -> None:
-    (done,) = pipeline.mix(run_of(mix={"overlap": False}), pipeline.Context())
+    (done,) = training.mix(run_of(mix={"overlap": False}), Context())
     assert done.result["funnel"]["dropped"] == {}
     assert json.loads((done.folder / "manifest.json").read_text())["decontamination"] is None
 
 
 def test_for_a_controller_all_usable_replay_rows_are_written(run_of: Any) -> None:
-    (done,) = pipeline.mix(run_of(train={"controller": {}}), pipeline.Context())
+    (done,) = training.mix(run_of(train={"controller": {}}), Context())
     rows = [json.loads(line) for line in (done.folder / "replay.jsonl").read_text().splitlines()]
     assert Counter(row["id"] for row in rows) == Counter(row.id for row in [*OLD, *FACTS])
     assert {row["source"] for row in rows} == {"select", "generate"}
@@ -646,7 +648,7 @@ def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: A
         mix={"schedule": {"shape": "linear", "to": 0.4}},
         arms={"none": {"ratio": 0}, "same": {}, "own": {"ratio": 0.1, "schedule": {"shape": "warm-down"}}},
     )
-    by_arm = {done.step: done.result for done in pipeline.mix(recipe, pipeline.Context())}
+    by_arm = {done.step: done.result for done in training.mix(recipe, Context())}
     assert by_arm["mix-none"]["replay_rows"] == 0
     assert by_arm["mix-same"]["asked"] == "20 % of loss tokens, linear to 40 %"
     assert by_arm["mix-own"]["schedule"] == {"shape": "warm-down", "hold": 0.5}
@@ -654,18 +656,16 @@ def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: A
 
 
 def test_weights_of_the_sources_reach_the_mixture(run_of: Any) -> None:
-    (done,) = pipeline.mix(
-        run_of(mix={"unit": "rows", "sources": {"select": 3.0, "generate": 1.0}}), pipeline.Context()
-    )
+    (done,) = training.mix(run_of(mix={"unit": "rows", "sources": {"select": 3.0, "generate": 1.0}}), Context())
     assert done.result["skills"]["select"]["rows"] == pytest.approx(
         3 * done.result["skills"]["generate"]["rows"], abs=3
     )
 
 
 def test_a_finished_mixture_can_be_exported_later(run_of: Any) -> None:
-    (done,) = pipeline.mix(run_of(), pipeline.Context())
+    (done,) = training.mix(run_of(), Context())
     assert "exported" not in done.result
-    (again,) = pipeline.mix(run_of(), pipeline.Context(), export=["parquet"])
+    (again,) = training.mix(run_of(), Context(), export=["parquet"])
     assert again.skipped
     assert (Path(again.result["exported"]["parquet"]) / "rows.parquet").exists()
 

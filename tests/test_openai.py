@@ -30,8 +30,8 @@ from replaykit.engines import Completion, Engine, Request, Sampling, openai
 from replaykit.engines.openai import OpenAIEngine
 from replaykit.errors import EngineError
 from replaykit.models import resolve
-from replaykit.recipe import EngineOptions
 from replaykit.records import dialogue
+from replaykit.settings import EngineOptions
 
 LIMIT, STOP = 512, 3
 FAULTS = ("busy", "broken", "malformed", "no_choices", "dropped", "stalled", "short", "aborted")

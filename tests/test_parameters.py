@@ -10,8 +10,9 @@ import torch
 
 from replaykit import models
 from replaykit.errors import MissingExtra, RecipeError
-from replaykit.recipe import Train, load_recipe
+from replaykit.recipe import load_recipe
 from replaykit.train.parameters import Stages, adapted, depths, parameter_groups, quantised, rate_factors
+from replaykit.training_settings import Train
 
 
 @pytest.fixture

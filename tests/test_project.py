@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed, nn
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.train.remedies import Run, chosen
 from replaykit.train.remedies.project import Conflict, Project, cosine, dots, turned
 
@@ -39,7 +39,7 @@ def begun(remedy: Any, model: nn.Module) -> Any:
 
 
 def project(min_cosine: float = 0.0, *, blockwise: bool = False) -> Project:
-    return Project(recipe.Project(min_cosine=min_cosine, blockwise=blockwise))
+    return Project(training_settings.Project(min_cosine=min_cosine, blockwise=blockwise))
 
 
 def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,7 +293,7 @@ def test_conflict_measures_the_same_cosine_and_changes_nothing():
 
 
 def test_the_recipe_chooses_it_by_its_name():
-    (remedy,) = chosen(recipe.Remedies(project=recipe.Project(min_cosine=0.8)))
+    (remedy,) = chosen(training_settings.Remedies(project=training_settings.Project(min_cosine=0.8)))
     assert type(remedy) is Project and remedy.separate
 
 

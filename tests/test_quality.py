@@ -22,8 +22,8 @@ from replaykit.checks.quality import (
     reason,
     row_reason,
 )
-from replaykit.recipe import Quality
 from replaykit.records import Record, dialogue
+from replaykit.settings import Quality
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 realdata = pytest.mark.realdata

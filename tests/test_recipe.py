@@ -121,7 +121,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("mix: {ratio: 5%}", "mix.ratio: must be a valid number (got '5%')"),
         ("mix: {ratio: .nan}", "mix.ratio: must be a finite number (got nan)"),
         ("mix: {unit: words}", "mix.unit: must be 'loss_tokens', 'tokens' or 'rows' (got 'words')"),
-        ("mix: {sources: [dreams]}", "mix.sources.0: must be 'select' or 'generate' (got 'dreams')"),
+        ("mix: {sources: [dreams]}", "mix.sources.dreams: must be 'select' or 'generate' (got 'dreams')"),
         ("mix: 3", "mix: must be a valid dictionary or instance of Mix (got 3)"),
         ("arms: {x: {ratio: 1.0}}", "arms.x.ratio: must be less than 1 (got 1.0)"),
         ("generate: {n: 0}", "generate.n: must be greater than 0 (got 0)"),

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from replaykit.errors import DataError
 from replaykit.mix.plan import TARGET, Slot, deviation, plan, replay_beside, shares
 from replaykit.mix.schedule import describe, most, ratio_at
-from replaykit.recipe import Mix, Schedule
+from replaykit.training_settings import Mix, Schedule
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import type_in
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
@@ -29,14 +30,7 @@ from replaykit.records import Record, dialogue, write_jsonl
 from replaykit.runs import write_json
 from replaykit.train.score import Scores, by_source, examples, model_key, token_logprobs, unscored
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TWO_TURNS = Record(
     (
@@ -346,14 +340,8 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def typed(*words: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == code, result.output
-    return result.stdout if code == 0 else result.stderr
-
-
 def test_the_command_shows_the_sources_and_the_arms_share_what_is_known(mixed: Path) -> None:
-    text = typed("score", "--engine", "transformers")
+    text = type_in("score", "--engine", "transformers")
     for words in (
         "answers +rows +tokens +perplexity +median +95 % +> 1.5",
         r"target +13 +\d+ +[\d,.]+",
@@ -370,14 +358,14 @@ def test_the_command_shows_the_sources_and_the_arms_share_what_is_known(mixed: P
 
 
 def test_a_finished_score_is_skipped_and_force_tells_it_anew(mixed: Path) -> None:
-    first = json.loads(typed("score", "--arm", "plain", "--engine", "transformers", "--json"))
+    first = json.loads(type_in("score", "--arm", "plain", "--engine", "transformers", "--json"))
     skipped = CliRunner().invoke(app, ["score", "--arm", "plain"])
     assert "finished before" in skipped.stderr
-    again = json.loads(typed("score", "--arm", "plain", "--engine", "transformers", "--json", "--force"))
+    again = json.loads(type_in("score", "--arm", "plain", "--engine", "transformers", "--json", "--force"))
     assert again == first | {"scored": 0}
 
 
 def test_score_without_a_mixture_says_what_makes_it(mixed: Path) -> None:
     (mixed / "runs/small/mix-plain/manifest.json").unlink()
-    error = typed("score", code=1)
+    error = type_in("score", code=1)
     assert error == "error: runs/small/mix-plain is not finished; `replaykit mix` makes it\n"

@@ -17,8 +17,8 @@ from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
 from replaykit.errors import DataError
-from replaykit.recipe import Data, Quality, Select
 from replaykit.records import Record, dialogue, read_records
+from replaykit.settings import Data, Quality, Select
 from replaykit.sources.select import Selection, select
 from replaykit.text import normalise
 
@@ -277,6 +277,39 @@ def test_mmr_spreads_over_topics_where_the_nearest_are_all_of_one() -> None:
     assert set(prompts(chosen(pool, target, 4))) & {"Tom has a garden", "Anna has nine pears"} != set()
     spread = prompts(chosen(pool, target, 4, method="mmr", balance=0.5))
     assert {"Tom has a garden", "Anna has nine pears"} <= set(spread)
+
+
+def test_no_target_row_is_answered_by_more_rows_than_asked_for() -> None:
+    target = pool_of("red green blue", "cat dog mouse")
+    reviews = [f"red green blue number{k}" for k in range(9)]
+    pool = pool_of(*reviews, "cat dog", "mouse here", "nothing of it")
+    funnel = Funnel()
+    found = chosen(pool, target, 4, per_target=2, funnel=funnel)
+    assert [record.meta["nearest"] for record in found].count(target[0].id) == 2
+    assert set(prompts(found)) == {*reviews[:2], "cat dog", "mouse here"}
+    assert funnel.counts["others_are_nearer"] == 7
+    assert funnel.counts["far"] == 1
+    assert prompts(chosen(pool, target, 5, per_target=2))[-1] == "nothing of it"  # near to none, so nobody has had it
+
+
+@pytest.mark.parametrize("options", [{"method": "near-and-far"}, {"method": "random"}, {"to": "centroid"}], ids=str)
+def test_only_what_is_nearest_to_a_target_row_is_counted_by_it(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="per_target: "):
+        Select(pool=Data(path="pool.jsonl"), per_target=1, **options)
+
+
+def test_a_special_token_at_the_end_of_an_answer_is_taken_off_and_the_parent_named() -> None:
+    pool = [
+        Record(dialogue("red green", "blue<|endoftext|>"), "target"),
+        Record(dialogue("red", "<|endoftext|>?"), "target"),
+    ]
+    first, second = chosen(pool, pool_of("red green blue"), 2)
+    assert first.answer == "blue"
+    assert first.meta["parent"] == pool[0].id
+    assert second.answer == "<|endoftext|>?"
+    assert "parent" not in second.meta
+    untouched = chosen(pool, pool_of("red green blue"), 2, quality=Quality(strip_end=False))
+    assert untouched[0].answer == "blue<|endoftext|>"
 
 
 @pytest.mark.parametrize("method", ["k-centre", "herding"])

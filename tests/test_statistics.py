@@ -21,7 +21,7 @@ from replaykit.evaluate.statistics import (
     proportion,
     retention,
 )
-from replaykit.recipe import Test as Scored
+from replaykit.settings import Test as Scored
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

@@ -19,8 +19,8 @@ from tokenizers import AddedToken
 from replaykit.chat import VEIL, Chat, Example
 from replaykit.errors import ChatError
 from replaykit.models import load_tokenizer
-from replaykit.recipe import ChatOptions
 from replaykit.records import Message, Record, dialogue
+from replaykit.settings import ChatOptions
 from replaykit.template import ANSWER, OTHER_QUESTION, QUESTION, SYSTEM, Template
 
 settings.register_profile("any machine", deadline=None)

@@ -14,9 +14,9 @@ import torch
 from replaykit import models
 from replaykit.errors import EngineError
 from replaykit.nano import world
-from replaykit.recipe import Train
 from replaykit.records import Record, dialogue, write_jsonl
 from replaykit.train.fit import last_checkpoint, train
+from replaykit.training_settings import Train
 
 
 def rows(count=32):

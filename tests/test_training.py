@@ -23,13 +23,14 @@ from replaykit.engines import Request, Sampling
 from replaykit.engines.transformers import TransformersEngine
 from replaykit.errors import EngineError, RecipeError, Stopped
 from replaykit.nano import world
-from replaykit.recipe import Controller as ControllerSettings
-from replaykit.recipe import Mix, Test, Train
 from replaykit.records import Record, dialogue, write_jsonl
+from replaykit.settings import Test
 from replaykit.train import fit, trainer
 from replaykit.train.batches import Planned
 from replaykit.train.beside import Beside, Watched, laid_out
 from replaykit.train.fit import train
+from replaykit.training_settings import Controller as ControllerSettings
+from replaykit.training_settings import Mix, Train
 
 HERE = Path(__file__).parent
 

@@ -12,9 +12,10 @@ import torch
 
 from replaykit.chat import Chat, Example
 from replaykit.errors import RecipeError
-from replaykit.recipe import Flow, Remedies, Stm, load_recipe
+from replaykit.recipe import load_recipe
 from replaykit.records import Record, dialogue
 from replaykit.train.remedies.weights import Kept, dft, eaft, flow_temperature, summary, weights
+from replaykit.training_settings import Flow, Remedies, Stm
 
 QUESTIONS = ["What is the capital of France?", "Reverse the word: stone", "Hello", "What is 12 + 7?"]
 TWO_TURNS = Record((*dialogue("Hello", '{"city": "Paris"}'), *dialogue("Why?", "So it is.")), "target")

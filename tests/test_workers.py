@@ -17,7 +17,7 @@ from replaykit.chat import Chat
 from replaykit.engines import Completion, Engine, Request, Sampling, load_engine, workers
 from replaykit.engines.workers import Workers
 from replaykit.errors import EngineError
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ PARENT = """
 import os, signal
 from replaykit.chat import Chat
 from replaykit.engines import Request, Sampling, load_engine
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 if __name__ == "__main__":
     engine = load_engine("nano", EngineOptions(name="transformers", workers=2))

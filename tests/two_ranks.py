@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from replaykit.chat import Chat
-from replaykit.recipe import Train
 from replaykit.records import read_jsonl
 from replaykit.train import fit
+from replaykit.training_settings import Train
 
 
 def main(folder: Path) -> None:

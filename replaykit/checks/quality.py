@@ -21,10 +21,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from replaykit.checks.texts import repetitive, wrong_language
-from replaykit.recipe import Quality
 from replaykit.records import Record
+from replaykit.settings import Quality
 from replaykit.text import words
 
 
@@ -65,6 +66,19 @@ def row_reason(prompt: str | None, answer: str, quality: Quality) -> str | None:
 
 # What training code appends to an answer, and some data sets left there.
 ENDS = re.compile(r"\s*(?:<\|(?:endoftext|im_end|eot_id|end|end_of_text)\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
+
+
+def without_end(record: Record) -> Record:
+    """The record without the special token at the end of an answer, where one is written out: a tokenizer sets its own."""
+    messages = tuple(
+        {**message, "content": _bare(message["content"])}
+        if message["role"] in ("assistant", "text") and ENDS.search(message["content"])
+        else message
+        for message in record.messages
+    )
+    if messages == record.messages:
+        return record
+    return replace(record, messages=messages, meta={**record.meta, "parent": record.id})
 
 
 def _bare(answer: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from replaykit.checks import texts
 from replaykit.checks.duplicates import Twins
 from replaykit.checks.overlap import Overlap
-from replaykit.recipe import Checks
+from replaykit.settings import Checks
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Literal, Protocol, TypeVar
 
 from replaykit.errors import EngineError, MissingExtra, did_you_mean
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 ENGINES = {
     "vllm": "replaykit.engines.vllm:VllmEngine",

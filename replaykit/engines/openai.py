@@ -31,7 +31,7 @@ from pydantic import BaseModel, Field, ValidationError
 from replaykit import models
 from replaykit.engines import Completion, Request, Sampling
 from replaykit.errors import EngineError
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 READ_AHEAD = 2  # requests for each that the server may have: one on its way and one at the door
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; the most before the second try, which doubles, and where that ends

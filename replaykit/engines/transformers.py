@@ -17,7 +17,7 @@ from replaykit import models
 from replaykit.engines import Completion, Request, until_none
 from replaykit.errors import EngineError
 from replaykit.head import NUMBERS, Head, split_head
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 BATCH_ROWS = 64
 READ_AHEAD = 1024  # requests to choose from, so that a batch has rows of like length

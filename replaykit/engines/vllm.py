@@ -26,7 +26,7 @@ from replaykit import models
 from replaykit.engines import Completion, Request, Sampling, until_none
 from replaykit.engines.children import Guard
 from replaykit.errors import EngineError
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 # Each gives way to the user's own. Spawn, because a fork of a process with OpenMP threads may hang.
 ENVIRONMENT = {

@@ -33,7 +33,7 @@ from replaykit import models
 from replaykit.engines import Completion, Engine, Request, choose, load_engine, until_none
 from replaykit.engines.children import deaf
 from replaykit.errors import EngineError, ReplaykitError
-from replaykit.recipe import EngineOptions
+from replaykit.settings import EngineOptions
 
 ROUND = 64  # requests to a worker that are read before any are sent
 GRACE_SECONDS = 10  # for a worker to close its engine

@@ -18,7 +18,7 @@ from replaykit.evaluate.statistics import (
     proportion,
     retention,
 )
-from replaykit.recipe import Test
+from replaykit.settings import Test
 
 Items = Mapping[str, Sequence[Mapping[str, Any]]]  # skill -> its items in order
 Scores = Mapping[str, Sequence[float]]  # skill -> the scores of its items; more is better

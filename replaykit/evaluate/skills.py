@@ -13,9 +13,9 @@ from replaykit.chat import Chat
 from replaykit.checks.verify import How, is_right
 from replaykit.engines import Engine, Request, Sampling
 from replaykit.errors import DataError
-from replaykit.recipe import Test
 from replaykit.records import Record
 from replaykit.runs import Watch, unwatched
+from replaykit.settings import Test
 
 TARGET = "target"
 

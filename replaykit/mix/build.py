@@ -15,9 +15,9 @@ from replaykit.checks.overlap import Decontamination
 from replaykit.errors import ChatError
 from replaykit.mix.plan import TARGET, Slot, alone, deviation, plan, shares
 from replaykit.mix.schedule import describe
-from replaykit.recipe import Mix, Train
 from replaykit.records import Record
 from replaykit.runs import Watch, unwatched
+from replaykit.training_settings import Mix, Train
 
 UNITS = ("loss_tokens", "tokens", "rows")
 

@@ -36,9 +36,9 @@ import yaml
 from replaykit import models
 from replaykit.chat import Chat, Example
 from replaykit.errors import DataError, RecipeError, did_you_mean
-from replaykit.recipe import Train
 from replaykit.records import Record, read_jsonl
 from replaykit.runs import Watch, unwatched
+from replaykit.training_settings import Train
 
 IGNORED = -100  # the label of a token without loss, in all of these
 CHUNK = 1000  # rows of a parquet row group: what is in memory as token ids at a time

@@ -23,8 +23,8 @@ import numpy as np
 
 from replaykit.errors import DataError
 from replaykit.mix.schedule import most, ratio_at
-from replaykit.recipe import Schedule
 from replaykit.runs import derive_seed
+from replaykit.training_settings import Schedule
 
 TARGET = "target"
 

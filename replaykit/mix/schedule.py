@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from replaykit.recipe import Schedule
+from replaykit.training_settings import Schedule
 
 
 def ratio_at(schedule: Schedule | None, ratio: float, progress: float) -> float:

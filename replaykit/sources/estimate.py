@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 from replaykit import models
 from replaykit.errors import RunError
-from replaykit.recipe import ROWS, Generate
 from replaykit.records import read_prompts
 from replaykit.runs import read_json, read_manifest
+from replaykit.settings import ROWS, Generate
 
 LEDGERS = ("questions.jsonl", "answers.jsonl")
 FEWEST_MEASURED = 50  # fewer rows in the folder measure nothing

@@ -30,9 +30,9 @@ from replaykit.checks.funnel import Funnel
 from replaykit.checks.sieve import Verdict
 from replaykit.engines import Engine
 from replaykit.errors import EngineError, Stopped
-from replaykit.recipe import ROWS, Generate
 from replaykit.records import Record
 from replaykit.runs import Ledger, Watch, unwatched
+from replaykit.settings import ROWS, Generate
 from replaykit.sources.rows import Rows, Settled
 
 YIELD_ROWS = 500  # over which the yield is measured that may not fall below settings.min_yield

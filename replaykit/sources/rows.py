@@ -21,9 +21,9 @@ from replaykit.chat import Chat
 from replaykit.checks.sieve import Sieve, Verdict
 from replaykit.engines import Completion, Engine, Request, Sampling
 from replaykit.errors import ChatError, RecipeError
-from replaykit.recipe import Generate
 from replaykit.records import Message, Record
 from replaykit.runs import Ledger, derive_seed
+from replaykit.settings import Generate
 from replaykit.sources.steer import phase_of, phases, system_of
 
 Kind = Literal["magpie", "prompts", "text"]

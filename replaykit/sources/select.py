@@ -9,7 +9,8 @@ the method chooses among the scores. What is in memory is bounded by n, by the v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,9 +24,9 @@ from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
 from replaykit.crew import LocalCrew, Mapper, RayCrew
 from replaykit.errors import DataError
-from replaykit.recipe import SCORED, Select
 from replaykit.records import Record
 from replaykit.runs import Ledger, Watch, unwatched
+from replaykit.settings import SCORED, Select
 from replaykit.sources import choose
 from replaykit.sources.nearness import Index, Lexical, fit
 
@@ -94,7 +95,8 @@ def select(
             raise DataError(f"the pool has no record to select from ({funnel}){why}")
         better = checked.worse_twins(scores)
         rows = [(row, float(scores[row])) for row in range(len(shelf)) if row not in better]
-        places = _chosen(rows, settings, seed, shelf)
+        surplus = _surplus(rows, nearest, settings.per_target) if settings.per_target is not None else set()
+        places = _chosen([row for row in rows if row[0] not in surplus], settings, seed, shelf)
         for rank, row in enumerate(places, 1):
             record = _read(shelf, row)
             meta: dict[str, Any] = {"rank": rank}
@@ -105,7 +107,8 @@ def select(
                     parts = index.explain(question(record), question(near) if near else None, TERMS)
                     meta["terms"] = {term: round(part, 4) for term, part in parts}
             made.records.append(replace(record, source="select", meta={**record.meta, **meta}))
-        _reject(shelf, set(places), better, funnel, "far" if scored else "not_drawn")
+        reasons = dict.fromkeys(surplus, "others_are_nearer") | dict.fromkeys(places)
+        _reject(shelf, reasons, better, funnel, "far" if scored else "not_drawn")
     (folder / "pool.jsonl").unlink()
     if (missing := settings.n - len(made.records)) > 0:
         made.notes.append(
@@ -162,7 +165,8 @@ class _Checked:
         self.watch("read the pool", number, number)
 
     def _good(self, pool: Iterable[Record]) -> Iterator[Record]:
-        for record in pool:
+        for given in pool:
+            record = quality.without_end(given) if self.settings.quality.strip_end else given
             reason = quality.reason(record, self.settings.quality)
             if reason is None and self.held_out and (hit := self.held_out.check(record)):
                 reason, record = hit.reason, replace(record, meta={**record.meta, "match": hit.match, "test": hit.item})
@@ -239,14 +243,29 @@ def _vectors(rows: list[Any], shelf: Ledger) -> Any:
     return TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
 
 
-def _reject(shelf: Ledger, taken: set[int], better: dict[int, int], funnel: Funnel, reason: str) -> None:
-    """Those that were not taken go to the funnel, near duplicates of a better row with the text of that."""
+def _surplus(rows: list[tuple[int, float]], nearest: np.ndarray, per_target: int) -> set[int]:
+    """The rows whose nearest target row has so many that are nearer, or as near and earlier; a row of score 0 is near to
+    none."""
+    found, served = set[int](), Counter[int]()
+    for row, score in sorted(rows, key=lambda row: (-row[1], row[0])):
+        if score > 0:
+            served[int(nearest[row])] += 1
+            if served[int(nearest[row])] > per_target:
+                found.add(row)
+    return found
+
+
+def _reject(
+    shelf: Ledger, reasons: Mapping[int, str | None], better: dict[int, int], funnel: Funnel, reason: str
+) -> None:
+    """Those that were not taken (None) go to the funnel, with a reason of their own or the common one; near duplicates of a
+    better row with the text of that."""
     for row in range(len(shelf)):
         if row in better:
             record, twin = _read(shelf, row), question(_read(shelf, better[row]))
             funnel.reject(replace(record, meta={**record.meta, "twin": twin}), "worse_twin")
-        elif row not in taken:
-            funnel.reject(_read(shelf, row), reason)
+        elif (own := reasons.get(row, reason)) is not None:
+            funnel.reject(_read(shelf, row), own)
 
 
 def _read(shelf: Ledger, row: int) -> Record:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from replaykit.recipe import Generate, Phase
 from replaykit.runs import derive_seed
+from replaykit.settings import Generate, Phase
 
 Key = TypeVar("Key")
 

@@ -16,11 +16,12 @@ from typing import Literal
 from replaykit.errors import RecipeError
 from replaykit.mix.build import skill_of
 from replaykit.mix.plan import TARGET, replay_beside
-from replaykit.recipe import Controller as Settings
-from replaykit.recipe import Mix, Test
 from replaykit.records import Record
+from replaykit.settings import Test
 from replaykit.train.batches import IGNORED, Planned, micro_batches
 from replaykit.train.controller import Controller
+from replaykit.training_settings import Controller as Settings
+from replaykit.training_settings import Mix
 
 Unit = Literal["loss_tokens", "tokens", "rows"]
 

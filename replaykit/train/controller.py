@@ -29,12 +29,13 @@ import torch
 import transformers
 from transformers.trainer_callback import ExportableState
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.chat import Chat
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
 from replaykit.head import NUMBERS, Head, inputs, split_head
 from replaykit.records import Record, fingerprint
 from replaykit.runs import Watch, unwatched
+from replaykit.settings import Test
 from replaykit.train.batches import IGNORED, Planned, Row, collate
 from replaykit.train.decide import Decider, Event
 from replaykit.train.remedies import Remedy
@@ -70,10 +71,10 @@ class Controller(transformers.TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        settings: recipe.Controller,
+        settings: training_settings.Controller,
         chat: Chat,
         *,
-        old: Mapping[str, tuple[recipe.Test, Sequence[Record]]],
+        old: Mapping[str, tuple[Test, Sequence[Record]]],
         target: Sequence[Record],
         ratio: float,
         folder: Path,
@@ -266,7 +267,9 @@ _DIVERGED = (
 
 
 def check(
-    settings: recipe.Controller, old: Mapping[str, tuple[recipe.Test, Sequence[Record]]], target: Sequence[Record]
+    settings: training_settings.Controller,
+    old: Mapping[str, tuple[Test, Sequence[Record]]],
+    target: Sequence[Record],
 ) -> None:
     """Raises RecipeError, before a model is loaded, where there is nothing to test."""
     problems = []

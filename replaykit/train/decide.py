@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.errors import EngineError
 from replaykit.evaluate.statistics import Interval, relative_drop
 
@@ -77,7 +77,7 @@ class Decider:
 
     def __init__(
         self,
-        settings: recipe.Controller,
+        settings: training_settings.Controller,
         base: Mapping[str, Sequence[float]],
         *,
         ratio: float,

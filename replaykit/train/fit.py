@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -29,7 +29,6 @@ from replaykit import models
 from replaykit.chat import Chat
 from replaykit.errors import EngineError, RecipeError, RunError, Stopped
 from replaykit.mix.plan import TARGET
-from replaykit.recipe import Train
 from replaykit.records import Record
 from replaykit.runs import Watch, stop_on_signal, unwatched
 from replaykit.train.batches import Planned, collate, micro_batches
@@ -38,6 +37,7 @@ from replaykit.train.controller import Controller
 from replaykit.train.parameters import adapted, learning_rate, quantised
 from replaykit.train.remedies import Batch, Remedy, Run, chosen, restore
 from replaykit.train.trainer import ReplayTrainer, Watching
+from replaykit.training_settings import Train
 
 CPU_ROWS, GPU_ROWS = 16, 8  # of a micro-batch, where the recipe gives none
 
@@ -76,17 +76,20 @@ def train(
     folder: Path,
     revision: str | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
+    old: Sequence[Record] = (),
     watched: Watched | None = None,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
     what: str = "train",
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Trains on the records, record i in optimiser step ``steps[i]``, and saves the tuned model to ``folder``/model.
 
-    ``weights`` are those of the answer tokens by record id, where they are not 1. With ``watched``, replay is drawn anew
-    beside the target rows as a controller decides. With an adapter, it is saved to ``folder``/adapter, and the merged
-    model to ``folder``/model. Returns steps, loss, losses (of every log), trained tokens, and the controller's events.
-    Raises EngineError if the loss is not finite or the memory is too small, RecipeError for what cannot combine, and
-    Stopped, with a checkpoint written, after SIGINT or SIGTERM.
+    ``weights`` are those of the answer tokens by record id, where they are not 1. ``old`` are old data for the Fisher
+    information of ewc, instead of the replay rows. With ``watched``, replay is drawn anew beside the target rows as a
+    controller decides. ``callbacks`` are told what those of any Trainer are. With an adapter, it is saved to
+    ``folder``/adapter, and the merged model to ``folder``/model. Returns steps, loss, losses (of every log), trained tokens,
+    and the controller's events. Raises EngineError if the loss is not finite or the memory is too small, RecipeError for
+    what cannot combine, and Stopped, with a checkpoint written, after SIGINT or SIGTERM.
     """
     _quiet()
     if _world() > 1:
@@ -94,20 +97,20 @@ def train(
     transformers.set_seed(seed)
     remedies, base = chosen(settings.remedies), Base(model, revision)
     order = _order(records, steps, chat, settings, seed, folder, weights, watched, remedies, watch)
-    _check(settings, order.data)
+    _check(settings, order.data, old)
     network = adapted(base.load(settings), settings)
     pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop[0]
     collator = partial(collate, pad=pad, packing=settings.packing, seq2seq=chat.seq2seq)
     with stop_on_signal(signal.SIGTERM) as stopping:
-        callbacks = [Watching(watch, what, remedies, stopping), *([order.controller] if order.controller else [])]
+        own = [Watching(watch, what, remedies, stopping), *([order.controller] if order.controller else [])]
         trainer = ReplayTrainer(
             batches=order.batches, data=order.data, settings=settings, remedies=remedies, model=network,
             args=_arguments(settings, folder, seed, steps=len(order.batches) // order.parts, parts=order.parts // _world()),
-            data_collator=collator, callbacks=callbacks,
+            data_collator=collator, callbacks=[*own, *callbacks],
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = last_checkpoint(folder)
-        _begin(trainer, remedies, base, settings, folder, checkpoint)
+        _begin(trainer, remedies, base, Planned(old, chat), folder, checkpoint)
         if order.controller is not None and checkpoint is not None:
             order.controller.restore(checkpoint)
         if order.controller is None or not order.controller.stopped:
@@ -122,8 +125,8 @@ def train(
         remedy.finish()
     if trainer.args.should_save:
         _save(trainer.model, chat, folder, base, settings)
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
+        for left in folder.glob("checkpoint-*"):
+            shutil.rmtree(left)
     return _result(trainer, order)
 
 
@@ -161,16 +164,13 @@ def _order(
     return Order(data, beside, beside.parts, controller)
 
 
-def _check(settings: Train, data: Planned) -> None:
+def _check(settings: Train, data: Planned, old: Sequence[Record]) -> None:
     """Raises before the model is loaded."""
-    if (needy := settings.remedies.need_replay) and not data.replay_rows():
-        raise RecipeError(
-            "the recipe",
-            [
-                f"train.remedies.{name}: it needs replay rows, and the mixture has none; raise mix.ratio"
-                for name in needy
-            ],
-        )
+    needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and old)]
+    if needy and not data.replay_rows():
+        todo = "it needs replay rows, and the mixture has none; raise mix.ratio"
+        more = {"ewc": ", or name old data in train.remedies.ewc.old"}
+        raise RecipeError("the recipe", [f"train.remedies.{name}: {todo}{more.get(name, '')}" for name in needy])
     for name in settings.report_to:
         if find_spec(name) is None:
             raise RecipeError("the recipe", [f"train.report_to: {name} is not installed; `pip install {name}`"])
@@ -182,26 +182,27 @@ def _world() -> int:
 
 
 def _begin(
-    trainer: ReplayTrainer,
-    remedies: Sequence[Remedy],
-    base: Base,
-    settings: Train,
-    folder: Path,
-    checkpoint: str | None,
+    trainer: ReplayTrainer, remedies: Sequence[Remedy], base: Base, old: Planned, folder: Path, checkpoint: str | None
 ) -> None:
     """Lets the remedies see the untrained model, which it still is in a resumed run, and gives them back their state."""
-    data, device = trainer.data, trainer.args.device
 
-    def replay() -> Iterator[Batch]:
-        for index in data.replay_rows():
+    def one_by_one(data: Planned, rows: Iterable[int]) -> Iterator[Batch]:
+        for index in rows:
             batch = trainer.data_collator([data[index]])
             trainer.complete(batch)
-            yield {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+            yield {
+                key: value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
 
     def load_base() -> torch.nn.Module:
         return models.load_model(base.name, base.revision).eval().requires_grad_(False)
 
-    run = Run(trainer.model, settings.adapter, folder, replay, load_base)
+    run = Run(
+        model=trainer.model, adapter=trainer.settings.adapter, folder=folder, load_base=load_base,
+        replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
+        old=(lambda: one_by_one(old, range(len(old)))) if len(old) else None,
+    )  # fmt: skip
     for remedy in remedies:
         remedy.begin(run)
     if checkpoint is not None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from replaykit.errors import MissingExtra, RecipeError, did_you_mean
-from replaykit.recipe import Train
+from replaykit.training_settings import Train
 
 LEARNING_RATES = {False: 1e-5, True: 2e-4}  # of full fine-tuning and of adapters, where the recipe gives none
 NORMS_AND_BIASES = re.compile(r"(?:norm|ln_\w+|layer_norm|layernorm)\b.*weight$|\.bias$", re.IGNORECASE)

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 
 from replaykit.errors import EngineError
 from replaykit.head import Head, inputs, split_head
-from replaykit.recipe import Remedies, Train
 from replaykit.runs import Watch
 from replaykit.train.batches import IGNORED, Planned, by_row
 from replaykit.train.losses import Online, cross_entropy, summed
 from replaykit.train.parameters import Stages, parameter_groups, rate_factors
 from replaykit.train.remedies import Batch, Remedy, Term, store
+from replaykit.training_settings import Remedies, Train
 
 LEAST = 1e-8  # weight of a step in which every token is masked
 

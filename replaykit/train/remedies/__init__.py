@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from replaykit.recipe import Remedies
+from replaykit.training_settings import Remedies
 
 Batch = dict[str, Any]  # what ``batches.collate`` makes
 Term = Callable[[torch.Tensor, slice], torch.Tensor]  # logits [n, vocabulary] of a slice of the tokens -> a scalar
@@ -44,7 +44,7 @@ class Run:
 
     ``model`` is under its adapter where it has one, on its device and not wrapped for several processes. ``replay()`` gives
     the replay rows of the mixture, each a batch of its own on the model's device, the same rows in the same order every time.
-    ``load_base()`` loads the untrained model once more.
+    ``old()`` gives rows of old data instead, where there are any. ``load_base()`` loads the untrained model once more.
     """
 
     model: torch.nn.Module
@@ -52,6 +52,7 @@ class Run:
     folder: Path  # of the training, where what is costly to make can be kept for a resumed run
     replay: Callable[[], Iterator[Batch]]
     load_base: Callable[[], torch.nn.Module]
+    old: Callable[[], Iterator[Batch]] | None = None
 
 
 class Remedy:

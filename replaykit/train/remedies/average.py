@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.errors import RunError
 from replaykit.train.remedies import Remedy, Run
 
@@ -24,7 +24,7 @@ class Ema(Remedy):
     """See the module. A parameter that begins to learn in a later stage joins with the value that it has then."""
 
     name = "ema"
-    settings: recipe.Ema
+    settings: training_settings.Ema
 
     def begin(self, run: Run) -> None:
         self._parameters = dict(run.model.named_parameters())

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import kl_div, layer_norm
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.errors import RecipeError
 from replaykit.train.batches import IGNORED, by_row
 from replaykit.train.remedies import Batch, Remedy, Run, Term
@@ -41,7 +41,7 @@ class Distill(Remedy):
     """See the module. ``begin`` raises RecipeError for layers that the model has not, or an adapter not to be put off."""
 
     name = "distill"
-    settings: recipe.Distill
+    settings: training_settings.Distill
 
     def begin(self, run: Run) -> None:
         self._layers = States(run.model, self.settings.layers) if self.settings.layers else None

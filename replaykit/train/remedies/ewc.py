@@ -47,7 +47,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.errors import DataError, RecipeError
 from replaykit.head import Head, inputs, split_head
 from replaykit.records import fingerprint
@@ -388,9 +388,9 @@ class Ewc(_Held):
     """lambda/2 * sum F (theta - theta*)^2, or with ``hard`` a limit to how far the parameters of the highest F move."""
 
     name = "ewc"
-    settings: recipe.Ewc
+    settings: training_settings.Ewc
 
-    def __init__(self, settings: recipe.Ewc):
+    def __init__(self, settings: training_settings.Ewc):
         super().__init__(settings)
         self.auto = settings.auto
         self._bounded: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []  # parameter, theta*, which of it
@@ -401,7 +401,7 @@ class Ewc(_Held):
 
         Raises DataError where the mixture has no replay rows.
         """
-        rows = list(islice(run.replay(), self.settings.rows))
+        rows = list(islice((run.old or run.replay)(), self.settings.rows))
         if not rows:
             raise DataError(
                 "train.remedies.ewc: its Fisher information is that of replay rows, and the mixture has none; raise "
@@ -455,7 +455,7 @@ class L2sp(_Held):
     """lambda/2 * sum (theta - theta*)^2; under LoRA lambda/2 * |dW|^2, by the r x r products B'B and AA'."""
 
     name = "l2sp"
-    settings: recipe.L2sp
+    settings: training_settings.L2sp
 
     def begin(self, run: Run) -> None:
         if run.adapter:

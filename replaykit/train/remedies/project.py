@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import distributed, nn
 
-from replaykit import recipe
+from replaykit import training_settings
 from replaykit.train.remedies import Remedy, Run
 
 
@@ -71,9 +71,9 @@ class Project(Remedy):
 
     name = "project"
     separate = True
-    settings: recipe.Project | None
+    settings: training_settings.Project | None
 
-    def __init__(self, settings: recipe.Project | None):
+    def __init__(self, settings: training_settings.Project | None):
         super().__init__(settings)
         self._parameters: list[nn.Parameter] = []
         self._replay: list[torch.Tensor | None] = []  # r, by parameter; None until a step has had one

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from replaykit.chat import Chat, Example
-from replaykit.recipe import Flow, Remedies, Replay, Stm
 from replaykit.records import Record
 from replaykit.runs import derive_seed
+from replaykit.training_settings import Flow, Remedies, Replay, Stm
 
 Floats = np.ndarray  # of one value for each answer token of a row: those with loss, in order
 EAFT_SCALE = 3.0  # ln 20 = 3.0, about the entropy of 20 tokens that are equally probable

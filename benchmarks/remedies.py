@@ -1,0 +1,263 @@
+"""Every remedy on the embedded world, without replay and with 5 % of the model's own memory, on three seeds.
+
+    python benchmarks/remedies.py --seeds 1,2,3 --jobs 2 --out /tmp/remedies
+
+The embedded model is taught to refer patients, as in the quickstart: 300 steps of 32 rows at 1e-3, in every arm, so no arm
+learns longer than another. Replay is 1,500 questions and answers that the model writes itself, a set for each seed; EWC
+without replay has the same rows for its Fisher information alone. Scored are 60 held-out rows of each of the six old skills
+and of the new one. What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range of
+Student's t at 95 %, from the seeds' own scores. Seconds and memory are those of a process with one thread, scoring aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "remedies.md"
+STEPS, BATCH, RATE, RATIO, MADE, TESTS, TARGET_ROWS = 300, 32, 1e-3, 0.05, 1500, 60, 8000
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # of Student's t, two-sided, by degrees of freedom
+
+# name -> what train is told
+REMEDIES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "lora": {"method": "lora", "learning_rate": 5e-3},
+    "stm": {"remedies": {"stm": {"max_perplexity": None, "share": 0.24}}},
+    "flow": {"remedies": {"flow": {}}},
+    "dft": {"remedies": {"dft": True}},
+    "eaft": {"remedies": {"eaft": {}}},
+    "l2sp": {"remedies": {"l2sp": {}}},
+    "ewc": {"remedies": {"ewc": {}}},
+    "ewc, lora": {"method": "lora", "learning_rate": 5e-3, "remedies": {"ewc": {}}},
+    "distill": {"remedies": {"distill": {}}},
+    "project": {"remedies": {"project": {}}},
+    "ema": {"remedies": {"ema": {"decay": 0.98}}},
+}
+AVERAGED = "wise-ft, alpha 0.5"  # of "none", after training
+WITHOUT = {"distill": {"remedies": {"distill": {"rows": "all"}}}}  # replay, distillation has the target's rows
+NEEDS_REPLAY = ("project",)
+
+
+def arms() -> list[tuple[str, bool]]:
+    """Every remedy without and with replay; the average last, since it needs the model of "none"."""
+    found = [(name, replay) for replay in (False, True) for name in REMEDIES if replay or name not in NEEDS_REPLAY]
+    return [*found, (AVERAGED, False), (AVERAGED, True)]
+
+
+def label(name: str, replay: bool) -> str:
+    return f"{name.replace(', ', '-').replace(' ', '-')}-{'replay' if replay else 'alone'}"
+
+
+# --- one seed's data ------------------------------------------------------------------------------------------------
+
+
+def prepare(out: Path, seed: int) -> None:
+    """Writes target, tests and the model's own memory, and scores the base."""
+    from replaykit import api
+    from replaykit.nano import world
+    from replaykit.records import Record, dialogue, write_jsonl
+
+    folder = out / f"seed-{seed}"
+    if (folder / "base.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tested = {t.prompt for t in world.draw("referral", TESTS, seed=seed, held_out=True)}
+    drawn = world.draw("referral", TARGET_ROWS, seed=seed)
+    target = [Record(dialogue(t.prompt, t.answer), "target") for t in drawn if t.prompt not in tested]
+    write_jsonl(folder / "target.jsonl", target)
+    made = api.generate(
+        "nano", MADE, folder=folder / "generate", seed=seed, max_question_tokens=96, max_answer_tokens=64,
+    )  # fmt: skip
+    write_jsonl(folder / "replay.jsonl", made)
+    (folder / "base.json").write_text(json.dumps({"scores": scores("nano", seed)}))
+
+
+def scores(model: str, seed: int) -> dict[str, float]:
+    """The part of the held-out rows that is right, by skill."""
+    from replaykit.chat import Chat
+    from replaykit.engines import load_engine
+    from replaykit.evaluate.skills import measure
+    from replaykit.nano import world
+    from replaykit.records import Record, dialogue
+    from replaykit.settings import Test
+
+    tests = {
+        skill: (
+            Test(path=skill, score="json" if skill == "json" else "exact", max_tokens=64),
+            [
+                Record(dialogue(t.prompt, t.answer), "target")
+                for t in world.draw(skill, TESTS, seed=seed, held_out=True)
+            ],
+        )
+        for skill in (*world.OLD_SKILLS, "referral")
+    }
+    found: dict[str, list[float]] = {skill: [] for skill in tests}
+    for item in measure(load_engine(model, "transformers"), Chat.load(model), tests, what="eval"):
+        found[item["skill"]].append(item["score"])
+    return {skill: statistics.fmean(values) for skill, values in found.items()}
+
+
+# --- one arm --------------------------------------------------------------------------------------------------------
+
+
+def one(out: Path, seed: int, name: str, replay: bool) -> None:
+    """Trains an arm in this process and writes what came out."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = out / f"seed-{seed}"
+    work = folder / label(name, replay)
+    started = time.perf_counter()
+    if name == AVERAGED:
+        from replaykit.train.merge import folder_of, interpolate
+
+        interpolate(folder_of("nano"), folder / label("none", replay) / "model", work, 0.5)
+        model, shown = work, {}
+    else:
+        shown = trained(folder, work, seed, name, replay)
+        model = work / "model"
+    seconds, mib = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = {"scores": scores(str(model), seed), "seconds": seconds, "mib": mib, **shown}
+    (folder / f"{label(name, replay)}.json").write_text(json.dumps(found))
+
+
+def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> dict[str, Any]:
+    from replaykit.chat import Chat
+    from replaykit.mix.plan import TARGET, plan
+    from replaykit.records import read_jsonl
+    from replaykit.train.fit import train
+    from replaykit.training_settings import Train
+
+    chat = Chat.load("nano")
+    pools = {TARGET: list(read_jsonl(folder / "target.jsonl")), "generate": list(read_jsonl(folder / "replay.jsonl"))}
+    sizes = {source: [chat.example(record).loss_tokens for record in rows] for source, rows in pools.items()}
+    steps = plan(
+        sizes[TARGET], {"generate": sizes["generate"]} if replay else {}, ratio=RATIO if replay else 0.0,
+        batch_rows=BATCH, steps=STEPS, seed=seed,
+    )  # fmt: skip
+    records = [pools[slot.source][slot.row] for step in steps for slot in step]
+    of_step = [number for number, step in enumerate(steps) for _ in step]
+    own = {**REMEDIES[name], **({} if replay else WITHOUT.get(name, {}))}
+    settings = Train.model_validate({"batch_rows": BATCH, "learning_rate": RATE, "save_every": 10**6, **own})
+    work.mkdir(exist_ok=True)
+    result = train(
+        records, of_step, model="nano", chat=chat, settings=settings, seed=seed, folder=work,
+        weights=weights(folder, settings, records, chat, seed), old=pools["generate"],
+    )  # fmt: skip
+    return {"loss": result["loss"]}
+
+
+def weights(folder: Path, settings: Any, records: Any, chat: Any, seed: int) -> Any:
+    if settings.remedies.stm is None and settings.remedies.flow is None:
+        return None
+    from replaykit.engines import load_engine
+    from replaykit.train import score
+    from replaykit.train.remedies.weights import weights as weigh
+
+    with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
+        found = score.token_logprobs(records, chat, load_engine("nano", "transformers"), known)
+    return weigh(records, score.examples(records, chat), found, settings.remedies, chat, seed)
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, seeds: list[int], jobs: int) -> None:
+    for seed in seeds:
+        prepare(out, seed)
+    for averaged in (False, True):
+        todo = [
+            (seed, name, replay)
+            for seed in seeds
+            for name, replay in arms()
+            if (name == AVERAGED) is averaged and not (out / f"seed-{seed}" / f"{label(name, replay)}.json").exists()
+        ]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda job: apart(out, *job), todo))
+
+
+def apart(out: Path, seed: int, name: str, replay: bool) -> None:
+    words = ["--out", str(out), "--seed", str(seed), "--arm", name, *(["--replay"] if replay else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"seed {seed}, {name}: {done.stderr[-3000:]}")
+    found = json.loads((out / f"seed-{seed}" / f"{label(name, replay)}.json").read_text())
+    print(f"seed {seed} {label(name, replay)}: {found['seconds']:.0f} s, {found['scores']}", file=sys.stderr)
+
+
+def report(out: Path, seeds: list[int], command: str) -> str:
+    from replaykit.runs import versions
+
+    def of(seed: int, name: str) -> dict[str, Any]:
+        return dict(json.loads((out / f"seed-{seed}" / f"{name}.json").read_text()))
+
+    def old(found: dict[str, Any]) -> float:
+        return statistics.fmean(score for skill, score in found["scores"].items() if skill != "referral")
+
+    def row(name: str, title: str) -> str:
+        found = [of(seed, name) for seed in seeds]
+        kept = [old(run) / old(of(seed, "base")) for run, seed in zip(found, seeds, strict=True)]
+        worst = [min((score, skill) for skill, score in run["scores"].items() if skill != "referral") for run in found]
+        learned = [run["scores"]["referral"] for run in found]
+        cost = [statistics.fmean(run[key] for run in found) for key in ("seconds", "mib")]
+        return (
+            f"| {title} | {interval(kept)} | {min(worst)[1]} {min(worst)[0]:.2f} | {interval(learned)} | "
+            f"{cost[0]:.0f} | {cost[1]:,.0f} |"
+        )
+
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    head = ["| | retention | worst skill of any seed | new skill | s | MiB |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [f"# Remedies, nano, {len(seeds)} seeds, {date.today()}", "", f"`{command}` on {machine}, {packages}", ""]
+    for replay, title in ((False, "Without replay"), (True, f"With {RATIO:.0%} of the model's own memory")):
+        lines += [f"## {title}", "", *head]
+        lines += [row(label(name, replay), name) for name, own in arms() if own is replay]
+        lines.append("")
+    lines.append(
+        f"Retention is the mean of the old skills over that of the base. {STEPS} steps of {BATCH} rows in every arm; "
+        f"{TESTS} items a skill; mean over seeds ± half the 95 % interval of Student's t. Settings are in the script."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def interval(values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    half = T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--jobs", type=int, default=2, help="arms at a time, each with one thread")
+    parser.add_argument("--out", type=Path, required=True, help="where the models and scores of each arm stay")
+    parser.add_argument("--arm", help="run this arm of one seed here")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--replay", action="store_true", help="the arm has replay")
+    options = parser.parse_args()
+    if options.arm is not None:
+        one(options.out, options.seed, options.arm, options.replay)
+        return
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    run(options.out, seeds, options.jobs)
+    text = report(options.out, seeds, f"python benchmarks/remedies.py --seeds {options.seeds} --jobs {options.jobs}")
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,14 +32,14 @@ T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # of Student's t, two-sided, by
 # name -> what train is told
 REMEDIES: dict[str, dict[str, Any]] = {
     "none": {},
-    "lora": {"method": "lora", "learning_rate": 5e-3},
+    "lora": {"method": "lora", "learning_rate": 1e-3},
     "stm": {"remedies": {"stm": {"max_perplexity": None, "share": 0.24}}},
     "flow": {"remedies": {"flow": {}}},
     "dft": {"remedies": {"dft": True}},
     "eaft": {"remedies": {"eaft": {}}},
     "l2sp": {"remedies": {"l2sp": {}}},
     "ewc": {"remedies": {"ewc": {}}},
-    "ewc, lora": {"method": "lora", "learning_rate": 5e-3, "remedies": {"ewc": {}}},
+    "ewc, lora": {"method": "lora", "learning_rate": 1e-3, "remedies": {"ewc": {}}},
     "distill": {"remedies": {"distill": {}}},
     "project": {"remedies": {"project": {}}},
     "ema": {"remedies": {"ema": {"decay": 0.98}}},

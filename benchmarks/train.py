@@ -2,7 +2,7 @@
 
     python benchmarks/train.py --rounds 3
 
-500 rows of GSM8K of at most 512 tokens of the embedded model's, one epoch, 32 rows a step, 16 at a time. TRL is given our
+500 rows of GSM8K of at most 512 tokens of the embedded model's, one epoch, 32 rows a step, 8 at a time. TRL is given our
 tokens and labels, so both train on the same answer tokens; a token is counted once whoever pads it. Seconds are those
 between the first and the last step. For the remedies 5 % of the loss tokens are rows of the embedded world. Rounds
 alternate between the arms; ratios are of the medians. The result is printed and written to benchmarks/results/train.md.
@@ -37,7 +37,7 @@ from replaykit.training_settings import Train
 
 RESULTS = Path(__file__).parent / "results" / "train.md"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
-ROWS, LONGEST, BATCH, MICRO, RATIO = 500, 512, 32, 16, 0.05
+ROWS, LONGEST, BATCH, MICRO, RATIO = 500, 512, 32, 8, 0.05
 COMMON = {"batch_rows": BATCH, "micro_batch_rows": MICRO, "learning_rate": 5e-4, "log_every": 1, "save_every": 10**6}
 
 # name -> (whether 5 % replay is mixed in, settings of train)

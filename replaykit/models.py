@@ -65,12 +65,18 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def load_model(
-    model: str, revision: str | None = None, *, train: bool = False, quantisation: Any = None
+    model: str,
+    revision: str | None = None,
+    *,
+    train: bool = False,
+    quantisation: Any = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """The language model, causal or encoder-decoder, on the best device here, from safetensors only.
 
     On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained. ``quantisation`` is a
-    configuration of transformers for fewer bits.
+    configuration of transformers for fewer bits, ``attention`` the name of an implementation (by default transformers' own
+    choice).
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -81,6 +87,7 @@ def load_model(
     dtype = torch.bfloat16 if device == "cuda" and not train else torch.float32
     auto = AutoModelForSeq2SeqLM if encoder_decoder(model, revision) else AutoModelForCausalLM
     options = {"dtype": dtype, "use_safetensors": True, "quantization_config": quantisation}
+    options |= {"attn_implementation": attention} if attention is not None else {}
     loaded = _load(auto.from_pretrained, model, revision, **options)
     return loaded if quantisation is not None else loaded.to(device)
 

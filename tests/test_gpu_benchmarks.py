@@ -113,6 +113,7 @@ def test_the_report_names_every_arm_the_device_and_the_date(mini: tuple[Path, Pa
         _, method, trainer, batching, remedy = name.split("/")
         assert f"| {method} | {trainer} | {batching} | {remedy} | {run['tokens_per_second']:,.0f} |" in text
         assert run["device"] in text and run["date"] in text
+        assert run["attention"] and f"attention by {run['attention']}" in text
     assert "times TRL (aim: 1.2)" in text and "Not measured" not in text
 
 

@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -88,7 +87,7 @@ class Size:
 
 GPU = Size(
     512, 8, 1408, 16_384, general=30_000, skill=8_000, epochs=4, target=3_000, target_epochs=2, replay=2_000, items=100,
-    answer_tokens=256, batch_rows=64, max_tokens=512, base_rate=1e-3, full_rate=2e-4, lora_rate=1e-3, fisher_rows=256,
+    answer_tokens=256, batch_rows=64, max_tokens=512, base_rate=1e-3, full_rate=5e-4, lora_rate=2e-3, fisher_rows=256,
 )  # fmt: skip
 MINI = Size(
     None, 0, 0, 0, general=8, skill=8, epochs=1, target=16, target_epochs=1, replay=8, items=4,
@@ -269,7 +268,7 @@ def make_base(work: Work) -> dict[str, Any]:
                        weights=weights)  # fmt: skip
         return step.finish(made | {
             "rows": len(old), "parameters": models.parameter_count(str(folder / "model")),
-            "identity": models.identity(str(folder / "model")),
+            "identity": models.identity(str(folder / "model")), "device": device(),
         })  # fmt: skip
 
 
@@ -393,7 +392,8 @@ def run_arm(work: Work, name: str, seed: int, base: Mapping[str, Any]) -> dict[s
         score(work, folder, str(folder / "model"))
         for part in ("model", "adapter"):
             shutil.rmtree(folder / part, ignore_errors=True)
-        return step.finish(said | {key: summary[key] for key in ("share", "cost", "replay_rows", "repeats")})
+        facts = {key: summary[key] for key in ("share", "cost", "replay_rows", "repeats")}
+        return step.finish(said | facts | {"device": device()})
 
 
 def token_weights(
@@ -425,13 +425,16 @@ def score(work: Work, folder: Path, model: str) -> None:
     engine.close()
 
 
+def device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def score_base(work: Work, base: Mapping[str, Any]) -> dict[str, Any]:
     folder = work.out / "base-scores"
     with open_step("base-scores", folder, {"base": base["identity"], "task": work.task}) as step:
         if step.result is None:
             score(work, folder, work.model)
-            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-            step.finish({"device": device, "date": str(date.today())})
+            step.finish({"device": device()})
         return dict(step.result or {})
 
 
@@ -521,14 +524,17 @@ def report(work: Work, arms: Sequence[str], seeds: Sequence[int]) -> str:
     made = read_manifest(work.out / "base")
     if made is None or "base" not in found:
         raise SystemExit(f"{work.out}: the base is not finished, so there is nothing to report")
-    scored = read_manifest(work.out / "base-scores") or {}
+    places = ["base", "base-scores", *(f"{name}-seed-{seed}" for name in arms for seed in seeds)]
+    units = [unit for place in places if (unit := read_manifest(work.out / place))]
+    devices = ", ".join(dict.fromkeys(unit["device"] for unit in units))
+    days = sorted({unit["finished"][:10] for unit in units})
     items = read_items(work.out / "base-scores")
     tokens = {test: [item["tokens"] for item in items[test]] for test in ("general", "new loss")}
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     base = ", ".join(f"{skill} {100 * found['base'][skill].mean():.0f}" for skill in OLD)
     lines = [
         f"# What a chat model of {made['parameters'] / 1e6:.1f} million parameters keeps while it learns {work.task}", "",
-        f"{scored['device']}, {scored['date']}, {packages}", "",
+        f"{devices}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, {packages}", "",
         f"The base: {made['rows']:,} rows, {made['steps']:,} steps, {made['tokens']:,} tokens, "
         f"{made['train_seconds']:,.0f} s; right in % of its old skills: {base}.", "",
         "| arm | replay, % of loss tokens | compute | old skills right in %, each seed | retention, % | of cards, % | "
@@ -544,17 +550,30 @@ def report(work: Work, arms: Sequence[str], seeds: Sequence[int]) -> str:
                     "cost": np.mean([one["cost"] * _part_of_epochs(work, one) for one in done]),
                     "seconds": np.mean([one["train_seconds"] for one in done])}  # fmt: skip
         lines.append(row(name, now, found["base"], tokens, said))
-    short = [f"{arm} ({len(now['card'])} of {len(seeds)} seeds)" for arm, now in found.items()
-             if arm != "base" and len(now["card"]) < len(seeds)]  # fmt: skip
-    left = [name for name in arms if name not in found]
-    lines += [
-        "", f"{len(work.learn):,} rows of {work.task}, {work.size.target_epochs} epochs; {work.size.items} items of each old "
-        f"skill, {len(items['new answers'])} of the new task; seeds {', '.join(map(str, seeds))}. Brackets are 95 % "
-        f"intervals over items, of the mean over seeds. Compute is all tokens over those of the target alone.", "",
+    return "\n".join([*lines, "", *_notes(work, arms, seeds, found, len(items["new answers"]))])
+
+
+def _notes(
+    work: Work, arms: Sequence[str], seeds: Sequence[int], found: Mapping[str, Mapping[str, np.ndarray]], tested: int
+) -> list[str]:
+    """What stands under the table."""
+    lines = [
+        f"{len(work.learn):,} rows of {work.task}, {work.size.target_epochs} epochs; {work.size.items} items of each old "
+        f"skill, {tested} of the new task; seeds {', '.join(map(str, seeds))}. Brackets are 95 % intervals over items, of "
+        f"the mean over seeds. Compute is all tokens over those of the target alone.", "",
     ]  # fmt: skip
-    if short or left:
-        lines += [f"Not finished: {', '.join([*short, *left])}.", ""]
-    return "\n".join(lines)
+    repeats = {
+        name: max(made["repeats"].get(source, 0.0) for source in ("select", "generate"))
+        for name in arms
+        if ARMS[name].replay and (made := read_manifest(work.out / f"{name}-seed-{seeds[0]}"))
+    }
+    if repeats:
+        often, rows = max(repeats, key=lambda name: repeats[name]), work.size.replay
+        lines += [f"A set of replay has {rows:,} rows; each comes {repeats[often]:.1f} times at most ({often}).", ""]
+    left = [name for name in arms if name not in found]
+    left += [f"{name} ({len(now['card'])} of {len(seeds)} seeds)" for name, now in found.items()
+             if name != "base" and len(now["card"]) < len(seeds)]  # fmt: skip
+    return [*lines, *([f"Not finished: {', '.join(left)}.", ""] if left else [])]
 
 
 def _part_of_epochs(work: Work, manifest: Mapping[str, Any]) -> float:

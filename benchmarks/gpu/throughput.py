@@ -225,6 +225,7 @@ class Clock(transformers.TrainerCallback):
     def __init__(self, load: Load, pad: int):
         self.load, self.pad, self.gpu = load, pad, torch.cuda.is_available()
         self.seen: list[torch.Tensor] = []  # tokens of each micro-batch, left on the device: to read one is to wait
+        self.attention = ""
         self.times: list[float] = []
         self.marks: list[int] = []
         self.memory, self.idle, self.profile = 0.0, None, None
@@ -263,7 +264,10 @@ class Clock(transformers.TrainerCallback):
 
     def measures(self) -> dict[str, Any]:
         tokens = int(sum(count.item() for count in self.seen[slice(*self.marks)]))
-        return {"seconds": self.times[1] - self.times[0], "tokens": tokens, "gib": self.memory, "idle": self.idle}
+        return {
+            "seconds": self.times[1] - self.times[0], "tokens": tokens, "gib": self.memory, "idle": self.idle,
+            "attention": self.attention,
+        }  # fmt: skip
 
 
 def idle_share(spans: Sequence[tuple[float, float]]) -> float | None:
@@ -285,6 +289,7 @@ def counting(trainer: Any, clock: Clock) -> Any:
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self.add_callback(clock)
+            clock.attention = str(self.model.config._attn_implementation)
 
         def training_step(self, model: Any, batch: Any, *rest: Any, **options: Any) -> torch.Tensor:
             clock.count(batch["input_ids"])
@@ -431,6 +436,7 @@ def report(names: Sequence[str], out: Path) -> str:
         on_it = {name: run for name, run in found.items() if run["device"] == device}
         packages = ", ".join(f"{name} {version}" for name, version in next(iter(on_it.values()))["versions"].items())
         days = sorted({run["date"] for run in on_it.values()})
+        packages += f"; attention by {', '.join(sorted({run['attention'] for run in on_it.values()}))}"
         lines += [f"{device}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, {packages}", ""]
         for size in SHAPES:
             if own := {name: run for name, run in on_it.items() if name.startswith(f"{size}/")}:

@@ -50,9 +50,12 @@ class Base:
     revision: str | None = None
 
     def load(self, settings: Train) -> Any:
+        # Packed rows are kept apart by a mask of [length, length], unless the kernel takes where each begins.
+        kernel = settings.packing and torch.cuda.is_available() and find_spec("flash_attn") is not None
         return models.load_model(
-            self.name, self.revision, train=settings.method == "full", quantisation=quantised(settings)
-        )
+            self.name, self.revision, train=settings.method == "full", quantisation=quantised(settings),
+            attention="flash_attention_2" if kernel else None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

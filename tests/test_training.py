@@ -213,19 +213,17 @@ def recipe(folder: Path, **train: Any) -> list[str]:
     return [*command, "train"]
 
 
-@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on(signal_: signal.Signals, code: int, tmp_path: Path) -> None:
-    command = recipe(tmp_path)
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = recipe(tmp_path, save_every=5)
     whole = subprocess.run([*command, "--out", "whole"], cwd=tmp_path, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen([*command, "--out", "cut"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, bufsize=0)
-    assert process.stderr is not None
-    said, deadline = "", time.monotonic() + 120
-    while "/75" not in said.replace(" ", "") and time.monotonic() < deadline:
-        said += process.stderr.read(1)
-    process.send_signal(signal_)
-    rest = process.stderr.read()
-    assert process.wait() == code, rest
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate()[1]
+    assert process.returncode == 0, rest
     assert "which is saved; the same command goes on from there" in rest
     assert list((tmp_path / "cut").glob("checkpoint-*"))
     again = subprocess.run([*command, "--out", "cut"], cwd=tmp_path, capture_output=True, text=True)
@@ -235,7 +233,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(signal_: signal.Signals, co
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_is_shown(tmp_path: Path) -> None:
-    command = recipe(tmp_path, save_every=5, steps=40)
+    command = recipe(tmp_path, save_every=5)
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while (

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import platform
 import random
 import resource
 import subprocess
@@ -35,6 +33,7 @@ import numpy as np
 
 from replaykit.checks.duplicates import Repeats, normal_form, shingles
 from replaykit.crew import LocalCrew
+from replaykit.runs import machine
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "duplicates.md"
@@ -209,8 +208,8 @@ def main() -> None:
     head = [
         f"# Near-duplicates among the questions of a multi-task pool, {date.today()}",
         "",
-        f"`python benchmarks/duplicates.py --rounds {rounds} --processes {options.processes}` on {platform.system()} "
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {', '.join(versions)}",
+        f"`python benchmarks/duplicates.py --rounds {rounds} --processes {options.processes}` on "
+        f"{machine()}, {', '.join(versions)}",
         "",
     ]
     RESULTS.parent.mkdir(exist_ok=True)

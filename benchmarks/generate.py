@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import tempfile
@@ -26,7 +24,7 @@ from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
 from replaykit.engines import Completion, Request, load_engine
 from replaykit.records import write_jsonl
-from replaykit.runs import versions
+from replaykit.runs import machine, versions
 from replaykit.settings import Generate
 from replaykit.sources.generate import generate
 
@@ -115,8 +113,7 @@ def main() -> None:
         f"# Generation: {options.rows:,} rows, {options.model}, {date.today()}",
         "",
         f"`python benchmarks/generate.py --rows {options.rows} --rounds {options.rounds} --model {options.model}` on "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version}" for name, version in versions().items()),
+        f"{machine()}, " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         "",
         "| seed | replaykit | raw `LLM.generate`, the same requests | ratio | rows kept | requests | funnel |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -6,7 +6,8 @@ The embedded model is taught to refer patients, as in the quickstart: 300 steps 
 learns longer than another. Replay is 1,500 questions and answers that the model writes itself, a set for each seed; EWC
 without replay has the same rows for its Fisher information alone. Scored are 60 held-out rows of each of the six old skills
 and of the new one. What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range of
-Student's t at 95 %, from the seeds' own scores. Seconds and memory are those of a process with one thread, scoring aside.
+Student's t at 95 %, from the seeds' own scores. Seconds are of CPU, memory is resident at its highest, both of a process
+with one thread and without the scoring.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -118,7 +118,7 @@ def one(out: Path, seed: int, name: str, replay: bool) -> None:
     torch.set_num_threads(1)
     folder = out / f"seed-{seed}"
     work = folder / label(name, replay)
-    started = time.perf_counter()
+    started = time.process_time()
     if name == AVERAGED:
         from replaykit.train.merge import folder_of, interpolate
 
@@ -127,7 +127,7 @@ def one(out: Path, seed: int, name: str, replay: bool) -> None:
     else:
         shown = trained(folder, work, seed, name, replay)
         model = work / "model"
-    seconds, mib = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, mib = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found = {"scores": scores(str(model), seed), "seconds": seconds, "mib": mib, **shown}
     (folder / f"{label(name, replay)}.json").write_text(json.dumps(found))
 
@@ -153,19 +153,19 @@ def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> dic
     work.mkdir(exist_ok=True)
     result = train(
         records, of_step, model="nano", chat=chat, settings=settings, seed=seed, folder=work,
-        weights=weights(folder, settings, records, chat, seed), old=pools["generate"],
+        weights=weights(work, settings, records, chat, seed), old=pools["generate"],
     )  # fmt: skip
     return {"loss": result["loss"]}
 
 
-def weights(folder: Path, settings: Any, records: Any, chat: Any, seed: int) -> Any:
+def weights(work: Path, settings: Any, records: Any, chat: Any, seed: int) -> Any:
     if settings.remedies.stm is None and settings.remedies.flow is None:
         return None
     from replaykit.engines import load_engine
     from replaykit.train import score
     from replaykit.train.remedies.weights import weights as weigh
 
-    with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
+    with score.Scores(work / "logprobs.jsonl", score.model_key("nano")) as known:
         found = score.token_logprobs(records, chat, load_engine("nano", "transformers"), known)
     return weigh(records, score.examples(records, chat), found, settings.remedies, chat, seed)
 
@@ -198,7 +198,7 @@ def apart(out: Path, seed: int, name: str, replay: bool) -> None:
 
 
 def report(out: Path, seeds: list[int], command: str) -> str:
-    from replaykit.runs import versions
+    from replaykit.runs import machine, versions
 
     def of(seed: int, name: str) -> dict[str, Any]:
         return dict(json.loads((out / f"seed-{seed}" / f"{name}.json").read_text()))
@@ -217,10 +217,12 @@ def report(out: Path, seeds: list[int], command: str) -> str:
             f"{cost[0]:.0f} | {cost[1]:,.0f} |"
         )
 
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
-    head = ["| | retention | worst skill of any seed | new skill | s | MiB |", "| --- | --- | --- | --- | --- | --- |"]
-    lines = [f"# Remedies, nano, {len(seeds)} seeds, {date.today()}", "", f"`{command}` on {machine}, {packages}", ""]
+    head = [
+        "| | retention | worst skill of any seed | new skill | CPU s | MiB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines = [f"# Remedies, nano, {len(seeds)} seeds, {date.today()}", "", f"`{command}` on {machine()}, {packages}", ""]
     for replay, title in ((False, "Without replay"), (True, f"With {RATIO:.0%} of the model's own memory")):
         lines += [f"## {title}", "", *head]
         lines += [row(label(name, replay), name) for name, own in arms() if own is replay]

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import platform
 import random
 import re
 import resource
@@ -33,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from replaykit.crew import LocalCrew
+from replaykit.runs import machine
 from replaykit.sources.nearness import Lexical, fit
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -219,8 +218,8 @@ def main() -> None:
     head = [
         f"# Nearness to 7,473 questions of GSM8K, {date.today()}",
         "",
-        f"`python benchmarks/selection.py --rounds {options.rounds} --processes {options.processes}` on {platform.system()} "
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {', '.join(versions)}",
+        f"`python benchmarks/selection.py --rounds {options.rounds} --processes {options.processes}` on "
+        f"{machine()}, {', '.join(versions)}",
         "",
     ]
     RESULTS.parent.mkdir(exist_ok=True)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -32,7 +30,7 @@ from replaykit.chat import Chat
 from replaykit.mix.plan import TARGET, plan
 from replaykit.nano import world
 from replaykit.records import Record, dialogue
-from replaykit.runs import versions
+from replaykit.runs import machine, versions
 from replaykit.training_settings import Train
 
 RESULTS = Path(__file__).parent / "results" / "train.md"
@@ -174,12 +172,11 @@ def report(found: dict[str, list[dict[str, Any]]], command: str) -> str:
     def speed(name: str) -> float:
         return median(name, "tokens") / median(name, "seconds")
 
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     peers = [name for name in PEERS if name in found]
     lines = [
         f"# Training: {ROWS} rows of GSM8K, nano, {date.today()}", "",
-        f"`{command}` on {machine}, {packages}", "",
+        f"`{command}` on {machine()}, {packages}", "",
         "| | tokens/s, each round | median | times the best of TRL |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     best = max(map(speed, peers), default=float("nan"))

@@ -110,7 +110,7 @@ class Step:
             "seconds": round(time.perf_counter() - self.started, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+            "machine": machine(),
         }
         write_json(self.manifest_path, manifest)
         return dict(result)
@@ -283,6 +283,11 @@ def write_json(path: Path, value: object) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+
+
+def machine() -> str:
+    """What the result was made on, in a line."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
 
 
 def versions() -> dict[str, str]:

@@ -72,7 +72,8 @@ eval:
   old:
 {old}
 """
-TARGET_ROWS, POOL_ROWS, TEST_ROWS, SELECTED, GENERATED = 8_000, 3_000, 60, 1_500, 1_500
+TARGET_ROWS, POOL_ROWS, SELECTED, GENERATED = 8_000, 3_000, 1_500, 1_500
+TEST_ROWS, NEW_TEST_ROWS = 60, 120  # of an old skill, of the new one
 STEPS, BATCH_ROWS, LEARNING_RATE = 360, 32, "1.0e-3"
 
 
@@ -102,7 +103,8 @@ def write_quickstart(folder: Path, *, seed: int) -> Path:
     write_jsonl(data / "target.jsonl", _rows(world.draw(world.NEW_SKILLS[0], TARGET_ROWS, seed=seed), "target"))
     write_jsonl(data / "pool.jsonl", _rows(world.draw_old(POOL_ROWS, seed=seed), "select"))
     for skill in world.SKILLS:
-        tests = world.draw(skill, TEST_ROWS, seed=seed, held_out=True)
+        size = NEW_TEST_ROWS if skill == world.NEW_SKILLS[0] else TEST_ROWS
+        tests = world.draw(skill, size, seed=seed, held_out=True)
         write_jsonl(data / f"test-{skill}.jsonl", _rows(tests, "target"))
     old = "\n".join(
         f"    {skill}: {{path: {data}/test-{skill}.jsonl, score: {'json' if skill == 'json' else 'exact'}, max_tokens: 64}}"

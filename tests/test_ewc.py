@@ -525,11 +525,6 @@ def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: C
 # --- what cannot be -------------------------------------------------------------------------------------------------
 
 
-def test_without_replay_rows_ewc_says_what_to_change(tmp_path):
-    with pytest.raises(DataError, match=r"the mixture has none; raise mix\.ratio"):
-        Ewc(training_settings.Ewc()).begin(run_of(tiny(), tiny(), [], tmp_path))
-
-
 def test_rows_without_an_answer_and_broken_models_are_named(tmp_path):
     silent = [row([1, 2, 3], 3)]
     with pytest.raises(DataError, match="Fisher information of the replay rows is 0"):

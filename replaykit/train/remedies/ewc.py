@@ -397,16 +397,8 @@ class Ewc(_Held):
         self._clamped: torch.Tensor | None = None
 
     def begin(self, run: Run) -> None:
-        """Makes F on the first ``rows`` replay rows, or reads it from the folder.
-
-        Raises DataError where the mixture has no replay rows.
-        """
+        """Makes F on the first ``rows`` rows of the old data, or of the replay, or reads it from the folder."""
         rows = list(islice((run.old or run.replay)(), self.settings.rows))
-        if not rows:
-            raise DataError(
-                "train.remedies.ewc: its Fisher information is that of replay rows, and the mixture has none; raise "
-                "mix.ratio, or leave ewc out"
-            )
         path, device = run.folder / FISHER_FILE, next(run.model.parameters()).device
         if run.adapter:
             layers = lora_layers(run.model)

@@ -81,6 +81,19 @@ def test_cli_py_runs_from_a_checkout():
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
 
 
+def test_cli_py_starts_processes_that_do_not_run_the_command_again(tmp_path):
+    for name, tasks in (("pool", world.draw_old(3000, seed=1)), ("target", world.draw("referral", 200, seed=1))):
+        write_jsonl(tmp_path / f"{name}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+    (tmp_path / "replaykit.yaml").write_text(
+        "name: apart\nmodel: nano\ntarget: target.jsonl\nselect: {pool: pool.jsonl, n: 50, processes: 2}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "select", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 50
+
+
 def test_a_word_that_is_no_command_is_misuse():
     assert "No such command" in type_in("trian", code=2)
 

@@ -6,6 +6,7 @@ Everything heavy is imported inside the functions that use it, so that --help is
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -63,6 +64,7 @@ Target = Annotated[
 Engine = Annotated[
     str | None, typer.Option(help="auto, vllm, openai (with --server) or transformers.", show_default=False)
 ]
+OwnEngine = Annotated[str | None, typer.Option("--engine", help="auto, vllm or transformers.", show_default=False)]
 Server = Annotated[
     str | None,
     typer.Option(help="http://host:8000/v1 of a completions server, such as `vllm serve` starts.", show_default=False),
@@ -279,6 +281,7 @@ def rewrite(
     target: Target = None,
     model: Model = None,
     engine: Engine = None,
+    server: Server = None,
     recipe: RecipePath = None,
     out: Out = None,
     seed: Seed = None,
@@ -287,7 +290,7 @@ def rewrite(
 ) -> None:
     """Put the target's answers into the model's own words, where they stay right."""
     changes = {"rewrite.method": method, "rewrite.verify": verify, "rewrite.editor": editor, "target.path": target,
-               "model": model, "engine.name": engine, "seed": seed}  # fmt: skip
+               "model": model, "engine.name": engine, "engine.server": server, "seed": seed}  # fmt: skip
     _steps("rewrite", recipe, changes, out, force, as_json)
 
 
@@ -413,7 +416,7 @@ def merge(
         ),
     ] = None,
     density: Annotated[float, typer.Option(help="For ties: the part of the changes that is kept.")] = 0.2,
-    engine: Engine = None,
+    engine: OwnEngine = None,
     arm: ArmName = None,
     recipe: RecipePath = None,
     out: Out = None,
@@ -430,7 +433,7 @@ def merge(
 @app.command("eval")
 def evaluate(
     model: Model = None,
-    engine: Engine = None,
+    engine: OwnEngine = None,
     arm: ArmName = None,
     recipe: RecipePath = None,
     out: Out = None,
@@ -473,6 +476,7 @@ def run(
     ] = None,
     model: Model = None,
     engine: Engine = None,
+    server: Server = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder instead of runs/<name>.", show_default=False)
     ] = None,
@@ -481,7 +485,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do all that a recipe asks for: replay, mix, train, eval, report. Finished steps are skipped."""
-    changes = {"model": model, "engine.name": engine, "seed": seed, "out": str(out) if out else None}
+    changes = {"model": model, "engine.name": engine, "engine.server": server, "seed": seed,
+               "out": str(out) if out else None}  # fmt: skip
     _run(recipe or RECIPE_FILE, changes, force=force, as_json=as_json)
 
 
@@ -571,10 +576,10 @@ def _alphas(text: str) -> list[float]:
         for place, word in enumerate(words):
             if word == "...":
                 start, step, end = found[-1], found[-1] - found[-2], float(words[place + 1])
-                found += [round(start + k * step, 10) for k in range(1, round((end - start) / step))]
+                found += [round(start + k * step, 10) for k in range(1, math.ceil((end - start) / step - 1e-9))]
             else:
                 found.append(float(word))
-    except (ValueError, IndexError, ZeroDivisionError):
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError):
         raise typer.BadParameter(f"'{text}' is no list such as 0,0.5,1 or 0,0.1,...,1", param_hint="--sweep") from None
     return sorted(set(found))
 

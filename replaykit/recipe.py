@@ -109,6 +109,7 @@ class Recipe(Strict):
 def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file (none: an empty one) with changes applied, e.g. ``{"mix.ratio": 0.1}``.
 
+    The change ``{}`` adds a section with its defaults where the recipe has none, and leaves alone the one that it has.
     Raises RecipeError with every problem of the file and the changes together.
     """
     raw: dict[str, Any] = {}
@@ -126,7 +127,8 @@ def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | Non
                 break  # such as `mix: 3`: the validation says so
             place = place[section]
         else:
-            place[last] = value
+            if value != {} or place.get(last) is None:
+                place[last] = value
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

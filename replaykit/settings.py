@@ -259,6 +259,11 @@ class EngineOptions(Strict):
             raise ValueError("server: the engine openai needs the address, such as http://localhost:8000/v1 (--server)")
         return self
 
+    @property
+    def here(self) -> EngineOptions:
+        """The same without a server, for models that are made here, which no server has."""
+        return self if self.server is None else self.model_copy(update={"name": "auto", "server": None})
+
 
 def _from_word(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+
+import yaml
 
 from replaykit import models
 from replaykit.errors import DataError, RecipeError
@@ -53,13 +57,13 @@ select:                   # old data near the target
 NO_SELECT = "# select: {pool: old.jsonl, n: 2000}   # old data near the target, where there is some\n"
 
 QUICKSTART = """\
-# Written by `replaykit quickstart`. Change `model` and the paths to your own, then: replaykit run {path}
+# Written by `replaykit quickstart` for the embedded model, each time anew; `replaykit init` writes one for yours.
 name: "{name}"
 out: {folder}
 model: nano
 seed: {seed}
-target: {data}/target.jsonl
-select: {{pool: {data}/pool.jsonl, n: {selected}, method: near-and-far, near_duplicate: null}}
+target: {target}
+select: {{pool: {pool}, n: {selected}, method: near-and-far, near_duplicate: null}}
 generate: {{n: {generated}, max_question_tokens: 96, max_answer_tokens: 64}}
 mix: {{ratio: 0.05, near_duplicate: null}}  # the templates are alike on purpose
 arms:
@@ -68,7 +72,7 @@ arms:
   self-generated: {{sources: [generate]}}
 train: {{steps: {steps}, batch_rows: {rows}, learning_rate: {rate}, log_every: 20}}
 eval:
-  target: {{path: {data}/test-{new}.jsonl, score: exact, max_tokens: 32}}
+  target: {{path: {test}, score: exact, max_tokens: 32}}
   old:
 {old}
 """
@@ -88,9 +92,9 @@ def write_recipe(
         if data is not None and not list(read_records(data, "target", limit=1)):
             raise DataError(f"{data}: there is no row in it")
     text = STARTER.format(
-        path=path, name=Path(target).name.split(".")[0] if target else "my-task", model=model or "llama3",
-        target=target or "my_task.jsonl", seed=1 if seed is None else seed,
-        select=SELECT.format(pool=pool) if pool else NO_SELECT,
+        path=path, name=_name(Path(target).name.split(".")[0] if target else "", "my-task"), model=_plain(model or "llama3"),
+        target=_plain(target or "my_task.jsonl"), seed=1 if seed is None else seed,
+        select=SELECT.format(pool=_plain(pool)) if pool else NO_SELECT,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -107,18 +111,33 @@ def write_quickstart(folder: Path, *, seed: int) -> Path:
         tests = world.draw(skill, size, seed=seed, held_out=True)
         write_jsonl(data / f"test-{skill}.jsonl", _rows(tests, "target"))
     old = "\n".join(
-        f"    {skill}: {{path: {data}/test-{skill}.jsonl, score: {'json' if skill == 'json' else 'exact'}, max_tokens: 64}}"
+        f"    {skill}: {{path: {_plain(data / f'test-{skill}.jsonl')}, "
+        f"score: {'json' if skill == 'json' else 'exact'}, max_tokens: 64}}"
         for skill in world.OLD_SKILLS
     )
     path = folder / "replaykit.yaml"
     path.write_text(
         QUICKSTART.format(
-            path=path, name=folder.name, folder=folder, data=data, seed=seed, old=old, new=world.NEW_SKILLS[0],
-            selected=SELECTED, generated=GENERATED, steps=STEPS, rows=BATCH_ROWS, rate=LEARNING_RATE,
+            name=_name(folder.resolve().name, "quickstart"), folder=_plain(folder), seed=seed, old=old,
+            target=_plain(data / "target.jsonl"), pool=_plain(data / "pool.jsonl"),
+            test=_plain(data / f"test-{world.NEW_SKILLS[0]}.jsonl"), selected=SELECTED, generated=GENERATED,
+            steps=STEPS, rows=BATCH_ROWS, rate=LEARNING_RATE,
         ),
         encoding="utf-8",
     )  # fmt: skip
     return path
+
+
+def _name(text: str, otherwise: str) -> str:
+    """What of the text can name a run's folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-") or otherwise
+
+
+def _plain(text: str | Path) -> str:
+    """The text as YAML, in quotes where it would not be read as itself otherwise."""
+    text = str(text)
+    safe = re.fullmatch(r"[\w./~-]+", text) and yaml.safe_load(text) == text
+    return text if safe else json.dumps(text, ensure_ascii=False)
 
 
 def _rows(tasks: list[world.Task], source: Source) -> list[Record]:

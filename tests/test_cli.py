@@ -17,6 +17,7 @@ from replaykit.cli import app
 from replaykit.nano import world
 from replaykit.recipe import load_recipe
 from replaykit.records import Record, dialogue, read_jsonl, write_jsonl
+from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
@@ -73,6 +74,36 @@ def test_a_recipe_of_a_name_that_reads_as_a_number_is_read(tmp_path, monkeypatch
     write_jsonl(tmp_path / "2024.jsonl", [Record(dialogue("2 + 2?", "4"), "target")])
     type_in("init", "--model", "nano", "--target", "2024.jsonl")
     assert load_recipe("replaykit.yaml").name == "2024"
+
+
+@pytest.mark.parametrize("file", ["my task.jsonl", "任务.jsonl", "_x#1, {a}.jsonl"])
+def test_the_recipe_that_init_writes_can_be_read(here, file):
+    write_jsonl(file, [Record(dialogue("2 + 2?", "4"), "target")])
+    type_in("init", "--model", "nano", "--target", file, "--pool", file)
+    recipe = load_recipe("replaykit.yaml")
+    assert recipe.target.path == recipe.select.pool.path == file
+
+
+def test_the_quickstart_may_be_anywhere(here):
+    for folder in (Path(), Path("my run #2")):
+        recipe = load_recipe(write_quickstart(folder, seed=1))
+        assert Path(recipe.target.path).exists()
+        assert all(Path(test.path).exists() for test in (recipe.eval.target, *recipe.eval.old.values()))
+
+
+def test_a_flag_that_adds_a_remedy_leaves_alone_what_the_recipe_says_of_it(here):
+    Path("replaykit.yaml").write_text("train: {remedies: {ewc: {old: old.jsonl, strength: 1.0}}}\n")
+    recipe = load_recipe("replaykit.yaml", {"train.remedies.ewc": {}, "train.remedies.distill": {}})
+    assert recipe.train.remedies.ewc.strength == 1.0
+    assert recipe.train.remedies.distill is not None
+
+
+def test_what_is_made_here_is_measured_here_though_a_server_generates(small_run):
+    recipe = Path("replaykit.yaml")
+    recipe.write_text(recipe.read_text() + "engine: {server: 'http://127.0.0.1:9/v1'}\n")  # where nobody answers
+    type_in("mix", "--ratio", 0)
+    type_in("train")
+    assert [model["model"] for model in json.loads(type_in("eval", "--json"))["models"]] == ["base", "tuned"]
 
 
 def test_cli_py_runs_from_a_checkout():

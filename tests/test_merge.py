@@ -498,6 +498,7 @@ def test_alphas_are_written_out_or_with_dots(swept):
     from replaykit.cli import _alphas
 
     assert _alphas("0,0.1,...,1") == [k / 10 for k in range(11)]
+    assert _alphas("0,0.3,...,1") == [0, 0.3, 0.6, 0.9, 1]
     assert _alphas("1, 0.5,0.5") == [0.5, 1.0]
     for text in ("0,...,1", "a", "0,0.1,...", "0,0,...,1"):
         assert "--sweep" in type_in("merge", "--tuned", "tuned", "--sweep", text, code=2)

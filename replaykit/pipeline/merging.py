@@ -38,7 +38,7 @@ def merge(
             inputs["density"] = density
         if sweep is not None:
             tested = {skill: {**data_facts(test), "score": test.score} for skill, test in tests(recipe).items()}
-            inputs |= {"engine": choose(recipe.engine), "tests": tested}
+            inputs |= {"engine": choose(recipe.engine.here), "tests": tested}
 
         def work(step: Step, names: Sequence[str] = names) -> tuple[dict[str, Any], dict[str, Any]]:
             from replaykit.train.merge import folder_of

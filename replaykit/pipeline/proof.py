@@ -34,7 +34,7 @@ def evaluate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
         tuned[arm or "tuned"] = need_step(recipe.folder / label_of("train", arm), "train")
     inputs = {
         **model_facts(recipe),
-        "engine": choose(recipe.engine),
+        "engine": choose(recipe.engine.here),
         "tests": {skill: {**data_facts(test), "score": test.score} for skill, test in tests(recipe).items()},
         "tuned": {name: models.identity(str(folder / "model")) for name, folder in tuned.items()},
     }
@@ -61,7 +61,7 @@ def measured(recipe: Recipe, step: Step, name: str, model: str, rows: Any, watch
 
     path = step.folder / f"items-{name}.jsonl"
     if not path.exists():
-        with engine_and_chat(recipe, model) as (engine, chat):
+        with engine_and_chat(recipe, model, options=recipe.engine.here) as (engine, chat):
             write_jsonl(path, measure(engine, chat, rows, what=f"eval {name}", watch=watch))
     found: dict[str, list[Any]] = {skill: [] for skill in rows}
     with path.open(encoding="utf-8") as stream:

@@ -48,14 +48,14 @@ def probe(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[Ou
 
 
 def select(recipe: Recipe, context: Context, *, explain: str | None = None) -> Iterator[Outcome]:
-    compared = recipe.select is None or recipe.select.method in SCORED
-    need(recipe, "select", *(["target"] if compared and explain is None else []), "select")
-    settings = recipe.select
-    assert settings is not None
     if explain is not None:
         folder = context.out or recipe.folder / "select"
         yield Outcome("select", folder, _explained(recipe, folder, explain))
         return
+    compared = recipe.select is None or recipe.select.method in SCORED
+    need(recipe, "select", *(["target"] if compared else []), "select")
+    settings = recipe.select
+    assert settings is not None
     machine = {"pool", "processes", "engine", "against"}
     inputs = settings.model_dump(exclude=machine) | {"pool": data_facts(settings.pool), "seed": recipe.seed}
     inputs["target"] = data_facts(recipe.target) if recipe.target else None

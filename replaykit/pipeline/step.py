@@ -24,6 +24,7 @@ from replaykit.training_settings import Arm, Mix
 
 if TYPE_CHECKING:
     from replaykit.chat import Chat
+    from replaykit.settings import EngineOptions
 
 Work = Callable[[Step], tuple[dict[str, Any], dict[str, Any]]]  # -> what is shown, and further facts for the manifest
 
@@ -125,15 +126,20 @@ def chat_of(recipe: Recipe) -> Chat:
 
 
 @contextmanager
-def engine_and_chat(recipe: Recipe, model: str | None, *, of_recipe: bool = True) -> Iterator[tuple[Any, Any]]:
-    """A model and its chat. The recipe's chat options are for its own model and what is tuned from it, not for others."""
+def engine_and_chat(
+    recipe: Recipe, model: str | None, *, of_recipe: bool = True, options: EngineOptions | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """A model and its chat. The recipe's chat options are for its own model and what is tuned from it, not for others.
+
+    ``options`` are of the engine: those of the recipe by default.
+    """
     from replaykit.chat import Chat
     from replaykit.engines import load_engine
 
     assert model is not None
     revision = recipe.revision if model == recipe.model else None
     chat = Chat.load(model, revision, recipe.chat if of_recipe else None)
-    engine = load_engine(model, recipe.engine, revision=revision)
+    engine = load_engine(model, options or recipe.engine, revision=revision)
     try:
         yield engine, chat
     finally:

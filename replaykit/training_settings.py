@@ -269,6 +269,7 @@ class Train(Strict):
     save_every: PositiveInt = 200  # steps between checkpoints
     log_every: PositiveInt = 10
     remedies: Remedies = Remedies()
+    conflict: bool | None = None  # log the cosine of target's and replay's gradients; adapters do, for a copy of them
     controller: Controller | None = None
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from torch import distributed, nn
 
 from replaykit import training_settings
 from replaykit.train.remedies import Run, chosen
-from replaykit.train.remedies.project import Conflict, Project, cosine, dots, turned
+from replaykit.train.remedies.project import Project, cosine, dots, turned
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -40,6 +40,11 @@ def begun(remedy: Any, model: nn.Module) -> Any:
 
 def project(min_cosine: float = 0.0, *, blockwise: bool = False) -> Project:
     return Project(training_settings.Project(min_cosine=min_cosine, blockwise=blockwise))
+
+
+def off(remedy: Project) -> Project:
+    remedy.on = False
+    return remedy
 
 
 def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,23 +278,37 @@ def test_a_step_along_the_projected_gradient_does_not_raise_the_replay_loss():
             return float(((tried(old[0]) - old[1]) ** 2).sum())
 
     before = float(((model(old[0]) - old[1]) ** 2).sum().detach())
-    assert loss_after(Conflict(None)) > before + 1e-4
+    assert loss_after(off(project(0.0))) > before + 1e-4
     assert loss_after(project(0.0)) <= before + 1e-7
 
 
-def test_conflict_measures_the_same_cosine_and_changes_nothing():
+def test_while_it_is_off_it_measures_the_same_cosine_and_changes_nothing():
     model = network()
     old = rows(6, seed=2)
     new = opposed(old, model)
-    remedy, turning = begun(Conflict(None), model), begun(project(0.0), model)
+    remedy, turning = begun(off(project(0.0)), model), begun(project(0.0), model)
     found = step(remedy, model, new, old)
     model.zero_grad()
     for data in (old, new):
         backward(model, data, parts=2)
     assert all(torch.equal(own, plain) for own, plain in zip(found, gradients(model), strict=True))
     step(turning, model, new, old)
-    assert remedy.measures() == {"cosine": turning.measures()["cosine"]}
-    assert Conflict.separate and Conflict.name == "conflict"
+    assert remedy.measures() == {"cosine": turning.measures()["cosine"], "projected": 0}
+
+
+def test_an_empty_micro_batch_changes_nothing():
+    model = network()
+    old = rows(6, seed=2)
+    new = opposed(old, model)
+    with_empty, plain = begun(project(0.8), model), begun(project(0.8), model)
+    model.zero_grad()
+    for data, replay in ((old, True), (None, None), (new, False), (None, None)):
+        if data is not None:
+            backward(model, data, parts=2)
+        with_empty.backward_done(replay=replay)
+    with_empty.gradients()
+    found = gradients(model)
+    assert all(torch.equal(a, b) for a, b in zip(found, step(plain, model, new, old), strict=True))
 
 
 def test_the_recipe_chooses_it_by_its_name():

@@ -82,7 +82,7 @@ def test_labels_are_the_tokens_that_carry_loss_and_padding_has_none(rows: list[R
         assert batch["loss_weight"][k].tolist() == [*(float(label != IGNORED) for label in labels), *[0.0] * padding]
     for fact in ("source", "replay", "index"):
         assert batch[fact].tolist() == [row[fact] for row in rows]
-    assert batch["replay_only"] == all(row["replay"] for row in rows)
+    assert batch["replay_only"] is all(row["replay"] for row in rows)
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
 
 
@@ -112,6 +112,7 @@ def test_an_encoder_is_given_the_question_and_a_mask_and_a_decoder_the_answer() 
 
 def test_a_batch_without_rows_is_padding_without_loss() -> None:
     batch = collate([], pad=PAD)
+    assert batch["replay_only"] is None
     assert batch["input_ids"].tolist() == [[PAD]]
     assert batch["labels"].tolist() == [[IGNORED]]
     assert batch["loss_weight"].tolist() == [[0.0]]

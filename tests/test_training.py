@@ -120,6 +120,17 @@ def test_an_adapter_learns_and_is_merged(options: dict[str, Any], chat: Chat, tm
     assert models.load_model(str(tmp_path / "model")).num_parameters() == models.load_model("nano").num_parameters()
 
 
+def test_how_much_task_and_replay_are_in_conflict_is_logged_though_nothing_is_projected(
+    plain: dict[str, Any], chat: Chat, tmp_path: Path
+) -> None:
+    assert not any(name.startswith("project/") for log in plain["losses"] for name in log)
+    found = trained(tmp_path / "full", chat, mixture(), conflict=True)
+    assert curve(found) == pytest.approx(curve(plain), abs=2e-5)
+    adapter = trained(tmp_path / "lora", chat, mixture(), method="lora")
+    for result in (found, adapter):
+        assert all(-1 <= log["project/cosine"] <= 1 and log["project/projected"] == 0 for log in result["losses"])
+
+
 def test_bfloat16_learns_too(chat: Chat, plain: dict[str, Any], tmp_path: Path) -> None:
     found = trained(tmp_path, chat, mixture(), precision="bfloat16")
     assert curve(found) == pytest.approx(curve(plain), rel=0.05)

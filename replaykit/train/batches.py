@@ -120,7 +120,7 @@ def micro_batches(
 
 def collate(rows: Sequence[Row], *, pad: int, packing: bool = False, seq2seq: bool = False) -> dict[str, Any]:
     """Right-padded tensors [rows, length]: input_ids, labels and loss_weight; and source, replay and index, [rows],
-    and whether all rows are replay.
+    and whether all rows are replay, None where there is none.
 
     There is no attention mask: under causal attention nothing looks at the padding to its right. An encoder does, so with
     ``seq2seq`` there is one, and the labels are the decoder's. With ``packing`` all rows stand behind one another in one,
@@ -131,7 +131,7 @@ def collate(rows: Sequence[Row], *, pad: int, packing: bool = False, seq2seq: bo
     labels = [row["labels"] for row in rows] or [torch.tensor([IGNORED])]
     weights = [row["weight"] for row in rows] or [torch.zeros(1)]
     facts: dict[str, Any] = {
-        "replay_only": all(row["replay"] for row in rows),
+        "replay_only": all(row["replay"] for row in rows) if rows else None,
         "source": torch.tensor([row["source"] for row in rows] or [0]),
         "replay": torch.tensor([row["replay"] for row in rows] or [False]),
         "index": torch.tensor([row["index"] for row in rows] or [-1]),

@@ -134,7 +134,7 @@ class Controller(transformers.TrainerCallback, ExportableState):
         if saved:
             self.load_state_dict(saved["controller"])
         elif state.global_step > 0:
-            raise RunError("the checkpoint was made without train.controller; --force trains anew")
+            raise RunError("the checkpoint was made without train.controller; remove the checkpoints to train anew")
         else:
             self.watch(WATCHED, 0, state.max_steps // self.settings.every, "the base")
             self._begin(model)
@@ -173,7 +173,9 @@ class Controller(transformers.TrainerCallback, ExportableState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what ``state_dict`` gave. Raises RunError where the items of the tests are others than then."""
         if state["items"] != self._items:
-            raise RunError("the rows of eval have changed since the checkpoint; put them back, or --force trains anew")
+            raise RunError(
+                "the rows of eval have changed since the checkpoint; put them back, or remove the checkpoints to train anew"
+            )
         self._kinds = dict(state["kinds"])
         self._decider = Decider(self.settings, {}, ratio=self.start)
         self._decider.load_state_dict(state["decider"])

@@ -25,9 +25,9 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from replaykit import models
+from replaykit import models, training_settings
 from replaykit.chat import Chat
-from replaykit.errors import EngineError, RecipeError, RunError, Stopped
+from replaykit.errors import EngineError, RecipeError, Stopped
 from replaykit.mix.plan import TARGET
 from replaykit.records import Record
 from replaykit.runs import Watch, stop_on_signal, unwatched
@@ -36,6 +36,7 @@ from replaykit.train.beside import Beside, Watched, laid_out
 from replaykit.train.controller import Controller
 from replaykit.train.parameters import adapted, learning_rate, quantised
 from replaykit.train.remedies import Batch, Remedy, Run, chosen, restore
+from replaykit.train.remedies.project import Project
 from replaykit.train.trainer import ReplayTrainer, Watching
 from replaykit.training_settings import Train
 
@@ -98,7 +99,8 @@ def train(
     if _world() > 1:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()  # the first one has made the folder
     transformers.set_seed(seed)
-    remedies, base = chosen(settings.remedies), Base(model, revision)
+    replayed = watched is not None or any(record.source != TARGET for record in records)
+    remedies, base = _remedies(settings, replayed), Base(model, revision)
     order = _order(records, steps, chat, settings, seed, folder, weights, watched, remedies, watch)
     _check(settings, order.data, old)
     network = adapted(base.load(settings), settings)
@@ -131,6 +133,17 @@ def train(
         for left in folder.glob("checkpoint-*"):
             shutil.rmtree(left)
     return _result(trainer, order)
+
+
+def _remedies(settings: Train, replayed: bool) -> list[Remedy]:
+    """What the recipe asks for, and, where it does not ask for the projection, this one off: it measures the conflict."""
+    made = chosen(settings.remedies)
+    wanted = settings.adapter if settings.conflict is None else settings.conflict
+    if wanted and replayed and settings.remedies.project is None:
+        measuring = Project(training_settings.Project())
+        measuring.on = False
+        made.append(measuring)
+    return made
 
 
 def _result(trainer: ReplayTrainer, order: Order) -> dict[str, Any]:
@@ -275,8 +288,7 @@ def _save(network: Any, chat: Chat, folder: Path, base: Base, settings: Train) -
     dtype = models.stored_dtype(base.name, base.revision)
     network.to(dtype or torch.float32).save_pretrained(unfinished)
     chat.tokenizer.save_pretrained(unfinished)
-    if (folder / "model").exists():
-        raise RunError(f"{folder / 'model'} is there already; --force trains anew")
+    shutil.rmtree(folder / "model", ignore_errors=True)  # of a training that was killed before its manifest
     unfinished.rename(folder / "model")
 
 

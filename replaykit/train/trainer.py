@@ -121,12 +121,13 @@ class ReplayTrainer(transformers.Trainer):
         if not self._step_rows:
             self.stages.begin(self.state.global_step)
         loss = super().training_step(model, batch, num_items_in_batch)
-        for remedy in self.acting:
+        told = [remedy for remedy in self.remedies if remedy.on or remedy.watches]
+        for remedy in told:
             remedy.backward_done(replay=batch["replay_only"])
         if self.accelerator.sync_gradients:
             self._check_loss()
             self.stages.gradients(self.state.global_step)
-            for remedy in self.acting:
+            for remedy in told:
                 remedy.gradients()
         return loss
 

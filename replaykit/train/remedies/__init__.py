@@ -61,6 +61,7 @@ class Remedy:
 
     name: ClassVar[str]
     separate: ClassVar[bool] = False  # replay rows stand in micro-batches of their own, before those of the target
+    watches: ClassVar[bool] = False  # is told of gradients while it is off, too, and measures them
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -90,8 +91,8 @@ class Remedy:
         """A scalar that is added to the loss of a micro-batch, after its forward pass; divided as ``term``'s is. Or None."""
         return None
 
-    def backward_done(self, *, replay: bool) -> None:
-        """After the backward pass of a micro-batch; ``replay`` says that it had replay rows only."""
+    def backward_done(self, *, replay: bool | None) -> None:
+        """After the backward pass of a micro-batch; ``replay`` says that it had replay rows only, None that it had none."""
 
     def gradients(self) -> None:
         """The gradients of all micro-batches of the step are added up in ``.grad``; they are clipped after this."""

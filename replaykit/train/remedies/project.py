@@ -17,6 +17,8 @@ after the last of them is r, and what all others add is g. Cost: a copy of the g
 learns; in a step one copy for each replay micro-batch, and a read of both gradients twice; no forward or backward pass. The
 micro-batches themselves are less full than mixed ones, which matters where the rows of a step are few. Several processes
 have one reduction of r more.
+
+While it is off it goes on measuring the cosine, and turns nothing: how much task and replay work against each other.
 """
 
 from __future__ import annotations
@@ -70,10 +72,10 @@ class Project(Remedy):
     """r + g becomes r + g' before each optimiser step that has replay rows."""
 
     name = "project"
-    separate = True
-    settings: training_settings.Project | None
+    separate = watches = True
+    settings: training_settings.Project
 
-    def __init__(self, settings: training_settings.Project | None):
+    def __init__(self, settings: training_settings.Project):
         super().__init__(settings)
         self._parameters: list[nn.Parameter] = []
         self._replay: list[torch.Tensor | None] = []  # r, by parameter; None until a step has had one
@@ -85,11 +87,10 @@ class Project(Remedy):
         self._replay = [None] * len(self._parameters)
 
     @torch.no_grad()
-    def backward_done(self, *, replay: bool) -> None:
-        """After a replay micro-batch ``.grad`` is r so far: it is copied over what was copied before.
-
-        An empty micro-batch after one of the target is no replay, even if it has no other rows.
-        """
+    def backward_done(self, *, replay: bool | None) -> None:
+        """After a replay micro-batch ``.grad`` is r so far: it is copied over what was copied before."""
+        if replay is None:
+            return
         self._has_target |= not replay
         if self._has_target:
             return
@@ -115,14 +116,13 @@ class Project(Remedy):
             return
         blocks = torch.stack(found)
         sums = blocks.sum(dim=0)
-        part = self._turn(blocks, sums)
+        part = self._turn(blocks, sums) if self.on else sums.new_zeros(())
         both = (sums[1] > 0) & (sums[2] > 0)  # kinds of rows have a gradient
         now = torch.stack([_cosine(sums), part, torch.ones_like(part)]) * both
         self._sums = now if self._sums is None else self._sums + now
 
     def _turn(self, blocks: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
         """Turns, by the dots of each parameter [n, 3] and those of all [3], and returns the part of them that had to be."""
-        assert self.settings is not None
         c = self.settings.min_cosine
         if self.settings.blockwise:
             ways = torch.stack([turned(own, c) for own in blocks])
@@ -161,21 +161,6 @@ class Project(Remedy):
             return {}
         (cosines, part, steps), self._sums = self._sums.tolist(), None
         return {"cosine": cosines / steps, "projected": part / steps} if steps else {}
-
-
-class Conflict(Project):
-    """Only measures how much the task and replay work against each other, and turns nothing.
-
-    It costs what Project does: the copy of the gradient, and micro-batches of replay rows only. Settings are None.
-    """
-
-    name = "conflict"
-
-    def _turn(self, blocks: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-        return sums.new_zeros(())
-
-    def measures(self) -> dict[str, float]:
-        return {name: value for name, value in super().measures().items() if name == "cosine"}
 
 
 def _target(gradient: torch.Tensor, r: torch.Tensor) -> torch.Tensor:

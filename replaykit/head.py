@@ -48,6 +48,12 @@ class Head:
         return nn.functional.linear(hidden, self.linear.weight, self.linear.bias)
 
 
+def as_trained(model: Any) -> torch.autocast:
+    """Within it a forward pass outside of the trainer computes as the trainer does where the attention takes no float32."""
+    flash = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
+    return torch.autocast("cuda" if flash else "cpu", torch.bfloat16, enabled=flash)
+
+
 def inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch the model reads."""
     if "decoder_input_ids" in batch:
@@ -70,7 +76,7 @@ def split_head(model: Any) -> Head | None:
     head, training = Head(linear), model.training
     tried = {"input_ids": torch.tensor([[0, 1]], device=linear.weight.device)}
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), as_trained(model):
         whole = model(**inputs(tried)).logits
         apart = head.logits(head.hidden(model, tried))
     model.train(training)

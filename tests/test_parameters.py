@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from replaykit import models
 from replaykit.errors import MissingExtra, RecipeError
@@ -145,6 +146,35 @@ def test_an_adapter_that_peft_does_not_know_is_named(nano: Any) -> None:
         adapted(nano, Train.model_validate({"peft": {"peft_type": "lorra"}}))
     with pytest.raises(RecipeError, match=r"train\.peft: .*rnk"):
         adapted(nano, Train.model_validate({"peft": {"peft_type": "lora", "rnk": 3}}))
+
+
+def test_a_name_of_no_parameter_is_an_error(nano: Any) -> None:
+    for settings, key in (
+        (Train(freeze=["embedings"]), "freeze"),
+        (Train(weight_decay={"atention": 0.1}), "weight_decay"),
+    ):
+        with pytest.raises(RecipeError, match=rf"train\.{key}: no parameter is called"):
+            adapted(nano, settings)
+
+
+def test_a_learned_prompt_is_refused(nano: Any) -> None:
+    settings = Train(peft={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4})
+    with pytest.raises(RecipeError, match="PREFIX_TUNING: it learns a prompt, which cannot be merged"):
+        adapted(nano, settings)
+
+
+def test_layers_that_see_images_are_no_layers_of_the_language_model() -> None:
+    config = Gemma3Config(
+        text_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+                     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 32},
+        vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+                       "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    places, layers = depths(Gemma3ForConditionalGeneration(config))
+    assert layers == 4
+    assert {places[name] for name in places if "language_model.layers.0." in name} == {1}
+    assert {places[name] for name in places if "vision_tower" in name and ".layers." in name} == {0}
 
 
 def test_qlora_says_what_it_needs() -> None:

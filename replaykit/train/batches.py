@@ -76,7 +76,7 @@ def _tensors(
     example: Example, weights: np.ndarray | None, *, apart: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens, shifted labels and weights; with ``apart`` the question for an encoder and the answer for a decoder."""
-    tokens, loss = torch.tensor(example.tokens, dtype=torch.int32), torch.tensor(example.loss)
+    tokens, loss = torch.tensor(example.tokens, dtype=torch.int32), torch.tensor(example.loss, dtype=torch.bool)
     weight = loss.float()
     if weights is not None:
         weight[loss] = torch.from_numpy(np.asarray(weights, dtype=np.float32))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from transformers.trainer_callback import ExportableState
 from replaykit import training_settings
 from replaykit.chat import Chat
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
-from replaykit.head import NUMBERS, Head, inputs, split_head
+from replaykit.head import NUMBERS, Head, as_trained, inputs, split_head
 from replaykit.records import Record, fingerprint
 from replaykit.runs import Watch, unwatched
 from replaykit.settings import Test
@@ -84,7 +83,6 @@ class Controller(transformers.TrainerCallback, ExportableState):
         check(settings, old, target)
         self.settings, self.start, self.watch = settings, ratio, watch
         self.path = folder / "events.jsonl"
-        self.seconds = 0.0  # that tests have taken in this process
         self._whole = {skill for skill, (test, _) in old.items() if test.score == "cross_entropy"}
         self._stops = torch.tensor(chat.stop)
         first = {skill: records[: settings.items] for skill, (_, records) in old.items()}
@@ -158,7 +156,7 @@ class Controller(transformers.TrainerCallback, ExportableState):
         log.info("step %d: %s", event.step, event.reason)
         self.watch(WATCHED, len(self._decider.events), state.max_steps // self.settings.every, _noted(event))
         if event.stop:
-            control.should_training_stop = True
+            control.should_training_stop = control.should_log = True
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -206,18 +204,18 @@ class Controller(transformers.TrainerCallback, ExportableState):
 
     def _measure(self, model: Any) -> tuple[dict[str, list[Item]], float | None]:
         """The items of every old skill, and the loss on the target in nats a token; the same in all processes."""
-        started, training = time.perf_counter(), model.training
+        training = model.training
         model.eval()
         try:
-            skills = {skill: self._answered(model, rows) for skill, rows in self._rows.items()}
-            target = self._answered(model, self._target)
+            with as_trained(model):
+                skills = {skill: self._answered(model, rows) for skill, rows in self._rows.items()}
+                target = self._answered(model, self._target)
         finally:
             model.train(training)
         loss = sum(item.nll for item in target) / sum(item.tokens for item in target) if target else None
         found = [(skills, loss)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(found)  # what rounds otherwise on another GPU must not decide
-        self.seconds += time.perf_counter() - started
         return found[0]
 
     @torch.no_grad()
@@ -294,9 +292,11 @@ def _rows(records: Sequence[Record], chat: Chat, *, answer: bool) -> list[Row]:
 
 
 def _fitting(rows: Sequence[Row], limit: int, name: str) -> list[Row]:
-    """The rows of at most so many tokens. Raises DataError where there are rows and none of them fits."""
+    """The rows of at most so many tokens. Raises DataError where none is left."""
+    if not rows:
+        raise DataError(f"{name}: none of its rows has an answer")
     kept = [row for row in rows if len(row["tokens"]) <= limit]
-    if rows and not kept:
+    if not kept:
         raise DataError(
             f"{name}: each of its {len(rows):,} rows is longer than the {limit:,} tokens that the model reads"
         )

@@ -28,6 +28,7 @@ from accelerate import PartialState
 from replaykit import models, training_settings
 from replaykit.chat import Chat
 from replaykit.errors import EngineError, RecipeError, Stopped
+from replaykit.head import as_trained
 from replaykit.mix.plan import TARGET
 from replaykit.records import Record
 from replaykit.runs import Watch, stop_on_signal, unwatched
@@ -52,9 +53,10 @@ class Base:
 
     def load(self, settings: Train) -> Any:
         # Packed rows are kept apart by a mask of [length, length], unless the kernel takes where each begins.
-        kernel = settings.packing and torch.cuda.is_available() and find_spec("flash_attn") is not None
+        wide = settings.precision == "float32"
+        kernel = settings.packing and not wide and torch.cuda.is_available() and find_spec("flash_attn") is not None
         return models.load_model(
-            self.name, self.revision, train=settings.method == "full", quantisation=quantised(settings),
+            self.name, self.revision, train=wide or not settings.adapter, quantisation=quantised(settings),
             attention="flash_attention_2" if kernel else None,
         )  # fmt: skip
 
@@ -91,9 +93,9 @@ def train(
     ``weights`` are those of the answer tokens by record id, where they are not 1. ``old`` are old data for the Fisher
     information of ewc, instead of the replay rows. With ``watched``, replay is drawn anew beside the target rows as a
     controller decides. ``callbacks`` are told what those of any Trainer are. With an adapter, it is saved to
-    ``folder``/adapter, and the merged model to ``folder``/model. Returns steps, loss, losses (of every log), trained tokens,
-    and the controller's events. Raises EngineError if the loss is not finite or the memory is too small, RecipeError for
-    what cannot combine, and Stopped, with a checkpoint written, after SIGINT or SIGTERM.
+    ``folder``/adapter, and the merged model to ``folder``/model. Returns steps, loss, losses (of every log), the tokens of
+    the trained rows, and the controller's events. Raises EngineError if the loss is not finite or the memory is too small,
+    RecipeError for what cannot combine, and Stopped, with a checkpoint written, after SIGINT or SIGTERM.
     """
     _quiet()
     if _world() > 1:
@@ -102,12 +104,13 @@ def train(
     replayed = watched is not None or any(record.source != TARGET for record in records)
     remedies, base = _remedies(settings, replayed), Base(model, revision)
     order = _order(records, steps, chat, settings, seed, folder, weights, watched, remedies, watch)
-    _check(settings, order.data, old)
+    _check(settings, chat, order.data, old)
     network = adapted(base.load(settings), settings)
     pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop[0]
     collator = partial(collate, pad=pad, packing=settings.packing, seq2seq=chat.seq2seq)
     with stop_on_signal(signal.SIGTERM) as stopping:
-        own = [Watching(watch, what, remedies, stopping), *([order.controller] if order.controller else [])]
+        watching = Watching(watch, what, remedies, stopping)
+        own = [watching, *([order.controller] if order.controller else [])]
         trainer = ReplayTrainer(
             batches=order.batches, data=order.data, settings=settings, remedies=remedies, model=network,
             args=_arguments(settings, folder, seed, steps=len(order.batches) // order.parts, parts=order.parts // _world()),
@@ -118,13 +121,15 @@ def train(
         _begin(trainer, remedies, base, Planned(old, chat), folder, checkpoint)
         if order.controller is not None and checkpoint is not None:
             order.controller.restore(checkpoint)
+            if order.controller.stopped:
+                trainer.take(checkpoint)
         if order.controller is None or not order.controller.stopped:
             _go(trainer, checkpoint, settings)
         done, planned = trainer.state.global_step, trainer.state.max_steps
-        if stopping() and done < planned:
+        if watching.stopped and done < planned:
             raise Stopped(
                 f"stopped at step {done:,} of {planned:,}, which is saved; the same command goes on from there",
-                exit_code=0 if stopping() == signal.SIGTERM else 130,
+                exit_code=0 if watching.stopped == signal.SIGTERM else 130,
             )
     for remedy in remedies:
         remedy.finish()
@@ -180,8 +185,10 @@ def _order(
     return Order(data, beside, beside.parts, controller)
 
 
-def _check(settings: Train, data: Planned, old: Sequence[Record]) -> None:
+def _check(settings: Train, chat: Chat, data: Planned, old: Sequence[Record]) -> None:
     """Raises before the model is loaded."""
+    if settings.packing and chat.seq2seq:
+        raise RecipeError("the recipe", ["train.packing: rows of an encoder-decoder cannot be packed; leave it out"])
     needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and old)]
     if needy and not data.replay_rows():
         todo = "it needs replay rows, and the mixture has none; raise mix.ratio"
@@ -219,8 +226,9 @@ def _begin(
         replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
         old=(lambda: one_by_one(old, range(len(old)))) if len(old) else None,
     )  # fmt: skip
-    for remedy in remedies:
-        remedy.begin(run)
+    with as_trained(trainer.model):
+        for remedy in remedies:
+            remedy.begin(run)
     if checkpoint is not None:
         restore(remedies, checkpoint)
 
@@ -244,7 +252,7 @@ def last_checkpoint(folder: Path) -> str | None:
         try:
             state = json.loads((checkpoint / "trainer_state.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # other processes do so, too
             continue
         whole.append((state["global_step"], checkpoint))
     return str(max(whole)[1]) if whole else None

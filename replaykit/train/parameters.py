@@ -2,8 +2,8 @@
 
     network = adapted(network, settings)                   # under its adapter, where it has one
     groups = parameter_groups(network, settings)           # for the optimiser: one for each rate and decay
-    factors = rate_factors(groups, settings, steps=1000)   # step -> what each group's rate is multiplied by
-    stages = Stages(network, settings, steps=1000)         # staged unfreezing
+    factor = rate_factors(settings, steps=1000)            # step -> what each group's rate is multiplied by
+    stages = Stages(network, settings, steps=1000, alone=True)  # staged unfreezing, in one process
 
 A parameter's depth is 0 for embeddings, 1 to L for layers and L + 1 for what stands behind them. Layer-wise rates are
 bottom * (top / bottom) ** (l / L) for layer l = 0 ... L - 1, with embeddings as the first layer and the head at the top
@@ -25,7 +25,7 @@ from replaykit.errors import MissingExtra, RecipeError, did_you_mean
 from replaykit.training_settings import Train
 
 LEARNING_RATES = {False: 1e-5, True: 2e-4}  # of full fine-tuning and of adapters, where the recipe gives none
-NORMS_AND_BIASES = re.compile(r"(?:norm|ln_\w+|layer_norm|layernorm)\b.*weight$|\.bias$", re.IGNORECASE)
+NORMS_AND_BIASES = re.compile(r"(?:norm|ln_\w+)\b.*weight$|\.bias$", re.IGNORECASE)
 
 
 def learning_rate(settings: Train) -> float:
@@ -38,12 +38,19 @@ def learning_rate(settings: Train) -> float:
 def adapted(network: Any, settings: Train) -> Any:
     """The model with what shall not learn frozen, under an adapter on all its linear layers if the recipe says so.
 
-    Raises RecipeError for an adapter that PEFT does not know or cannot make, or where nothing is left to learn.
+    Raises RecipeError for an adapter that PEFT does not know or cannot make or that cannot be merged, for a name of no
+    parameter, and where nothing is left to learn.
     """
     if settings.adapter:
         import peft
 
         network = peft.get_peft_model(network, _peft_config(network, settings))
+    decayed = settings.weight_decay if isinstance(settings.weight_decay, dict) else {}
+    for key, parts in (("freeze", settings.freeze), ("weight_decay", decayed)):
+        for part in parts:
+            if not any(_names(part, name, network) for name, _ in network.named_parameters()):
+                hint = did_you_mean(part, ["embeddings", "head"])
+                raise RecipeError("the recipe", [f"train.{key}: no parameter is called {part}{hint}"])
     for name, parameter in network.named_parameters():
         if any(_names(part, name, network) for part in settings.freeze):
             parameter.requires_grad_(False)
@@ -86,22 +93,35 @@ def _peft_config(network: Any, settings: Train) -> Any:
     if name not in known:
         raise RecipeError("the recipe", [f"train.peft.peft_type: PEFT has no {name}{did_you_mean(name, known)}"])
     try:
-        return peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(name)](**{"task_type": task} | options)
+        config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(name)](**{"task_type": task} | options)
     except (TypeError, ValueError) as error:
         raise RecipeError("the recipe", [f"train.peft: {error}"]) from error
+    if config.is_prompt_learning:
+        todo = (
+            "it learns a prompt, which cannot be merged into the model; choose another kind, such as LORA, IA3 or LOHA"
+        )
+        raise RecipeError("the recipe", [f"train.peft.peft_type: {name}: {todo}"])
+    return config
 
 
 # --- depth ----------------------------------------------------------------------------------------------------------
 
 
 def depths(network: Any) -> tuple[dict[str, int], int]:
-    """The depth of each parameter by name, and L, the number of layers; of an encoder-decoder, of both stacks together."""
-    stacks = [
-        (name, len(module))
+    """The depth of each parameter by name, and L, the number of layers; of an encoder-decoder, of both stacks together.
+
+    Layers beside those of the language model, such as those that see images, have the depth of embeddings.
+    """
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    lists = [
+        (name, module)
         for name, module in network.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) > 1 and any(True for _ in module.parameters())
     ]
-    stacks = [(name, size) for name, size in stacks if not any(name.startswith(f"{outer}.") for outer, _ in stacks)]
+    lists = [(name, module) for name, module in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]
+    language = {id(module) for module in (base if base.config.is_encoder_decoder else base.get_decoder()).modules()}
+    stacks = [(name, len(module)) for name, module in lists if id(module) in language]
+    beside = tuple(f"{name}." for name, module in lists if id(module) not in language)
     layers = sum(size for _, size in stacks)
     embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     found = {}
@@ -111,7 +131,8 @@ def depths(network: Any) -> tuple[dict[str, int], int]:
             if name.startswith(f"{stack}."):
                 found[name] = before + int(name[len(stack) + 1 :].split(".")[0]) + 1
             before += size
-        found.setdefault(name, 0 if id(parameter) in embeddings or "embed" in name else layers + 1)
+        first = id(parameter) in embeddings or "embed" in name or name.startswith(beside)
+        found.setdefault(name, 0 if first else layers + 1)
     return found, layers
 
 
@@ -133,7 +154,7 @@ def _names(part: str, parameter: str, network: Any) -> bool:
 
 
 def parameter_groups(network: Any, settings: Train) -> list[dict[str, Any]]:
-    """The optimiser's groups: parameters of the same rate and weight decay, with their least depth under "depth".
+    """The optimiser's groups: parameters of the same rate and weight decay.
 
     Biases and the weights of norms are not decayed, as in transformers. Frozen parameters are in no group, but for those
     that a later stage will train.

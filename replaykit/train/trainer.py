@@ -7,6 +7,7 @@ weights; it is the same however the step is cut into micro-batches, and by howev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,12 +163,19 @@ class ReplayTrainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss/<source>, in nats a token since the last log, and what the remedies measured."""
         if "loss" in logs:
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(self._sums)
             means = (self._sums[:, 0] / self._sums[:, 1]).tolist()
             logs |= {f"loss/{name}": mean for name, mean in zip(self.data.sources, means, strict=True) if mean == mean}
             self._sums.zero_()
             for remedy in self.remedies:
                 logs |= {f"{remedy.name}/{name}": value for name, value in remedy.measures().items()}
         super().log(logs, start_time)
+
+    def take(self, checkpoint: str) -> None:
+        """The model and the logs of a checkpoint, after which there is nothing to train."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint has the remedies' state beside the model."""
@@ -190,10 +198,14 @@ def online(settings: Remedies) -> Online | None:
 
 
 class Watching(transformers.TrainerCallback):
-    """Tells a Watch how many steps are done, the remedies that one is, and ends the training where that is asked for."""
+    """Tells a Watch how many steps are done, the remedies that one is, and ends the training where that is asked for.
+
+    ``stopped`` is the signal that asked, 0 where none did; in several processes it is the same in all, whichever got it.
+    """
 
     def __init__(self, watch: Watch, what: str, remedies: Sequence[Remedy], stopping: Any):
-        self.watch, self.what, self.remedies, self.stopping = watch, what, remedies, stopping
+        self.watch, self.what, self.remedies, self._asked = watch, what, remedies, stopping
+        self.stopped = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.watch(self.what, state.global_step, state.max_steps)
@@ -203,5 +215,12 @@ class Watching(transformers.TrainerCallback):
             if remedy.on:
                 remedy.stepped()
         self.watch(self.what, state.global_step, state.max_steps)
-        if self.stopping():
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        self.stopped = self._asked()
+        if args.world_size > 1:
+            asked = torch.tensor(self.stopped, device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.stopped = int(asked)
+        if self.stopped:
             control.should_save = control.should_training_stop = True

@@ -2,12 +2,12 @@
 
     python benchmarks/remedies.py --seeds 1,2,3 --jobs 2 --out /tmp/remedies
 
-The embedded model is taught to refer patients, as in the quickstart: 300 steps of 32 rows at 1e-3, in every arm, so no arm
+The embedded model is taught to refer patients, as in the quickstart: 300 steps of 32 rows at 1e-3 in every arm, so none
 learns longer than another. Replay is 1,500 questions and answers that the model writes itself, a set for each seed; EWC
 without replay has the same rows for its Fisher information alone. Scored are 60 held-out rows of each of the six old skills
 and of the new one. What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range of
 Student's t at 95 %, from the seeds' own scores. Seconds are of CPU, memory is resident at its highest, both of a process
-with one thread and without the scoring.
+with one thread and without the scoring; the average has those of the training that it is made of, too.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
+
 RESULTS = Path(__file__).parent / "results" / "remedies.md"
 STEPS, BATCH, RATE, RATIO, MADE, TESTS, TARGET_ROWS = 300, 32, 1e-3, 0.05, 1500, 60, 8000
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # of Student's t, two-sided, by degrees of freedom
 
 # name -> what train is told
 REMEDIES: dict[str, dict[str, Any]] = {
@@ -133,7 +134,7 @@ def one(out: Path, seed: int, name: str, replay: bool) -> None:
         from replaykit.train.merge import folder_of, interpolate
 
         interpolate(folder_of("nano"), folder / label("none", replay) / "model", work, 0.5)
-        model, shown = work, {}
+        model, shown = work, {"after": label("none", replay)}
     else:
         shown = trained(folder, work, seed, name, replay)
         model = work / "model"
@@ -221,10 +222,14 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         kept = [old(run) / old(of(seed, "base")) for run, seed in zip(found, seeds, strict=True)]
         worst = [min((score, skill) for skill, score in run["scores"].items() if skill != "referral") for run in found]
         learned = [run["scores"]["referral"] for run in found]
-        cost = [statistics.fmean(run[key] for run in found) for key in ("seconds", "mib")]
+        first = [of(seed, run["after"]) if "after" in run else None for run, seed in zip(found, seeds, strict=True)]
+        seconds = statistics.fmean(
+            run["seconds"] + (one["seconds"] if one else 0) for run, one in zip(found, first, strict=True)
+        )
+        mib = statistics.fmean(max(run["mib"], one["mib"] if one else 0) for run, one in zip(found, first, strict=True))
         return (
             f"| {title} | {interval(kept)} | {min(worst)[1]} {min(worst)[0]:.2f} | {interval(learned)} | "
-            f"{cost[0]:.0f} | {cost[1]:,.0f} |"
+            f"{seconds:.0f} | {mib:,.0f} |"
         )
 
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -239,9 +244,7 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         lines.append("")
     lines.append(
         f"Retention is the mean of the old skills over that of the base. {STEPS} steps of {BATCH} rows in every arm; "
-        f"{TESTS} items a skill; mean over seeds ± half the 95 % interval of Student's t. Settings are in the script. "
-        "The referral's words are new to the model: so STM and DFT, for which improbable tokens count less, EAFT, for which "
-        "confident ones do, and LoRA, which leaves the embeddings as they are, learn little of it."
+        f"{TESTS} items a skill; mean over seeds ± half the 95 % interval of Student's t. Settings are in the script."
     )
     return "\n".join(lines) + "\n"
 
@@ -250,7 +253,7 @@ def interval(values: list[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) == 1:
         return f"{mean:.2f}"
-    half = T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 

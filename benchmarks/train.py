@@ -83,7 +83,7 @@ def mixed(chat: Chat, target: list[Record], *, ratio: float) -> tuple[list[Recor
 
 
 class Clock(transformers.TrainerCallback):
-    """Seconds from the beginning of the first step to the end of the last, and the highest memory between."""
+    """Seconds from the beginning of the first step to the end of the last."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
@@ -189,7 +189,7 @@ def report(found: dict[str, list[dict[str, Any]]], command: str) -> str:
     lines += ["", f"**{ratio:.2f}** times TRL as it is by default (bar: at least 1.5). The loss of a step of the "
               f"same 32 rows from the same weights: apart by {apart:.1e} (bar: 1e-5)."]  # fmt: skip
     lines += ["", f"## Remedies, at {RATIO:.0%} replay", "",
-              "| | seconds, each round | of a loss token's time without it | MiB | of the memory without it |",
+              "| | seconds, each round | times the seconds without it | MiB | times the memory without it |",
               "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for name in [name for name in OURS if name != "replaykit"]:
         plain = "5 % replay, lora" if "lora" in name else "5 % replay"

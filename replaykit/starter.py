@@ -78,7 +78,7 @@ eval:
 """
 TARGET_ROWS, POOL_ROWS, SELECTED, GENERATED = 8_000, 3_000, 1_500, 1_500
 TEST_ROWS, NEW_TEST_ROWS = 60, 120  # of an old skill, of the new one
-STEPS, BATCH_ROWS, LEARNING_RATE = 360, 32, "1.0e-3"
+STEPS, BATCH_ROWS, LEARNING_RATE = 420, 32, "1.0e-3"
 
 
 def write_recipe(

@@ -47,8 +47,7 @@ def test_with_five_percent_of_replay_they_stay(story, arm):
 def test_the_new_skill_is_learned_in_every_arm(story, arm):
     models = story[1]
     assert models[arm]["target"]["mean"] >= 0.90
-    # Of 60 rows: three. The control answers all of them now, and one row more or less hangs on the number of threads.
-    assert models[arm]["target"]["mean"] >= models["no-replay"]["target"]["mean"] - 0.05
+    assert models[arm]["target"]["mean"] >= models["no-replay"]["target"]["mean"] - 0.03
 
 
 def test_no_held_out_prompt_was_trained_on(story):

@@ -1,7 +1,7 @@
 """The proof on a GPU: a chat model of 34 million parameters, made here, learns a new task, and what it knew is counted.
 
     python benchmarks/gpu/proof.py --minutes 10            # as often as it says that units are left
-    python benchmarks/gpu/proof.py --report                # writes benchmarks/results/gpu-proof.md
+    python benchmarks/gpu/proof.py --report                # writes benchmarks/results/gpu-proof-gsm8k.md
     python benchmarks/gpu/proof.py --mini                  # everything in miniature on a CPU, with its report
 
 The base is trained from random weights by our own trainer on general instructions (Alpaca, Dolly, LIMA, T0) and on seven
@@ -52,7 +52,7 @@ from replaykit.sources.generate import generate
 from replaykit.sources.select import select
 from replaykit.training_settings import Mix, Train
 
-RESULTS = Path(__file__).parents[1] / "results" / "gpu-proof.md"
+RESULTS = Path(__file__).parents[1] / "results"
 OUT = Path(os.environ.get("OUT", "build/gpu")) / "proof"
 DATA = Path(__file__).parents[3] / "shared" / "data"
 GENERAL = ("alpaca_train", "dolly_train", "lima_train", "t0_pool")
@@ -608,7 +608,7 @@ def main() -> None:
     if not options.report:
         run_in_time(work, arms, seeds, end)
     if options.report or options.mini:
-        path = out / "proof.md" if options.mini else RESULTS
+        path = out / "proof.md" if options.mini else RESULTS / f"gpu-proof-{options.task}.md"
         path.write_text(report(work, arms, seeds), encoding="utf-8")
         print(path)
 

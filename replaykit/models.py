@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -14,7 +15,8 @@ from replaykit.records import file_fingerprint, fingerprint
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-SMALL = 64 << 20  # bytes of a file that are hashed to tell two folders apart; of larger ones the size must do
+SMALL = 64 << 20  # bytes below which a file is hashed whole to tell two folders apart; of a larger one a sample is
+BLOCKS, BLOCK = 1024, 4096  # of that sample: how many, and the bytes of each
 
 ALIASES = {
     "nano": str(Path(__file__).parent / "nano" / "weights"),
@@ -140,14 +142,28 @@ def parameter_count(model: str, revision: str | None = None) -> int:
 
 
 def identity(model: str) -> str | None:
-    """16 hexadecimal digits for a folder's files, their names and sizes and the bytes of the small ones; None on the Hub."""
+    """16 hexadecimal digits for a folder's files, their names, sizes and bytes; None for a model on the Hub.
+
+    Of a file of 64 MiB or more 4 MiB are looked at, spread over all of it. Training moves nearly every number of a model, so
+    that tells; a change of a few numbers in so large a file may not be seen.
+    """
     folder = Path(resolve(model))
     if not folder.is_dir():
         return None
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return fingerprint(
-        [(f.name, f.stat().st_size, file_fingerprint(f) if f.stat().st_size < SMALL else None) for f in files]
+        [(f.name, f.stat().st_size, file_fingerprint(f) if f.stat().st_size < SMALL else _sampled(f)) for f in files]
     )
+
+
+def _sampled(path: Path) -> str:
+    """16 hexadecimal digits of blocks of a file at equal distances, the first and the last bytes among them."""
+    digest, last = hashlib.blake2b(digest_size=8), path.stat().st_size - BLOCK
+    with path.open("rb", buffering=0) as stream:
+        for k in range(BLOCKS):
+            stream.seek(k * last // (BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
 
 
 def generation_config(model: str, revision: str | None = None) -> GenerationConfig | None:

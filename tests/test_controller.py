@@ -255,7 +255,7 @@ def rises(rng: np.random.Generator, runs: int, *, drop: float, noise: float, tes
     count = 0
     for _ in range(runs):
         base, now = a_base_and_tests(rng, drop=drop, noise=noise, tests=tests)
-        decider = Decider(Settings(patience=None, remedy="ewc", max_ratio=1.0, factor=1.001), base, ratio=0.01)
+        decider = Decider(Settings(patience=None, remedy="ewc", max_ratio=0.99, factor=1.001), base, ratio=0.01)
         events = [decider.decide(500 * (k + 1), scores) for k, scores in enumerate(now)]
         count += sum(event.ratio > event.ratio_before for event in events)
     return count / (runs * tests)

@@ -1,6 +1,7 @@
 """Distillation: its divergence, its gradient, its three teachers, and what they are not asked."""
 
 import copy
+import dataclasses
 import math
 
 import peft
@@ -69,9 +70,9 @@ def run_of(model, folder, *, base=None, rows=ROWS):
     )
 
 
-def begun(model, folder, *, base=None, **settings):
+def begun(model, folder, *, base=None, replay=ROWS, **settings):
     remedy = Distill(Settings(**settings))
-    remedy.begin(run_of(model, folder, base=base))
+    remedy.begin(run_of(model, folder, base=base, rows=replay))
     return remedy
 
 
@@ -259,9 +260,9 @@ def test_another_kind_of_adapter_is_switched_off_too(tmp_path):
 @pytest.mark.parametrize("teacher", ["adapter-off", "copy", "cache"])
 def test_every_teacher_gives_the_loss_and_gradient_of_the_formula(teacher, tmp_path):
     base = network()
-    model = under_adapter(copy.deepcopy(base)) if teacher == "adapter-off" else moved(base)
+    model = under_adapter(copy.deepcopy(base)) if teacher == "adapter-off" else base
     remedy = begun(model, tmp_path, base=base, teacher=teacher, weight=0.3, temperature=2.0, top_k=VOCABULARY)
-    model, batch = learned(model), collate(ROWS, pad=PAD)
+    model, batch = learned(model) if model is not base else moved(base), collate(ROWS, pad=PAD)
     found = total(remedy, model, batch)
     found.backward()
     own = gradients(model)
@@ -385,7 +386,7 @@ def test_an_encoder_decoder_is_taught_too(tmp_path):
     assert remedy.penalty(batch) > 0
     each = [collate([one | {"labels": one["tokens"][2:]}], pad=PAD, seq2seq=True) for one in sources]
     cache = Distill(Settings(teacher="cache", top_k=VOCABULARY))
-    cache.begin(Run(model, False, tmp_path, lambda: (one for one in each if one["replay"].any()), lambda: base))
+    cache.begin(Run(base, False, tmp_path, lambda: (one for one in each if one["replay"].any()), lambda: base))
     found = cache.term(batch, where)(logits[where], slice(0, int(where.sum())))
     torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-3)
 
@@ -393,17 +394,34 @@ def test_an_encoder_decoder_is_taught_too(tmp_path):
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_made_once_and_made_anew_for_another_temperature(tmp_path):
-    model = network()
-    begun(model, tmp_path, teacher="cache", top_k=4)
-    path = tmp_path / "teacher.safetensors"
-    first = path.stat().st_mtime_ns
-    again = begun(moved(model), tmp_path, base=moved(model), teacher="cache", top_k=4)
-    assert path.stat().st_mtime_ns == first
-    assert len(again._teacher.places) == 2
-    begun(model, tmp_path, teacher="cache", top_k=4, temperature=1.0)
-    assert path.stat().st_mtime_ns > first
+def test_the_file_is_made_once_and_made_anew_for_another_temperature_other_rows_and_another_base(tmp_path):
+    model, path = network(), tmp_path / "teacher.safetensors"
+
+    def made_by(model, **settings):
+        remedy = begun(model, tmp_path, teacher="cache", **{"top_k": 4} | settings)
+        return path.stat().st_ino, remedy._teacher.places.keys()
+
+    first, rows = made_by(model)
+    assert made_by(copy.deepcopy(model)) == (first, rows)
+    assert len(rows) == 2
+    assert len(made_by(model, replay=ROWS[:1])[1]) == 1
+    for settings in ({"temperature": 1.0}, {"top_k": 5}, {}):
+        before = path.stat().st_ino
+        assert made_by(model, **settings)[0] != before
+    before = path.stat().st_ino
+    assert made_by(moved(model))[0] != before
     assert [each.name for each in tmp_path.iterdir()] == ["teacher.safetensors"]
+
+
+def test_the_file_needs_no_second_base_where_the_whole_model_is_trained_and_leaves_that_as_it_was(tmp_path):
+    model, made = network(dropout=0.5), []
+    for _ in range(2):
+        remedy = Distill(Settings(teacher="cache"))
+        remedy.begin(dataclasses.replace(run_of(model, tmp_path), load_base=None))
+        assert all(each.training for each in model.modules())
+        made.append(remedy._teacher.file.get_tensor("logs"))
+        (tmp_path / "teacher.safetensors").unlink()
+    assert torch.equal(*made)  # without dropout
 
 
 def test_the_cached_probabilities_and_their_tail_make_one(tmp_path):
@@ -417,7 +435,7 @@ def test_the_cached_probabilities_and_their_tail_make_one(tmp_path):
 def test_a_row_that_is_not_in_the_file_is_an_error(tmp_path):
     remedy = begun(network(), tmp_path, teacher="cache")
     batch = collate([row(8, 77)], pad=PAD)
-    with pytest.raises(RunError, match="no probabilities for a row of the mixture; --force trains anew"):
+    with pytest.raises(RunError, match="no probabilities for a row of the mixture; remove it"):
         remedy.term(batch, batch["labels"] != IGNORED)
 
 
@@ -479,6 +497,17 @@ def test_the_penalty_has_gradients_and_nothing_is_held_afterwards(checkpointing,
     assert remedy._layers._taught is None
     assert remedy.measures().keys() == {"kl", "layers"}
     assert remedy.measures() == {}
+
+
+def test_hidden_states_are_not_held_while_the_remedy_is_off(tmp_path):
+    model = network()
+    remedy, batch = begun(model, tmp_path, layers=[0, 1]), collate(ROWS, pad=PAD)
+    remedy.on = False
+    split_head(model).hidden(model, batch)
+    assert remedy._layers._found == {}
+    remedy.on = True
+    split_head(model).hidden(model, batch)
+    assert remedy._layers._found.keys() == {0, 1}
 
 
 def test_the_penalty_of_a_model_that_is_its_teacher_is_nothing(tmp_path):

@@ -83,10 +83,9 @@ def some_rows(count: int, seed: int = 0) -> list[Batch]:
     return [row(torch.randint(WORDS, (n,), generator=draw).tolist(), begins=2 + n % 2) for n in lengths]
 
 
-def run_of(model: Any, base: Any, rows: Sequence[Batch], folder: Path, *, adapter: bool = False) -> Run:
+def run_of(model: Any, rows: Sequence[Batch], folder: Path, *, adapter: bool = False) -> Run:
     def load_base() -> nn.Module:
-        assert not adapter, "under an adapter the base is there already"
-        return copy.deepcopy(base)
+        raise AssertionError("the model is the base still, so it need not be loaded once more")
 
     return Run(model=model, adapter=adapter, folder=folder, replay=lambda: iter(rows), load_base=load_base)
 
@@ -150,8 +149,9 @@ def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic
     known = torch.stack([(p - ones[answer]) ** 2 for answer in answers]).mean(dim=0)
     known /= known.mean()
 
-    model = with_zero_gradients(moved(copy.deepcopy(base)))
-    remedy = begun(Ewc(training_settings.Ewc(strength=0.3)), model, base, [row([1, y], 1) for y in answers], tmp_path)
+    model = copy.deepcopy(base)
+    remedy = begun(Ewc(training_settings.Ewc(strength=0.3)), model, [row([1, y], 1) for y in answers], tmp_path)
+    with_zero_gradients(moved(model))
     remedy.gradients()
     theta = model.theta.detach().clone().requires_grad_()
     quadratic = 0.3 / 2 * (known * (theta - base.theta.detach()) ** 2).sum()
@@ -162,7 +162,7 @@ def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_fisher_information_is_that_of_single_rows(tied):
     base, rows = tiny(tied=tied), some_rows(6)
-    fisher = ewc.diagonal_fisher(copy.deepcopy(base), [name for name, _ in base.named_parameters()], rows)
+    fisher = ewc.diagonal_fisher(copy.deepcopy(base), rows)
     assert same(fisher, squares(base, rows))
     assert torch.cat([values.flatten() for values in fisher.values()]).mean() == pytest.approx(1, abs=1e-5)
     assert all(values.dtype == torch.float32 for values in fisher.values())
@@ -180,31 +180,43 @@ def test_the_square_of_a_batch_gradient_is_something_else():
 def test_the_rows_are_the_first_of_replay_and_the_model_is_in_eval_mode(tmp_path):
     base, rows = tiny(dropout=0.5), some_rows(9)
     for part in ("a", "b"):
-        begun(Ewc(training_settings.Ewc(rows=4)), copy.deepcopy(base), base, rows, tmp_path / part)
+        begun(Ewc(training_settings.Ewc(rows=4)), copy.deepcopy(base), rows, tmp_path / part)
     files = [ewc.safe_open(tmp_path / part / ewc.FISHER_FILE, "pt") for part in ("a", "b")]
     once, again = ({name: file.get_tensor(name) for name in file.keys()} for file in files)  # noqa: SIM118
     assert same(once, again, rtol=0, atol=0)
     assert same(once, squares(base, rows[:4]))
-    model = base.train()
-    list(ewc.row_losses(model, rows))
-    assert model.training
+
+
+@pytest.mark.parametrize("remedy", [Ewc(training_settings.Ewc()), L2sp(training_settings.L2sp())])
+def test_the_model_that_is_trained_is_the_base_itself_and_is_left_as_it_was(tmp_path, remedy):
+    model, before = tiny(dtype=torch.float32), tiny(dtype=torch.float32)
+    model.model.layers[1].mlp.requires_grad_(False)
+    learns = [each.requires_grad for each in model.parameters()]
+    begun(remedy, model, some_rows(3), tmp_path)
+    assert all(each.training for each in model.modules())
+    assert [each.requires_grad for each in model.parameters()] == learns
+    assert all(each.grad is None for each in model.parameters())
+    assert same(model.state_dict(), before.state_dict(), rtol=0, atol=0)
+    with_zero_gradients(model)
+    remedy.gradients()  # on a GPU too, where a base that is loaded by itself is in bfloat16, an untrained model is not pulled
+    assert not any(values.any() for values in gradients(model).values())
 
 
 def test_small_gradients_of_half_precision_do_not_vanish_in_their_squares():
     base = tiny(dtype=torch.float16)
     with torch.no_grad():
         base.lm_head.weight *= 1e-3  # gradients of the order of 1e-4, whose squares float16 has not
-    fisher = ewc.diagonal_fisher(base, ["model.layers.0.mlp.up_proj.weight"], some_rows(3))
-    (values,) = fisher.values()
+    base.requires_grad_(False).model.layers[0].mlp.up_proj.requires_grad_()
+    (values,) = ewc.diagonal_fisher(base, some_rows(3)).values()
     assert (values > 0).float().mean() > 0.9
 
 
 def test_frozen_parameters_have_no_fisher_information_and_no_penalty(tmp_path):
-    base, model = tiny(), tiny()
-    for parameter in model.model.layers[0].parameters():
-        parameter.requires_grad_(False)
+    model = tiny()
+    model.model.layers[0].requires_grad_(False)
+    remedy = begun(Ewc(training_settings.Ewc()), model, some_rows(3), tmp_path)
     with_zero_gradients(moved(model))
-    begun(Ewc(training_settings.Ewc()), model, base, some_rows(3), tmp_path).gradients()
+    remedy.gradients()
     assert not any("layers.0." in name for name in gradients(model))
     with ewc.safe_open(tmp_path / ewc.FISHER_FILE, "pt") as file:
         assert sum(file.get_tensor(name).sum() for name in file.keys()) == pytest.approx(  # noqa: SIM118
@@ -213,8 +225,9 @@ def test_frozen_parameters_have_no_fisher_information_and_no_penalty(tmp_path):
 
 
 def test_a_parameter_that_a_later_stage_trains_is_left_alone_until_it_has_a_gradient(tmp_path):
-    base, model = tiny(), with_zero_gradients(moved(tiny()))
-    remedy = begun(Ewc(training_settings.Ewc()), model, base, some_rows(3), tmp_path)
+    model = tiny()
+    remedy = begun(Ewc(training_settings.Ewc()), model, some_rows(3), tmp_path)
+    with_zero_gradients(moved(model))
     model.model.norm.weight.grad = None
     remedy.gradients()
     assert model.model.norm.weight.grad is None
@@ -239,8 +252,7 @@ def test_an_encoder_decoder_has_a_fisher_information_in_both_forms():
                 "labels": answer,
             }
         )
-    names = [name for name, _ in base.named_parameters()]
-    assert same(ewc.diagonal_fisher(copy.deepcopy(base), names, rows), squares(base, rows))
+    assert same(ewc.diagonal_fisher(copy.deepcopy(base), rows), squares(base, rows))
     options = peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")
     kronecker = ewc.kronecker_fisher(peft.get_peft_model(base, options), rows)
     assert len(kronecker) == 2 * (6 + 2 * 10)  # two vectors for 6 layers of the encoder's block and 10 of the decoder's
@@ -253,8 +265,9 @@ def test_an_encoder_decoder_has_a_fisher_information_in_both_forms():
 @pytest.mark.parametrize("cut", [1, 2, 8])
 def test_the_penalty_is_added_once_however_the_step_is_cut(tmp_path, cut):
     base, rows = tiny(), some_rows(8)
-    model = moved(tiny())
-    remedy = begun(Ewc(training_settings.Ewc(strength=2.0)), model, base, rows, tmp_path)
+    model = tiny()
+    remedy = begun(Ewc(training_settings.Ewc(strength=2.0)), model, rows, tmp_path)
+    moved(model)
     for start in range(0, 8, 8 // cut):
         (sum(nll(model, batch) for batch in rows[start : start + 8 // cut]) / 8).backward()
         remedy.backward_done(replay=True)
@@ -269,8 +282,8 @@ def test_the_penalty_is_added_once_however_the_step_is_cut(tmp_path, cut):
 
 
 def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
-    base, model, rows = tiny(), tiny(), some_rows(4)
-    remedy = begun(Ewc(training_settings.Ewc(auto=0.1)), model, base, rows, tmp_path)
+    model, rows = tiny(), some_rows(4)
+    remedy = begun(Ewc(training_settings.Ewc(auto=0.1)), model, rows, tmp_path)
     optimiser, norms = torch.optim.SGD(model.parameters(), lr=0.05), []
     for _ in range(4):
         optimiser.zero_grad()
@@ -287,8 +300,9 @@ def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
 
 
 def test_l2sp_pulls_every_parameter_alike(tmp_path):
-    base, model = tiny(), with_zero_gradients(moved(tiny()))
-    remedy = begun(L2sp(training_settings.L2sp(strength=0.7)), model, base, [], tmp_path)
+    base, model = tiny(), tiny()
+    remedy = begun(L2sp(training_settings.L2sp(strength=0.7)), model, [], tmp_path)
+    with_zero_gradients(moved(model))
     remedy.gradients()
     pairs = zip(model.parameters(), base.parameters(), strict=True)
     assert all(torch.allclose(given.grad, 0.7 * (given - own)) for given, own in pairs)
@@ -300,7 +314,7 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
     task, distances = some_rows(4, seed=5), {}
     for strength in (0.0, 3.0):
         model = tiny()
-        remedy = begun(Ewc(training_settings.Ewc(strength=strength)), model, base, replay, tmp_path)
+        remedy = begun(Ewc(training_settings.Ewc(strength=strength)), model, replay, tmp_path)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.001)
         for _ in range(60):
             optimiser.zero_grad()
@@ -321,14 +335,15 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("options", [{}, {"auto": 0.1}])
 def test_a_resumed_run_reads_the_fisher_information_and_has_the_same_gradients(tmp_path, monkeypatch, adapter, options):
-    base, rows = tiny(dtype=torch.float32), some_rows(4)
-    model = lora(tiny(dtype=torch.float32)) if adapter else copy.deepcopy(base)
-    first = begun(Ewc(training_settings.Ewc(**options)), model, base, rows, tmp_path, adapter=adapter)
+    model, rows = tiny(dtype=torch.float32), some_rows(4)
+    model = lora(model) if adapter else model
+    resumed = copy.deepcopy(model)
+    first = begun(Ewc(training_settings.Ewc(**options)), model, rows, tmp_path, adapter=adapter)
     moved(model)
 
-    resumed = copy.deepcopy(model)
     monkeypatch.setattr(ewc, "row_losses", None)  # no gradient is made anew
-    second = begun(Ewc(training_settings.Ewc(**options)), resumed, base, rows, tmp_path, adapter=adapter)
+    second = begun(Ewc(training_settings.Ewc(**options)), resumed, rows, tmp_path, adapter=adapter)
+    resumed.load_state_dict(model.state_dict())  # as from a checkpoint
     for remedy, network in ((first, model), (second, resumed)):
         torch.manual_seed(0)
         for parameter in network.parameters():
@@ -343,7 +358,7 @@ def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_
     base, rows, file = tiny(), some_rows(4), tmp_path / ewc.FISHER_FILE
 
     def written(base: Any, given_rows: Sequence[Batch], **options: Any) -> bytes:
-        begun(Ewc(training_settings.Ewc(**options)), copy.deepcopy(base), base, given_rows, tmp_path)
+        begun(Ewc(training_settings.Ewc(**options)), copy.deepcopy(base), given_rows, tmp_path)
         return file.read_bytes()
 
     before = written(base, rows)
@@ -360,7 +375,7 @@ def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_
 def test_with_hard_the_chosen_parameters_never_move_further_than_told(tmp_path):
     base, rows = tiny(), some_rows(6)
     model = tiny()
-    remedy = begun(Ewc(training_settings.Ewc(hard=0.1, max_shift=0.2)), model, base, rows, tmp_path)
+    remedy = begun(Ewc(training_settings.Ewc(hard=0.1, max_shift=0.2)), model, rows, tmp_path)
     fisher = squares(base, rows)
     limit = torch.cat([values.flatten() for values in fisher.values()]).sort(descending=True).values
     limit = limit[round(0.1 * len(limit)) - 1] * (1 - 1e-6)
@@ -461,7 +476,7 @@ def test_the_penalty_under_lora_is_that_of_the_materialised_matrices(tmp_path, k
     adapted, rows = moved(lora(tiny())), some_rows(5)
     with_zero_gradients(adapted)
     remedy = Ewc(training_settings.Ewc(strength=0.4)) if kind == "ewc" else L2sp(training_settings.L2sp(strength=0.4))
-    begun(remedy, adapted, None, rows, tmp_path, adapter=True).gradients()
+    begun(remedy, adapted, rows, tmp_path, adapter=True).gradients()
     fisher = ewc.kronecker_fisher(adapted, rows) if kind == "ewc" else None
     layers = ewc.lora_layers(adapted)
     assert len(layers) == 14
@@ -487,7 +502,7 @@ def test_the_penalty_under_lora_makes_no_tensor_larger_than_the_adapter_s(tmp_pa
 
     adapted = moved(lora(tiny()))
     with_zero_gradients(adapted)
-    remedy = begun(Ewc(training_settings.Ewc()), adapted, None, some_rows(3), tmp_path, adapter=True)
+    remedy = begun(Ewc(training_settings.Ewc()), adapted, some_rows(3), tmp_path, adapter=True)
     with Largest() as largest:
         remedy.gradients()
     layers = ewc.lora_layers(adapted).values()
@@ -497,7 +512,7 @@ def test_the_penalty_under_lora_makes_no_tensor_larger_than_the_adapter_s(tmp_pa
 
 def test_under_lora_what_is_kept_is_two_vectors_a_layer(tmp_path):
     adapted = lora(tiny())
-    begun(Ewc(training_settings.Ewc()), adapted, None, some_rows(3), tmp_path, adapter=True)
+    begun(Ewc(training_settings.Ewc()), adapted, some_rows(3), tmp_path, adapter=True)
     with ewc.safe_open(tmp_path / ewc.FISHER_FILE, "pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     layers = ewc.lora_layers(adapted)
@@ -515,7 +530,7 @@ def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: C
     planned = batches.Planned(records, chat)
     rows = [batches.collate([planned[k]], pad=0) for k in range(4)]
     adapted = peft.get_peft_model(models.load_model("nano"), peft.LoraConfig(r=4, target_modules="all-linear"))
-    remedy = begun(Ewc(training_settings.Ewc(strength=1.0)), adapted, None, rows, tmp_path, adapter=True)
+    remedy = begun(Ewc(training_settings.Ewc(strength=1.0)), adapted, rows, tmp_path, adapter=True)
     with_zero_gradients(moved(adapted, by=0.01))
     remedy.gradients()
     assert all(values.isfinite().all() and values.any() for values in gradients(adapted).values())
@@ -528,12 +543,12 @@ def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: C
 def test_rows_without_an_answer_and_broken_models_are_named(tmp_path):
     silent = [row([1, 2, 3], 3)]
     with pytest.raises(DataError, match="Fisher information of the replay rows is 0"):
-        Ewc(training_settings.Ewc()).begin(run_of(tiny(), tiny(), silent, tmp_path))
+        Ewc(training_settings.Ewc()).begin(run_of(tiny(), silent, tmp_path))
     broken = tiny()
     with torch.no_grad():
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(DataError, match="is nan"):
-        Ewc(training_settings.Ewc()).begin(run_of(broken, broken, some_rows(2), tmp_path))
+        Ewc(training_settings.Ewc()).begin(run_of(broken, some_rows(2), tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -545,7 +560,7 @@ def test_adapters_of_another_form_are_refused(tmp_path, options, told):
     config = peft.LoraConfig(**({"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options))
     for remedy in (Ewc(training_settings.Ewc()), L2sp(training_settings.L2sp())):
         with pytest.raises(RecipeError, match=told):
-            remedy.begin(run_of(peft.get_peft_model(tiny(), config), None, some_rows(2), tmp_path, adapter=True))
+            remedy.begin(run_of(peft.get_peft_model(tiny(), config), some_rows(2), tmp_path, adapter=True))
 
 
 def test_the_recipe_chooses_both_by_their_names():

@@ -301,6 +301,8 @@ def test_an_adapter_whose_effect_is_not_that_of_b_alone_is_refused(tmp_path):
         scale_adapter(adapter(tmp_path / "norms", modules_to_save=["norm"]), tmp_path / "out", 0.5)
     with pytest.raises(DataError, match="only a plain LoRA adapter"):
         scale_adapter(adapter(tmp_path / "dora", use_dora=True), tmp_path / "out", 0.5)
+    with pytest.raises(DataError, match="it begins by taking a part of the base's weights; merge it and use --method"):
+        scale_adapter(adapter(tmp_path / "pissa", init_lora_weights="pissa"), tmp_path / "out", 0.5)
     with pytest.raises(DataError, match="no LoRA adapter in safetensors"):
         scale_adapter(NANO, tmp_path / "out", 0.5)
     with pytest.raises(DataError, match="is an adapter, not a whole model; --method adapter scales it"):

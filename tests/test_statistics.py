@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,20 @@ def test_the_same_losses_have_the_same_interval_twice() -> None:
     losses, tokens = np.random.default_rng(3).random(30).tolist(), [1, 2, 3] * 10
     assert per_token(losses, tokens) == per_token(losses, tokens)
     assert per_token(losses, tokens, seed=1) != per_token(losses, tokens)
+
+
+def test_the_bootstrap_of_many_rows_is_drawn_in_blocks_of_the_same_numbers() -> None:
+    random = np.random.default_rng(5)
+    tokens = random.integers(1, 60, size=2000)
+    losses = random.gamma(2.0, 0.5, size=2000) * tokens
+    tracemalloc.start()
+    found = per_token(losses.tolist(), tokens.tolist(), seed=3)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    weights = np.random.default_rng(3).multinomial(2000, np.full(2000, 1 / 2000), size=4000)
+    low, high = np.quantile((weights @ losses) / (weights @ tokens), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+    assert most < weights.nbytes / 10
 
 
 def test_a_rise_is_positive_where_the_loss_grew_and_pairing_narrows_it() -> None:

@@ -246,6 +246,8 @@ def test_the_summary_tells_of_each_source_what_was_masked(chat: Chat) -> None:
         "median_loss": pytest.approx((5.0 + 0.1) / 2), "rows_masked": 1,
     }  # fmt: skip
     assert told["sources"]["generate"]["masked"] == told["sources"]["generate"]["rows_masked"] == 0
+    replay, left = 2 * examples[old[0].id].loss_tokens, sum(sizes) - sizes[0] + len(chat.end_of_turn)
+    assert told["share"] == round(replay / (replay + left), 4)  # the replay row counts as often as it is trained on
 
 
 def test_the_summary_of_flow_names_its_temperature(chat: Chat) -> None:
@@ -257,6 +259,14 @@ def test_the_summary_of_flow_names_its_temperature(chat: Chat) -> None:
     expected = np.mean([math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0)])
     assert told["sources"]["target"]["mean_weight"] == pytest.approx(expected, abs=1e-4)
     assert told["sources"]["target"]["median_loss"] == pytest.approx(2.0)
+    replay, target = math.exp(-0.1 / 2.0), sum(math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0, 0.5))
+    assert told["share"] == pytest.approx(replay / (replay + target), abs=1e-4)
+    unpredicted = logprobs | {records[3].id: np.array([np.nan, -0.1], np.float32)}
+    found = {record.id: np.ones(2, np.float32) for record in records}
+    assert summary(records, examples, unpredicted, found, settings, chat)["share"] == round(1 / 9, 4)
+    assert (
+        summary(records, examples, logprobs, {key: 0 * one for key, one in found.items()}, settings, chat)["share"] == 0
+    )
 
 
 # --- while training -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 from replaykit.chat import Chat
 from replaykit.checks.verify import How, is_right
 from replaykit.engines import Engine, Request, Sampling
-from replaykit.errors import DataError
+from replaykit.errors import DataError, EngineError
 from replaykit.records import Record
 from replaykit.runs import Watch, unwatched
 from replaykit.settings import Test
@@ -31,9 +31,10 @@ def measure(
     """An item for every row of every test, in order: skill, row, score, and the answer (right/wrong) or tokens.
 
     The score is 1 or 0, or the summed negative log-likelihood of the answer; None, with the reason, for a row that is
-    longer than the model reads. Raises DataError for a row whose reference
-    cannot be read in the way that the test is scored.
+    longer than the model reads. Raises as ``check_tests`` does, before anything is scored, and DataError for a row whose
+    reference cannot be read in the way that the test is scored.
     """
+    check_tests(chat, tests)
     total, done = sum(len(records) for _, records in tests.values()), 0
     for skill, (test, records) in tests.items():
         score = _cross_entropy if test.score == "cross_entropy" else _answers
@@ -43,6 +44,20 @@ def measure(
             done += 1
             watch(what, done, total)
         yield from (made[row] for row in range(len(records)))
+
+
+def check_tests(chat: Chat, tests: Mapping[str, tuple[Test, Sequence[Record]]]) -> None:
+    """Raises EngineError for an encoder-decoder's cross-entropy, and DataError for a text in a right/wrong test."""
+    for skill, (test, records) in tests.items():
+        if test.score == "cross_entropy":
+            if chat.seq2seq:
+                todo = f"give {skill} another score than cross_entropy"
+                raise EngineError(f"{chat.name} is an encoder-decoder, whose tokens cannot be scored; {todo}")
+            continue
+        for record in records:
+            if record.messages[0]["role"] == "text":
+                place = f"{test.path}:{record.meta.get('line', '?')}"
+                raise DataError(f"{place}: a text has no question; score it by cross_entropy")
 
 
 def _answers(engine: Engine, chat: Chat, test: Test, skill: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 Z = 1.959963984540054  # of 95 %
-RESAMPLES = 4000
+RESAMPLES, TOGETHER = 4000, 100  # of a bootstrap, and how many of them are in memory
 MOST = 10.0  # ratio of scores up to which bounds are looked for
 HALF = 0.5  # of an item, for continuity
 HALVINGS = 44  # of an interval of at most MOST: bounds to 1e-12
@@ -82,9 +82,11 @@ def retention(base: float, drop: Interval) -> Interval | None:
 def per_token(losses: Sequence[float], tokens: Sequence[int], *, seed: int = 0) -> Interval:
     """The mean of row losses (nats, summed over a row) a token, with a bootstrap interval over rows."""
     sums, counts = np.asarray(losses, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-    weights = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    resampled = (weights @ sums) / np.maximum(weights @ counts, 1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    draw, each, resampled = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums)), []
+    for _ in range(RESAMPLES // TOGETHER):
+        weights = draw.multinomial(len(sums), each, size=TOGETHER)
+        resampled.append((weights @ sums) / np.maximum(weights @ counts, 1))
+    low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
 
 

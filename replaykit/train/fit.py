@@ -278,6 +278,8 @@ def _arguments(settings: Train, folder: Path, seed: int, *, steps: int, parts: i
         remove_unused_columns=False,
         report_to=settings.report_to or "none",
         disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
         use_cpu=not gpu,
     )
 

@@ -37,6 +37,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what stands beside weights: config, tokenizer, template
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TAKING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings of init_lora_weights that change the base as well
 SHOWN = 5  # tensors that an error names
 
 Tensors = Sequence[torch.Tensor]  # the base's, then the tuned models', of one name, in the base's shape
@@ -122,7 +123,8 @@ def scale_adapter(adapter: Path, out: Path, alpha: float) -> int:
     """Writes the LoRA adapter with its effect times alpha: every lora_B is multiplied; returns how many there are.
 
     base + alpha * scaling * B A is what ``interpolate`` makes of base and merged model, without the base. Raises DataError
-    for an adapter whose effect is not proportional to its lora_B: another kind, DoRA, or one with whole trained modules.
+    for an adapter whose effect is not proportional to its lora_B: another kind, DoRA, one with whole trained modules, or one
+    that begins by taking a part of the base's weights (PiSSA, OLoRA, ...).
     """
     from safetensors.torch import save_file
 
@@ -134,8 +136,10 @@ def scale_adapter(adapter: Path, out: Path, alpha: float) -> int:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     other = [name for name in tensors if "lora_A" not in name and "lora_B" not in name]
     other = [name for name in other if "lora_embedding_A" not in name and "lora_embedding_B" not in name]
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or other:
+    taking = str(config.get("init_lora_weights")).lower().startswith(TAKING)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or other or taking:
         kind = f"it trains {_listed(other)} as well" if other else f"it is {config.get('peft_type')}"
+        kind = "it begins by taking a part of the base's weights" if taking else kind
         raise DataError(
             f"{adapter}: only a plain LoRA adapter can be scaled, {kind}; merge it and use --method wise-ft"
         )

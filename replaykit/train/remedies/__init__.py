@@ -14,8 +14,10 @@ these points what they do, and nothing elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from replaykit.records import fingerprint
 from replaykit.training_settings import Remedies
 
 Batch = dict[str, Any]  # what ``batches.collate`` makes
@@ -42,9 +45,10 @@ REMEDIES = {
 class Run:
     """What a remedy is told of the training before its first step.
 
-    ``model`` is under its adapter where it has one, on its device and not wrapped for several processes. ``replay()`` gives
-    the replay rows of the mixture, each a batch of its own on the model's device, the same rows in the same order every time.
-    ``old()`` gives rows of old data instead, where there are any. ``load_base()`` loads the untrained model once more.
+    ``model`` is the base, in a resumed run too, for a checkpoint is loaded after this: under its adapter where it has one, on
+    its device and not wrapped for several processes. ``replay()`` gives the replay rows of the mixture, each a batch of its
+    own on the model's device, the same rows in the same order every time. ``old()`` gives rows of old data instead, where
+    there are any. ``load_base()`` loads the untrained model once more.
     """
 
     model: torch.nn.Module
@@ -124,6 +128,46 @@ def chosen(settings: Remedies) -> list[Remedy]:
             made.append(getattr(import_module(module), cls)(own))
     return made
 
+
+# --- what several of them do with the model and its rows ------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def learning_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever is frozen or made to learn inside, afterwards those parameters learn that learned before."""
+    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, learns in learning:
+            parameter.requires_grad_(learns)
+
+
+def key_of(form: object, parameters: Mapping[str, torch.Tensor], rows: Iterable[Batch]) -> str:
+    """16 hexadecimal digits for what is made of a model and rows: its form, the rows' tokens and labels, the parameters'
+    names, shapes and first numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        for name in ("input_ids", "labels"):
+            digest.update(row[name].cpu().numpy().tobytes() + b"|")
+    shapes = [[n, list(given.shape), given.detach().flatten()[:8].double().tolist()] for n, given in parameters.items()]
+    return fingerprint([form, digest.hexdigest(), shapes])
+
+
+# --- their state ----------------------------------------------------------------------------------------------------
 
 STATE = "remedies.safetensors"
 

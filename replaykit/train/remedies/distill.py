@@ -44,7 +44,8 @@ class Distill(Remedy):
     settings: training_settings.Distill
 
     def begin(self, run: Run) -> None:
-        self._layers = States(run.model, self.settings.layers) if self.settings.layers else None
+        layers = self.settings.layers
+        self._layers = States(run.model, layers, wanted=lambda: self.on) if layers else None
         self._teacher = self._made(run)
         self._last: tuple[Batch, Lesson] | None = None
         self._sums: dict[str, torch.Tensor] = {}
@@ -114,7 +115,7 @@ class Distill(Remedy):
         self._add("layers", total)
         return self.settings.layer_weight * total
 
-    def backward_done(self, *, replay: bool) -> None:
+    def backward_done(self, *, replay: bool | None) -> None:
         self._last = None
         if self._layers is not None:
             self._layers.taken()  # gradient checkpointing has filled it once more

@@ -22,10 +22,11 @@ mean over positions, of the question too, of a_t^2. The scale is chosen so that 
 
 needs no matrix larger than A and B. What else learns beside the adapter's A and B is not held.
 
-Cost, full fine-tuning of N parameters: 4 bytes (F) and those of the base's own precision for each; at the begin one
-forward and backward pass for each of ``rows`` rows and one more load of the base; in a step one read of both, two with
-``auto``. With ``hard`` 1 byte instead of 4 after the begin. LoRA: 4 (d_in + d_out) bytes a layer, some MB for 7B parameters,
-no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and step.
+Cost, full fine-tuning of N parameters: for each 4 bytes (F) and a copy of the base's value in the precision in which it is
+trained, 4 bytes more; at the begin one forward and backward pass, in that precision too, for each of ``rows`` rows; in a step
+one read of both, two with ``auto``. With ``hard`` 1 byte instead of F's 4 after the begin. LoRA: 4 (d_in + d_out) bytes a
+layer, some MB for 7B parameters, no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and step. F is added up
+in float32 in both.
 
 A step of plain gradient descent diverges where rate * lambda * F > 2, and the largest F can be thousands of times the mean;
 clipping the gradient's norm, which acts on the loss and the penalty together, keeps that in bounds, and so does ``auto``.
@@ -33,10 +34,8 @@ clipping the gradient's norm, which acts on the loss and the penalty together, k
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,13 +49,13 @@ from torch import nn
 from replaykit import training_settings
 from replaykit.errors import DataError, RecipeError
 from replaykit.head import Head, inputs, split_head
-from replaykit.records import fingerprint
 from replaykit.train.losses import SMALL, cross_entropy, summed
-from replaykit.train.remedies import Batch, Remedy, Run
+from replaykit.train.remedies import Batch, Remedy, Run, evaluating, key_of, learning_kept
+from replaykit.train.remedies.teachers import adapter_off
 
 FISHER_FILE = "fisher.safetensors"  # in the folder of the training: F, or u and v of each layer
 TOKENS_TOGETHER = 512  # of rows of one length that go through the model under LoRA at a time
-FORMAT = 1  # of that file, and of what it is made by
+FORMAT = 2  # of that file, and of what it is made by
 Tensors = dict[str, torch.Tensor]
 # A parameter, the penalty's gradient for it at lambda 1, and its part of sum F (theta - theta*)^2.
 Pull = tuple[nn.Parameter, torch.Tensor, torch.Tensor]
@@ -68,15 +67,13 @@ Pull = tuple[nn.Parameter, torch.Tensor, torch.Tensor]
 def row_losses(model: nn.Module, rows: Iterable[Batch]) -> Iterator[torch.Tensor]:
     """-log p(answer | question) in nats of each batch, the sum of its rows', a scalar with gradients.
 
-    The model is in eval mode until the last of them has been taken.
+    The model is in evaluation mode until the last of them has been taken.
     """
     return _row_losses(model, split_head(model), rows)  # at once: it tries the model, and hooks shall not see that
 
 
 def _row_losses(model: nn.Module, head: Head | None, rows: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for row in rows:
             where = row["labels"] >= 0
             targets = row["labels"][where]
@@ -85,30 +82,23 @@ def _row_losses(model: nn.Module, head: Head | None, rows: Iterable[Batch]) -> I
                 yield summed(head.hidden(model, row)[where], head, objective)
             else:
                 yield objective(_wide(model(**inputs(row)).logits[where]), slice(None))
-    finally:
-        model.train(training)
 
 
-def diagonal_fisher(model: nn.Module, names: Sequence[str], rows: Iterable[Batch]) -> Tensors:
-    """F of the parameters with these names, each in its shape, float32, with mean 1 over all of them.
+def diagonal_fisher(model: nn.Module, rows: Iterable[Batch]) -> Tensors:
+    """F of the parameters that learn, each in its shape, float32, with mean 1 over all of them.
 
-    ``rows`` are batches of one row. Parameters of other names are frozen by this. Raises DataError if all gradients are
-    0 or one is not finite.
+    ``rows`` are batches of one row. The parameters have no gradient before and none afterwards. Raises DataError if all
+    gradients are 0 or one is not finite.
     """
-    parameters = dict(model.named_parameters())
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    for name in names:
-        parameters[name].requires_grad_()
-    fisher = {name: torch.zeros_like(parameters[name], dtype=torch.float32) for name in names}
+    learning = _learning(model)
+    fisher = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in learning.items()}
     for loss in row_losses(model, rows):
         loss.backward()
-        for name in names:
-            gradient = parameters[name].grad
-            if gradient is not None:  # an expert that this row did not use has none
-                gradient = gradient.float()
+        for name, parameter in learning.items():
+            if parameter.grad is not None:  # an expert that this row did not use has none
+                gradient = parameter.grad.float()
                 fisher[name].addcmul_(gradient, gradient)
-                parameters[name].grad = None
+                parameter.grad = None
     total = sum(float(values.sum(dtype=torch.float64)) for values in fisher.values())
     mean = _checked(total / sum(values.numel() for values in fisher.values()))
     return {name: values.div_(mean) for name, values in fisher.items()}
@@ -157,7 +147,8 @@ def kronecker_fisher(model: Any, rows: Sequence[Batch]) -> Tensors:
     """
     layers = lora_layers(model)
     squares = {name: _Squares(layer) for name, layer in layers.items()}
-    with _base_alone(model):
+    with learning_kept(model), adapter_off(model):
+        model.requires_grad_(False)
         losses = row_losses(model, _together(rows))
         hooks = [layer.base.register_forward_hook(squares[name].watch) for name, layer in layers.items()]
         try:
@@ -211,21 +202,6 @@ class _Squares:
         self.gradients += gradient.detach().reshape(-1, len(self.gradients)).float().square().sum(dim=0)
 
 
-@contextmanager
-def _base_alone(model: Any) -> Iterator[None]:
-    """Inside, the adapter is off and no parameter learns. PEFT lets the whole adapter learn when it is on again, so which
-    parameters did is put back by hand."""
-    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            for parameter, _ in learns:
-                parameter.requires_grad_(False)
-            yield
-    finally:
-        for parameter, before in learns:
-            parameter.requires_grad_(before)
-
-
 def _checked(mean: float) -> float:
     if not 0 < mean < float("inf"):
         raise DataError(
@@ -261,16 +237,6 @@ def _read(path: Path, key: str, device: torch.device) -> Tensors | None:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except SafetensorError:  # not a whole file of ours: it is made anew, and replaced
         return None
-
-
-def _key(form: str, base: Mapping[str, torch.Tensor], rows: Sequence[Batch]) -> str:
-    """What the Fisher information depends on: the tokens of the rows, the parameters and the first numbers of each."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        for name in ("input_ids", "labels"):
-            digest.update(row[name].cpu().numpy().tobytes() + b"|")
-    shapes = [[name, list(given.shape), given.detach().flatten()[:8].double().tolist()] for name, given in base.items()]
-    return fingerprint([FORMAT, form, digest.hexdigest(), shapes])
 
 
 # --- penalties ------------------------------------------------------------------------------------------------------
@@ -371,13 +337,9 @@ def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _base_of(run: Run) -> tuple[nn.Module, dict[str, nn.Parameter], Tensors]:
-    """The untrained model, the parameters that learn, and their values in it. Loaded anew, since in a resumed run they have
-    moved already."""
-    base, learning = run.load_base(), _learning(run.model)
-    device = next(run.model.parameters()).device
-    own = dict(base.to(device).named_parameters())
-    return base, learning, {name: own[name].detach() for name in learning}
+def _with_base(model: nn.Module) -> list[tuple[str, nn.Parameter, torch.Tensor]]:
+    """The parameters that learn, each with its name and its value in the untrained model, which this still is."""
+    return [(name, parameter, parameter.detach().clone()) for name, parameter in _learning(model).items()]
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
@@ -402,20 +364,20 @@ class Ewc(_Held):
         path, device = run.folder / FISHER_FILE, next(run.model.parameters()).device
         if run.adapter:
             layers = lora_layers(run.model)
-            key = _key("lora", {name: layer.base.weight for name, layer in layers.items()}, rows)
+            key = key_of([FORMAT, "lora"], {name: layer.base.weight for name, layer in layers.items()}, rows)
             fisher = kept(path, key, lambda: kronecker_fisher(run.model, rows), device=device)
             product = [(layer, fisher[f"{name}.u"], fisher[f"{name}.v"]) for name, layer in layers.items()]
             self._pulls = lambda: _from_zero(product)
             return
-        base, learning, values = _base_of(run)
-        key = _key("full", values, rows)
-        fisher = kept(path, key, lambda: diagonal_fisher(base, list(learning), rows), device=device)
+        key = key_of([FORMAT, "full"], _learning(run.model), rows)
+        fisher = kept(path, key, lambda: diagonal_fisher(run.model, rows), device=device)
         if self.settings.hard is not None:
-            top = highest(fisher, self.settings.hard)
-            self._bounded = [(learning[name], values[name], top[name]) for name in learning]
+            fisher = highest(fisher, self.settings.hard)
+        held = [(parameter, base, fisher[name]) for name, parameter, base in _with_base(run.model)]
+        if self.settings.hard is not None:
+            self._bounded = held
         else:
-            diagonal = [(learning[name], values[name], fisher[name]) for name in learning]
-            self._pulls = lambda: _from_base(diagonal)
+            self._pulls = lambda: _from_base(held)
 
     def gradients(self) -> None:
         if self.settings.hard is None:
@@ -461,8 +423,7 @@ class L2sp(_Held):
             ]
             self._pulls = lambda: _from_zero(ones)
             return
-        _, learning, values = _base_of(run)
-        same = [(learning[name], values[name], None) for name in learning]
+        same = [(parameter, base, None) for _, parameter, base in _with_base(run.model)]
         self._pulls = lambda: _from_base(same)
 
 

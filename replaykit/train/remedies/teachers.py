@@ -30,7 +30,7 @@ from torch import nn
 from replaykit.errors import RecipeError, RunError
 from replaykit.head import inputs, split_head
 from replaykit.train.batches import IGNORED
-from replaykit.train.remedies import Batch, Run
+from replaykit.train.remedies import Batch, Run, evaluating, key_of, learning_kept
 
 NUMBERS = 2**22  # logits at a time: 16 MiB in float32
 CACHE = "teacher.safetensors"
@@ -57,9 +57,13 @@ def slices(count: int, vocabulary: int) -> Iterator[slice]:
 
 
 class States:
-    """The outputs of chosen decoder layers: of forward passes with gradients, or of one that a teacher makes."""
+    """The outputs of chosen decoder layers: of forward passes with gradients, or of one that a teacher makes.
 
-    def __init__(self, model: nn.Module, layers: list[int]):
+    The former only while ``wanted()`` is true, for they are held here, with their graph, until they are ``taken``.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[int], *, wanted: Callable[[], bool] = lambda: True):
+        self._wanted = wanted
         self._found: dict[int, torch.Tensor] = {}
         self._taught: dict[int, torch.Tensor] | None = None
         stack = decoder_layers(model)
@@ -76,7 +80,7 @@ class States:
             state = output[0] if isinstance(output, tuple) else output
             if self._taught is not None:
                 self._taught[layer] = state
-            elif torch.is_grad_enabled():  # an evaluation while training is nothing to learn from
+            elif torch.is_grad_enabled() and self._wanted():  # an evaluation is nothing to learn from
                 self._found[layer] = state
 
         return take
@@ -109,18 +113,10 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 def adapter_off(model: Any) -> Iterator[None]:
     """The base: the model in evaluation mode with its adapter off.
 
-    Afterwards each module is in the mode in which it was, and what learned learns: PEFT's own context makes every adapter
-    parameter trainable again, the frozen ones too.
+    Afterwards each module is in the mode in which it was, and what learned learns.
     """
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with _switched_off(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), _switched_off(model):
+        yield
 
 
 @contextmanager
@@ -140,13 +136,8 @@ def _switched_off(model: Any) -> Iterator[None]:
             for layer in layers:
                 layer._disable_adapters = False
         return
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter, learns in learning:
-            parameter.requires_grad_(learns)
+    with learning_kept(model), model.disable_adapter():  # PEFT lets the whole adapter learn when it is on again
+        yield
 
 
 def has_base_beneath(model: Any) -> bool:
@@ -243,13 +234,20 @@ class Cached:
 
     @classmethod
     def made(cls, run: Run, temperature: float, top_k: int) -> Cached:
-        """From the file in the training's folder; where there is none, or one of other settings, it is made first."""
-        path, facts = run.folder / CACHE, {"temperature": temperature, "top_k": top_k}
+        """From the file in the training's folder; where there is none, or one of other settings, rows or another base, it is
+        made first."""
+        parameters = run.model.named_parameters()
+        base = {name: given for name, given in parameters if not (run.adapter and given.requires_grad)}
+        facts = {"temperature": temperature, "top_k": top_k, "made_of": key_of("cache", base, run.replay())}
+        path = run.folder / CACHE
         if path.exists() and (found := cls(path)).facts == facts:
             return found
-        beneath = run.adapter and has_base_beneath(run.model)
-        # A model that is trained as a whole may not be the base any more, in a resumed run.
-        teacher = Live(run.model, temperature, base=adapter_off) if beneath else Live(frozen(run), temperature)
+        if not run.adapter:
+            teacher = Live(run.model, temperature, base=evaluating)
+        elif has_base_beneath(run.model):
+            teacher = Live(run.model, temperature, base=adapter_off)
+        else:
+            teacher = Live(frozen(run), temperature)
         _write(path, facts, teacher, run.replay())
         return cls(path)
 
@@ -259,7 +257,7 @@ class Cached:
         for key, tokens in row_keys(batch, distilled):
             first, last = self.places.get(key, (0, 0))
             if last - first != tokens:
-                raise RunError(f"{self.path} has no probabilities for a row of the mixture; --force trains anew")
+                raise RunError(f"{self.path} has no probabilities for a row of the mixture; remove it, and it is made anew")
             ids.append(self.file.get_slice("ids")[first:last])
             logs.append(self.file.get_slice("logs")[first:last])
         device = distilled.device

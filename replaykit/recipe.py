@@ -34,7 +34,7 @@ from replaykit.settings import (
     Select,
     Strict,
 )
-from replaykit.training_settings import Arm, Mix, Replay, Train
+from replaykit.training_settings import Arm, Controller, Mix, Replay, Train
 
 RECIPE_FILE = "replaykit.yaml"
 SHORT = {"target": "path", "pool": "path", "prompts": "path", "engine": "name"}  # what a bare word in a section means
@@ -78,18 +78,58 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _what_cannot_combine(self) -> Recipe:
-        for arm in self.arms:
-            self.training(arm)
-        if self.train.controller is not None and self.mix.schedule is not None:
-            raise ValueError("mix.schedule: train.controller moves the share itself; leave one of them out")
+        problems = [problem for arm in self.arms for problem in self._wrong_in_arm(arm)]
+        if self.train.controller is not None:
+            problems += self._wrong_beside_controller(self.train.controller)
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
+    def _wrong_in_arm(self, arm: str) -> list[str]:
+        try:
+            remedies = self.training(arm).remedies
+        except ValidationError as error:
+            return [f"arms.{arm}.{problem}" for problem in explain(error)]
+        mix, needy = self.mixture(arm), remedies.need_replay
+        if mix.ratio > 0 or mix.schedule is not None or not needy:
+            return []
+        others = remedies.model_dump(exclude_defaults=True, exclude=set(needy))
+        kept = yaml.safe_dump(others, default_flow_style=True, sort_keys=False, width=10_000).strip()
+        return [f"arms.{arm}: its ratio is 0, and {' and '.join(needy)} cannot do without replay; give the arm `remedies: "
+                f"{kept}`, which it has instead of those of train"]  # fmt: skip
+
+    def _wrong_beside_controller(self, controller: Controller) -> list[str]:
+        sections: dict[str, Mix | Arm] = {"mix": self.mix, **{f"arms.{arm}": own for arm, own in self.arms.items()}}
+        moves = "train.controller moves the share itself; leave one of them out"
+        problems = [f"{name}.schedule: {moves}" for name, section in sections.items() if section.schedule is not None]
+        if self.mix.min_rows:
+            problems.append("mix.min_rows: train.controller draws replay as it goes and keeps no floors; leave one out")
+        if not self.eval.old:
+            problems.append("train.controller: it tests old skills; name their held-out rows in eval.old")
+        if controller.patience is not None and self.eval.target is None:
+            problems.append("train.controller.patience: it needs eval.target, held-out rows of the target; or say null")
+        return problems
+
+    def mixture(self, arm: str | None) -> Mix:
+        """The mix of an arm: the recipe's with the arm's keys. A ratio without a schedule is constant: a control of ratio 0
+        has no replay."""
+        if arm is None:
+            return self.mix
+        own = self.arms[arm].model_dump(exclude_none=True, include={"ratio", "sources", "schedule"})
+        return Mix.model_validate(self.mix.model_dump() | ({"schedule": None} if "ratio" in own else {}) | own)
+
     def training(self, arm: str | None) -> Train:
-        """How an arm is trained: as the recipe says, with the arm's own remedies where it names some."""
-        own = self.arms[arm].remedies if arm is not None else None
+        """How an arm is trained: as the recipe says, with the arm's own remedies where it names some, ``{}`` for none.
+
+        A controller switches only what the arm has.
+        """
+        own, controller = self.arms[arm].remedies if arm is not None else None, self.train.controller
         if own is None:
             return self.train
-        return Train.model_validate(self.train.model_dump() | {"remedies": own.model_dump()})
+        changes = {"remedies": own.model_dump()}
+        if controller is not None and controller.remedy is not None and getattr(own, controller.remedy) is None:
+            changes["controller"] = controller.model_dump() | {"remedy": None}
+        return Train.model_validate(self.train.model_dump() | changes)
 
     @property
     def folder(self) -> Path:
@@ -221,7 +261,7 @@ def _problems(error: ValidationError) -> list[str]:
             text += f"; YAML reads {value} as text, write {written}"
         if bare_word:
             text = "YAML reads the bare words yes, no, on and off as true and false; put the name in quotes"
-        lines.append(f"{path}: {text}" if path else text)
+        lines += [f"{path}: {text}"] if path else text.splitlines()  # of the recipe itself: one a line
     return lines
 
 

@@ -68,7 +68,6 @@ DataOrPath = Annotated[Data, BeforeValidator(_from_path)]
 PromptsOrPath = Annotated[Prompts, BeforeValidator(_from_path)]
 TestOrPath = Annotated[Test, BeforeValidator(_from_path)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
 
 
 class Eval(Strict):
@@ -78,13 +77,14 @@ class Eval(Strict):
     old: dict[str, TestOrPath] = {}
 
 
-def _in_order(bounds: list[int]) -> list[int]:
+def _in_order(bounds: list[Any]) -> list[Any]:
     if bounds[0] > bounds[1]:
         raise ValueError("the least comes first, then the most")
     return bounds
 
 
 Lengths = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
+Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 DocumentRule = Literal[
     "gopher_word_length", "gopher_hashes", "gopher_ellipses", "gopher_bullets", "gopher_ellipsis_lines",
     "gopher_few_letters", "gopher_stop_words", "gopher_duplicate_lines", "gopher_duplicate_paragraphs",
@@ -280,6 +280,11 @@ class ChatOptions(Strict):
     pre_query: str | None = None
     answer_header: str | None = None
     stop: list[str] = []
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # YAML makes a date of 2025-06-01
 
     @field_validator("date")
     @classmethod

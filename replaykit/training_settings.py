@@ -95,7 +95,7 @@ class Stm(Strict):
 class Flow(Strict):
     """Rows that the base finds probable weigh more: exp(-loss / temperature)."""
 
-    temperature: PositiveFloat | None = None  # nats a token; by default the median loss of the rows under the base
+    temperature: PositiveFloat | None = None  # nats a token; by default the median loss of the target under the base
     unit: Literal["row", "token"] = "row"
 
 
@@ -216,7 +216,7 @@ class Controller(Strict):
     items: PositiveInt = 200  # of each old skill, the same every time
     max_drop: Share = 0.05  # from this lower bound of a drop on, the ratio grows
     factor: float = Field(default=1.2, gt=1)  # by so much
-    max_ratio: Share = 0.5
+    max_ratio: float = Field(default=0.5, gt=0, lt=1)
     relax_drop: NonNegativeFloat = 0.02  # below this drop ...
     relax_after: PositiveInt = 3  # ... so many times in a row, the ratio shrinks by the factor, to mix.ratio at least
     remedy: Literal["ewc", "distill", "project"] | None = None  # of train.remedies: on only while skills drop
@@ -284,10 +284,13 @@ class Train(Strict):
             )
         if remedies.ewc and remedies.ewc.hard and adapter:
             raise ValueError("remedies.ewc.hard: an adapter leaves the parameters where they are; leave hard out")
-        if remedies.ewc and adapter and self.method != "lora":
-            raise ValueError(f"remedies.ewc: its form for adapters is that of lora, not {self.adapter_name}")
-        if remedies.l2sp and adapter and self.method != "lora":
-            raise ValueError(f"remedies.l2sp: its form for adapters is that of lora, not {self.adapter_name}")
+        for name in ("ewc", "l2sp") if adapter else ():
+            if getattr(remedies, name) and self.adapter_name.lower() != "lora":
+                raise ValueError(f"remedies.{name}: its form for adapters is that of lora, not {self.adapter_name}")
+            if getattr(remedies, name) and (self.peft or {}).get("modules_to_save"):
+                raise ValueError(
+                    f"remedies.{name}: it does not hold what peft.modules_to_save names; leave one of them out"
+                )
         if self.stages and adapter:
             raise ValueError("stages: an adapter is on all layers at once; stages are for method: full")
         if self.stages and abs(sum(stage.part for stage in self.stages) - 1) > 1e-6:

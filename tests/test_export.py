@@ -168,11 +168,45 @@ def test_parquet_has_all_that_is_known_of_a_row(tmp_path: Path, chat: Chat) -> N
     assert list(zip(found["input_ids"], found["labels"], strict=True)) == rows
 
 
-@pytest.mark.parametrize("name", [name for name in EXPORTS if name != "parquet"])
+TRAINERS = [name for name in EXPORTS if name != "parquet"]
+
+
+def script_or_config(name: str, place: Path) -> str:
+    return (place / ("train.py" if name == "trl" else "config.yaml")).read_text()
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_optimiser_is_that_of_the_recipe_and_what_else_is_not_is_named(
+    name: str, tmp_path: Path, chat: Chat
+) -> None:
+    own = {"batch_rows": 8, "max_tokens": 200, "weight_decay": 0.01}
+    place, _ = exported(name, tmp_path, chat, train=Train.model_validate(own))
+    text = script_or_config(name, place).replace("'", "")
+    assert "weight_decay: 0.01" in text
+    assert "adam_beta2: 0.999" in text
+    assert "not set up here" not in text
+    own |= {"weight_decay": {"head": 0.1}, "min_rate": 0.1, "freeze": ["embeddings"], "packing": True}
+    place, _ = exported(name, tmp_path, chat, train=Train.model_validate(own))
+    text = script_or_config(name, place).replace("'", "")
+    assert "train these are not set up here: freeze, min_rate, packing, weight_decay." in text
+    assert "weight_decay: 0.0" in text  # and not a trainer's own default
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_revision_of_the_model_reaches_the_trainer(name: str, tmp_path: Path, chat: Chat) -> None:
+    mixed(tmp_path, chat)
+    key = {"trl": "'revision'", "axolotl": "revision_of_model"}.get(name, "model_revision")
+    for revision, there in ((None, False), ("v1.5", True)):
+        places = export([name], tmp_path, model="nano", chat=chat, train=TRAIN, revision=revision)
+        assert (f"{key}: " in script_or_config(name, places[name])) is there
+    assert "v1.5" in script_or_config(name, places[name])
+
+
+@pytest.mark.parametrize("name", TRAINERS)
 def test_the_settings_say_what_they_leave_out(name: str, tmp_path: Path, chat: Chat) -> None:
     train = Train.model_validate({"batch_rows": 8, "max_tokens": 200, "method": "dora", "remedies": {"dft": True}})
     place, _ = exported(name, tmp_path, chat, train=train)
-    text = (place / ("train.py" if name == "trl" else "config.yaml")).read_text()
+    text = script_or_config(name, place)
     assert "The recipe trains by dora; that is not set up here." in text
     assert "The recipe's remedies are replaykit's own and not in here: dft." in text
 

@@ -592,6 +592,14 @@ def test_the_summary_says_what_the_mixture_costs_and_how_far_a_step_is_from_its_
     assert blend(chat, replay={}, ratio=0, steps=20).summary(Mix(ratio=0))["cost"] == 1
 
 
+def test_a_source_without_a_usable_row_is_said_to_be_left_out(chat: Chat) -> None:
+    empty = [Record(dialogue("What?", "word " * 300), "generate")]
+    sources = {"select": OLD, "generate": empty}
+    said = "generate has no usable row; its part of the replay comes from the others"
+    assert list(blend(chat, replay=sources, ratio=0.2).notes) == [said]
+    assert list(blend(chat, replay={"select": OLD}, ratio=0.2).notes) == []
+
+
 # --- the step -------------------------------------------------------------------------------------------------------
 
 
@@ -636,7 +644,8 @@ def test_evaluation_rows_stay_where_the_recipe_says_so(run_of: Any) -> None:
 
 
 def test_for_a_controller_all_usable_replay_rows_are_written(run_of: Any) -> None:
-    (done,) = training.mix(run_of(train={"controller": {}}), Context())
+    tested = {"target": "test.jsonl", "old": {"chat": "more.jsonl"}}
+    (done,) = training.mix(run_of(train={"controller": {}}, mix={"overlap": False}, eval=tested), Context())
     rows = [json.loads(line) for line in (done.folder / "replay.jsonl").read_text().splitlines()]
     assert Counter(row["id"] for row in rows) == Counter(row.id for row in [*OLD, *FACTS])
     assert {row["source"] for row in rows} == {"select", "generate"}

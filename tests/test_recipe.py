@@ -133,6 +133,8 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("train: {learning_rate: .inf}", "train.learning_rate: must be a finite number (got inf)"),
         ("train: {warmup: 1}", "train.warmup: must be less than 1 (got 1)"),
         ("select: {n: 5}", "select.pool: Field required"),
+        ("generate: {checks: {perplexity: [100, 1]}}", "generate.checks.perplexity: the least comes first, then the most"),
+        ("train: {controller: {max_ratio: 1}}", "train.controller.max_ratio: must be less than 1 (got 1)"),
         ("target: {path: x, prompt: q}", "target: prompt and answer are given together: the names of the two columns"),
     ],
 )  # fmt: skip
@@ -173,6 +175,87 @@ def test_a_name_that_is_no_folder_is_refused(name: str, problems: Problems) -> N
 
 def test_no_arm_may_bear_the_base_models_name(problems: Problems) -> None:
     assert problems("arms: {base: {}}") == ["arms.base: that name is the untrained model's; call the arm otherwise"]
+
+
+# --- what cannot combine --------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_stand_beside_a_controller_is_named_all_at_once(problems: Problems, load: Load) -> None:
+    moves = "train.controller moves the share itself; leave one of them out"
+    text = """
+mix: {schedule: {to: 0.3}, min_rows: {json: 5}}
+arms: {a: {schedule: {to: 0.2}}, b: {ratio: 0}}
+train: {controller: {}}
+"""
+    assert problems(text) == [
+        f"mix.schedule: {moves}",
+        f"arms.a.schedule: {moves}",
+        "mix.min_rows: train.controller draws replay as it goes and keeps no floors; leave one out",
+        "train.controller: it tests old skills; name their held-out rows in eval.old",
+        "train.controller.patience: it needs eval.target, held-out rows of the target; or say null",
+    ]
+    assert load("train: {controller: {patience: null}}\neval: {old: {json: x}}\n").train.controller
+
+
+@pytest.mark.parametrize(
+    ("remedies", "says"),
+    [
+        ("{distill: {}}", "distill cannot do without replay; give the arm `remedies: {}`"),
+        ("{ewc: {}, project: {}}", "ewc and project cannot do without replay; give the arm `remedies: {}`"),
+        ("{distill: {}, dft: true, stm: {share: 0.1}}",
+         "distill cannot do without replay; give the arm `remedies: {stm: {share: 0.1}, dft: true}`"),
+    ],
+)  # fmt: skip
+def test_an_arm_without_replay_is_told_which_remedies_it_can_have(
+    remedies: str, says: str, problems: Problems, load: Load
+) -> None:
+    text = f"train: {{remedies: {remedies}}}\narms: {{replay: {{}}, none: {{ratio: 0}}}}\n"
+    [problem] = problems(text)
+    assert problem == f"arms.none: its ratio is 0, and {says}, which it has instead of those of train"
+    written = problem.split("`")[1]
+    recipe = load(text.replace("ratio: 0}", f"ratio: 0, {written}}}"))
+    assert recipe.training("none").remedies.need_replay == []
+    assert recipe.training("replay") == recipe.train
+
+
+def test_ewc_with_old_data_of_its_own_needs_no_replay_nor_does_an_arm_whose_share_grows(load: Load) -> None:
+    load("train: {remedies: {ewc: {old: x.jsonl}}}\narms: {none: {ratio: 0}}\n")
+    load("train: {remedies: {distill: {}}}\narms: {grows: {ratio: 0, schedule: {to: 0.3}}}\n")
+
+
+def test_an_arm_of_no_remedies_has_none_and_a_controller_switches_none_there(load: Load) -> None:
+    recipe = load("""
+train: {remedies: {distill: {}, stm: {}}, controller: {remedy: distill, every: 7}}
+arms: {plain: {remedies: {}}, both: {}}
+eval: {target: t.jsonl, old: {json: j.jsonl}}
+""")
+    plain, both = recipe.training("plain").controller, recipe.training("both").controller
+    assert recipe.training("plain").remedies.model_dump(exclude_defaults=True) == {}
+    assert plain is not None
+    assert both is not None
+    assert (plain.remedy, plain.every, both.remedy) == (None, 7, "distill")
+
+
+def test_a_remedy_that_an_arm_cannot_have_is_reported_with_the_arms_name(problems: Problems) -> None:
+    arms = "{a: {remedies: {distill: {teacher: adapter-off}}}, b: {remedies: {distill: {teacher: adapter-off}}}}"
+    found = problems(f"arms: {arms}")
+    assert [line.partition(":")[0] for line in found] == [f"arms.{arm}.remedies.distill.teacher" for arm in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ("method: lora, peft: {peft_type: IA3}", "its form for adapters is that of lora, not IA3"),
+        ("peft: {peft_type: LORA, modules_to_save: [lm_head]}", "it does not hold what peft.modules_to_save names"),
+    ],
+)
+@pytest.mark.parametrize("remedy", ["ewc", "l2sp"])
+def test_ewc_and_l2sp_know_lora_by_whichever_name(
+    remedy: str, train: str, says: str, problems: Problems, load: Load
+) -> None:
+    [problem] = problems(f"train: {{{train}, remedies: {{{remedy}: {{}}}}}}")
+    assert problem.startswith(f"train: remedies.{remedy}: {says}")
+    assert load(f"train: {{peft: {{peft_type: LORA}}, remedies: {{{remedy}: {{}}}}}}").train.adapter
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------
@@ -234,6 +317,13 @@ def test_a_bare_path_means_its_path(load: Load) -> None:
     )
     assert short == long
     assert short.eval.old["chat"].score == "exact"
+
+
+def test_a_date_is_a_date_with_and_without_quotes(load: Load, problems: Problems) -> None:
+    assert load("chat: {date: 2025-06-01}") == load("chat: {date: '2025-06-01'}")
+    assert problems("chat: {date: 2025}") == ["chat.date: must be a valid string (got 2025)"]
+    [problem] = problems("chat: {date: 2025-06-01 12:00:00}")
+    assert problem.startswith("chat.date: ")
 
 
 def test_changes_win_over_the_file_and_leave_the_rest(load: Load) -> None:

@@ -112,10 +112,12 @@ def mix(
     funnel = Funnel() if funnel is None else funnel
     usable = {source: _usable(source, records, chat, train.max_tokens, held_out, funnel, watch)
               for source, records in {TARGET: target, **replay}.items()}  # fmt: skip
-    notes = _missing(target, usable[TARGET].dropped)
     rows = {source: found.rows for source, found in usable.items()}
     _drop_repeats(rows, settings.near_duplicate, folder, funnel, watch)
     _drop_surplus(rows, settings, funnel)
+    notes = _missing(target, usable[TARGET].dropped)
+    notes += [f"{source} has no usable row; its part of the replay comes from the others"
+              for source in replay if not rows[source] and source in (settings.sources or replay)]  # fmt: skip
     records = {source: [row.record for row in found] for source, found in rows.items()}
     sizes = {unit: {source: [row.sizes[k] for row in found] for source, found in rows.items()}
              for k, unit in enumerate(UNITS)}  # fmt: skip

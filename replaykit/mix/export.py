@@ -41,6 +41,7 @@ from replaykit.runs import Watch, unwatched
 from replaykit.training_settings import Train
 
 IGNORED = -100  # the label of a token without loss, in all of these
+UNSAID = ("controller", "freeze", "layer_rates", "min_rate", "packing", "precision", "stages", "weight_decay")
 CHUNK = 1000  # rows of a parquet row group: what is in memory as token ids at a time
 TRL = """\
 # python {file}
@@ -54,7 +55,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 {imports}
 HERE = Path(__file__).parent
-MODEL = {model!r}
+MODEL, REVISION = {model!r}, {revision!r}
 SETTINGS = {settings}
 
 # input_ids and labels: nothing is left to tokenise
@@ -63,7 +64,7 @@ trainer = SFTTrainer(
     model=MODEL,
     args=SFTConfig(output_dir=str(HERE / "output"), bf16=torch.cuda.is_available(), **SETTINGS),
     train_dataset=rows,
-    processing_class=AutoTokenizer.from_pretrained(MODEL),{peft}
+    processing_class=AutoTokenizer.from_pretrained(MODEL, revision=REVISION),{peft}
 )
 
 if __name__ == "__main__":
@@ -83,6 +84,7 @@ class Export:
     examples: Mapping[str, Example]  # the tokens of each different row, by id
     chat: Chat
     model: str
+    revision: str | None
     train: Train
 
     @property
@@ -100,11 +102,18 @@ class Export:
         rate = self.train.learning_rate or (2e-4 if self.train.adapter else 1e-5)
         warmup = round(self.train.warmup * (self.steps[-1] + 1))
         constant = "constant_with_warmup" if warmup else "constant"
+        decay = self.train.weight_decay
         return {
             "num_train_epochs": 1, "per_device_train_batch_size": at_once, "gradient_accumulation_steps": times,
             "learning_rate": rate, "warmup_steps": warmup, "max_grad_norm": self.train.max_grad_norm,
             "lr_scheduler_type": constant if self.train.schedule == "constant" else self.train.schedule,
+            # ms-swift's own defaults are 0.1 and 0.95
+            "weight_decay": 0.0 if isinstance(decay, dict) else decay, "adam_beta2": 0.999,
         }  # fmt: skip
+
+    def revision_as(self, key: str) -> dict[str, str]:
+        """The revision under a trainer's own key, where the recipe has one."""
+        return {key: self.revision} if self.revision is not None else {}
 
     @property
     def lora(self) -> bool:
@@ -119,6 +128,11 @@ class Export:
         ]
         if self.train.adapter and not self.lora:
             said.append(f"The recipe trains by {self.train.adapter_name}; that is not set up here.")
+        changed = self.train.model_dump(include=set(UNSAID), exclude_defaults=True)
+        if not isinstance(self.train.weight_decay, dict):
+            changed.pop("weight_decay", None)
+        if changed:
+            said.append(f"Of the recipe's train these are not set up here: {', '.join(sorted(changed))}.")
         if asked := sorted(self.train.remedies.model_dump(exclude_defaults=True)):
             said.append(f"The recipe's remedies are replaykit's own and not in here: {', '.join(asked)}.")
         return said
@@ -140,8 +154,9 @@ def check(names: Sequence[str]) -> None:
 
 
 def export(
-    names: Sequence[str], mixture: Path, *, model: str, chat: Chat, train: Train, watch: Watch = unwatched
-) -> dict[str, Path]:
+    names: Sequence[str], mixture: Path, *, model: str, chat: Chat, train: Train, revision: str | None = None,
+    watch: Watch = unwatched,
+) -> dict[str, Path]:  # fmt: skip
     """Writes the finished mixture in a folder for the trainers of these names; returns where, ``export/<name>`` in it.
 
     An earlier export of the same name is replaced. Raises DataError for a mixture that a trainer cannot take.
@@ -166,7 +181,7 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            EXPORTS[name](Export(folder, place, rows, steps, examples, chat, resolved, train))
+            EXPORTS[name](Export(folder, place, rows, steps, examples, chat, resolved, revision, train))
             shutil.rmtree(place, ignore_errors=True)
             os.replace(folder, place)
         finally:
@@ -183,14 +198,14 @@ def trl(made: Export) -> None:
     _parquet(made.folder / "rows.parquet", made.tokens())
     settings = made.common | {
         "train_sampling_strategy": "sequential", "shuffle_dataset": False, "packing": False,
-        "max_length": made.train.max_tokens, "model_init_kwargs": {"dtype": "float32"},
+        "max_length": made.train.max_tokens, "model_init_kwargs": {"dtype": "float32"} | made.revision_as("revision"),
         "gradient_checkpointing": made.train.gradient_checkpointing,
     }  # fmt: skip
     lora = f"LoraConfig(r={made.train.rank}, lora_alpha={made.train.alpha}, target_modules='all-linear')"
     script = TRL.format(
-        model=made.model, file=made.place / "train.py", settings=pformat(settings, sort_dicts=False),
-        comment=_comment(made.remarks), imports="from peft import LoraConfig\n" if made.lora else "",
-        peft=f"\n    peft_config={lora}," if made.lora else "",
+        model=made.model, revision=made.revision or "main", file=made.place / "train.py",
+        settings=pformat(settings, sort_dicts=False), comment=_comment(made.remarks),
+        imports="from peft import LoraConfig\n" if made.lora else "", peft=f"\n    peft_config={lora}," if made.lora else "",
     )  # fmt: skip
     (made.folder / "train.py").write_text(script, encoding="utf-8")
 
@@ -202,7 +217,7 @@ def axolotl(made: Export) -> None:
     constant = "constant" in common["lr_scheduler_type"]
     lora = {"adapter": "lora", "lora_r": made.train.rank, "lora_alpha": made.train.alpha, "lora_target_linear": True}
     _config(made, "axolotl train", {
-        "base_model": made.model,
+        "base_model": made.model, **made.revision_as("revision_of_model"),
         "datasets": [{"path": str(made.place / "rows.parquet"), "ds_type": "parquet", "split": "train", "type": None}],
         "dataset_prepared_path": str(made.place / "prepared"),
         "shuffle_merged_datasets": False, "shuffle_before_merging_datasets": False, "curriculum_sampling": True,
@@ -212,7 +227,8 @@ def axolotl(made: Export) -> None:
         "gradient_accumulation_steps": common["gradient_accumulation_steps"],
         "learning_rate": common["learning_rate"], "warmup_steps": common["warmup_steps"],
         "lr_scheduler": "constant_with_warmup" if constant else common["lr_scheduler_type"],
-        "max_grad_norm": common["max_grad_norm"], "optimizer": "adamw_torch", "bf16": "auto",
+        **{key: common[key] for key in ("max_grad_norm", "weight_decay", "adam_beta2")},
+        "optimizer": "adamw_torch", "bf16": "auto",
         "gradient_checkpointing": made.train.gradient_checkpointing,
         **(lora if made.lora else {}),
         "output_dir": str(made.place / "output"),
@@ -248,7 +264,7 @@ def llamafactory(made: Export) -> None:
         "lora_target": "all",
     }
     _config(made, "llamafactory-cli train", {
-        "model_name_or_path": made.model, "stage": "sft", "do_train": True,
+        "model_name_or_path": made.model, **made.revision_as("model_revision"), "stage": "sft", "do_train": True,
         **(lora if made.lora else {"finetuning_type": "full"}),
         "tokenized_path": str(made.place / "tokenized"),
         "dataset": "replaykit", "dataset_dir": str(made.place), "template": "empty" if made.chat.plain else None,
@@ -275,7 +291,7 @@ def ms_swift(made: Export) -> None:
     ))  # fmt: skip
     lora = {"tuner_type": "lora", "lora_rank": made.train.rank, "lora_alpha": made.train.alpha}
     _config(made, "swift sft", {
-        "model": made.model, **(lora if made.lora else {"tuner_type": "full"}),
+        "model": made.model, **made.revision_as("model_revision"), **(lora if made.lora else {"tuner_type": "full"}),
         "dataset": [str(made.place / "rows.jsonl")], "split_dataset_ratio": 0,
         "dataset_shuffle": False, "train_dataloader_shuffle": False, "packing": False, "lazy_tokenize": False,
         "loss_scale": "default", "enable_channel_loss": True, "use_chat_template": not made.chat.plain,

@@ -139,7 +139,8 @@ def plan(
 
     Replay sources share by ``weights`` (equal ones by default). ``min_rows`` are different rows of a skill that must come,
     and ``skills`` names the skill of each replay row: where a skill is behind, by the progress, its next row comes first.
-    Raises DataError where a source has no rows, ``steps`` are too few to show every target row, or a floor cannot be kept.
+    A source without rows gives none, and the others its part. Raises DataError where all have none, ``steps`` are too few
+    to show every target row, or a floor cannot be kept.
     """
     highest, weights = most(schedule, ratio), weights or dict.fromkeys(replay, 1.0)
     replay, skills, floors = (replay, skills or {}, min_rows or {}) if highest > 0 else ({}, {}, {})

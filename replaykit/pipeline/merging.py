@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from replaykit import models
 from replaykit.errors import RecipeError, RunError
 from replaykit.evaluate.skills import TARGET
 from replaykit.pipeline.proof import measured
-from replaykit.pipeline.rows import data_facts, load, tests
+from replaykit.pipeline.rows import load, scored_facts, tests
 from replaykit.pipeline.step import Context, Outcome, arms, do_step, label_of, model_facts, need_step, revision_of
 from replaykit.recipe import Recipe, need
 from replaykit.runs import Step, Watch, write_json
@@ -37,8 +38,7 @@ def merge(
         if method == "ties":
             inputs["density"] = density
         if sweep is not None:
-            tested = {skill: {**data_facts(test), "score": test.score} for skill, test in tests(recipe).items()}
-            inputs |= {"engine": choose(recipe.engine.here), "tests": tested}
+            inputs |= {"engine": choose(recipe.engine.here), "tests": scored_facts(recipe)}
 
         def work(step: Step, names: Sequence[str] = names) -> tuple[dict[str, Any], dict[str, Any]]:
             from replaykit.train.merge import folder_of
@@ -127,7 +127,7 @@ def _tuned(recipe: Recipe, context: Context, method: str, given: Sequence[str]) 
     if given:
         return [(None, [models.resolve(name) for name in given])]
     found = []
-    for arm, *_ in arms(recipe, context):
+    for arm, *_ in arms(recipe, replace(context, out=None) if method == "ties" else context):
         trained = recipe.folder / label_of("train", arm)
         folder = need_step(trained, "train", otherwise="--tuned takes another folder")
         made = folder / ("adapter" if method == "adapter" else "model")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from replaykit import models
 from replaykit.errors import RunError
-from replaykit.pipeline.rows import data_facts, load, tests
+from replaykit.pipeline.rows import load, scored_facts, tests
 from replaykit.pipeline.step import (
     Context,
     Outcome,
@@ -30,12 +31,12 @@ def evaluate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
     need(recipe, "eval", "model", "eval")
     tuned = {}
-    for arm, _ in arms(recipe, context):
+    for arm, _ in arms(recipe, replace(context, out=None)):  # what is made is one folder for all arms
         tuned[arm or "tuned"] = need_step(recipe.folder / label_of("train", arm), "train")
     inputs = {
         **model_facts(recipe),
         "engine": choose(recipe.engine.here),
-        "tests": {skill: {**data_facts(test), "score": test.score} for skill, test in tests(recipe).items()},
+        "tests": scored_facts(recipe),
         "tuned": {name: models.identity(str(folder / "model")) for name, folder in tuned.items()},
     }
 

@@ -165,11 +165,12 @@ def generated(recipe: Recipe, settings: Generate, folder: Path, **options: Any) 
     from replaykit.sources.generate import generate as draw
 
     facts = {"model": recipe.model, "answer_temperature": settings.answer_temperature}
-    asked = sorted({asked_text(row) for test in tests(recipe).values() for row in load(test, "target")})
+    held = tests(recipe) if settings.checks.overlap else {}
+    asked = sorted({asked_text(row) for test in held.values() for row in load(test, "target")})
     with engine_and_chat(recipe, recipe.model) as (engine, chat):
         yield from draw(
             engine, chat, settings=settings, seed=recipe.seed, folder=folder,
-            held_out=asked if settings.checks.overlap else (), deployed=_deployed(recipe), facts=facts, **options,
+            held_out=asked, deployed=_deployed(recipe), facts=facts, **options,
         )  # fmt: skip
 
 

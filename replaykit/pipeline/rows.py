@@ -49,6 +49,12 @@ def test_facts(recipe: Recipe) -> dict[str, Any]:
     return {skill: data_facts(test) for skill, test in tests(recipe).items()}
 
 
+def scored_facts(recipe: Recipe) -> dict[str, Any]:
+    """What identifies the held-out tests, by skill: their rows, and how answers to them are written and scored."""
+    return {skill: data_facts(test) | test.model_dump(include={"score", "max_tokens"})
+            for skill, test in tests(recipe).items()}  # fmt: skip
+
+
 def file_facts(name: str) -> dict[str, Any]:
     """What identifies an evaluation set: its name, and its bytes where it is a local file."""
     path = Path(name)

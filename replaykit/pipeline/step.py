@@ -90,13 +90,7 @@ def arms(recipe: Recipe, context: Context) -> list[tuple[str | None, Mix]]:
     chosen: Mapping[str, Arm] = {context.arm: recipe.arms[context.arm]} if context.arm else recipe.arms
     if context.out is not None and len(chosen) > 1:
         raise RecipeError("the command line", [f"--out takes one arm; choose it with --arm: {', '.join(chosen)}"])
-    return [(name, _mix_of(recipe, arm)) for name, arm in chosen.items()]
-
-
-def _mix_of(recipe: Recipe, arm: Arm) -> Mix:
-    """The recipe's mix with the arm's keys. A ratio without a schedule is constant: a control of ratio 0 has no replay."""
-    own = {key: value for key in ("ratio", "sources", "schedule") if (value := getattr(arm, key)) is not None}
-    return recipe.mix.model_copy(update={"schedule": None, **own} if "ratio" in own else own)
+    return [(name, recipe.mixture(name)) for name in chosen]
 
 
 def manifests(folder: Path) -> dict[str, dict[str, Any]]:

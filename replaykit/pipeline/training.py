@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaykit.pipeline.rows import data_facts, held_out, held_out_facts, load, test_facts
+from replaykit.errors import DataError, RunError
+from replaykit.pipeline.rows import data_facts, held_out, held_out_facts, load, scored_facts, tests
 from replaykit.pipeline.step import (
     Context,
     Outcome,
@@ -26,7 +29,7 @@ from replaykit.pipeline.step import (
 )
 from replaykit.recipe import Recipe, need
 from replaykit.records import Record, file_fingerprint, read_jsonl, write_jsonl
-from replaykit.runs import Step, Watch, read_manifest
+from replaykit.runs import Step, Watch, differences, read_manifest
 from replaykit.training_settings import Mix, Stm, Train
 
 if TYPE_CHECKING:
@@ -39,9 +42,7 @@ def mix(recipe: Recipe, context: Context, *, export: Sequence[str] = ()) -> Iter
 
     check(export)
     need(recipe, "mix", "model", "target")
-    target = None
-    if recipe.rewrite is not None:
-        target = need_step(recipe.folder / "rewrite", "rewrite") / "rows.jsonl"
+    target = _rewritten(recipe)
     chat = cache(lambda: chat_of(recipe))
     for arm, settings in arms(recipe, context):
         files = _replay_files(recipe, settings)
@@ -50,15 +51,50 @@ def mix(recipe: Recipe, context: Context, *, export: Sequence[str] = ()) -> Iter
             "seed": recipe.seed,
             "target": file_fingerprint(target) if target else data_facts(recipe.target),  # type: ignore[arg-type]
             "replay": {source: file_fingerprint(file) for source, file in files.items()},
-            "weights": settings.sources,
-            **settings.model_dump(exclude={"sources", "against"}),
+            **settings.model_dump(exclude={"against"}),
             **held_out_facts(recipe, settings.overlap, settings.against),
-            **recipe.train.model_dump(include={"epochs", "steps", "batch_rows", "max_tokens"}),
-            "controller": recipe.train.controller is not None,
+            "train": _length_facts(recipe),
         }
         work = partial(_mix, recipe, settings, target, files, chat, context.watch)
         outcome = do_step("mix", recipe, context, inputs, work, arm=arm)
         yield _exported(recipe, outcome, export, chat, context.watch) if export else outcome
+
+
+def _rewritten(recipe: Recipe) -> Path | None:
+    """The target in the model's own words, where the recipe asks for it or `rewrite` has made it.
+
+    Raises RunError where it is not finished, or is of another target.
+    """
+    folder = recipe.folder / "rewrite"
+    if recipe.rewrite is None and not read_manifest(folder):
+        return None
+    made, otherwise = need_step(folder, "rewrite"), "; without that folder the target is taken as it is"
+    todo = f"`replaykit rewrite` makes it anew{otherwise if recipe.rewrite is None else ''}"
+    _same(made, {"target": data_facts(recipe.target)}, todo)  # type: ignore[arg-type]
+    return made / "rows.jsonl"
+
+
+def _mixture(recipe: Recipe, arm: str | None) -> Path:
+    """The finished mixture of an arm. Raises RunError where it was made for another model, or another length of training.
+
+    That its share is another than the recipe's is no error: `mix --ratio 0.1` has made it so.
+    """
+    folder = need_step(recipe.folder / label_of("mix", arm), "mix")
+    _same(folder, {"model": recipe.model, "train": _length_facts(recipe)}, "`replaykit mix` makes it anew")
+    return folder
+
+
+def _length_facts(recipe: Recipe) -> dict[str, Any]:
+    """What of the training decides which rows a mixture has, and in how many steps."""
+    facts = recipe.train.model_dump(include={"epochs", "steps", "batch_rows", "max_tokens"})
+    return facts | {"controller": recipe.train.controller is not None}
+
+
+def _same(folder: Path, now: Mapping[str, Any], todo: str) -> None:
+    """Raises RunError, with what to do, where one of these inputs of a finished step was another."""
+    inputs = (read_manifest(folder) or {}).get("inputs", now)
+    if changed := differences({key: inputs.get(key) for key in now}, now):
+        raise RunError(f"{folder} was made otherwise: {'; '.join(changed)}. {todo}")
 
 
 def _mix(
@@ -69,7 +105,10 @@ def _mix(
 
     from replaykit.mix.build import mix as blend
 
-    target = list(read_jsonl(rewritten)) if rewritten else load(recipe.target, "target")  # type: ignore[arg-type]
+    if rewritten:
+        target = [replace(record, source="target") for record in read_jsonl(rewritten)]
+    else:
+        target = load(recipe.target, "target")  # type: ignore[arg-type]
     replay = {source: list(read_jsonl(file)) for source, file in files.items()}
     apart = held_out(recipe, settings.overlap, settings.against)
     with funnel_of(step) as funnel:
@@ -103,7 +142,10 @@ def _exported(
 ) -> Outcome:
     from replaykit.mix.export import export
 
-    made = export(names, outcome.folder, model=str(recipe.model), chat=chat(), train=recipe.train, watch=watch)
+    made = export(
+        names, outcome.folder, model=str(recipe.model), revision=recipe.revision, chat=chat(), train=recipe.train,
+        watch=watch,
+    )  # fmt: skip
     return replace(outcome, result={**outcome.result, "exported": {name: str(place) for name, place in made.items()}})
 
 
@@ -113,12 +155,12 @@ def score(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
     need(recipe, "score", "model")
     for arm, *_ in arms(recipe, context):
-        mixture = need_step(recipe.folder / label_of("mix", arm), "mix") / "rows.jsonl"
-        own = recipe.arms[arm].remedies if arm else None
-        limit = ((own or recipe.train.remedies).stm or Stm()).max_perplexity or Stm().max_perplexity
+        mixture = _mixture(recipe, arm) / "rows.jsonl"
+        limit = (recipe.training(arm).remedies.stm or Stm()).max_perplexity or Stm().max_perplexity
+        assert limit is not None
         inputs = {**model_facts(recipe), "mix": file_fingerprint(mixture), "max_perplexity": limit}
 
-        def work(_: Step, mixture: Path = mixture, limit: float = limit or 0.0) -> Any:
+        def work(_: Step, mixture: Path = mixture, limit: float = limit) -> Any:
             rows = list(read_jsonl(mixture))
             found, new = token_logprobs(recipe, rows, context.watch)
             sources = by_source(rows, found, max_perplexity=limit)
@@ -147,10 +189,14 @@ def token_logprobs(recipe: Recipe, rows: Sequence[Record], watch: Watch) -> tupl
 
 def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
     """Each arm on its mixture. Of several processes that torchrun started, the first one holds the folder."""
+    from replaykit.evaluate.skills import check_tests
+
     need(recipe, "train", "model")
-    for arm, settings in arms(recipe, context):
+    mixtures = {arm: _mixture(recipe, arm) for arm, _ in arms(recipe, context)}
+    if held := {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}:
+        check_tests(chat_of(recipe), held)  # what eval would refuse after the training
+    for arm, mixture in mixtures.items():
         label, training = label_of("train", arm), recipe.training(arm)
-        mixture = need_step(recipe.folder / label_of("mix", arm), "mix")
         inputs = {
             **model_facts(recipe),
             "seed": recipe.seed,
@@ -158,10 +204,11 @@ def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
             **training.model_dump(),
         }
         if training.controller is not None:
-            inputs["tests"] = test_facts(recipe)
+            inputs["tests"] = scored_facts(recipe)
+            inputs["replay"] = {"rows": file_fingerprint(mixture / "replay.jsonl")} | _mixed_by(mixture)
         if training.remedies.ewc is not None and training.remedies.ewc.old is not None:
             inputs["old"] = data_facts(training.remedies.ewc.old)
-        work = partial(_train, recipe, training, settings, mixture, label, context.watch)
+        work = partial(_train, recipe, training, mixture, label, context.watch)
         folder = context.out or recipe.folder / label
         if int(os.environ.get("RANK", "0")) > 0:
             if context.force or (read_manifest(folder) or {}).get("inputs") != inputs:
@@ -170,8 +217,14 @@ def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
         yield do_step("train", recipe, context, inputs, work, arm=arm)
 
 
+def _mixed_by(mixture: Path) -> dict[str, Any]:
+    """By which settings a mixture was made that a controller goes on with, whatever the recipe says now."""
+    inputs = (read_manifest(mixture) or {})["inputs"]
+    return {key: inputs[key] for key in ("ratio", "unit", "skill", "sources")}
+
+
 def _train(
-    recipe: Recipe, training: Train, settings: Mix, mixture: Path, what: str, watch: Watch, step: Step
+    recipe: Recipe, training: Train, mixture: Path, what: str, watch: Watch, step: Step
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from replaykit.train.beside import Watched
     from replaykit.train.fit import train as fit
@@ -184,16 +237,34 @@ def _train(
     if training.controller is not None:
         old = {skill: (test, load(test, "target")) for skill, test in recipe.eval.old.items()}
         target = load(recipe.eval.target, "target") if recipe.eval.target else []
-        watched = Watched(training.controller, old, target, spare, settings)
+        watched = Watched(training.controller, old, target, spare, Mix.model_validate(_mixed_by(mixture)))
     weights, facts = _weights(recipe, training, [*rows, *spare], chat, watch)
-    ewc = training.remedies.ewc
-    fisher = load(ewc.old, "select") if ewc is not None and ewc.old is not None else []
     result = fit(
         rows, steps, model=recipe.model, chat=chat, settings=training, seed=recipe.seed, folder=step.folder,
-        revision=recipe.revision, weights=weights, old=fisher, watched=watched, what=what, watch=watch,
+        revision=recipe.revision, weights=weights, old=_old(recipe, training, chat), watched=watched, what=what, watch=watch,
     )  # fmt: skip
     result |= {"model": str(step.folder / "model"), **facts}
     return result, {"base": recipe.model, "revision": revision_of(recipe)}
+
+
+def _old(recipe: Recipe, training: Train, chat: Chat) -> list[Record]:
+    """The old data that ewc names: so many rows as it takes, drawn by the recipe's seed from those that are not too long.
+
+    Raises DataError where all are too long, or have no answer.
+    """
+    ewc = training.remedies.ewc
+    if ewc is None or ewc.old is None:
+        return []
+    rows = load(ewc.old, "select")
+    examples = ((row, chat.example(row)) for row in random.Random(recipe.seed).sample(rows, len(rows)))
+    fit = (row for row, made in examples if made.loss_tokens and len(made.tokens) <= training.max_tokens)
+    found = list(islice(fit, ewc.rows))
+    if not found:
+        raise DataError(
+            f"{ewc.old.path}: train.remedies.ewc.old has no row with an answer and at most {training.max_tokens} tokens; "
+            f"raise train.max_tokens, or name other rows"
+        )
+    return found
 
 
 def _weights(
@@ -208,4 +279,7 @@ def _weights(
     logprobs, _ = token_logprobs(recipe, rows, watch)
     made = examples(rows, chat)
     found = weights(rows, made, logprobs, training.remedies, chat, recipe.seed)
-    return found, {"weights": summary(rows, made, logprobs, found, training.remedies, chat)}
+    told = summary(rows, made, logprobs, found, training.remedies, chat)
+    if training.controller is not None:
+        del told["share"]  # which replay comes is decided on the way
+    return found, {"weights": told}

@@ -71,6 +71,8 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
     elif kind == "train" and "steps" in result:
         rows = [("steps", f"{result['steps']:,}"), ("final loss", number(result.get("loss"), "nats"))]
         rows += [("seconds", f"{result['seconds']:,.1f}")] if "seconds" in result else []
+        if "share" in (weights := result.get("weights") or {}):
+            rows.append(("replay", f"{percent(weights['share'])} of the weight of the loss"))
         rows += _decision_rows(result.get("events") or [])
     grid = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     for name, value in rows:

@@ -41,15 +41,15 @@ class Watched:
     mix: Mix
 
     def pools(self) -> dict[str, list[Record]]:
-        """The replay rows by skill where the controller weighs skills, else by source.
+        """The replay rows by skill where the controller weighs skills, else by source; none for an arm without replay.
 
-        Raises RecipeError where none of them is of a skill that is tested.
+        Raises RecipeError where there are rows and none of them is of a skill that is tested.
         """
         pools: dict[str, list[Record]] = {}
         for record in self.replay:
             name = skill_of(record, self.mix.skill) if self.settings.by_skill else record.source
             pools.setdefault(name, []).append(record)
-        if self.settings.by_skill and not pools.keys() & self.old.keys():
+        if self.settings.by_skill and pools and not pools.keys() & self.old.keys():
             raise RecipeError(
                 "the recipe",
                 [f"train.controller.by_skill: no replay row names a skill of eval.old ({', '.join(self.old)}) in its column "
@@ -77,7 +77,7 @@ class Beside:
         cap = max(watched.settings.max_ratio, watched.mix.ratio)
         every = [self._sizes[place] for pool in pools.values() for place in pool]
         largest = max(sum(self._sizes[place] for place in step) for step in target_steps)
-        replay = round(cap / (1 - cap) * largest / (sum(every) / len(every))) + 1
+        replay = round(cap / (1 - cap) * largest / (sum(every) / len(every))) + 1 if every else 0
         target = max(map(len, target_steps))
         self._counts = tuple(-(-count // rows) for count in ((replay, target) if apart else (0, target + replay)))
         self.parts = sum(-(-count // world) * world for count in self._counts)

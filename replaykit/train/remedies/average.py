@@ -55,7 +55,8 @@ class Ema(Remedy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises RunError for the state of a model with other parameters."""
         if unknown := [name for name in state if name not in self._parameters]:
-            raise RunError(f"the checkpoint's average has {unknown[0]}, which this model has not; remove the checkpoints to train anew")
+            todo = "remove the checkpoints to train anew"
+            raise RunError(f"the checkpoint's average has {unknown[0]}, which this model has not; {todo}")
         self._shadow = {
             name: shadow.to(device=self._parameters[name].device, dtype=torch.float32, copy=True)
             for name, shadow in state.items()

@@ -238,7 +238,7 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines = [f"# Remedies, nano, {len(seeds)} seeds, {date.today()}", "", f"`{command}` on {machine()}, {packages}", ""]
-    for replay, title in ((False, "Without replay"), (True, f"With {RATIO:.0%} of the model's own memory")):
+    for replay, title in ((False, "Without replay"), (True, f"With {100 * RATIO:.0f} % of the model's own memory")):
         lines += [f"## {title}", "", *head]
         lines += [row(label(name, replay), name) for name, own in arms() if own is replay]
         lines.append("")

@@ -257,7 +257,9 @@ class Cached:
         for key, tokens in row_keys(batch, distilled):
             first, last = self.places.get(key, (0, 0))
             if last - first != tokens:
-                raise RunError(f"{self.path} has no probabilities for a row of the mixture; remove it, and it is made anew")
+                raise RunError(
+                    f"{self.path} has no probabilities for a row of the mixture; remove it, and it is made anew"
+                )
             ids.append(self.file.get_slice("ids")[first:last])
             logs.append(self.file.get_slice("logs")[first:last])
         device = distilled.device

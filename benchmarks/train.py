@@ -188,7 +188,7 @@ def report(found: dict[str, list[dict[str, Any]]], command: str) -> str:
     apart = abs(first[0] - first[1])
     lines += ["", f"**{ratio:.2f}** times TRL as it is by default (bar: at least 1.5). The loss of a step of the "
               f"same 32 rows from the same weights: apart by {apart:.1e} (bar: 1e-5)."]  # fmt: skip
-    lines += ["", f"## Remedies, at {RATIO:.0%} replay", "",
+    lines += ["", f"## Remedies, at {100 * RATIO:.0f} % replay", "",
               "| | seconds, each round | times the seconds without it | MiB | times the memory without it |",
               "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for name in [name for name in OURS if name != "replaykit"]:

@@ -19,17 +19,18 @@ import torch
 
 from replaykit import models
 from replaykit.chat import Chat
-from replaykit.engines import Request, Sampling
+from replaykit.engines import Request, Sampling, load_engine
 from replaykit.engines.transformers import TransformersEngine
 from replaykit.errors import DataError, EngineError, RecipeError, Stopped
 from replaykit.nano import world
 from replaykit.records import Record, dialogue, write_jsonl
 from replaykit.settings import Test
-from replaykit.train import fit, trainer
+from replaykit.train import fit, score, trainer
 from replaykit.train.batches import Planned
 from replaykit.train.beside import Beside, Watched, laid_out
 from replaykit.train.controller import Controller, Item
 from replaykit.train.fit import train
+from replaykit.train.remedies.weights import weights
 from replaykit.training_settings import Controller as ControllerSettings
 from replaykit.training_settings import Mix, Train
 
@@ -49,7 +50,20 @@ def trained(folder: Path, chat: Chat, records: list[Record], model: str = "nano"
     made = Train.model_validate(options)
     folder.mkdir(parents=True, exist_ok=True)
     steps = [k // made.batch_rows for k in range(len(records))]
-    return train(records, steps, model=model, chat=chat, settings=made, seed=1, folder=folder)
+    return train(
+        records, steps, model=model, chat=chat, settings=made, seed=1, folder=folder,
+        weights=token_weights(records, chat, made, folder),
+    )  # fmt: skip
+
+
+def token_weights(records: list[Record], chat: Chat, settings: Train, folder: Path) -> Any:
+    """As `replaykit train` makes them for stm and flow."""
+    if settings.remedies.stm is None and settings.remedies.flow is None:
+        return None
+    made = score.examples(records, chat)
+    engine = load_engine("nano", "transformers") if not (folder / "logprobs.jsonl").exists() else None
+    with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
+        return weights(records, made, score.of_examples(made, engine, known), settings.remedies, chat, 1)
 
 
 def curve(result: dict[str, Any]) -> list[float]:
@@ -270,6 +284,8 @@ RESUMED: dict[str, dict[str, Any]] = {
     "packed in parts": {"packing": True, "micro_batch_rows": 3},
     "layer rates": {"layer_rates": {"bottom": 1e-5, "top": 1e-3}, "learning_rate": None},
     "stages": {"stages": [{"layers": 0.5, "part": 0.5}, {"part": 0.5, "learning_rate": 1e-4}]},
+    "stm": {"remedies": {"stm": {"max_perplexity": None, "share": 0.5}}},
+    "flow": {"remedies": {"flow": {}}},
     "dft": {"remedies": {"dft": True}},
     "eaft": {"remedies": {"eaft": {}}},
     "ewc": {"remedies": {"ewc": {"rows": 4, "strength": 10.0}}},

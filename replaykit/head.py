@@ -10,7 +10,8 @@ The logits of a batch are most of a forward pass's memory: of 16 rows of 2,048 t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,24 @@ class Head:
         return nn.functional.linear(hidden, self.linear.weight, self.linear.bias)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def beneath(model: Any) -> Any:
+    """The model under its adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def as_trained(model: Any) -> torch.autocast:
     """Within it a forward pass outside of the trainer computes as the trainer does where the attention takes no float32."""
     flash = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
@@ -69,15 +88,13 @@ def split_head(model: Any) -> Head | None:
     That is so of encoder-decoder models, of heads under an adapter, and of models that change their logits afterwards
     (Gemma 2's cap, Granite's and Cohere's scale). It is tried on two tokens.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = beneath(model)
     linear = base.get_output_embeddings()
     if base.config.is_encoder_decoder or type(linear) is not nn.Linear:
         return None
-    head, training = Head(linear), model.training
+    head = Head(linear)
     tried = {"input_ids": torch.tensor([[0, 1]], device=linear.weight.device)}
-    model.eval()
-    with torch.no_grad(), as_trained(model):
+    with torch.no_grad(), evaluating(model), as_trained(model):
         whole = model(**inputs(tried)).logits
         apart = head.logits(head.hidden(model, tried))
-    model.train(training)
     return head if torch.allclose(whole, apart, rtol=1e-3, atol=1e-3) else None

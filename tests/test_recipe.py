@@ -219,8 +219,11 @@ def test_an_arm_without_replay_is_told_which_remedies_it_can_have(
 
 
 def test_ewc_with_old_data_of_its_own_needs_no_replay_nor_does_an_arm_whose_share_grows(load: Load) -> None:
-    load("train: {remedies: {ewc: {old: x.jsonl}}}\narms: {none: {ratio: 0}}\n")
-    load("train: {remedies: {distill: {}}}\narms: {grows: {ratio: 0, schedule: {to: 0.3}}}\n")
+    recipe = load("train: {remedies: {ewc: {old: x.jsonl}}}\narms: {none: {ratio: 0}}\n")
+    assert recipe.training("none").remedies.need_replay == []
+    recipe = load("train: {remedies: {distill: {}}}\narms: {grows: {ratio: 0, schedule: {to: 0.3}}}\n")
+    assert recipe.training("grows").remedies.need_replay == ["distill"]
+    assert recipe.mixture("grows").schedule is not None
 
 
 def test_an_arm_of_no_remedies_has_none_and_a_controller_switches_none_there(load: Load) -> None:

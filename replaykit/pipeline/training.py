@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaykit.errors import DataError, RunError
+from replaykit.evaluate.skills import TARGET, check_tests
 from replaykit.pipeline.rows import data_facts, held_out, held_out_facts, load, scored_facts, tests
 from replaykit.pipeline.step import (
     Context,
@@ -189,12 +190,8 @@ def token_logprobs(recipe: Recipe, rows: Sequence[Record], watch: Watch) -> tupl
 
 def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
     """Each arm on its mixture. Of several processes that torchrun started, the first one holds the folder."""
-    from replaykit.evaluate.skills import check_tests
-
     need(recipe, "train", "model")
     mixtures = {arm: _mixture(recipe, arm) for arm, _ in arms(recipe, context)}
-    if held := {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}:
-        check_tests(chat_of(recipe), held)  # what eval would refuse after the training
     for arm, mixture in mixtures.items():
         label, training = label_of("train", arm), recipe.training(arm)
         inputs = {
@@ -232,12 +229,13 @@ def _train(
     assert recipe.model is not None
     with (mixture / "rows.jsonl").open(encoding="utf-8") as stream:
         steps = [json.loads(line)["step"] for line in stream]
-    rows, chat, watched = list(read_jsonl(mixture / "rows.jsonl")), chat_of(recipe), None
-    spare = list(read_jsonl(mixture / "replay.jsonl")) if training.controller is not None else []
+    rows, chat, spare, watched = list(read_jsonl(mixture / "rows.jsonl")), chat_of(recipe), list[Record](), None
+    held = {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}
+    check_tests(chat, held)  # what eval would refuse after the training
     if training.controller is not None:
-        old = {skill: (test, load(test, "target")) for skill, test in recipe.eval.old.items()}
-        target = load(recipe.eval.target, "target") if recipe.eval.target else []
-        watched = Watched(training.controller, old, target, spare, Mix.model_validate(_mixed_by(mixture)))
+        spare = list(read_jsonl(mixture / "replay.jsonl"))
+        _, target = held.pop(TARGET, (None, []))
+        watched = Watched(training.controller, held, target, spare, Mix.model_validate(_mixed_by(mixture)))
     weights, facts = _weights(recipe, training, [*rows, *spare], chat, watch)
     result = fit(
         rows, steps, model=recipe.model, chat=chat, settings=training, seed=recipe.seed, folder=step.folder,

@@ -31,7 +31,7 @@ from transformers.trainer_callback import ExportableState
 from replaykit import training_settings
 from replaykit.chat import Chat
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
-from replaykit.head import NUMBERS, Head, as_trained, inputs, split_head
+from replaykit.head import NUMBERS, Head, as_trained, evaluating, inputs, split_head
 from replaykit.records import Record, fingerprint
 from replaykit.runs import Watch, unwatched
 from replaykit.settings import Test
@@ -204,14 +204,9 @@ class Controller(transformers.TrainerCallback, ExportableState):
 
     def _measure(self, model: Any) -> tuple[dict[str, list[Item]], float | None]:
         """The items of every old skill, and the loss on the target in nats a token; the same in all processes."""
-        training = model.training
-        model.eval()
-        try:
-            with as_trained(model):
-                skills = {skill: self._answered(model, rows) for skill, rows in self._rows.items()}
-                target = self._answered(model, self._target)
-        finally:
-            model.train(training)
+        with evaluating(model), as_trained(model):
+            skills = {skill: self._answered(model, rows) for skill, rows in self._rows.items()}
+            target = self._answered(model, self._target)
         loss = sum(item.nll for item in target) / sum(item.tokens for item in target) if target else None
         found = [(skills, loss)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():

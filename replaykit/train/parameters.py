@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from replaykit.errors import MissingExtra, RecipeError, did_you_mean
+from replaykit.head import beneath
 from replaykit.training_settings import Train
 
 LEARNING_RATES = {False: 1e-5, True: 2e-4}  # of full fine-tuning and of adapters, where the recipe gives none
@@ -112,7 +113,7 @@ def depths(network: Any) -> tuple[dict[str, int], int]:
 
     Layers beside those of the language model, such as those that see images, have the depth of embeddings.
     """
-    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    base = beneath(network)
     lists = [
         (name, module)
         for name, module in network.named_modules()
@@ -139,7 +140,7 @@ def depths(network: Any) -> tuple[dict[str, int], int]:
 def _names(part: str, parameter: str, network: Any) -> bool:
     """Whether a word of ``freeze`` or of ``weight_decay`` means the parameter."""
     if part in ("embeddings", "head"):
-        base = network.get_base_model() if hasattr(network, "get_base_model") else network
+        base = beneath(network)
         module = base.get_input_embeddings() if part == "embeddings" else base.get_output_embeddings()
         return module is not None and any(
             own is given

@@ -133,19 +133,6 @@ def chosen(settings: Remedies) -> list[Remedy]:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode in which it was."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def learning_kept(model: torch.nn.Module) -> Iterator[None]:
     """Whatever is frozen or made to learn inside, afterwards those parameters learn that learned before."""
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

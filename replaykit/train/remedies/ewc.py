@@ -48,9 +48,9 @@ from torch import nn
 
 from replaykit import training_settings
 from replaykit.errors import DataError, RecipeError
-from replaykit.head import Head, inputs, split_head
+from replaykit.head import Head, evaluating, inputs, split_head
 from replaykit.train.losses import SMALL, cross_entropy, summed
-from replaykit.train.remedies import Batch, Remedy, Run, evaluating, key_of, learning_kept
+from replaykit.train.remedies import Batch, Remedy, Run, key_of, learning_kept
 from replaykit.train.remedies.teachers import adapter_off
 
 FISHER_FILE = "fisher.safetensors"  # in the folder of the training: F, or u and v of each layer

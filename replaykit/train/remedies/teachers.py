@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from replaykit.errors import RecipeError, RunError
-from replaykit.head import inputs, split_head
+from replaykit.head import beneath, evaluating, inputs, split_head
 from replaykit.train.batches import IGNORED
-from replaykit.train.remedies import Batch, Run, evaluating, key_of, learning_kept
+from replaykit.train.remedies import Batch, Run, key_of, learning_kept
 
 NUMBERS = 2**22  # logits at a time: 16 MiB in float32
 CACHE = "teacher.safetensors"
@@ -103,7 +103,7 @@ class States:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The layers of the model's decoder, first to last: the outermost list of modules in it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = beneath(model)
     stack = next((module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)), None)
     assert stack is not None, "a transformers model has its layers in a ModuleList"
     return stack

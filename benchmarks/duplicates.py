@@ -48,7 +48,10 @@ SIDES = {"ours": "replaykit", "alone": "replaykit, one process", "peer": "datask
 
 def questions(limit: int | None = None) -> list[str]:
     with gzip.open(DATA / "t0_pool.jsonl.gz", "rt", encoding="utf-8") as stream:
-        return [json.loads(line)["prompt"] for line, _ in zip(stream, range(limit or sys.maxsize), strict=False)]
+        return [
+            json.loads(line)["prompt"]
+            for line, _ in zip(stream, range(limit or sys.maxsize), strict=False)
+        ]
 
 
 def planted(rows: int = 3000, copies: int = 2000) -> list[str]:
@@ -59,7 +62,9 @@ def planted(rows: int = 3000, copies: int = 2000) -> list[str]:
     made = []
     for text in draw.choices(texts, k=copies):
         parts, share = text.split(" "), draw.uniform(0, 0.1)
-        made.append(" ".join(draw.choice(words) if draw.random() < share else part for part in parts))
+        made.append(
+            " ".join(draw.choice(words) if draw.random() < share else part for part in parts)
+        )
     shuffled = texts + made
     draw.shuffle(shuffled)
     return shuffled
@@ -79,7 +84,9 @@ def peer(texts: list[str]) -> list[int | None]:
     lsh, found = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS), list[int | None]()
     for row, text in enumerate(texts):
         signature = MinHash(num_perm=PERMUTATIONS)
-        signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles(normal_form(text))])
+        signature.update_batch(
+            [shingle.encode("utf-8", "surrogatepass") for shingle in shingles(normal_form(text))]
+        )
         alike = lsh.query(signature)
         found.append(min(alike) if alike else None)
         if not alike:
@@ -96,12 +103,25 @@ def run_side(side: str, limit: int | None, processes: int) -> None:
     dropped = sum(twin is not None for twin in found)
     cpu = sum(used.ru_utime + used.ru_stime for used in usage)
     mib = sum(used.ru_maxrss / 1024 for used in usage)
-    print(json.dumps({"rows": len(texts), "seconds": seconds, "cpu": cpu, "dropped": dropped, "mib": mib}))
+    print(
+        json.dumps(
+            {"rows": len(texts), "seconds": seconds, "cpu": cpu, "dropped": dropped, "mib": mib}
+        )
+    )
 
 
 def measured(side: str, limit: int | None, processes: int) -> dict[str, float]:
     """What a side says of itself, run in a new process."""
-    command = [sys.executable, __file__, "--side", side, "--rows", str(limit or 0), "--processes", str(processes)]
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        "--rows",
+        str(limit or 0),
+        "--processes",
+        str(processes),
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
@@ -142,9 +162,16 @@ def compare(limit: int | None, processes: int, rounds: int) -> list[str]:
     table = []
     for number in range(1, rounds + 1):
         table.append({side: measured(side, limit, processes) for side in SIDES})
-        print(f"round {number}: " + ", ".join(f"{k} {v['seconds']:.1f} s" for k, v in table[-1].items()), flush=True)
+        print(
+            f"round {number}: "
+            + ", ".join(f"{k} {v['seconds']:.1f} s" for k, v in table[-1].items()),
+            flush=True,
+        )
     rows = int(table[0]["ours"]["rows"])
-    best, cpu = ({side: min(row[side][what] for row in table) for side in SIDES} for what in ("seconds", "cpu"))
+    best, cpu = (
+        {side: min(row[side][what] for row in table) for side in SIDES}
+        for what in ("seconds", "cpu")
+    )
     return [
         f"## {rows:,} rows, {sum(map(len, questions(limit))) / 1e6:.0f} million characters",
         "",
@@ -156,7 +183,9 @@ def compare(limit: int | None, processes: int, rounds: int) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
         *(
             f"| {k} | "
-            + " | ".join(f"{rows / row[side]['seconds']:,.0f} ({row[side]['seconds']:.2f})" for side in SIDES)
+            + " | ".join(
+                f"{rows / row[side]['seconds']:,.0f} ({row[side]['seconds']:.2f})" for side in SIDES
+            )
             + f" | {', '.join(format(row[side]['cpu'], '.1f') for side in SIDES)}"
             + f" | {', '.join(format(row[side]['mib'], ',.0f') for side in SIDES)} |"
             for k, row in enumerate(table, 1)
@@ -183,17 +212,23 @@ def against_every_pair() -> list[str]:
     for name, found in (("replaykit", ours(texts, 1)), ("datasketch", peer(texts))):
         of = recall(found, texts)
         share = of["found"] / of["there"]
-        lines.append(f"| {name} | {of['there']:,} | {of['found']:,} | {share:.4f} | {of['false']:,} |")
+        lines.append(
+            f"| {name} | {of['there']:,} | {of['found']:,} | {share:.4f} | {of['false']:,} |"
+        )
         print(lines[-1], flush=True)
     return [*lines, "", "Bars: recall of at least 0.95, and no pair that is less similar."]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0, help="of the pool; by default all")
-    parser.add_argument("--quick", action="store_true", help=f"one round of {QUICK:,} rows; writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"one round of {QUICK:,} rows; writes nothing"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:

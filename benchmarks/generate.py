@@ -56,11 +56,18 @@ class Listening:
 
 def ours(engine: Any, chat: Chat, rows: int, seed: int) -> dict[str, Any]:
     listening, funnel = Listening(engine), Funnel()
-    settings = Generate(n=rows, max_question_tokens=96, max_answer_tokens=64)  # the embedded model's rows are short
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "dropped.jsonl").open("w") as dropped:
+    settings = Generate(
+        n=rows, max_question_tokens=96, max_answer_tokens=64
+    )  # the embedded model's rows are short
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        (Path(folder) / "dropped.jsonl").open("w") as dropped,
+    ):
         funnel = Funnel(lambda row: dropped.write(json.dumps(row, ensure_ascii=False) + "\n"))
         started = time.perf_counter()
-        made = generate(listening, chat, settings=settings, seed=seed, folder=Path(folder), funnel=funnel)
+        made = generate(
+            listening, chat, settings=settings, seed=seed, folder=Path(folder), funnel=funnel
+        )
         kept = write_jsonl(Path(folder) / "rows.jsonl", made)
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "kept": kept, "funnel": str(funnel), "sent": listening.sent}
@@ -93,7 +100,9 @@ def resident() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="nano")
@@ -106,9 +115,14 @@ def main() -> None:
         memory.append(resident())
         peer = raw(engine, made["sent"], chat)
         table.append((seed, made["seconds"], peer, made["kept"], len(made["sent"]), made["funnel"]))
-        print(f"seed {seed}: ours {made['seconds']:.1f} s, raw {peer:.1f} s, ratio {made['seconds'] / peer:.3f}")
+        print(
+            f"seed {seed}: ours {made['seconds']:.1f} s, raw {peer:.1f} s, ratio {made['seconds'] / peer:.3f}"
+        )
     engine.close()
-    own, peers = statistics.median(row[1] for row in table), statistics.median(row[2] for row in table)
+    own, peers = (
+        statistics.median(row[1] for row in table),
+        statistics.median(row[2] for row in table),
+    )
     lines = [
         f"# Generation: {options.rows:,} rows, {options.model}, {date.today()}",
         "",
@@ -117,7 +131,10 @@ def main() -> None:
         "",
         "| seed | replaykit | raw `LLM.generate`, the same requests | ratio | rows kept | requests | funnel |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        *(f"| {s} | {a:.1f} s | {b:.1f} s | {a / b:.3f} | {k:,} | {r:,} | {f} |" for s, a, b, k, r, f in table),
+        *(
+            f"| {s} | {a:.1f} s | {b:.1f} s | {a / b:.3f} | {k:,} | {r:,} | {f} |"
+            for s, a, b, k, r, f in table
+        ),
         "",
         f"Ratio of the medians: **{own / peers:.3f}** (bar: at most 1.05). Highest resident memory of the process, in MiB: "
         f"{memory[0]:,.0f} after 500 rows, {memory[1]:,.0f} after {options.rows:,} more.",

@@ -56,13 +56,20 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "ema": {"remedies": {"ema": {"decay": 0.98}}},
 }
 AVERAGED = "wise-ft, alpha 0.5"  # of "none", after training
-WITHOUT = {"distill": {"remedies": {"distill": {"rows": "all"}}}}  # replay, distillation has the target's rows
+WITHOUT = {
+    "distill": {"remedies": {"distill": {"rows": "all"}}}
+}  # replay, distillation has the target's rows
 NEEDS_REPLAY = ("project",)
 
 
 def arms() -> list[tuple[str, bool]]:
     """Every remedy without and with replay; the average last, since it needs the model of "none"."""
-    found = [(name, replay) for replay in (False, True) for name in REMEDIES if replay or name not in NEEDS_REPLAY]
+    found = [
+        (name, replay)
+        for replay in (False, True)
+        for name in REMEDIES
+        if replay or name not in NEEDS_REPLAY
+    ]
     return [*found, (AVERAGED, False), (AVERAGED, True)]
 
 
@@ -85,7 +92,9 @@ def prepare(out: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tested = {t.prompt for t in world.draw("referral", TESTS, seed=seed, held_out=True)}
     drawn = world.draw("referral", TARGET_ROWS, seed=seed)
-    target = [Record(dialogue(t.prompt, t.answer), "target") for t in drawn if t.prompt not in tested]
+    target = [
+        Record(dialogue(t.prompt, t.answer), "target") for t in drawn if t.prompt not in tested
+    ]
     write_jsonl(folder / "target.jsonl", target)
     made = api.generate(
         "nano", MADE, folder=folder / "generate", seed=seed, max_question_tokens=96, max_answer_tokens=64,
@@ -138,7 +147,10 @@ def one(out: Path, seed: int, name: str, replay: bool) -> None:
     else:
         shown = trained(folder, work, seed, name, replay)
         model = work / "model"
-    seconds, mib = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, mib = (
+        time.process_time() - started,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
     if name == AVERAGED:
         before = json.loads((folder / f"{label('none', replay)}.json").read_text())
         seconds, mib = seconds + before["seconds"], max(mib, before["mib"])
@@ -154,8 +166,14 @@ def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> dic
     from replaykit.training_settings import Train
 
     chat = Chat.load("nano")
-    pools = {TARGET: list(read_jsonl(folder / "target.jsonl")), "generate": list(read_jsonl(folder / "replay.jsonl"))}
-    sizes = {source: [chat.example(record).loss_tokens for record in rows] for source, rows in pools.items()}
+    pools = {
+        TARGET: list(read_jsonl(folder / "target.jsonl")),
+        "generate": list(read_jsonl(folder / "replay.jsonl")),
+    }
+    sizes = {
+        source: [chat.example(record).loss_tokens for record in rows]
+        for source, rows in pools.items()
+    }
     steps = plan(
         sizes[TARGET], {"generate": sizes["generate"]} if replay else {}, ratio=RATIO if replay else 0.0,
         batch_rows=BATCH, steps=STEPS, seed=seed,
@@ -163,7 +181,9 @@ def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> dic
     records = [pools[slot.source][slot.row] for step in steps for slot in step]
     of_step = [number for number, step in enumerate(steps) for _ in step]
     own = {**REMEDIES[name], **({} if replay else WITHOUT.get(name, {}))}
-    settings = Train.model_validate({"batch_rows": BATCH, "learning_rate": RATE, "save_every": 10**6, **own})
+    settings = Train.model_validate(
+        {"batch_rows": BATCH, "learning_rate": RATE, "save_every": 10**6, **own}
+    )
     work.mkdir(exist_ok=True)
     result = train(
         records, of_step, model="nano", chat=chat, settings=settings, seed=seed, folder=work,
@@ -195,20 +215,34 @@ def run(out: Path, seeds: list[int], jobs: int) -> None:
             (seed, name, replay)
             for seed in seeds
             for name, replay in arms()
-            if (name == AVERAGED) is averaged and not (out / f"seed-{seed}" / f"{label(name, replay)}.json").exists()
+            if (name == AVERAGED) is averaged
+            and not (out / f"seed-{seed}" / f"{label(name, replay)}.json").exists()
         ]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda job: apart(out, *job), todo))
 
 
 def apart(out: Path, seed: int, name: str, replay: bool) -> None:
-    words = ["--out", str(out), "--seed", str(seed), "--arm", name, *(["--replay"] if replay else [])]
+    words = [
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+        "--arm",
+        name,
+        *(["--replay"] if replay else []),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, text=True, env=environment
+    )
     if done.returncode:
         raise SystemExit(f"seed {seed}, {name}: {done.stderr[-3000:]}")
     found = json.loads((out / f"seed-{seed}" / f"{label(name, replay)}.json").read_text())
-    print(f"seed {seed} {label(name, replay)}: {found['seconds']:.0f} s, {found['scores']}", file=sys.stderr)
+    print(
+        f"seed {seed} {label(name, replay)}: {found['seconds']:.0f} s, {found['scores']}",
+        file=sys.stderr,
+    )
 
 
 def report(out: Path, seeds: list[int], command: str) -> str:
@@ -218,12 +252,17 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         return dict(json.loads((out / f"seed-{seed}" / f"{name}.json").read_text()))
 
     def old(found: dict[str, Any]) -> float:
-        return statistics.fmean(score for skill, score in found["scores"].items() if skill != "referral")
+        return statistics.fmean(
+            score for skill, score in found["scores"].items() if skill != "referral"
+        )
 
     def row(name: str, title: str) -> str:
         found = [of(seed, name) for seed in seeds]
         kept = [old(run) / old(of(seed, "base")) for run, seed in zip(found, seeds, strict=True)]
-        worst = [min((score, skill) for skill, score in run["scores"].items() if skill != "referral") for run in found]
+        worst = [
+            min((score, skill) for skill, score in run["scores"].items() if skill != "referral")
+            for run in found
+        ]
         learned = [run["scores"]["referral"] for run in found]
         cost = [statistics.fmean(run[key] for run in found) for key in ("seconds", "mib")]
         return (
@@ -236,8 +275,16 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         "| | retention | worst skill of any seed | new skill | CPU s | MiB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    lines = [f"# Remedies, nano, {len(seeds)} seeds, {date.today()}", "", f"`{command}` on {machine()}, {packages}", ""]
-    for replay, title in ((False, "Without replay"), (True, f"With {100 * RATIO:.0f} % of the model's own memory")):
+    lines = [
+        f"# Remedies, nano, {len(seeds)} seeds, {date.today()}",
+        "",
+        f"`{command}` on {machine()}, {packages}",
+        "",
+    ]
+    for replay, title in (
+        (False, "Without replay"),
+        (True, f"With {100 * RATIO:.0f} % of the model's own memory"),
+    ):
         lines += [f"## {title}", "", *head]
         lines += [row(label(name, replay), name) for name, own in arms() if own is replay]
         lines.append("")
@@ -252,15 +299,21 @@ def interval(values: list[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) == 1:
         return f"{mean:.2f}"
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    half = (
+        float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    )
     return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--jobs", type=int, default=2, help="arms at a time, each with one thread")
-    parser.add_argument("--out", type=Path, required=True, help="where the models and scores of each arm stay")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where the models and scores of each arm stay"
+    )
     parser.add_argument("--arm", help="run this arm of one seed here")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--replay", action="store_true", help="the arm has replay")
@@ -270,7 +323,11 @@ def main() -> None:
         return
     seeds = [int(seed) for seed in options.seeds.split(",")]
     run(options.out, seeds, options.jobs)
-    text = report(options.out, seeds, f"python benchmarks/remedies.py --seeds {options.seeds} --jobs {options.jobs}")
+    text = report(
+        options.out,
+        seeds,
+        f"python benchmarks/remedies.py --seeds {options.seeds} --jobs {options.jobs}",
+    )
     RESULTS.write_text(text)
     print(text)
 

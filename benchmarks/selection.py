@@ -61,7 +61,9 @@ def real_texts() -> Iterator[str]:
     for name in POOL:
         for row in rows_of(name):
             parts = [value for key, value in row.items() if key not in NOT_TEXT]
-            yield "\n".join("\n".join(part) if isinstance(part, list) else str(part) for part in parts)
+            yield "\n".join(
+                "\n".join(part) if isinstance(part, list) else str(part) for part in parts
+            )
 
 
 def recombined(texts: list[str], rows: int) -> Iterator[str]:
@@ -96,7 +98,12 @@ def ours(pool: Path, queries: list[str], folder: Path, processes: int) -> dict[s
     crew.close()
     done = time.perf_counter()
     np.save(folder / "ours.npy", scores)
-    return {"fit": fitted - started, "scores": done - fitted, "seconds": done - started, "rows": len(scores)}
+    return {
+        "fit": fitted - started,
+        "scores": done - fitted,
+        "seconds": done - started,
+        "rows": len(scores),
+    }
 
 
 def peer(pool: Path, queries: list[str], folder: Path, processes: int) -> dict[str, float]:
@@ -112,12 +119,26 @@ def peer(pool: Path, queries: list[str], folder: Path, processes: int) -> dict[s
     scores = best.max(axis=1).toarray()[:, 0]
     done = time.perf_counter()
     np.save(folder / "peer.npy", scores)
-    return {"fit": fitted - started, "scores": done - fitted, "seconds": done - started, "rows": len(scores)}
+    return {
+        "fit": fitted - started,
+        "scores": done - fitted,
+        "seconds": done - started,
+        "rows": len(scores),
+    }
 
 
 def measured(side: str, pool: Path, folder: Path, processes: int) -> dict[str, float]:
     """What a side says of itself, run in a new process."""
-    command = [sys.executable, __file__, "--side", side, str(pool), str(folder), "--processes", str(processes)]
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        str(pool),
+        str(folder),
+        "--processes",
+        str(processes),
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
@@ -143,7 +164,10 @@ def compare(pool: Path, folder: Path, processes: int, rounds: int) -> list[str]:
         apart = float(np.abs(np.load(folder / "ours.npy") - np.load(folder / "peer.npy")).max())
         assert apart < 1e-5, f"the two sides differ by {apart}"
         a, b = both["ours"], both["peer"]
-        print(f"round {number}: ours {a['seconds']:.2f} s, peer {b['seconds']:.2f} s, apart by {apart:.1e}", flush=True)
+        print(
+            f"round {number}: ours {a['seconds']:.2f} s, peer {b['seconds']:.2f} s, apart by {apart:.1e}",
+            flush=True,
+        )
         table.append((number, a, b, apart))
     own, theirs = (min(row[side]["seconds"] for row in table) for side in (1, 2))
     cpu, their_cpu = (min(row[side]["cpu"] for row in table) for side in (1, 2))
@@ -192,10 +216,18 @@ def grow(texts: list[str], folder: Path, sizes: list[int], processes: int) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, nargs="*", default=[250_000, 500_000, 1_000_000], help="of the large pools")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="*",
+        default=[250_000, 500_000, 1_000_000],
+        help="of the large pools",
+    )
     parser.add_argument("--quick", action="store_true", help="no large pools; writes nothing")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -208,12 +240,15 @@ def main() -> None:
         write(folder / "pool.jsonl", real_texts())
         lines = compare(folder / "pool.jsonl", folder, options.processes, options.rounds)
         if not options.quick:
-            lines += grow(list(read(folder / "pool.jsonl")), folder, options.rows, options.processes)
+            lines += grow(
+                list(read(folder / "pool.jsonl")), folder, options.rows, options.processes
+            )
     print("\n".join(lines))
     if options.quick:
         return
     versions = [
-        f"{name} {version(name)}" for name in ("replaykit", "numpy", "scipy", "scikit-learn", "sparse_dot_topn")
+        f"{name} {version(name)}"
+        for name in ("replaykit", "numpy", "scipy", "scikit-learn", "sparse_dot_topn")
     ]
     head = [
         f"# Nearness to 7,473 questions of GSM8K, {date.today()}",

@@ -36,7 +36,13 @@ from replaykit.training_settings import Train
 RESULTS = Path(__file__).parent / "results" / "train.md"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
 ROWS, LONGEST, BATCH, MICRO, RATIO = 500, 512, 32, 8, 0.05
-COMMON = {"batch_rows": BATCH, "micro_batch_rows": MICRO, "learning_rate": 5e-4, "log_every": 1, "save_every": 10**6}
+COMMON = {
+    "batch_rows": BATCH,
+    "micro_batch_rows": MICRO,
+    "learning_rate": 5e-4,
+    "log_every": 1,
+    "save_every": 10**6,
+}
 
 # name -> (whether 5 % replay is mixed in, settings of train)
 OURS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -73,12 +79,19 @@ def rows(chat: Chat, count: int) -> list[Record]:
 
 def mixed(chat: Chat, target: list[Record], *, ratio: float) -> tuple[list[Record], list[int]]:
     """The rows in training order and the step of each."""
-    old = [Record(dialogue(task.prompt, task.answer), "generate") for task in world.draw_old(400, seed=1)]
+    old = [
+        Record(dialogue(task.prompt, task.answer), "generate")
+        for task in world.draw_old(400, seed=1)
+    ]
     pools = {TARGET: target, "generate": old}
-    sizes = {name: [chat.example(record).loss_tokens for record in pool] for name, pool in pools.items()}
+    sizes = {
+        name: [chat.example(record).loss_tokens for record in pool] for name, pool in pools.items()
+    }
     replay = {"generate": sizes["generate"]} if ratio else {}
     steps = plan(sizes[TARGET], replay, ratio=ratio, batch_rows=BATCH, seed=1)
-    order = [(step, pools[slot.source][slot.row]) for step, slots in enumerate(steps) for slot in slots]
+    order = [
+        (step, pools[slot.source][slot.row]) for step, slots in enumerate(steps) for slot in slots
+    ]
     return [record for _, record in order], [step for step, _ in order]
 
 
@@ -104,7 +117,11 @@ def run_ours(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
         records, steps, model="nano", chat=chat, settings=settings, seed=1, folder=folder, callbacks=[clock],
         weights=weights(settings, records, chat, folder),
     )  # fmt: skip
-    return {"seconds": clock.seconds, "tokens": result["tokens"], "losses": [log["loss"] for log in result["losses"]]}
+    return {
+        "seconds": clock.seconds,
+        "tokens": result["tokens"],
+        "losses": [log["loss"] for log in result["losses"]],
+    }
 
 
 def weights(settings: Train, records: Sequence[Record], chat: Chat, folder: Path) -> Any:
@@ -143,7 +160,11 @@ def run_trl(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
     )  # fmt: skip
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    return {"seconds": clock.seconds, "tokens": sum(len(e.tokens) for e in examples), "losses": losses}
+    return {
+        "seconds": clock.seconds,
+        "tokens": sum(len(e.tokens) for e in examples),
+        "losses": losses,
+    }
 
 
 def one(name: str, count: int) -> None:
@@ -184,7 +205,9 @@ def report(found: dict[str, list[dict[str, Any]]], command: str) -> str:
         each = ", ".join(f"{run['tokens'] / run['seconds']:,.0f}" for run in found[name])
         lines.append(f"| {name} | {each} | {speed(name):,.0f} | {speed(name) / best:.2f} |")
     ratio = speed("replaykit") / speed("TRL")
-    first = [measured(name, BATCH)["losses"][0] for name in ("replaykit", "TRL")]  # a whole step of the same rows
+    first = [
+        measured(name, BATCH)["losses"][0] for name in ("replaykit", "TRL")
+    ]  # a whole step of the same rows
     apart = abs(first[0] - first[1])
     lines += ["", f"**{ratio:.2f}** times TRL as it is by default (bar: at least 1.5). The loss of a step of the "
               f"same 32 rows from the same weights: apart by {apart:.1e} (bar: 1e-5)."]  # fmt: skip
@@ -204,9 +227,13 @@ def report(found: dict[str, list[dict[str, Any]]], command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arm", choices=[*OURS, *PEERS], help="run one arm here and print what it measured")
+    parser.add_argument(
+        "--arm", choices=[*OURS, *PEERS], help="run one arm here and print what it measured"
+    )
     parser.add_argument("--rows", type=int, default=ROWS, help="of that arm")
     options = parser.parse_args()
     if options.arm is not None:
@@ -217,7 +244,10 @@ def main() -> None:
         for name in [*PEERS, *OURS]:
             found.setdefault(name, []).append(measured(name))
             run = found[name][-1]
-            print(f"round {number + 1} {name}: {run['seconds']:.1f} s, {run['mib']:,.0f} MiB", file=sys.stderr)
+            print(
+                f"round {number + 1} {name}: {run['seconds']:.1f} s, {run['mib']:,.0f} MiB",
+                file=sys.stderr,
+            )
     text = report(found, f"python benchmarks/train.py --rounds {options.rounds}")
     RESULTS.write_text(text)
     print(text)

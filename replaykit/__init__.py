@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of ``api``, imported when one is first used: ``import replaykit`` imports nothing else."""
+    """The functions of ``api``, imported when one is first used: ``import replaykit`` imports
+    nothing else.
+    """
     if name not in __all__:
         raise AttributeError(f"module 'replaykit' has no attribute '{name}'")
     from replaykit import api

@@ -1,4 +1,6 @@
-"""Generation as a function, for notebooks and scripts. It is also a name of the package: ``replaykit.generate(...)``."""
+"""Generation as a function, for notebooks and scripts. It is also a name of the package:
+``replaykit.generate(...)``.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,15 @@ def generate(
     watch: Watch = unwatched,
     **settings: Any,
 ) -> Iterator[Record]:
-    """The model's own questions and answers, each as soon as it is there, in the order of their row addresses.
+    """The model's own questions and answers, each as soon as it is there, in the order of their row
+    addresses.
 
-    ``n`` is how many: 2000 by default, or an answer to each of the prompts, which are a file's if they are given as one
-    string, as with ``--prompts``. ``settings`` are the keys of the recipe's
-    section ``generate`` (``turns=2``, ``systems={"math": 1.0}``, ``checks={"refusals": True}``), and ``engine`` is its
-    section of that name. With a ``folder`` the finished rows stay there, and the same call goes on from them; without one
-    they are gone when the last is taken. The model is loaded when the first row is asked for. Raises RecipeError for a
-    setting that does not exist.
+    ``n`` is how many: 2000 by default, or an answer to each of the prompts, which are a file's if
+    they are given as one string, as with ``--prompts``. ``settings`` are the keys of the recipe's
+    section ``generate`` (``turns=2``, ``systems={"math": 1.0}``, ``checks={"refusals": True}``),
+    and ``engine`` is its section of that name. With a ``folder`` the finished rows stay there, and
+    the same call goes on from them; without one they are gone when the last is taken. The model is
+    loaded when the first row is asked for. Raises RecipeError for a setting that does not exist.
 
     >>> for record in replaykit.generate("nano", 3): print(record.prompt, "->", record.answer)
     """
@@ -49,8 +52,13 @@ def generate(
     inputs = replay.generate_inputs(recipe, recipe.generate)
     if asked is not None:
         inputs["prompts"] = [record.id for record in asked]
-    with TemporaryDirectory() as temporary, open_step("generate", Path(folder or temporary) / "rows", inputs) as step:
-        yield from replay.generated(recipe, recipe.generate, step.folder, prompts=asked, watch=watch)
+    with (
+        TemporaryDirectory() as temporary,
+        open_step("generate", Path(folder or temporary) / "rows", inputs) as step,
+    ):
+        yield from replay.generated(
+            recipe, recipe.generate, step.folder, prompts=asked, watch=watch
+        )
 
 
 def _prompt(prompt: str | Record) -> Record:

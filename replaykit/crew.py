@@ -1,11 +1,12 @@
-"""Work that is cut into jobs and done by several processes, here or on a cluster, with the results in the order of the jobs.
+"""Work that is cut into jobs and done by several processes, here or on a cluster, with the results
+in the order of the jobs.
 
     crew = LocalCrew(2)               # this process and one that helps it; RayCrew(): all machines of a Ray cluster
     for counts in crew.map(count, chunks): ...
     crew.close()
 
-A job and its result are pickled. Whoever does a job, and however many there are, the results are the same. The jobs of one
-map may come from the results of another of the same crew.
+A job and its result are pickled. Whoever does a job, and however many there are, the results are
+the same. The jobs of one map may come from the results of another of the same crew.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Mapper(Protocol):
     """What does jobs."""
 
     def map(self, function: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
-        """The results in the order of the jobs. ``function`` can be pickled, and so can its jobs and results."""
+        """The results in the order of the jobs. ``function`` can be pickled, and so can its jobs
+        and results.
+        """
         ...
 
     def close(self) -> None:
@@ -49,18 +52,22 @@ class Mapper(Protocol):
         ...
 
 
-# --- this machine ---------------------------------------------------------------------------------------------------
+# --- this machine ---------------------------------------------------------------------------------
 
 
 def processors() -> int:
     """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # absent on a Mac
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # absent on a Mac
 
 
 class LocalCrew:
-    """This process and others that help it, ``processes`` in all: by default one for each CPU that it may use.
+    """This process and others that help it, ``processes`` in all: by default one for each CPU that
+    it may use.
 
-    They end with ``close``, or with this process, by the end of their pipes. Raises ReplaykitError where one ends unasked.
+    They end with ``close``, or with this process, by the end of their pipes. Raises ReplaykitError
+    where one ends unasked.
     """
 
     def __init__(self, processes: int | None = None):
@@ -72,9 +79,9 @@ class LocalCrew:
     def map(self, function: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
         """The results in the order of the jobs.
 
-        Helpers are given jobs first; while all of them start, or have all they can take, results are given that have come,
-        and without these a job is done here. A single job starts nobody. What the function raises for a job is raised in
-        the place of its result.
+        Helpers are given jobs first; while all of them start, or have all they can take, results
+        are given that have come, and without these a job is done here. A single job starts nobody.
+        What the function raises for a job is raised in the place of its result.
         """
         first = list(islice(jobs, TAKEN))
         jobs = chain(first, jobs)
@@ -82,21 +89,27 @@ class LocalCrew:
             yield from map(function, jobs)
             return
         self._start()
-        places, more = deque[_Place](), True
+        places = deque[_Place]()
+        more = True
         while more or places:
             room = more and len(places) < AHEAD * self.processes
             if not room or (places and places[0].answer and self._free() is None):
                 yield places.popleft().wait()
                 continue
-            for job in islice(jobs, 1):  # it may take a while to come, and be the result of another map
+            for job in islice(
+                jobs, 1
+            ):  # it may take a while to come, and be the result of another map
                 helper = self._free()
-                places.append(helper.take(function, job) if helper else _Place([(True, function(job))]))
+                places.append(
+                    helper.take(function, job) if helper else _Place([(True, function(job))])
+                )
                 break
             else:
                 more = False
 
     def close(self) -> None:
-        helpers, self._helpers = self._helpers, []
+        helpers = self._helpers
+        self._helpers = []
         for helper in helpers:
             helper.end()
 
@@ -123,7 +136,9 @@ class _Helper:
         self.process.start()
         theirs.close()
         self._function: object = None
-        self._places = deque([_Place([])] * TAKEN)  # which no job has: for the first messages, that it has started
+        self._places = deque(
+            [_Place([])] * TAKEN
+        )  # which no job has: for the first messages, that it has started
 
     def load(self) -> int:
         return len(self._places)
@@ -140,7 +155,9 @@ class _Helper:
         return self._places[-1]
 
     def listen(self, *, wait: bool = False) -> None:
-        """Takes the answers that have come, and with ``wait`` at least one. Nobody may be waiting for them any more."""
+        """Takes the answers that have come, and with ``wait`` at least one. Nobody may be waiting
+        for them any more.
+        """
         while self._places and (wait or self._pipe.poll()):
             try:
                 answer = self._pipe.recv()
@@ -157,7 +174,8 @@ class _Helper:
     def _ended(self) -> ReplaykitError:
         self.process.join()
         return ReplaykitError(
-            f"a process that compared texts ended unasked (exit code {self.process.exitcode}); if it was short of memory, "
+            f"a process that compared texts ended unasked (exit code {self.process.exitcode}); if "
+            f"it was short of memory, "
             "use fewer processes. In a script, what calls replaykit belongs under "
             '`if __name__ == "__main__":`'
         )
@@ -165,7 +183,9 @@ class _Helper:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an answer comes to stand: empty, or with one, that a result is there and it, or that it failed and the error."""
+    """Where an answer comes to stand: empty, or with one, that a result is there and it, or that it
+    failed and the error.
+    """
 
     answer: list[tuple[bool, Any]]
     helper: _Helper | None = None
@@ -181,11 +201,13 @@ class _Place:
 
 
 def _work(pipe: Connection) -> None:
-    """What a helper does: a function, then jobs for it in tuples, then perhaps another function, until the pipe ends.
+    """What a helper does: a function, then jobs for it in tuples, then perhaps another function,
+    until the pipe ends.
 
     Threads read and write while a job is done, so that nobody waits for the other end to read.
     """
-    inbox, outbox = SimpleQueue[Any](), SimpleQueue[bytes]()
+    inbox = SimpleQueue[Any]()
+    outbox = SimpleQueue[bytes]()
     Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
     Thread(target=_send, args=(pipe, outbox), daemon=True).start()
     for _ in range(TAKEN):
@@ -219,14 +241,16 @@ def _send(pipe: Connection, outbox: SimpleQueue[bytes]) -> None:
             return
 
 
-# --- a cluster ------------------------------------------------------------------------------------------------------
+# --- a cluster ------------------------------------------------------------------------------------
 
 
 class RayCrew:
-    """All machines of a Ray cluster, by Ray Data: the one that RAY_ADDRESS names or that runs here, else this machine alone.
+    """All machines of a Ray cluster, by Ray Data: the one that RAY_ADDRESS names or that runs here,
+    else this machine alone.
 
-    Jobs go out in rounds of a few for each CPU of the cluster. What a job reads and writes by its path must be on storage
-    that all machines see, and each needs replaykit. Raises MissingExtra without ray.
+    Jobs go out in rounds of a few for each CPU of the cluster. What a job reads and writes by its
+    path must be on storage that all machines see, and each needs replaykit. Raises MissingExtra
+    without ray.
     """
 
     def __init__(self) -> None:
@@ -241,7 +265,9 @@ class RayCrew:
             try:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (ConnectionError, RuntimeError) as error:
-                raise EngineError(f"no Ray cluster could be had: {error}; `ray start --head` starts one") from error
+                raise EngineError(
+                    f"no Ray cluster could be had: {error}; `ray start --head` starts one"
+                ) from error
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.data.DataContext.get_current().execution_options.preserve_order = True
 
@@ -251,10 +277,13 @@ class RayCrew:
         def do(row: dict[str, Any]) -> dict[str, Any]:
             return {"result": pickle.dumps(function(pickle.loads(row["job"])))}
 
-        # A round is done before its first result is given. If that leads to another round, neither holds the other's CPUs.
+        # A round is done before its first result is given. If that leads to another round, neither
+        # holds the other's CPUs.
         size = JOBS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while round_ := list(islice(jobs, size)):
-            rows = ray.data.from_items([{"job": pickle.dumps(job)} for job in round_], override_num_blocks=len(round_))
+            rows = ray.data.from_items(
+                [{"job": pickle.dumps(job)} for job in round_], override_num_blocks=len(round_)
+            )
             for row in rows.map(do).materialize().iter_rows():
                 yield pickle.loads(row["result"])
 

@@ -1,4 +1,5 @@
-"""Everything that a user can mend, as one tree. The command line prints the message once and exits with 1.
+"""Everything that a user can mend, as one tree. The command line prints the message once and exits
+with 1.
 
 ReplaykitError
  ├─ RecipeError    the recipe or a flag: all problems at once, one a line
@@ -26,7 +27,9 @@ class RecipeError(ReplaykitError):
 
     def __init__(self, where: str, problems: list[str]):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{where} has {count}", *(f"  {problem}" for problem in problems)]))
+        super().__init__(
+            "\n".join([f"{where} has {count}", *(f"  {problem}" for problem in problems)])
+        )
         self.problems = problems
 
 
@@ -46,7 +49,9 @@ class MissingExtra(ReplaykitError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str):
-        super().__init__(f"{package} is not installed; `pip install 'replaykit[{extra}]'` brings it")
+        super().__init__(
+            f"{package} is not installed; `pip install 'replaykit[{extra}]'` brings it"
+        )
 
 
 class RunError(ReplaykitError):
@@ -66,6 +71,8 @@ class HubError(ReplaykitError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, or an empty string where none is near."""
+    """``"; did you mean 'x'?"`` for the nearest known word, or an empty string where none is
+    near.
+    """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,11 +1,12 @@
-"""A causal language model's last layer apart from the rest, so that logits are made only where they are wanted.
+"""A causal language model's last layer apart from the rest, so that logits are made only where they
+are wanted.
 
     head = split_head(model)                       # None where hidden states times its weights are not the model's logits
     hidden = head.hidden(model, {"input_ids": ids})     # [rows, length, width]
     head.logits(hidden[where])                          # [n, vocabulary]
 
-The logits of a batch are most of a forward pass's memory: of 16 rows of 2,048 tokens and a vocabulary of 128,256, they are
-16.8 GB in float32.
+The logits of a batch are most of a forward pass's memory: of 16 rows of 2,048 tokens and a
+vocabulary of 128,256, they are 16.8 GB in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-NUMBERS = 2**24  # logits at a time: 64 MiB in float32; with 2**26 a step was slower, and took 600 MiB more
+NUMBERS = (
+    2**24
+)  # logits at a time: 64 MiB in float32; with 2**26 a step was slower, and took 600 MiB more
 
 
 class Head:
@@ -27,9 +30,11 @@ class Head:
         self.linear = linear
 
     def hidden(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """What the model gives to its last layer, [rows, length, width]. ``model`` may be wrapped, or under an adapter.
+        """What the model gives to its last layer, [rows, length, width]. ``model`` may be wrapped,
+        or under an adapter.
 
-        The model's own forward pass is used, so wrappers see it; its last layer is given no position at all.
+        The model's own forward pass is used, so wrappers see it; its last layer is given no
+        position at all.
         """
         found: list[torch.Tensor] = []
 
@@ -51,7 +56,9 @@ class Head:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode in which it was."""
+    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode in
+    which it was.
+    """
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -68,7 +75,9 @@ def beneath(model: Any) -> Any:
 
 
 def as_trained(model: Any) -> torch.autocast:
-    """Within it a forward pass outside of the trainer computes as the trainer does where the attention takes no float32."""
+    """Within it a forward pass outside of the trainer computes as the trainer does where the
+    attention takes no float32.
+    """
     flash = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
     return torch.autocast("cuda" if flash else "cpu", torch.bfloat16, enabled=flash)
 
@@ -85,8 +94,8 @@ def inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 def split_head(model: Any) -> Head | None:
     """The model's head, or None where hidden states times its weights are not the model's logits.
 
-    That is so of encoder-decoder models, of heads under an adapter, and of models that change their logits afterwards
-    (Gemma 2's cap, Granite's and Cohere's scale). It is tried on two tokens.
+    That is so of encoder-decoder models, of heads under an adapter, and of models that change their
+    logits afterwards (Gemma 2's cap, Granite's and Cohere's scale). It is tried on two tokens.
     """
     base = beneath(model)
     linear = base.get_output_embeddings()

@@ -15,8 +15,12 @@ from replaykit.records import file_fingerprint, fingerprint
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-SMALL = 64 << 20  # bytes below which a file is hashed whole to tell two folders apart; of a larger one a sample is
-BLOCKS, BLOCK = 1024, 4096  # of that sample: how many, and the bytes of each
+SMALL = (
+    64 << 20
+)  # bytes below which a file is hashed whole to tell two folders apart; of a larger one a sample is
+# of that sample: how many, and the bytes of each
+BLOCKS = 1024
+BLOCK = 4096
 
 ALIASES = {
     "nano": str(Path(__file__).parent / "nano" / "weights"),
@@ -46,7 +50,9 @@ ALIASES = {
 
 
 def resolve(model: str) -> str:
-    """The folder or Hub id that an alias, a Hub id or a folder stands for. Raises EngineError for anything else."""
+    """The folder or Hub id that an alias, a Hub id or a folder stands for. Raises EngineError for
+    anything else.
+    """
     if model in ALIASES:
         return ALIASES[model]
     if Path(model).is_dir():
@@ -54,7 +60,8 @@ def resolve(model: str) -> str:
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return model
     raise EngineError(
-        f"--model {model}: neither a folder here, nor a Hub id (owner/name), nor one of the aliases "
+        f"--model {model}: neither a folder here, nor a Hub id (owner/name), nor one of the "
+        f"aliases "
         f"{', '.join(ALIASES)}{did_you_mean(model, ALIASES)}"
     )
 
@@ -74,11 +81,12 @@ def load_model(
     quantisation: Any = None,
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """The language model, causal or encoder-decoder, on the best device here, from safetensors only.
+    """The language model, causal or encoder-decoder, on the best device here, from safetensors
+    only.
 
-    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained. ``quantisation`` is a
-    configuration of transformers for fewer bits, ``attention`` the name of an implementation (by default transformers' own
-    choice).
+    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained.
+    ``quantisation`` is a configuration of transformers for fewer bits, ``attention`` the name of an
+    implementation (by default transformers' own choice).
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -95,19 +103,25 @@ def load_model(
 
 
 def encoder_decoder(model: str, revision: str | None = None) -> bool:
-    """Whether the model is of the class of T5: an encoder reads the question, and a decoder writes the answer."""
+    """Whether the model is of the class of T5: an encoder reads the question, and a decoder writes
+    the answer.
+    """
     from transformers import AutoConfig
 
     try:
         return bool(_load(AutoConfig.from_pretrained, model, revision).is_encoder_decoder)
-    except EngineError:  # a tokenizer alone has no config.json; whoever loads the model says that it is missing
+    except (
+        EngineError
+    ):  # a tokenizer alone has no config.json; whoever loads the model says that it is missing
         return False
 
 
 def load_reward_model(model: str, revision: str | None = None) -> PreTrainedModel:
-    """The sequence-classification model with one output, placed and typed as by ``load_model``, from safetensors only.
+    """The sequence-classification model with one output, placed and typed as by ``load_model``,
+    from safetensors only.
 
-    Raises EngineError for a model with more outputs, and for one that has no trained weights for its output.
+    Raises EngineError for a model with more outputs, and for one that has no trained weights for
+    its output.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -115,20 +129,28 @@ def load_reward_model(model: str, revision: str | None = None) -> PreTrainedMode
 
     outputs = _load(AutoConfig.from_pretrained, model, revision).num_labels
     if outputs != 1:
-        raise EngineError(f"{model} has {outputs} outputs as a classifier; a reward model has one (num_labels 1)")
+        raise EngineError(
+            f"{model} has {outputs} outputs as a classifier; a reward model has one (num_labels 1)"
+        )
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     loader = AutoModelForSequenceClassification.from_pretrained
-    loaded, info = _load(loader, model, revision, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    loaded, info = _load(
+        loader, model, revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise EngineError(f"{model} has no weights for {missing}, so it is not a trained reward model")
+        raise EngineError(
+            f"{model} has no weights for {missing}, so it is not a trained reward model"
+        )
     return loaded.to(device)
 
 
 def parameter_count(model: str, revision: str | None = None) -> int:
-    """How many parameters the causal language model has, by its config.json alone; shared ones count once."""
+    """How many parameters the causal language model has, by its config.json alone; shared ones
+    count once.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -142,23 +164,35 @@ def parameter_count(model: str, revision: str | None = None) -> int:
 
 
 def identity(model: str) -> str | None:
-    """16 hexadecimal digits for a folder's files, their names, sizes and bytes; None for a model on the Hub.
+    """16 hexadecimal digits for a folder's files, their names, sizes and bytes; None for a model on
+    the Hub.
 
-    Of a file of 64 MiB or more 4 MiB are looked at, spread over all of it. Training moves nearly every number of a model, so
-    that tells; a change of a few numbers in so large a file may not be seen.
+    Of a file of 64 MiB or more 4 MiB are looked at, spread over all of it. Training moves nearly
+    every number of a model, so that tells; a change of a few numbers in so large a file may not be
+    seen.
     """
     folder = Path(resolve(model))
     if not folder.is_dir():
         return None
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return fingerprint(
-        [(f.name, f.stat().st_size, file_fingerprint(f) if f.stat().st_size < SMALL else _sampled(f)) for f in files]
+        [
+            (
+                f.name,
+                f.stat().st_size,
+                file_fingerprint(f) if f.stat().st_size < SMALL else _sampled(f),
+            )
+            for f in files
+        ]
     )
 
 
 def _sampled(path: Path) -> str:
-    """16 hexadecimal digits of blocks of a file at equal distances, the first and the last bytes among them."""
-    digest, last = hashlib.blake2b(digest_size=8), path.stat().st_size - BLOCK
+    """16 hexadecimal digits of blocks of a file at equal distances, the first and the last bytes
+    among them.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    last = path.stat().st_size - BLOCK
     with path.open("rb", buffering=0) as stream:
         for k in range(BLOCKS):
             stream.seek(k * last // (BLOCKS - 1))
@@ -167,24 +201,31 @@ def _sampled(path: Path) -> str:
 
 
 def generation_config(model: str, revision: str | None = None) -> GenerationConfig | None:
-    """The model's generation_config.json: its eos ids and the sampling it is deployed with; None where it has none."""
+    """The model's generation_config.json: its eos ids and the sampling it is deployed with; None
+    where it has none.
+    """
     from transformers import GenerationConfig
 
     try:
         return _load(GenerationConfig.from_pretrained, model, revision)
-    except EngineError:  # the tokenizer is loaded beside this and says what is missing, if it is more than the file
+    except (
+        EngineError
+    ):  # the tokenizer is loaded beside this and says what is missing, if it is more than the file
         return None
 
 
 def deployed_sampling(model: str, revision: str | None = None) -> dict[str, float]:
-    """The temperature, top_p and top_k of the model's generation_config.json; temperature 0 where it says not to sample.
+    """The temperature, top_p and top_k of the model's generation_config.json; temperature 0 where
+    it says not to sample.
 
-    A value that the file leaves out is that of the bare distribution: 1, 1 and 0. Raises EngineError where there is none.
+    A value that the file leaves out is that of the bare distribution: 1, 1 and 0. Raises
+    EngineError where there is none.
     """
     config = generation_config(model, revision)
     if config is None:
         raise EngineError(
-            f"{model} has no generation_config.json, so it names no sampling of its own; give temperatures"
+            f"{model} has no generation_config.json, so it names no sampling of its own; give "
+            f"temperatures"
         )
     if config.do_sample is False:
         return {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
@@ -201,14 +242,20 @@ def stored_dtype(model: str, revision: str | None = None) -> Any:
 
 
 def fetched(model: str, revision: str | None = None) -> str | None:
-    """The commit of a Hub model as it was last fetched, None for a folder: what a manifest should name."""
+    """The commit of a Hub model as it was last fetched, None for a folder: what a manifest should
+    name.
+    """
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     name = resolve(model)
     if Path(name).is_dir():
         return None
     file = cached_file(
-        name, "config.json", revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        name,
+        "config.json",
+        revision=revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
     )
     return extract_commit_hash(file, None)
 
@@ -216,7 +263,9 @@ def fetched(model: str, revision: str | None = None) -> str | None:
 def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
     name = resolve(model)
     if not Path(name).is_dir() and not _hub_has_address():
-        options["local_files_only"] = True  # what was fetched before serves; else this fails at once, not after retries
+        options["local_files_only"] = (
+            True  # what was fetched before serves; else this fails at once, not after retries
+        )
     try:
         return loader(name, revision=revision, **options)
     except (OSError, ValueError) as error:
@@ -227,7 +276,9 @@ def _hub_has_address() -> bool:
     """Whether the Hub's name can be resolved; behind a proxy that is not ours to ask."""
     from huggingface_hub import constants
 
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+    if any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return True
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
@@ -237,7 +288,9 @@ def _hub_has_address() -> bool:
 
 
 def cannot_load(model: str, error: Exception) -> EngineError:
-    """The EngineError for a model that did not load: what failed, and what the user can do about it."""
+    """The EngineError for a model that did not load: what failed, and what the user can do about
+    it.
+    """
     name = resolve(model)
     shown = model if model == name or model == "nano" else f"{model} ({name})"
     text = str(error)
@@ -248,7 +301,10 @@ def cannot_load(model: str, error: Exception) -> EngineError:
         todo = f"ask for access at huggingface.co/{name}, then log in with `hf auth login`"
     else:
         todo = (
-            f"check the network and the name; where the Hub cannot be reached, fetch the model elsewhere with "
+            f"check the network and the name; where the Hub cannot be reached, fetch the model "
+            f"elsewhere with "
             f"`hf download {name}` and give its folder to --model"
         )
-    return EngineError(f"{shown} cannot be loaded: {reason}\n  {todo}.\n  `--model nano` needs no download.")
+    return EngineError(
+        f"{shown} cannot be loaded: {reason}\n  {todo}.\n  `--model nano` needs no download."
+    )

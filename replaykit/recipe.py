@@ -6,9 +6,9 @@
     generate: {n: 2000}
     mix: {ratio: 0.05}
 
-A section bears the name of the step that reads it; ``settings`` and ``training_settings`` have the sections with their
-defaults. Paths are relative to the working directory. An unknown key, a wrong type or a value out of range is an error,
-and all errors of a file are shown together.
+A section bears the name of the step that reads it; ``settings`` and ``training_settings`` have the
+sections with their defaults. Paths are relative to the working directory. An unknown key, a wrong
+type or a value out of range is an error, and all errors of a file are shown together.
 """
 
 from __future__ import annotations
@@ -37,9 +37,18 @@ from replaykit.settings import (
 from replaykit.training_settings import Arm, Controller, Mix, Replay, Train
 
 RECIPE_FILE = "replaykit.yaml"
-SHORT = {"target": "path", "pool": "path", "prompts": "path", "engine": "name"}  # what a bare word in a section means
-BRANCH = re.compile(r"constrained-|literal\[|list\[")  # pydantic's names for the kinds that a value may be of
-EXPONENT = re.compile(r"(\d+(?:\.\d*)?)[eE]([+-]?)(\d+)")  # a number only with a point and a sign, in YAML 1.1
+SHORT = {
+    "target": "path",
+    "pool": "path",
+    "prompts": "path",
+    "engine": "name",
+}  # what a bare word in a section means
+BRANCH = re.compile(
+    r"constrained-|literal\[|list\["
+)  # pydantic's names for the kinds that a value may be of
+EXPONENT = re.compile(
+    r"(\d+(?:\.\d*)?)[eE]([+-]?)(\d+)"
+)  # a number only with a point and a sign, in YAML 1.1
 
 
 def _folder_name(name: str) -> str:
@@ -90,50 +99,82 @@ class Recipe(Strict):
             remedies = self.training(arm).remedies
         except ValidationError as error:
             return [f"arms.{arm}.{problem}" for problem in explain(error)]
-        mix, needy = self.mixture(arm), remedies.need_replay
+        mix = self.mixture(arm)
+        needy = remedies.need_replay
         if mix.ratio > 0 or mix.schedule is not None or not needy:
             return []
         others = remedies.model_dump(exclude_defaults=True, exclude=set(needy))
-        kept = yaml.safe_dump(others, default_flow_style=True, sort_keys=False, width=10_000).strip()
-        return [f"arms.{arm}: its ratio is 0, and {' and '.join(needy)} cannot do without replay; give the arm `remedies: "
-                f"{kept}`, which it has instead of those of train"]  # fmt: skip
+        kept = yaml.safe_dump(
+            others, default_flow_style=True, sort_keys=False, width=10_000
+        ).strip()
+        return [
+            f"arms.{arm}: its ratio is 0, and {' and '.join(needy)} cannot do without replay; give "
+            f"the arm `remedies: "
+            f"{kept}`, which it has instead of those of train"
+        ]
 
     def _wrong_beside_controller(self, controller: Controller) -> list[str]:
-        sections: dict[str, Mix | Arm] = {"mix": self.mix, **{f"arms.{arm}": own for arm, own in self.arms.items()}}
+        sections: dict[str, Mix | Arm] = {
+            "mix": self.mix,
+            **{f"arms.{arm}": own for arm, own in self.arms.items()},
+        }
         moves = "train.controller moves the share itself; leave one of them out"
-        problems = [f"{name}.schedule: {moves}" for name, section in sections.items() if section.schedule is not None]
+        problems = [
+            f"{name}.schedule: {moves}"
+            for name, section in sections.items()
+            if section.schedule is not None
+        ]
         if self.mix.min_rows:
-            problems.append("mix.min_rows: train.controller draws replay as it goes and keeps no floors; leave one out")
+            problems.append(
+                "mix.min_rows: train.controller draws replay as it goes and keeps no floors; leave "
+                "one out"
+            )
         if not self.eval.old:
-            problems.append("train.controller: it tests old skills; name their held-out rows in eval.old")
+            problems.append(
+                "train.controller: it tests old skills; name their held-out rows in eval.old"
+            )
         if controller.patience is not None and self.eval.target is None:
-            problems.append("train.controller.patience: it needs eval.target, held-out rows of the target; or say null")
+            problems.append(
+                "train.controller.patience: it needs eval.target, held-out rows of the target; or "
+                "say null"
+            )
         return problems
 
     def mixture(self, arm: str | None) -> Mix:
-        """The mix of an arm: the recipe's with the arm's keys. A ratio without a schedule is constant: a control of ratio 0
-        has no replay."""
+        """The mix of an arm: the recipe's with the arm's keys. A ratio without a schedule is
+        constant: a control of ratio 0 has no replay.
+        """
         if arm is None:
             return self.mix
         own = self.arms[arm].model_dump(exclude_none=True, include={"ratio", "sources", "schedule"})
-        return Mix.model_validate(self.mix.model_dump() | ({"schedule": None} if "ratio" in own else {}) | own)
+        return Mix.model_validate(
+            self.mix.model_dump() | ({"schedule": None} if "ratio" in own else {}) | own
+        )
 
     def training(self, arm: str | None) -> Train:
-        """How an arm is trained: as the recipe says, with the arm's own remedies where it names some, ``{}`` for none.
+        """How an arm is trained: as the recipe says, with the arm's own remedies where it names
+        some, ``{}`` for none.
 
         A controller switches only what the arm has.
         """
-        own, controller = self.arms[arm].remedies if arm is not None else None, self.train.controller
+        own = self.arms[arm].remedies if arm is not None else None
+        controller = self.train.controller
         if own is None:
             return self.train
         changes = {"remedies": own.model_dump()}
-        if controller is not None and controller.remedy is not None and getattr(own, controller.remedy) is None:
+        if (
+            controller is not None
+            and controller.remedy is not None
+            and getattr(own, controller.remedy) is None
+        ):
             changes["controller"] = controller.model_dump() | {"remedy": None}
         return Train.model_validate(self.train.model_dump() | changes)
 
     @property
     def folder(self) -> Path:
-        """Where the steps write: ``out``, or runs/<name>, the name being the model's where none is given."""
+        """Where the steps write: ``out``, or runs/<name>, the name being the model's where none is
+        given.
+        """
         if self.out is not None:
             return Path(self.out)
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model or "run").name).strip(".-")
@@ -147,10 +188,11 @@ class Recipe(Strict):
 
 
 def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file (none: an empty one) with changes applied, e.g. ``{"mix.ratio": 0.1}``.
+    """The recipe in a YAML file (none: an empty one) with changes applied, e.g. ``{"mix.ratio":
+    0.1}``.
 
-    The change ``{}`` adds a section with its defaults where the recipe has none, and leaves alone the one that it has.
-    Raises RecipeError with every problem of the file and the changes together.
+    The change ``{}`` adds a section with its defaults where the recipe has none, and leaves alone
+    the one that it has. Raises RecipeError with every problem of the file and the changes together.
     """
     raw: dict[str, Any] = {}
     if path is not None:
@@ -204,12 +246,21 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                what = "`<<` is not read here, write the keys out" if key_node.value == "<<" else "a key is one word"
+            if (
+                not isinstance(key_node, yaml.ScalarNode)
+                or key_node.tag == "tag:yaml.org,2002:merge"
+            ):
+                what = (
+                    "`<<` is not read here, write the keys out"
+                    if key_node.value == "<<"
+                    else "a key is one word"
+                )
                 raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' is given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -221,12 +272,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(str(path), ["no such file; `replaykit init` writes one"]) from None
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise RecipeError(str(path), [" ".join(str(error).split())]) from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise RecipeError(str(path), [f"a recipe is lines of `key: value`, this is a {type(raw).__name__}"])
+        raise RecipeError(
+            str(path), [f"a recipe is lines of `key: value`, this is a {type(raw).__name__}"]
+        )
     return raw
 
 
@@ -238,7 +294,9 @@ def explain(error: ValidationError) -> list[str]:
     lines: dict[str, str] = {}
     for line in _problems(error):
         path, _, text = line.partition(": ")
-        lines[path] = f"{lines[path]}, or {text}" if path in lines and "unknown key" not in text else text
+        lines[path] = (
+            f"{lines[path]}, or {text}" if path in lines and "unknown key" not in text else text
+        )
     return [f"{path}: {text}" if text else path for path, text in lines.items()]
 
 
@@ -246,22 +304,40 @@ def _problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         place = problem["loc"][:-1] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
-        value, kind, message = problem["input"], problem["type"], problem["msg"]
+        value = problem["input"]
+        kind = problem["type"]
+        message = problem["msg"]
         bare_word = isinstance(value, bool) and (place != problem["loc"] or kind == "invalid_key")
-        path = ".".join(str(part) for part in (place[:-1] if bare_word else place) if not BRANCH.match(str(part)))
+        path = ".".join(
+            str(part)
+            for part in (place[:-1] if bare_word else place)
+            if not BRANCH.match(str(part))
+        )
         if kind == "extra_forbidden":
-            lines.append(f"{path}: unknown key{did_you_mean(str(problem['loc'][-1]), _known_keys(problem['loc']))}")
+            lines.append(
+                f"{path}: unknown "
+                f"key{did_you_mean(str(problem['loc'][-1]), _known_keys(problem['loc']))}"
+            )
             continue
         text = message.removeprefix("Value error, ").replace("Input should be", "must be")
         if isinstance(value, (str, int, float)) and kind != "value_error":
             text += f" (got {value!r})"
-        if isinstance(value, str) and kind.startswith("float") and (parts := EXPONENT.fullmatch(value)):
+        if (
+            isinstance(value, str)
+            and kind.startswith("float")
+            and (parts := EXPONENT.fullmatch(value))
+        ):
             mantissa, sign, digits = parts.groups()
             written = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign or '+'}{digits}"
             text += f"; YAML reads {value} as text, write {written}"
         if bare_word:
-            text = "YAML reads the bare words yes, no, on and off as true and false; put the name in quotes"
-        lines += [f"{path}: {text}"] if path else text.splitlines()  # of the recipe itself: one a line
+            text = (
+                "YAML reads the bare words yes, no, on and off as true and false; put the name "
+                "in quotes"
+            )
+        lines += (
+            [f"{path}: {text}"] if path else text.splitlines()
+        )  # of the recipe itself: one a line
     return lines
 
 
@@ -275,7 +351,9 @@ def _known_keys(path: tuple[int | str, ...]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> Any:
-    """The section inside an annotation such as ``Annotated[Data, ...] | None`` or ``dict[str, Arm]``."""
+    """The section inside an annotation such as ``Annotated[Data, ...] | None`` or ``dict[str,
+    Arm]``.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = (_model_in(inner) for inner in getattr(annotation, "__args__", ()))

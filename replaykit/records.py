@@ -3,8 +3,9 @@
     {"id": "3f0c…", "messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}],
      "source": "target", "meta": {"line": 1}}
 
-Nothing edits a record: ``dataclasses.replace`` makes the next one, and its meta names the parent. Between steps records
-are JSON Lines; ``datasets.Dataset`` appears only at the edges (``to_dataset``, and reading a Hub id).
+Nothing edits a record: ``dataclasses.replace`` makes the next one, and its meta names the parent.
+Between steps records are JSON Lines; ``datasets.Dataset`` appears only at the edges
+(``to_dataset``, and reading a Hub id).
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ Message = Mapping[str, str]
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = ("", ".gz", ".zst")
 MAX_FIELD = 1 << 30  # characters of a CSV cell; Python's own limit is 131,072
-MAX_LINE = 1 << 24  # bytes of a row of JSON Lines: 3,000 pages. What compares rows takes some 20 times as much memory
+MAX_LINE = (
+    1 << 24
+    # bytes of a row of JSON Lines: 3,000 pages. What compares rows takes some 20 times as much
+    # memory
+)
 HUB_SECONDS = 10  # to find a data set on the Hub
 STARTS = {  # of files whose name says something else
     b"\xff\xfe": "UTF-16 text; save it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does",
@@ -48,7 +53,8 @@ STARTS = {  # of files whose name says something else
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation with its origin. ``messages`` are {"role", "content"} mappings, roles system, user, assistant.
+    """A conversation with its origin. ``messages`` are {"role", "content"} mappings, roles system,
+    user, assistant.
 
     A plain text without a conversation is one message of role "text".
     """
@@ -59,7 +65,9 @@ class Record:
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits, a hash of the messages alone: equal conversations have equal ids."""
+        """16 hexadecimal digits, a hash of the messages alone: equal conversations have equal
+        ids.
+        """
         return fingerprint([dict(message) for message in self.messages])
 
     @property
@@ -78,7 +86,9 @@ class Record:
         return {"id": self.id, "messages": messages, "source": self.source, "meta": dict(self.meta)}
 
 
-def dialogue(prompt: str, answer: str | None = None, *, system: str | None = None) -> tuple[Message, ...]:
+def dialogue(
+    prompt: str, answer: str | None = None, *, system: str | None = None
+) -> tuple[Message, ...]:
     """The messages of one exchange."""
     turns = [("system", system), ("user", prompt), ("assistant", answer)]
     return tuple({"role": role, "content": text} for role, text in turns if text is not None)
@@ -92,7 +102,8 @@ def fingerprint(value: object) -> str:
 
 def file_fingerprint(path: str | Path) -> str:
     """16 hexadecimal digits of a file's bytes; of a folder, of its files' names and bytes."""
-    path, digest = Path(path), hashlib.blake2b(digest_size=8)
+    path = Path(path)
+    digest = hashlib.blake2b(digest_size=8)
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if path.is_dir():
             digest.update(str(file.relative_to(path)).encode())
@@ -102,7 +113,7 @@ def file_fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_records(
@@ -116,14 +127,18 @@ def read_records(
     limit: int | None = None,
     unparsed: Callable[[str, DataError], object] | None = None,
 ) -> Iterator[Record]:
-    """The records of a file, of a folder's files in order of name, or of a Hub data set, in their own order.
+    """The records of a file, of a folder's files in order of name, or of a Hub data set, in their
+    own order.
 
-    Columns are recognised: messages, conversations (ShareGPT), instruction/input/output/history (Alpaca),
-    prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every other column goes to
-    ``meta``, and so does the line number. Raises DataError, naming file and line, for a row that is none of these; with
-    ``unparsed``, that is called with the place and the error instead, and the row is passed over.
+    Columns are recognised: messages, conversations (ShareGPT), instruction/input/output/history
+    (Alpaca), prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every
+    other column goes to ``meta``, and so does the line number. Raises DataError, naming file and
+    line, for a row that is none of these; with ``unparsed``, that is called with the place and the
+    error instead, and the row is passed over.
     """
-    for place, row in islice(_rows(path, split, unparsed), skip, None if limit is None else skip + limit):
+    for place, row in islice(
+        _rows(path, split, unparsed), skip, None if limit is None else skip + limit
+    ):
         try:
             record = _record(place, row, source, prompt, answer)
         except DataError as error:
@@ -135,12 +150,18 @@ def read_records(
 
 
 def read_prompts(
-    path: str | Path, *, prompt: str | None = None, split: str = "train", skip: int = 0, limit: int | None = None
+    path: str | Path,
+    *,
+    prompt: str | None = None,
+    split: str = "train",
+    skip: int = 0,
+    limit: int | None = None,
 ) -> Iterator[Record]:
-    """Conversations that end with a question: rows as ``read_records`` takes them, without their last answer.
+    """Conversations that end with a question: rows as ``read_records`` takes them, without their
+    last answer.
 
-    A row needs no answer; the column is ``prompt``, or the first there is of prompt, question, query, instruction and text.
-    A .txt file has a question on each line.
+    A row needs no answer; the column is ``prompt``, or the first there is of prompt, question,
+    query, instruction and text. A .txt file has a question on each line.
     """
     rows = _text_lines(Path(path)) if Path(path).suffix.lower() == ".txt" else _rows(path, split)
     for place, row in islice(rows, skip, None if limit is None else skip + limit):
@@ -173,7 +194,9 @@ def _rows(
     if local.is_dir():
         files = sorted(p for p in local.rglob("*") if _suffix(p) and p.is_file())
         if not files:
-            raise DataError(f"{path}: the folder has no {', '.join(SUFFIXES)} file (.gz and .zst are read too)")
+            raise DataError(
+                f"{path}: the folder has no {', '.join(SUFFIXES)} file (.gz and .zst are read too)"
+            )
         for file in files:
             yield from _rows(file, split, unparsed)
         return
@@ -194,7 +217,8 @@ def _rows(
             yield from _parquet_rows(local)
         case _:
             raise DataError(
-                f"{path}: what is this? Known are {', '.join(SUFFIXES)}, text also with .gz or .zst, and folders"
+                f"{path}: what is this? Known are {', '.join(SUFFIXES)}, text also with .gz or "
+                f".zst, and folders"
             )
 
 
@@ -219,7 +243,9 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
             raw = path.open("rb", buffering=0)
         with io.BufferedReader(raw, 1 << 16) as stream:
             start = stream.peek(4)
-            if said := next((said for begin, said in STARTS.items() if start.startswith(begin)), None):
+            if said := next(
+                (said for begin, said in STARTS.items() if start.startswith(begin)), None
+            ):
                 raise DataError(f"{path}: this is {said}")
             yield stream
     except FileNotFoundError as error:
@@ -250,7 +276,11 @@ def _text(place: str, line: bytes, *, first: bool) -> str:
 
 
 def _text_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((f"{path}:{number}", {"text": line.strip()}) for number, line in _lines(path) if line.strip())
+    return (
+        (f"{path}:{number}", {"text": line.strip()})
+        for number, line in _lines(path)
+        if line.strip()
+    )
 
 
 def _json_lines(
@@ -261,7 +291,10 @@ def _json_lines(
             try:
                 if len(line) > MAX_LINE:
                     _pass_over(stream, line)
-                    raise DataError(f"{path}:{number}: longer than {MAX_LINE >> 20} MiB; cut it into several rows")
+                    raise DataError(
+                        f"{path}:{number}: longer than {MAX_LINE >> 20} MiB; cut it into several "
+                        f"rows"
+                    )
                 row = _json_line(f"{path}:{number}", line, first=number == 1)
             except DataError as error:
                 if unparsed is None:
@@ -328,12 +361,16 @@ def _escapes_surrogates(text: str) -> bool:
 
 
 def _refuse_half_pairs(place: str, row: object) -> None:
-    """JSON can escape half of a surrogate pair, but it is no character: no UTF-8 file and no tokenizer takes it."""
+    """JSON can escape half of a surrogate pair, but it is no character: no UTF-8 file and no
+    tokenizer takes it.
+    """
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = json.dumps(error.object[error.start])
-        raise DataError(f"{place}: {half} is half of a surrogate pair and no character; take it out") from error
+        raise DataError(
+            f"{place}: {half} is half of a surrogate pair and no character; take it out"
+        ) from error
 
 
 def _csv_rows(
@@ -375,7 +412,9 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     from huggingface_hub import HfApi, constants
 
     try:
-        if not constants.HF_HUB_OFFLINE:  # one question, without the half minute of retries that load_dataset makes
+        if (
+            not constants.HF_HUB_OFFLINE
+        ):  # one question, without the half minute of retries that load_dataset makes
             HfApi().dataset_info(name, timeout=HUB_SECONDS)
         import datasets
 
@@ -385,20 +424,34 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except (OSError, ValueError, httpx2.HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{name}: neither a file here nor a data set that could be read from the Hub ({reason}); "
+            f"{name}: neither a file here nor a data set that could be read from the Hub "
+            f"({reason}); "
             f"give a path, or check the name, the network and `hf auth whoami`"
         ) from error
 
 
-# --- a row of any common format -> messages -------------------------------------------------------------------------
+# --- a row of any common format -> messages -------------------------------------------------------
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", "question", "query", "instruction", "text")
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+)
 
 
-def _record(place: str, row: Mapping[str, Any], source: Source, prompt: str | None, answer: str | None) -> Record:
+def _record(
+    place: str, row: Mapping[str, Any], source: Source, prompt: str | None, answer: str | None
+) -> Record:
     if prompt or answer:
         if not (prompt and answer):
             raise DataError("prompt and answer are given together: the names of the two columns")
@@ -406,7 +459,11 @@ def _record(place: str, row: Mapping[str, Any], source: Source, prompt: str | No
         messages = _pair(place, row, prompt, answer)
     else:
         columns, messages = _recognise(place, row)
-    meta = {key: value for key, value in row.items() if key not in columns and key not in ("id", "source", "meta")}
+    meta = {
+        key: value
+        for key, value in row.items()
+        if key not in columns and key not in ("id", "source", "meta")
+    }
     meta |= _own_meta(place, row)
     return Record(messages, source, meta | {"line": int(place.rpartition(":")[2])})
 
@@ -435,8 +492,10 @@ def _recognise(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tup
     if "text" in row:
         return ("text",), ({"role": "text", "content": _string(place, row, "text")},)
     raise DataError(
-        f"{place}: no messages, conversations, instruction/output, prompt/completion, question/answer or text among "
-        f"the columns {sorted(row)}; `prompt: NAME` and `answer: NAME` beside the path say which to use"
+        f"{place}: no messages, conversations, instruction/output, prompt/completion, "
+        f"question/answer or text among "
+        f"the columns {sorted(row)}; `prompt: NAME` and `answer: NAME` beside the path say which "
+        f"to use"
     )
 
 
@@ -466,13 +525,19 @@ def _turns(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
     made: list[Message] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
-            raise DataError(f"{place}: turn {number} is a {type(turn).__name__}, not an object with role and content")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+            raise DataError(
+                f"{place}: turn {number} is a {type(turn).__name__}, not an object with role and "
+                f"content"
+            )
+        role = turn.get("role", turn.get("from"))
+        content = turn.get("content", turn.get("value"))
         if isinstance(content, Sequence) and not isinstance(content, str):
             content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
         known = role if role == "text" else SHAREGPT_ROLES.get(str(role))
         if known is None or not isinstance(content, str):
-            raise DataError(f"{place}: turn {number} has role {role!r} and content of {type(content).__name__}")
+            raise DataError(
+                f"{place}: turn {number} has role {role!r} and content of {type(content).__name__}"
+            )
         made.append({"role": known, "content": content})
     if not made:
         raise DataError(f"{place}: a conversation without turns")
@@ -488,11 +553,13 @@ def _string(place: str, row: Mapping[str, Any], column: str) -> str:
     return value
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Record | Mapping[str, Any]]) -> int:
-    """Writes the rows to a temporary name beside the path, then renames it; returns how many there were."""
+    """Writes the rows to a temporary name beside the path, then renames it; returns how many there
+    were.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -507,14 +574,20 @@ def write_jsonl(path: str | Path, rows: Iterable[Record | Mapping[str, Any]]) ->
 
 
 def to_dataset(records: Iterable[Record]) -> datasets.Dataset:
-    """The records as a Dataset with explicit features: id, messages, source, and meta as one JSON string."""
+    """The records as a Dataset with explicit features: id, messages, source, and meta as one JSON
+    string.
+    """
     import datasets
 
     turn = {"role": datasets.Value("string"), "content": datasets.Value("string")}
     features = datasets.Features(
-        {"id": datasets.Value("string"), "messages": datasets.List(turn), "source": datasets.Value("string"),
-         "meta": datasets.Value("string")}
-    )  # fmt: skip
+        {
+            "id": datasets.Value("string"),
+            "messages": datasets.List(turn),
+            "source": datasets.Value("string"),
+            "meta": datasets.Value("string"),
+        }
+    )
     rows = [
         record.to_json() | {"meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str)}
         for record in records

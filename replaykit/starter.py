@@ -1,4 +1,6 @@
-"""Recipes to start from: the commented one that ``init`` writes, and the quickstart's with its data beside it."""
+"""Recipes to start from: the commented one that ``init`` writes, and the quickstart's with its data
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ select:                   # old data near the target
   pool: {pool}
   n: 2000
 """
-NO_SELECT = "# select: {pool: old.jsonl, n: 2000}   # old data near the target, where there is some\n"
+NO_SELECT = (
+    "# select: {pool: old.jsonl, n: 2000}   # old data near the target, where there is some\n"
+)
 
 QUICKSTART = """\
 # Written by `replaykit quickstart` for the embedded model, each time anew; `replaykit init` writes one for yours.
@@ -76,35 +80,60 @@ eval:
   old:
 {old}
 """
-TARGET_ROWS, POOL_ROWS, SELECTED, GENERATED = 8_000, 3_000, 1_500, 1_500
-TEST_ROWS, NEW_TEST_ROWS = 60, 120  # of an old skill, of the new one
-STEPS, BATCH_ROWS, LEARNING_RATE = 420, 32, "1.0e-3"
+TARGET_ROWS = 8_000
+POOL_ROWS = 3_000
+SELECTED = 1_500
+GENERATED = 1_500
+# of an old skill, of the new one
+TEST_ROWS = 60
+NEW_TEST_ROWS = 120
+STEPS = 420
+BATCH_ROWS = 32
+LEARNING_RATE = "1.0e-3"
 
 
 def write_recipe(
-    path: Path, *, model: str | None, target: str | None, pool: str | None, seed: int | None, force: bool
+    path: Path,
+    *,
+    model: str | None,
+    target: str | None,
+    pool: str | None,
+    seed: int | None,
+    force: bool,
 ) -> Path:
-    """Writes the commented recipe. Raises RecipeError if the file is there, DataError if the target cannot be read."""
+    """Writes the commented recipe. Raises RecipeError if the file is there, DataError if the target
+    cannot be read.
+    """
     if path.exists() and not force:
-        raise RecipeError(str(path), ["the file is there already; --force replaces it, --out writes another"])
+        raise RecipeError(
+            str(path), ["the file is there already; --force replaces it, --out writes another"]
+        )
     models.resolve(model or "llama3")
     for data in (target, pool):
         if data is not None and not list(read_records(data, "target", limit=1)):
             raise DataError(f"{data}: there is no row in it")
     text = STARTER.format(
-        path=path, name=_name(Path(target).name.split(".")[0] if target else "", "my-task"), model=_plain(model or "llama3"),
-        target=_plain(target or "my_task.jsonl"), seed=1 if seed is None else seed,
+        path=path,
+        name=_name(Path(target).name.split(".")[0] if target else "", "my-task"),
+        model=_plain(model or "llama3"),
+        target=_plain(target or "my_task.jsonl"),
+        seed=1 if seed is None else seed,
         select=SELECT.format(pool=_plain(pool)) if pool else NO_SELECT,
-    )  # fmt: skip
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def write_quickstart(folder: Path, *, seed: int) -> Path:
-    """Writes the embedded world's data and a recipe for it into the folder; returns the recipe's path."""
+    """Writes the embedded world's data and a recipe for it into the folder; returns the recipe's
+    path.
+    """
     data = folder / "data"
-    write_jsonl(data / "target.jsonl", _rows(world.draw(world.NEW_SKILLS[0], TARGET_ROWS, seed=seed), "target"))
+    write_jsonl(
+        data / "target.jsonl",
+        _rows(world.draw(world.NEW_SKILLS[0], TARGET_ROWS, seed=seed), "target"),
+    )
     write_jsonl(data / "pool.jsonl", _rows(world.draw_old(POOL_ROWS, seed=seed), "select"))
     for skill in world.SKILLS:
         size = NEW_TEST_ROWS if skill == world.NEW_SKILLS[0] else TEST_ROWS
@@ -118,13 +147,21 @@ def write_quickstart(folder: Path, *, seed: int) -> Path:
     path = folder / "replaykit.yaml"
     path.write_text(
         QUICKSTART.format(
-            name=_name(folder.resolve().name, "quickstart"), folder=_plain(folder), seed=seed, old=old,
-            target=_plain(data / "target.jsonl"), pool=_plain(data / "pool.jsonl"),
-            test=_plain(data / f"test-{world.NEW_SKILLS[0]}.jsonl"), selected=SELECTED, generated=GENERATED,
-            steps=STEPS, rows=BATCH_ROWS, rate=LEARNING_RATE,
+            name=_name(folder.resolve().name, "quickstart"),
+            folder=_plain(folder),
+            seed=seed,
+            old=old,
+            target=_plain(data / "target.jsonl"),
+            pool=_plain(data / "pool.jsonl"),
+            test=_plain(data / f"test-{world.NEW_SKILLS[0]}.jsonl"),
+            selected=SELECTED,
+            generated=GENERATED,
+            steps=STEPS,
+            rows=BATCH_ROWS,
+            rate=LEARNING_RATE,
         ),
         encoding="utf-8",
-    )  # fmt: skip
+    )
     return path
 
 
@@ -141,4 +178,6 @@ def _plain(text: str | Path) -> str:
 
 
 def _rows(tasks: list[world.Task], source: Source) -> list[Record]:
-    return [Record(dialogue(task.prompt, task.answer), source, {"skill": task.skill}) for task in tasks]
+    return [
+        Record(dialogue(task.prompt, task.answer), source, {"skill": task.skill}) for task in tasks
+    ]

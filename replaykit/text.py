@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Han with its extensions, kana, Hangul, Thai, Lao, Burmese, Khmer. Korean has spaces, but writers set them as they like.
-UNSPACED = "々〆\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+# Han with its extensions, kana, Hangul, Thai, Lao, Burmese, Khmer. Korean has spaces, but writers
+# set them as they like.
+UNSPACED = (
+    "々〆\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+)
 UNSPACED += "\uac00-\ud7a3\u0e01-\u0e5b\u0e81-\u0edf\u1000-\u109f\u1780-\u17ff"
-# Vowel signs and accents that belong to the letter before them, which \w does not know: Latin, Hebrew, Arabic, Indic.
+# Vowel signs and accents that belong to the letter before them, which \w does not know: Latin,
+# Hebrew, Arabic, Indic.
 MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
 
@@ -21,8 +25,8 @@ def normalise(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of the text in order, without case, width and punctuation.
 
-    In writing that sets no spaces between words each character is a word of its own, so that runs of n words can be
-    compared in every language.
+    In writing that sets no spaces between words each character is a word of its own, so that runs
+    of n words can be compared in every language.
 
     >>> words("Don't say 東京!")
     ['don', 't', 'say', '東', '京']

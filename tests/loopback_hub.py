@@ -67,13 +67,17 @@ class LoopbackHub:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         # A short poll: shutdown waits for it.
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self.thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -87,7 +91,12 @@ class LoopbackHub:
     def describe(self, repo: Repo, path: str) -> dict[str, Any]:
         """A file as tree and paths-info tell of it."""
         content = repo.files[path].read_bytes()
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
+        entry: dict[str, Any] = {
+            "type": "file",
+            "path": path,
+            "size": len(content),
+            "oid": git_oid(content),
+        }
         if self.in_lfs(path):
             entry["lfs"] = {"oid": repo.files[path].name, "size": len(content), "pointerSize": 134}
         return entry
@@ -102,7 +111,9 @@ def git_oid(content: bytes) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body in one packet, or each answer waits 40 ms for the client's acknowledgement
+    wbufsize = (
+        -1
+    )  # headers and body in one packet, or each answer waits 40 ms for the client's acknowledgement
 
     @property
     def hub(self) -> LoopbackHub:
@@ -121,7 +132,12 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for expected, pattern, route in ROUTES:
                 if method == expected and (match := re.fullmatch(pattern, url.path)):
-                    result = route(self, **{key: unquote(value) for key, value in match.groupdict().items() if value})
+                    result = route(
+                        self,
+                        **{
+                            key: unquote(value) for key, value in match.groupdict().items() if value
+                        },
+                    )
                     break
             else:
                 self.hub.unknown.append(f"{self.command} {self.path}")
@@ -157,7 +173,11 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, path: Path) -> tuple[int, dict[str, str], bytes]:
         """A file's bytes, or the range of them that was asked for."""
         content = path.read_bytes()
-        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{path.name}"'}
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "ETag": f'"{path.name}"',
+        }
         headers["X-Repo-Commit"] = self.sha
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             start, end = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
@@ -183,7 +203,10 @@ class Handler(BaseHTTPRequestHandler):
         if token is None:
             raise RefusedError(401, "Invalid username or password.")
         if token != WRITE or owner != OWNER:
-            raise RefusedError(403, f'You don\'t have the rights to create a dataset under the namespace "{owner}".')
+            raise RefusedError(
+                403,
+                f'You don\'t have the rights to create a dataset under the namespace "{owner}".',
+            )
 
     def readable(self, repo: str, revision: str = "main") -> Repo:
         """The data set, if this user may see it: a private one looks absent to others."""
@@ -284,8 +307,20 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str = "main") -> object:
         found = self.readable(repo, revision)
         files = [{"rfilename": path} for path in found.files]
-        facts = {"id": repo, "author": repo.partition("/")[0], "sha": found.sha, "private": found.private}
-        return facts | {"siblings": files, "tags": [], "gated": False, "disabled": False, "downloads": 0, "likes": 0}
+        facts = {
+            "id": repo,
+            "author": repo.partition("/")[0],
+            "sha": found.sha,
+            "private": found.private,
+        }
+        return facts | {
+            "siblings": files,
+            "tags": [],
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+        }
 
     def tree(self, repo: str, revision: str, path: str = "") -> object:
         found = self.readable(repo, revision)

@@ -37,8 +37,16 @@ def imported_parts(path: Path) -> set[str]:
     """The parts of replaykit that a module imports, wherever in it the import stands."""
     parts = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "replaykit":
-            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "replaykit"
+        ):
+            names = (
+                [node.module.split(".")[1]]
+                if "." in node.module
+                else [alias.name for alias in node.names]
+            )
             parts |= {name for name in names if name in ORDER}
     return parts
 
@@ -60,18 +68,28 @@ def test_imports_point_down_the_list(path):
 
 def test_importing_the_package_imports_nothing_else():
     code = "import sys, replaykit; print([name for name in sys.modules if name.startswith('replaykit.')])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_help_imports_nothing_heavy():
     code = f"import replaykit.cli, sys; print([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_help_imports_little_more_than_typer_does():
     count = "import sys; before = len(sys.modules); import {}; print(len(sys.modules) - before)"
     typer, ours = (
-        int(subprocess.run([sys.executable, "-c", count.format(name)], capture_output=True, text=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", count.format(name)], capture_output=True, text=True
+            ).stdout
+        )
         for name in ("typer", "replaykit.cli")
     )
     assert ours <= typer + 20

@@ -29,7 +29,9 @@ def steps(model, remedy, count, seed=2):
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+                    parameter.add_(
+                        torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+                    )
         remedy.stepped()
         seen.append(model.weight.detach().double().clone())
     return seen
@@ -56,7 +58,9 @@ def test_the_average_is_kept_in_float32_where_the_parameters_are_smaller():
         remedy.stepped()
     assert remedy._shadow["weight"].dtype == torch.float32
     wanted = 1 + 0.0078125 * (1 - 0.999**100)
-    torch.testing.assert_close(remedy._shadow["weight"], torch.full((2, 3), wanted), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        remedy._shadow["weight"], torch.full((2, 3), wanted), rtol=0, atol=1e-6
+    )
     remedy.finish()
     assert model.weight.dtype == torch.bfloat16
 

@@ -31,7 +31,9 @@ from replaykit.records import Record, dialogue
         ("", ""),
     ],
 )
-def test_the_final_answer_is_what_follows_the_last_marker_or_else_everything(text: str, final: str) -> None:
+def test_the_final_answer_is_what_follows_the_last_marker_or_else_everything(
+    text: str, final: str
+) -> None:
     assert final_answer(text) == final
 
 
@@ -72,7 +74,14 @@ def test_the_number_of_an_answer_is_the_last_one_in_it(text: str, number: float 
 @settings(deadline=None)
 @given(st.integers(min_value=-(10**15), max_value=10**15))
 def test_a_whole_number_is_read_the_same_however_it_is_written(number: int) -> None:
-    written = [f"{number}", f"{number:,}", f"{number}.0", f"{number}/1", f"#### {number}", f"\\boxed{{{number:,}}}"]
+    written = [
+        f"{number}",
+        f"{number:,}",
+        f"{number}.0",
+        f"{number}/1",
+        f"#### {number}",
+        f"\\boxed{{{number:,}}}",
+    ]
     assert {number_in(text) for text in written} == {float(number)}
     assert is_right(f"So it is ${number:,}.", f"{number}", how="numeric")
     assert not is_right(f"{number + max(1, abs(number) // 1000)}", f"{number}", how="numeric")
@@ -116,7 +125,9 @@ def test_numbers_are_compared_as_numbers(answer: str, reference: str, right: boo
         ("STRASSE", "straße", True),
     ],
 )
-def test_texts_are_equal_up_to_case_spaces_and_a_closing_period(answer: str, reference: str, right: bool) -> None:
+def test_texts_are_equal_up_to_case_spaces_and_a_closing_period(
+    answer: str, reference: str, right: bool
+) -> None:
     assert is_right(answer, reference, how="exact") is right
 
 
@@ -162,13 +173,17 @@ def test_any_answer_gets_a_verdict(answer: str, reference: str) -> None:
 
 # --- the funnel -----------------------------------------------------------------------------------------------------
 
-RECORDS = [Record(dialogue(f"question {k}", f"answer {k}"), "generate", {"row": k}) for k in range(6)]
+RECORDS = [
+    Record(dialogue(f"question {k}", f"answer {k}"), "generate", {"row": k}) for k in range(6)
+]
 
 
 def test_a_funnel_counts_what_was_made_dropped_by_each_reason_and_kept() -> None:
     funnel = Funnel()
     reasons = [None, "too_short", None, "empty", "too_short", None]
-    passed = [funnel.passes(record, reason) for record, reason in zip(RECORDS, reasons, strict=True)]
+    passed = [
+        funnel.passes(record, reason) for record, reason in zip(RECORDS, reasons, strict=True)
+    ]
     assert passed == [True, False, True, False, False, True]
     assert funnel.to_json() == {"made": 6, "dropped": {"too_short": 2, "empty": 1}, "kept": 3}
     assert list(funnel.to_json()["dropped"]) == ["too_short", "empty"]  # the most frequent first
@@ -189,7 +204,10 @@ def test_dropped_rows_are_handed_over_whole_with_their_reason() -> None:
     funnel.passes(RECORDS[0], None)
     funnel.passes(RECORDS[1], "empty")
     funnel.reject(RECORDS[0], "far")
-    assert dropped == [{"reason": "empty", **RECORDS[1].to_json()}, {"reason": "far", **RECORDS[0].to_json()}]
+    assert dropped == [
+        {"reason": "empty", **RECORDS[1].to_json()},
+        {"reason": "far", **RECORDS[0].to_json()},
+    ]
 
 
 def test_a_funnel_that_nothing_went_through_says_so() -> None:

@@ -13,9 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit.errors import DataError
-from replaykit.sources.choose import allot, herding, k_centre, mmr, near_and_far, nearest, spread, stratified
+from replaykit.sources.choose import (
+    allot,
+    herding,
+    k_centre,
+    mmr,
+    near_and_far,
+    nearest,
+    spread,
+    stratified,
+)
 
-SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=60)  # few values, so that there are ties
+SCORES = st.lists(
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=60
+)  # few values, so that there are ties
 KINDS = "aaaaaabbbc"
 
 
@@ -89,7 +100,11 @@ def test_another_seed_chooses_other_rows(name):
 def test_memory_does_not_grow_with_the_pool(name):
     def peak(rows):
         tracemalloc.start()
-        STREAMED[name](((number, (number * 7919 % 1009) / 1009, KINDS[number % 10]) for number in range(rows)), 100, 1)
+        STREAMED[name](
+            ((number, (number * 7919 % 1009) / 1009, KINDS[number % 10]) for number in range(rows)),
+            100,
+            1,
+        )
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
@@ -116,7 +131,9 @@ def test_spread_takes_each_row_as_often_as_any_other():
     rows = pool([0.0] * 50)
     counts = Counter(row[0] for seed in range(400) for row in spread(rows, 10, seed=seed))
     assert len(counts) == 50
-    assert max(counts.values()) < 80 + 5 * 8 and min(counts.values()) > 80 - 5 * 8  # 80 expected, deviation 8
+    assert (
+        max(counts.values()) < 80 + 5 * 8 and min(counts.values()) > 80 - 5 * 8
+    )  # 80 expected, deviation 8
 
 
 def test_near_and_far_takes_the_stated_part_of_the_nearest_and_the_rest_of_every_rank():
@@ -127,7 +144,9 @@ def test_near_and_far_takes_the_stated_part_of_the_nearest_and_the_rest_of_every
     assert far.min() >= 600
     tenths = np.histogram(far, bins=10, range=(600, 10_000))[0]
     assert np.all(np.abs(tenths - 140) < 4 * 11)  # 140 expected of 1,400, deviation 11
-    assert np.histogram(far, bins=2, range=(600, 10_000))[0].tolist() == pytest.approx([700, 700], abs=70)
+    assert np.histogram(far, bins=2, range=(600, 10_000))[0].tolist() == pytest.approx(
+        [700, 700], abs=70
+    )
 
 
 def test_near_and_far_at_its_ends_is_nearest_and_spread():
@@ -143,13 +162,19 @@ def test_a_part_is_between_none_and_all(near):
 
 
 def test_strata_get_equal_shares_and_the_shortfall_of_small_ones_goes_to_the_others():
-    rows = [(address, 0.0, "rare" if address < 3 else "odd" if address % 2 else "even") for address in range(1000)]
+    rows = [
+        (address, 0.0, "rare" if address < 3 else "odd" if address % 2 else "even")
+        for address in range(1000)
+    ]
     chosen = stratified(rows, 100, by=kind, shares="equal", seed=1)
     assert Counter(map(kind, chosen)) == {"rare": 3, "odd": 49, "even": 48}
 
 
 def test_strata_get_proportional_shares():
-    rows = [(address, 0.0, "a" if address < 700 else "b" if address < 990 else "c") for address in range(1000)]
+    rows = [
+        (address, 0.0, "a" if address < 700 else "b" if address < 990 else "c")
+        for address in range(1000)
+    ]
     assert Counter(map(kind, stratified(rows, 100, by=kind, seed=1))) == {"a": 70, "b": 29, "c": 1}
 
 
@@ -213,7 +238,9 @@ def plain_mmr(vectors, scores, n, balance):
     cosines = np.round(vectors @ vectors.T, 6)
     while len(chosen) < n:
         worth = [
-            -np.inf if i in chosen else balance * scores[i] - (1 - balance) * max([0, *(cosines[i, j] for j in chosen)])
+            -np.inf
+            if i in chosen
+            else balance * scores[i] - (1 - balance) * max([0, *(cosines[i, j] for j in chosen)])
             for i in range(len(scores))
         ]
         chosen.append(int(np.argmax(worth)))
@@ -285,7 +312,10 @@ def test_herding_matches_the_mean_better_than_a_random_choice(form):
     chosen = herding(form(vectors), 50)
     assert len(set(chosen)) == 50
     error = np.linalg.norm(vectors[chosen].mean(axis=0) - mean)
-    random = [np.linalg.norm(vectors[rng.choice(2000, 50, replace=False)].mean(axis=0) - mean) for _ in range(200)]
+    random = [
+        np.linalg.norm(vectors[rng.choice(2000, 50, replace=False)].mean(axis=0) - mean)
+        for _ in range(200)
+    ]
     assert error < 0.5 * min(random)
 
 

@@ -44,7 +44,9 @@ def small_run(here):
         "test-capital": world.draw("capital", 8, seed=1, held_out=True),
     }
     for name, tasks in rows.items():
-        write_jsonl(f"{name}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+        write_jsonl(
+            f"{name}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks]
+        )
     Path("replaykit.yaml").write_text(
         "name: small\nmodel: nano\ntarget: target.jsonl\nselect: {pool: pool.jsonl, n: 40}\n"
         "generate: {n: 30, max_question_tokens: 96, max_answer_tokens: 64}\n"
@@ -88,7 +90,9 @@ def test_the_quickstart_may_be_anywhere(here):
     for folder in (Path(), Path("my run #2")):
         recipe = load_recipe(write_quickstart(folder, seed=1))
         assert Path(recipe.target.path).exists()
-        assert all(Path(test.path).exists() for test in (recipe.eval.target, *recipe.eval.old.values()))
+        assert all(
+            Path(test.path).exists() for test in (recipe.eval.target, *recipe.eval.old.values())
+        )
 
 
 def test_a_flag_that_adds_a_remedy_leaves_alone_what_the_recipe_says_of_it(here):
@@ -100,26 +104,42 @@ def test_a_flag_that_adds_a_remedy_leaves_alone_what_the_recipe_says_of_it(here)
 
 def test_what_is_made_here_is_measured_here_though_a_server_generates(small_run):
     recipe = Path("replaykit.yaml")
-    recipe.write_text(recipe.read_text() + "engine: {server: 'http://127.0.0.1:9/v1'}\n")  # where nobody answers
+    recipe.write_text(
+        recipe.read_text() + "engine: {server: 'http://127.0.0.1:9/v1'}\n"
+    )  # where nobody answers
     type_in("mix", "--ratio", 0)
     type_in("train")
-    assert [model["model"] for model in json.loads(type_in("eval", "--json"))["models"]] == ["base", "tuned"]
+    assert [model["model"] for model in json.loads(type_in("eval", "--json"))["models"]] == [
+        "base",
+        "tuned",
+    ]
 
 
 def test_cli_py_runs_from_a_checkout():
-    done = subprocess.run([sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
 
 
 def test_cli_py_starts_processes_that_do_not_run_the_command_again(tmp_path):
-    for name, tasks in (("pool", world.draw_old(3000, seed=1)), ("target", world.draw("referral", 200, seed=1))):
-        write_jsonl(tmp_path / f"{name}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+    for name, tasks in (
+        ("pool", world.draw_old(3000, seed=1)),
+        ("target", world.draw("referral", 200, seed=1)),
+    ):
+        write_jsonl(
+            tmp_path / f"{name}.jsonl",
+            [Record(dialogue(t.prompt, t.answer), "target") for t in tasks],
+        )
     (tmp_path / "replaykit.yaml").write_text(
         "name: apart\nmodel: nano\ntarget: target.jsonl\nselect: {pool: pool.jsonl, n: 50, processes: 2}\n"
     )
     done = subprocess.run(
-        [sys.executable, ROOT / "cli.py", "select", "--json"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, ROOT / "cli.py", "select", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 50
@@ -169,11 +189,16 @@ def test_the_mix_manifest_holds_what_was_asked_and_what_came_out(small_run):
 
 def test_json_is_one_object_and_nothing_else(small_run):
     assert json.loads(type_in("select", "--json"))["rows"] == 40
-    assert json.loads(type_in("probe", "--model", "nano", "--samples", 2, "--json"))["stop"]["text"][0] == "<|eot_id|>"
+    assert (
+        json.loads(type_in("probe", "--model", "nano", "--samples", 2, "--json"))["stop"]["text"][0]
+        == "<|eot_id|>"
+    )
 
 
 def test_probe_without_samples_needs_no_weights(here):
-    shutil.copytree(models.resolve("nano"), "tokenizer-only", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        models.resolve("nano"), "tokenizer-only", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     probed = json.loads(type_in("probe", "--model", "./tokenizer-only", "--samples", 0, "--json"))
     assert probed["template"]["pre_query"]["text"].endswith("user<|end_header_id|>\n\n")
     assert probed["template"]["joint"]["text"].startswith("<|eot_id|>")
@@ -183,7 +208,9 @@ def test_probe_without_samples_needs_no_weights(here):
 
 
 def test_probe_shows_what_the_model_asks_itself(here):
-    probed = json.loads(type_in("probe", "--model", "nano", "--engine", "transformers", "--samples", 3, "--json"))
+    probed = json.loads(
+        type_in("probe", "--model", "nano", "--engine", "transformers", "--samples", 3, "--json")
+    )
     assert len(set(probed["samples"])) == 3
     assert "3 of 3 questions came to an end by themselves" in probed["verdict"]
     shown = type_in("probe", "--model", "nano", "--engine", "transformers", "--samples", 3)
@@ -201,9 +228,13 @@ def test_a_template_by_hand_serves_where_there_is_none(here):
     probed = json.loads(type_in("probe", *words, "--samples", 4, "--json"))
     assert len(probed["samples"]) == 4
     assert "--answer-header" in type_in("generate", *words, "-n", 4, code=1)
-    type_in("generate", *words, "-n", 4, "--answer-header", "<|eot_id|>" + header.format("assistant"))
+    type_in(
+        "generate", *words, "-n", 4, "--answer-header", "<|eot_id|>" + header.format("assistant")
+    )
     type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 4)
-    by_hand, derived = (list(read_jsonl(f"runs/{name}/generate/rows.jsonl")) for name in ("plain", "nano"))
+    by_hand, derived = (
+        list(read_jsonl(f"runs/{name}/generate/rows.jsonl")) for name in ("plain", "nano")
+    )
     assert [row.messages for row in by_hand] == [row.messages for row in derived]
 
 
@@ -221,15 +252,22 @@ def test_generate_takes_its_settings_from_flags(here):
     assert manifest["sampling"]["systems"] == {"math": 1.0, "Be short.": 2.0}
     assert manifest["sampling"]["schedule"] == "magpie-pro"
     assert (manifest["rows"], manifest["seed"]) == (6, 4)
-    assert {row.meta["system"] for row in read_jsonl("runs/nano/generate/rows.jsonl")} <= {"math", "Be short."}
+    assert {row.meta["system"] for row in read_jsonl("runs/nano/generate/rows.jsonl")} <= {
+        "math",
+        "Be short.",
+    }
 
 
 def test_a_file_of_prompts_is_answered_line_by_line(here):
-    Path("asked.txt").write_text("What is the capital of France?\n\nWhat is the capital of Italy?\n")
+    Path("asked.txt").write_text(
+        "What is the capital of France?\n\nWhat is the capital of Italy?\n"
+    )
     type_in("generate", "--model", "nano", "--engine", "transformers", "--prompts", "asked.txt")
     rows = list(read_jsonl("runs/nano/generate/rows.jsonl"))
     assert [row.answer for row in rows] == ["Paris", "Rome"]
-    Path("asked.jsonl").write_text('{"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}\n')
+    Path("asked.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}\n'
+    )
     type_in("generate", "--model", "nano", "--engine", "transformers", "--prompts", "asked.jsonl")
     assert [row.answer for row in read_jsonl("runs/nano/generate/rows.jsonl")] == ["Madrid"]
     Path("asked.jsonl").write_text('{"prompt": ""}\n')
@@ -266,18 +304,23 @@ def test_the_generate_manifest_says_how_far_the_checks_bent_the_sample(here):
 def test_another_ratio_makes_another_mix_and_keeps_the_old_one(small_run):
     type_in("select")
     type_in("mix", "--ratio", "0.05", "--recipe", "replaykit.yaml", "--arm", "x", code=1)
-    Path("replaykit.yaml").write_text(Path("replaykit.yaml").read_text() + "mix: {sources: [select]}\n")
+    Path("replaykit.yaml").write_text(
+        Path("replaykit.yaml").read_text() + "mix: {sources: [select]}\n"
+    )
     type_in("mix", "--ratio", "0.05")
     type_in("mix", "--ratio", "0.1")
     shares = [
-        json.loads(Path(f"runs/small/{name}/manifest.json").read_text())["requested"] for name in ("mix", "mix.old1")
+        json.loads(Path(f"runs/small/{name}/manifest.json").read_text())["requested"]
+        for name in ("mix", "mix.old1")
     ]
     assert shares == [0.1, 0.05]
 
 
 def test_init_writes_a_recipe_that_loads_and_never_over_another(small_run):
     Path("replaykit.yaml").unlink()
-    assert "replaykit run" in type_in("init", "--model", "nano", "--target", "target.jsonl", "--pool", "pool.jsonl")
+    assert "replaykit run" in type_in(
+        "init", "--model", "nano", "--target", "target.jsonl", "--pool", "pool.jsonl"
+    )
     assert json.loads(type_in("select", "-n", 5, "--json"))["rows"] == 5
     assert "there already" in type_in("init", "--model", "nano", "--target", "target.jsonl", code=1)
 
@@ -302,7 +345,9 @@ def test_a_model_that_cannot_be_fetched_is_one_clear_message(here, monkeypatch):
     words = [sys.executable, "-m", "replaykit", "generate", "--model", "llama3"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: llama3 (meta-llama/Meta-Llama-3-8B-Instruct) cannot be loaded")
+    assert done.stderr.startswith(
+        "error: llama3 (meta-llama/Meta-Llama-3-8B-Instruct) cannot be loaded"
+    )
     assert "--model nano" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -312,15 +357,24 @@ def test_a_model_that_cannot_be_fetched_is_one_clear_message(here, monkeypatch):
     [
         (["generate"], "generate needs model"),
         (["generate", "--model", "lama3"], "did you mean 'llama3'"),
-        (["generate", "--model", "nano", "--engine", "vlm"], "must be 'auto', 'vllm', 'openai' or 'transformers'"),
+        (
+            ["generate", "--model", "nano", "--engine", "vlm"],
+            "must be 'auto', 'vllm', 'openai' or 'transformers'",
+        ),
         (["select"], "select needs target"),
-        (["select", "--target", "absent.jsonl", "--pool", "absent.jsonl"], "absent.jsonl: no such file"),
+        (
+            ["select", "--target", "absent.jsonl", "--pool", "absent.jsonl"],
+            "absent.jsonl: no such file",
+        ),
         (["rewrite", "--model", "nano"], "rewrite needs target"),
         (
             ["mix", "--model", "nano", "--target", "x.jsonl", "--ratio", "1.5"],
             "mix.ratio: must be less than 1 (got 1.5)",
         ),
-        (["mix", "--model", "nano", "--target", "x.jsonl", "--ratio", "-0.1"], "mix.ratio: must be greater than"),
+        (
+            ["mix", "--model", "nano", "--target", "x.jsonl", "--ratio", "-0.1"],
+            "mix.ratio: must be greater than",
+        ),
         (["train", "--model", "nano"], "`replaykit mix` makes it"),
         (["eval", "--model", "nano"], "eval needs eval"),
         (["report"], "nothing is finished here"),
@@ -346,16 +400,30 @@ def test_a_recipe_shows_all_its_problems_at_once(here):
     assert "did you mean 'ratio'?" in text
 
 
-def test_a_malformed_line_is_counted_with_its_number_and_is_an_error_where_that_is_asked_for(small_run):
+def test_a_malformed_line_is_counted_with_its_number_and_is_an_error_where_that_is_asked_for(
+    small_run,
+):
     good = Path("pool.jsonl").read_text()
     bad = ['{"prompt": "a", ', '{"prompt": 7, "completion": "b"}', "[1]", '{"other": "x"}']
-    Path("pool.jsonl").write_bytes(good.encode() + "\n".join(bad).encode() + b"\n\xff\xfe\n" + b"x" * 1_000_000 + b"\n")
+    Path("pool.jsonl").write_bytes(
+        good.encode() + "\n".join(bad).encode() + b"\n\xff\xfe\n" + b"x" * 1_000_000 + b"\n"
+    )
     selected = json.loads(type_in("select", "--json"))
     assert selected["funnel"]["dropped"]["unparsed"] == 6
     assert selected["rows"] == 40
-    dropped = [json.loads(line) for line in Path("runs/small/select/dropped.jsonl").read_text().splitlines()]
+    dropped = [
+        json.loads(line)
+        for line in Path("runs/small/select/dropped.jsonl").read_text().splitlines()
+    ]
     places = {row["place"]: row["error"] for row in dropped if row["reason"] == "unparsed"}
-    assert sorted(int(place.rpartition(":")[2]) for place in places) == [201, 202, 203, 204, 205, 206]
+    assert sorted(int(place.rpartition(":")[2]) for place in places) == [
+        201,
+        202,
+        203,
+        204,
+        205,
+        206,
+    ]
     assert "not JSON" in places["pool.jsonl:201"]
     assert "not UTF-8" in places["pool.jsonl:205"]
     assert "pool.jsonl:201: not JSON" in type_in("select", "--strict", code=1)
@@ -379,17 +447,28 @@ def test_select_explains_a_chosen_row_and_one_that_was_left_out(small_run):
 
 
 def test_select_takes_its_method_from_a_flag_and_needs_a_target_only_where_it_compares(here):
-    write_jsonl("pool.jsonl", [Record(dialogue(f"What is {n} + {n}?", str(2 * n)), "target") for n in range(50)])
-    made = json.loads(type_in("select", "--pool", "pool.jsonl", "--method", "random", "-n", 60, "--json"))
+    write_jsonl(
+        "pool.jsonl",
+        [Record(dialogue(f"What is {n} + {n}?", str(2 * n)), "target") for n in range(50)],
+    )
+    made = json.loads(
+        type_in("select", "--pool", "pool.jsonl", "--method", "random", "-n", 60, "--json")
+    )
     assert (made["rows"], made["missing"]) == (50, 10)
     assert any("10 of 60 rows are missing" in note for note in made["notes"])
-    assert "select needs target" in type_in("select", "--pool", "pool.jsonl", "--method", "bm25", code=1)
-    assert "must be 'tfidf'" in type_in("select", "--pool", "pool.jsonl", "--method", "nearest", code=1)
+    assert "select needs target" in type_in(
+        "select", "--pool", "pool.jsonl", "--method", "bm25", code=1
+    )
+    assert "must be 'tfidf'" in type_in(
+        "select", "--pool", "pool.jsonl", "--method", "nearest", code=1
+    )
 
 
 def test_a_row_that_holds_a_question_of_another_evaluation_set_is_left_out(small_run):
     held = [record.prompt for record in read_jsonl("pool.jsonl")][:3]
-    Path("other.jsonl").write_text("".join(json.dumps({"question": text, "answer": "x"}) + "\n" for text in held))
+    Path("other.jsonl").write_text(
+        "".join(json.dumps({"question": text, "answer": "x"}) + "\n" for text in held)
+    )
     made = json.loads(type_in("select", "--against", "other.jsonl", "--json"))
     assert made["funnel"]["dropped"]["eval_overlap"] >= 3
 
@@ -438,7 +517,8 @@ def test_a_target_without_common_words_says_so_and_what_else_there_is(small_run)
     made = json.loads(type_in("select", "--json"))
     assert made["scores"]["highest"] == 0
     assert any(
-        "all scores are 0" in note and "`--method embedding`" in note and "random" in note for note in made["notes"]
+        "all scores are 0" in note and "`--method embedding`" in note and "random" in note
+        for note in made["notes"]
     )
 
 
@@ -452,7 +532,12 @@ def test_a_line_of_100_megabytes_in_the_pool_is_counted_and_the_others_are_used(
 
 def test_a_pool_that_is_on_no_hub_is_one_clear_message_at_once(small_run):
     words = [sys.executable, "-m", "replaykit", "select", "--pool", "nobody/nothing-here"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "*"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "NO_PROXY": "*",
+    }
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=30)
     assert done.returncode == 1
     assert done.stderr.startswith("error: nobody/nothing-here: neither a file here nor a data set")

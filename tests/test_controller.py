@@ -42,12 +42,16 @@ def items(right: int, n: int = N) -> list[float]:
     return [1.0] * right + [0.0] * (n - right)
 
 
-def scripted(rights: Sequence[int], losses: Sequence[float | None] | None = None, **settings: Any) -> Decider:
+def scripted(
+    rights: Sequence[int], losses: Sequence[float | None] | None = None, **settings: Any
+) -> Decider:
     """A Decider after tests of one skill, of which the base has all 200 items right."""
     options = {"every": 100, "patience": None} | settings
     decider = Decider(Settings(**options), {"capital": items(N)}, ratio=0.05)
     for place, right in enumerate(rights):
-        decider.decide(100 * (place + 1), {"capital": items(right)}, losses[place] if losses else None)
+        decider.decide(
+            100 * (place + 1), {"capital": items(right)}, losses[place] if losses else None
+        )
     return decider
 
 
@@ -64,7 +68,9 @@ def score_test(both: int, lost: int, gained: int, n: int, ratio: float) -> float
 
     def cost(p_lost: float) -> float:
         counts = (both, lost, gained)
-        return -sum(c * math.log(max(p, 1e-300)) for c, p in zip(counts, probabilities(p_lost), strict=True))
+        return -sum(
+            c * math.log(max(p, 1e-300)) for c, p in zip(counts, probabilities(p_lost), strict=True)
+        )
 
     low, high = max(0.0, (1 - ratio) * some), some / (1 + ratio)
     p_both, p_lost, p_gained = probabilities(
@@ -75,15 +81,21 @@ def score_test(both: int, lost: int, gained: int, n: int, ratio: float) -> float
     return math.copysign(abs(difference) - 0.5, difference) / math.sqrt(variance)
 
 
-@pytest.mark.parametrize(("both", "lost", "gained", "neither"), [(150, 30, 5, 15), (40, 9, 3, 2), (20, 2, 6, 4)])
-def test_at_its_bounds_the_score_test_is_just_at_its_level(both: int, lost: int, gained: int, neither: int) -> None:
+@pytest.mark.parametrize(
+    ("both", "lost", "gained", "neither"), [(150, 30, 5, 15), (40, 9, 3, 2), (20, 2, 6, 4)]
+)
+def test_at_its_bounds_the_score_test_is_just_at_its_level(
+    both: int, lost: int, gained: int, neither: int
+) -> None:
     base = items(both + lost, both + lost + gained + neither)
     now = [1.0] * both + [0.0] * lost + [1.0] * gained + [0.0] * neither
     drop = relative_drop(base, now, alpha=0.05)
     assert drop is not None
     assert drop.mean == pytest.approx((lost - gained) / (both + lost))
     for bound, level in ((drop.low, -1.6449), (drop.high, 1.6449)):
-        assert score_test(both, lost, gained, len(base), 1 - bound) == pytest.approx(level, abs=1e-3)
+        assert score_test(both, lost, gained, len(base), 1 - bound) == pytest.approx(
+            level, abs=1e-3
+        )
 
 
 def test_bounds_have_a_width_where_all_items_are_alike() -> None:
@@ -104,7 +116,9 @@ def test_the_bounds_of_probabilities_are_fiellers() -> None:
     assert drop is not None
     for bound in (drop.low, drop.high):
         differences = now - (1 - bound) * base
-        assert abs(differences.mean() / differences.std(ddof=1) * math.sqrt(50)) == pytest.approx(1.6766, abs=1e-3)
+        assert abs(differences.mean() / differences.std(ddof=1) * math.sqrt(50)) == pytest.approx(
+            1.6766, abs=1e-3
+        )
     single = relative_drop([0.5], [0.4])
     assert single is not None
     assert single.low < 0
@@ -112,7 +126,9 @@ def test_the_bounds_of_probabilities_are_fiellers() -> None:
 
 def test_a_base_that_scores_nothing_can_lose_nothing() -> None:
     assert relative_drop(items(0), items(5)) is None
-    decider = Decider(Settings(patience=None, by_skill=True), {"a": items(0), "b": items(N)}, ratio=0.05)
+    decider = Decider(
+        Settings(patience=None, by_skill=True), {"a": items(0), "b": items(N)}, ratio=0.05
+    )
     event = decider.decide(500, {"a": items(0), "b": items(100)})
     assert list(event.drops) == ["b"]
     assert event.weights is not None
@@ -150,12 +166,24 @@ def test_a_drop_whose_lower_bound_is_within_the_limit_changes_nothing() -> None:
 
 def test_the_ratio_relaxes_after_calm_tests_in_a_row_and_never_below_its_beginning() -> None:
     calm, drop, between = 199, 160, 192
-    decider = scripted([drop, drop, calm, calm, between, calm, calm, calm, calm, calm, calm, calm, calm, calm])
+    decider = scripted(
+        [drop, drop, calm, calm, between, calm, calm, calm, calm, calm, calm, calm, calm, calm]
+    )
     up, top = 0.06, 0.072
-    assert ratios(decider)[:7] == [up, top, top, top, top, top, top]  # a drop of 4 % in between: the count begins anew
+    assert ratios(decider)[:7] == [
+        up,
+        top,
+        top,
+        top,
+        top,
+        top,
+        top,
+    ]  # a drop of 4 % in between: the count begins anew
     assert ratios(decider)[7:10] == [up, up, up]  # and so it does after each change
     assert ratios(decider)[10:] == [0.05, 0.05, 0.05, 0.05]
-    assert decider.events[7].reason == "all drops below 2 % in 3 tests in a row: ratio 0.072 -> 0.06"
+    assert (
+        decider.events[7].reason == "all drops below 2 % in 3 tests in a row: ratio 0.072 -> 0.06"
+    )
 
 
 def test_a_rise_makes_the_count_of_calm_tests_begin_anew() -> None:
@@ -187,7 +215,10 @@ def test_the_untrained_models_loss_counts_as_the_first() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_a_number_is_an_error_that_says_so(loss: float) -> None:
-    with pytest.raises(EngineError, match=r"step 100 the loss on the target's held-out rows .* train\.learning_rate"):
+    with pytest.raises(
+        EngineError,
+        match=r"step 100 the loss on the target's held-out rows .* train\.learning_rate",
+    ):
         scripted([N], [loss])
 
 
@@ -198,7 +229,9 @@ def test_the_skill_that_drops_most_gets_most_of_the_replay() -> None:
     decider.decide(500, {"a": items(N), "b": items(190), "c": items(160)})
     assert decider.weights_at(501) == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
     weights = decider.weights_at(502)
-    assert weights == pytest.approx({"a": 0.05 / 0.4, "b": 0.10 / 0.4, "c": 0.25 / 0.4})  # drop + max_drop
+    assert weights == pytest.approx(
+        {"a": 0.05 / 0.4, "b": 0.10 / 0.4, "c": 0.25 / 0.4}
+    )  # drop + max_drop
     assert Decider(Settings(patience=None), base, ratio=0.05).weights_at(502) is None
 
 
@@ -228,7 +261,9 @@ def test_decisions_go_on_from_plain_json_as_if_nothing_had_happened() -> None:
         for place in range(cut, len(rights)):
             resumed.decide(100 * (place + 1), {"capital": items(rights[place])}, losses[place])
         assert [e.to_json() for e in resumed.events] == [e.to_json() for e in whole.events]
-        assert [resumed.ratio_at(step) for step in range(1200)] == [whole.ratio_at(step) for step in range(1200)]
+        assert [resumed.ratio_at(step) for step in range(1200)] == [
+            whole.ratio_at(step) for step in range(1200)
+        ]
     assert whole.stopped
 
 
@@ -255,7 +290,9 @@ def rises(rng: np.random.Generator, runs: int, *, drop: float, noise: float, tes
     count = 0
     for _ in range(runs):
         base, now = a_base_and_tests(rng, drop=drop, noise=noise, tests=tests)
-        decider = Decider(Settings(patience=None, remedy="ewc", max_ratio=0.99, factor=1.001), base, ratio=0.01)
+        decider = Decider(
+            Settings(patience=None, remedy="ewc", max_ratio=0.99, factor=1.001), base, ratio=0.01
+        )
         events = [decider.decide(500 * (k + 1), scores) for k, scores in enumerate(now)]
         count += sum(event.ratio > event.ratio_before for event in events)
     return count / (runs * tests)
@@ -288,7 +325,10 @@ def test_a_drop_of_15_per_cent_is_seen_at_once() -> None:
 
 
 def records(skill: str, n: int) -> list[Record]:
-    return [Record(dialogue(t.prompt, t.answer), "target") for t in world.draw(skill, n, seed=3, held_out=True)]
+    return [
+        Record(dialogue(t.prompt, t.answer), "target")
+        for t in world.draw(skill, n, seed=3, held_out=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -302,12 +342,24 @@ class Switched(Remedy):
     name = "distill"
 
 
-def controller(chat: Chat, folder: Path, n: int = 24, remedies: Sequence[Remedy] = (), **settings: Any) -> Controller:
+def controller(
+    chat: Chat, folder: Path, n: int = 24, remedies: Sequence[Remedy] = (), **settings: Any
+) -> Controller:
     options = {"every": 2, "items": 200} | settings
-    old = {skill: (Scored(path=f"{skill}.jsonl"), records(skill, n)) for skill in ("capital", "json")}
+    old = {
+        skill: (Scored(path=f"{skill}.jsonl"), records(skill, n)) for skill in ("capital", "json")
+    }
     old["topic"] = (Scored(path="topic.jsonl", score="cross_entropy"), records("topic", n))
     target = records("referral", n)
-    return Controller(Settings(**options), chat, old=old, target=target, ratio=0.05, folder=folder, remedies=remedies)
+    return Controller(
+        Settings(**options),
+        chat,
+        old=old,
+        target=target,
+        ratio=0.05,
+        folder=folder,
+        remedies=remedies,
+    )
 
 
 def begin(it: Controller, model: Any, state: TrainerState | None = None) -> TrainerControl:
@@ -333,16 +385,29 @@ def test_an_item_is_exact_just_where_greedy_decoding_writes_the_reference(
 ) -> None:
     rows = records(skill, 80)
     settings = Settings(patience=None)
-    it = Controller(settings, chat, old={skill: (Scored(path="x"), rows)}, target=[], ratio=0.05, folder=tmp_path)
+    it = Controller(
+        settings,
+        chat,
+        old={skill: (Scored(path="x"), rows)},
+        target=[],
+        ratio=0.05,
+        folder=tmp_path,
+    )
     begin(it, model)
     greedy = Sampling(temperature=0.0, max_tokens=64, stop=chat.stop)
-    requests = [Request(row, chat.prompt(record.messages[:-1]), greedy) for row, record in enumerate(rows)]
+    requests = [
+        Request(row, chat.prompt(record.messages[:-1]), greedy) for row, record in enumerate(rows)
+    ]
     answers = {done.row: done for done in transformers_engine.complete(requests)}
     expected = []
     for row, record in enumerate(rows):
         example = chat.example(record)
-        wanted = tuple(token for token, loss in zip(example.tokens, example.loss, strict=True) if loss)[:-1]
-        expected.append(float(answers[row].tokens == wanted and answers[row].finish_reason == "stop"))
+        wanted = tuple(
+            token for token, loss in zip(example.tokens, example.loss, strict=True) if loss
+        )[:-1]
+        expected.append(
+            float(answers[row].tokens == wanted and answers[row].finish_reason == "stop")
+        )
         if expected[-1]:
             assert is_right(chat.decode(answers[row].tokens), record.answer, how="exact")
     assert measured(it, skill) == expected
@@ -357,7 +422,9 @@ def test_the_targets_loss_and_a_skill_of_cross_entropy_are_transformers_own(
 
     def nll(record: Record) -> tuple[float, int]:
         example = chat.example(record)
-        labels = torch.tensor([[t if on else -100 for t, on in zip(example.tokens, example.loss, strict=True)]])
+        labels = torch.tensor(
+            [[t if on else -100 for t, on in zip(example.tokens, example.loss, strict=True)]]
+        )
         with torch.no_grad():
             loss = model.eval()(input_ids=torch.tensor([example.tokens]), labels=labels).loss.item()
         return loss * example.loss_tokens, example.loss_tokens
@@ -370,7 +437,9 @@ def test_the_targets_loss_and_a_skill_of_cross_entropy_are_transformers_own(
     assert it.state_dict()["kinds"] == {"capital": "exact", "json": "exact", "topic": "probability"}
 
 
-def test_a_model_under_a_fresh_adapter_scores_as_the_base(chat: Chat, model: Any, tmp_path: Path) -> None:
+def test_a_model_under_a_fresh_adapter_scores_as_the_base(
+    chat: Chat, model: Any, tmp_path: Path
+) -> None:
     import peft
 
     network = models.load_model("nano").float()
@@ -394,26 +463,45 @@ def test_an_encoder_decoder_is_tested_on_its_decoders_answer(chat: Chat, tmp_pat
         decoder_start_token_id=3,
         pad_token_id=3,
     )
-    network, pair = transformers.T5ForConditionalGeneration(config).eval(), Chat(chat.tokenizer, seq2seq=True)
+    network, pair = (
+        transformers.T5ForConditionalGeneration(config).eval(),
+        Chat(chat.tokenizer, seq2seq=True),
+    )
     rows = records("capital", 9)
     it = Controller(
-        Settings(patience=None), pair, old={"capital": (Scored(path="x"), rows)}, target=[], ratio=0.05, folder=tmp_path
+        Settings(patience=None),
+        pair,
+        old={"capital": (Scored(path="x"), rows)},
+        target=[],
+        ratio=0.05,
+        folder=tmp_path,
     )
     begin(it, network)
     expected = []
     for record in rows:
         example = pair.example(record)
         begins = example.loss.index(True)
-        asked, said = (torch.tensor([part]) for part in (example.tokens[:begins], example.tokens[begins:]))
+        asked, said = (
+            torch.tensor([part]) for part in (example.tokens[:begins], example.tokens[begins:])
+        )
         with torch.no_grad():
             expected.append(math.exp(-network(input_ids=asked, labels=said).loss.item()))
     assert measured(it, "capital") == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_skill_that_the_base_hardly_writes_is_scored_by_probability(chat: Chat, model: Any, tmp_path: Path) -> None:
-    rows = [Record(dialogue(r.prompt, "Ask your neighbour."), "target") for r in records("capital", 10)]
+def test_a_skill_that_the_base_hardly_writes_is_scored_by_probability(
+    chat: Chat, model: Any, tmp_path: Path
+) -> None:
+    rows = [
+        Record(dialogue(r.prompt, "Ask your neighbour."), "target") for r in records("capital", 10)
+    ]
     it = Controller(
-        Settings(patience=None), chat, old={"odd": (Scored(path="x"), rows)}, target=[], ratio=0.05, folder=tmp_path
+        Settings(patience=None),
+        chat,
+        old={"odd": (Scored(path="x"), rows)},
+        target=[],
+        ratio=0.05,
+        folder=tmp_path,
     )
     begin(it, model)
     assert it.state_dict()["kinds"] == {"odd": "probability"}
@@ -426,7 +514,9 @@ def test_only_the_last_answer_is_to_be_written_and_up_to_what_ends_it() -> None:
     assert _last_answer(torch.full((3,), IGNORED), stops=(2,)).tolist() == [IGNORED] * 3
 
 
-def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(chat: Chat, tmp_path: Path) -> None:
+def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(
+    chat: Chat, tmp_path: Path
+) -> None:
     network = models.load_model("nano").float().train()
     remedy = Switched(None)
     it = controller(chat, tmp_path, remedy="distill", remedies=[remedy])
@@ -440,7 +530,12 @@ def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(chat: 
         for parameter in network.model.layers[-1].parameters():
             parameter.mul_(-1)
     step(it, network, 4)
-    assert (it.ratio(5), it.ratio(6), it.remedy_on, remedy.on) == (0.05, pytest.approx(0.06), True, True)
+    assert (it.ratio(5), it.ratio(6), it.remedy_on, remedy.on) == (
+        0.05,
+        pytest.approx(0.06),
+        True,
+        True,
+    )
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == it.events
     assert network.training
@@ -464,20 +559,39 @@ def test_probabilities_that_are_not_numbers_are_an_error(chat: Chat, tmp_path: P
         step(it, network, 2)
 
 
-def test_what_cannot_be_tested_is_refused_before_a_model_is_loaded(chat: Chat, tmp_path: Path) -> None:
+def test_what_cannot_be_tested_is_refused_before_a_model_is_loaded(
+    chat: Chat, tmp_path: Path
+) -> None:
     rows = records("capital", 2)
     tested = {"capital": (Scored(path="x"), rows)}
     with pytest.raises(RecipeError, match=r"eval\.old(.|\n)*patience: it needs eval\.target"):
         Controller(Settings(), chat, old={}, target=[], ratio=0.05, folder=tmp_path)
     with pytest.raises(RecipeError, match=r"eval\.old\.capital: it has no rows"):
-        Controller(Settings(), chat, old={"capital": (Scored(path="x"), [])}, target=rows, ratio=0.05, folder=tmp_path)
-    assert Controller(Settings(patience=None), chat, old=tested, target=[], ratio=0.05, folder=tmp_path).events == []
+        Controller(
+            Settings(),
+            chat,
+            old={"capital": (Scored(path="x"), [])},
+            target=rows,
+            ratio=0.05,
+            folder=tmp_path,
+        )
+    assert (
+        Controller(
+            Settings(patience=None), chat, old=tested, target=[], ratio=0.05, folder=tmp_path
+        ).events
+        == []
+    )
 
 
 def test_rows_that_are_all_too_long_are_named(chat: Chat, tmp_path: Path) -> None:
     long = [Record(dialogue("a " * 3000, "b"), "target")]
     it = Controller(
-        Settings(patience=None), chat, old={"long": (Scored(path="x"), long)}, target=[], ratio=0.05, folder=tmp_path
+        Settings(patience=None),
+        chat,
+        old={"long": (Scored(path="x"), long)},
+        target=[],
+        ratio=0.05,
+        folder=tmp_path,
     )
     with pytest.raises(DataError, match=r"eval\.old\.long"):
         begin(it, models.load_model("nano"))
@@ -500,14 +614,19 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.rows[index], "labels": self.rows[index]}
 
 
-def train(chat: Chat, folder: Path, *, resume: Path | None = None, steps: int = 8, **settings: Any) -> Controller:
+def train(
+    chat: Chat, folder: Path, *, resume: Path | None = None, steps: int = 8, **settings: Any
+) -> Controller:
     it = controller(chat, folder, n=20, by_skill=True, **settings)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=2e-3, save_steps=2,
         lr_scheduler_type="constant", report_to="none", disable_tqdm=True, seed=1, use_cpu=True,
     )  # fmt: skip
     trainer = transformers.Trainer(
-        model=models.load_model("nano", train=True), args=arguments, train_dataset=Rows(chat), callbacks=[it]
+        model=models.load_model("nano", train=True),
+        args=arguments,
+        train_dataset=Rows(chat),
+        callbacks=[it],
     )
     if resume is not None:
         it.restore(resume)
@@ -520,13 +639,17 @@ def test_a_resumed_training_makes_the_same_decisions(chat: Chat, tmp_path: Path)
     wanted = (tmp_path / "events.jsonl").read_text()
     assert [event["step"] for event in whole.events] == [2, 4, 6, 8]
     assert whole.events[-1]["ratio"] > 0.05
-    resumed = train(chat, tmp_path, resume=tmp_path / "checkpoint-4")  # the lines of steps 6 and 8 are written again
+    resumed = train(
+        chat, tmp_path, resume=tmp_path / "checkpoint-4"
+    )  # the lines of steps 6 and 8 are written again
     assert resumed.events == whole.events
     assert (tmp_path / "events.jsonl").read_text() == wanted
     assert [resumed.weights(k) for k in range(12)] == [whole.weights(k) for k in range(12)]
 
 
-def test_a_training_ends_when_patience_does_and_the_checkpoint_knows(chat: Chat, tmp_path: Path) -> None:
+def test_a_training_ends_when_patience_does_and_the_checkpoint_knows(
+    chat: Chat, tmp_path: Path
+) -> None:
     it = train(chat, tmp_path, patience=1, steps=40)
     stopped = it.events[-1]
     assert stopped["stop"]
@@ -537,7 +660,9 @@ def test_a_training_ends_when_patience_does_and_the_checkpoint_knows(chat: Chat,
     assert again.events == it.events
 
 
-def test_a_checkpoint_of_other_rows_or_of_no_controller_is_refused(chat: Chat, model: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_rows_or_of_no_controller_is_refused(
+    chat: Chat, model: Any, tmp_path: Path
+) -> None:
     it = controller(chat, tmp_path, n=6)
     with pytest.raises(RunError, match="without train.controller"):
         begin(it, model, TrainerState(global_step=4, max_steps=20))
@@ -550,10 +675,20 @@ def test_a_checkpoint_of_other_rows_or_of_no_controller_is_refused(chat: Chat, m
 
 
 def page_of(tmp_path: Path, result: dict[str, Any]) -> str:
-    base = {"model": "base", "scores": {}, "old": None, "target": None, "retention": None, "worst": None, "drop": {}}
+    base = {
+        "model": "base",
+        "scores": {},
+        "old": None,
+        "target": None,
+        "retention": None,
+        "worst": None,
+        "drop": {},
+    }
     found = {"skills": [], "models": [base]}
     manifests = {"train": {"step": "train", "result": result}}
-    path = write_report(tmp_path / "report.html", title="t", evaluation=found, manifests=manifests, recipe_yaml="")
+    path = write_report(
+        tmp_path / "report.html", title="t", evaluation=found, manifests=manifests, recipe_yaml=""
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -571,14 +706,18 @@ def a_training(**more: Any) -> dict[str, Any]:
 def events() -> list[dict[str, Any]]:
     rights = [198, 184, 180, 184, 194, 199, 197, 199, 198, 199, 199, 199, 198, 199, 199]
     losses = [2.0, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.71, 0.72, 0.73, 0.74, 0.75]
-    return [event.to_json() for event in scripted(rights, losses, remedy="distill", patience=5).events]
+    return [
+        event.to_json() for event in scripted(rights, losses, remedy="distill", patience=5).events
+    ]
 
 
 def test_the_report_draws_the_share_the_worst_drop_and_the_changes(tmp_path: Path) -> None:
     page = page_of(tmp_path, a_training(events=events()))
     assert "What the controller decided" in page
     picture = page[page.index("Decisions of train by step") :]
-    line = picture[picture.index('<polyline points="') + len('<polyline points="') :].partition('"')[0]
+    line = picture[picture.index('<polyline points="') + len('<polyline points="') :].partition(
+        '"'
+    )[0]
     assert len(line.split()) == 31  # the beginning, and before and after each test
     heights = [float(point.split(",")[1]) for point in line.split()]
     assert heights[0] == heights[-1] > min(heights)  # more replay is higher up, and it came back
@@ -613,4 +752,6 @@ def test_a_calm_training_and_one_whose_skills_scored_nothing_are_drawn(tmp_path:
     assert "Nothing changed" in page_of(tmp_path, a_training(events=calm))
     nothing = Decider(Settings(patience=None), {"<b>": items(0)}, ratio=0.0)
     nothing.decide(500, {"<b>": items(0)})
-    assert "<polyline" in page_of(tmp_path, a_training(events=[event.to_json() for event in nothing.events]))
+    assert "<polyline" in page_of(
+        tmp_path, a_training(events=[event.to_json() for event in nothing.events])
+    )

@@ -47,8 +47,12 @@ def crew() -> Iterator[LocalCrew]:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
 def test_results_come_in_the_order_of_the_jobs(processes: int, count: int) -> None:
     with closing(LocalCrew(processes)) as crew:
-        assert list(crew.map(doubled, iter(range(count)))) == [2 * number for number in range(count)]
-        assert len(crew._helpers) == (processes - 1 if count > 1 else 0), "a single job starts nobody"
+        assert list(crew.map(doubled, iter(range(count)))) == [
+            2 * number for number in range(count)
+        ]
+        assert len(crew._helpers) == (processes - 1 if count > 1 else 0), (
+            "a single job starts nobody"
+        )
     assert not crew._helpers
 
 

@@ -34,7 +34,9 @@ def network(dropout=0.0, **changes):
 def under_adapter(model, **options):
     """The model under a LoRA adapter that has not learned anything yet."""
     torch.manual_seed(2)
-    return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", **options)).train()
+    return peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules="all-linear", **options)
+    ).train()
 
 
 def learned(model):
@@ -92,7 +94,9 @@ def expected(model, base, batch, weight, temperature):
     """The same by the formula, from all logits at once."""
     where = (batch["labels"] != IGNORED) & batch["replay"][:, None]
     with torch.no_grad():
-        p = torch.log_softmax(base.eval()(input_ids=batch["input_ids"]).logits[where] / temperature, dim=-1)
+        p = torch.log_softmax(
+            base.eval()(input_ids=batch["input_ids"]).logits[where] / temperature, dim=-1
+        )
     q = torch.log_softmax(model(input_ids=batch["input_ids"]).logits[where] / temperature, dim=-1)
     return weight * temperature**2 * (p.exp() * (p - q)).sum()
 
@@ -138,7 +142,11 @@ def cached(teacher, temperature, k):
     """A target of the k most probable tokens and a tail."""
     log_p = torch.log_softmax(teacher / temperature, dim=-1)
     best = log_p.topk(k, dim=-1)
-    tail = torch.log1p(-best.values.exp().sum(dim=-1)) if k < log_p.shape[-1] else torch.full((len(log_p),), -math.inf)
+    tail = (
+        torch.log1p(-best.values.exp().sum(dim=-1))
+        if k < log_p.shape[-1]
+        else torch.full((len(log_p),), -math.inf)
+    )
     return lambda some, log_q: completed(log_q, best.indices[some], best.values[some], tail[some])
 
 
@@ -146,7 +154,9 @@ def test_with_k_the_vocabulary_the_divergence_is_the_full_one():
     student, teacher = logits_and_teacher()
     for temperature in (1.0, 2.0):
         found = kl(student, cached(teacher, temperature, 20), temperature)
-        torch.testing.assert_close(found, full(student, teacher, temperature), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            found, full(student, teacher, temperature), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_with_a_tail_the_divergence_is_that_of_k_plus_1_events_and_grows_with_k_to_the_full_one():
@@ -157,7 +167,9 @@ def test_with_a_tail_the_divergence_is_that_of_k_plus_1_events_and_grows_with_k_
         best = p.topk(k, dim=-1)
         events = [(best.values, q.gather(-1, best.indices))]
         if k < 20:
-            events.append((1 - best.values.sum(-1, keepdim=True), 1 - events[0][1].sum(-1, keepdim=True)))
+            events.append(
+                (1 - best.values.sum(-1, keepdim=True), 1 - events[0][1].sum(-1, keepdim=True))
+            )
         by_hand = sum((a * (a / b).log()).sum() for a, b in events)
         found.append(kl(student, cached(teacher, 2.0, k), 2.0))
         torch.testing.assert_close(found[-1], by_hand, rtol=1e-9, atol=1e-9)
@@ -169,7 +181,9 @@ def test_with_a_tail_the_divergence_is_that_of_k_plus_1_events_and_grows_with_k_
 def test_the_gradient_is_that_of_the_divergence(k):
     student, teacher = logits_and_teacher()
     target = cached(teacher, 1.5, k)
-    assert torch.autograd.gradcheck(lambda logits: kl(logits, target, 1.5), student.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda logits: kl(logits, target, 1.5), student.requires_grad_()
+    )
 
 
 def test_a_model_that_is_sure_of_other_tokens_gives_a_finite_gradient():
@@ -194,7 +208,9 @@ def test_t_squared_keeps_the_size_of_the_gradient():
         return student.grad
 
     small = 1e-3 * torch.randn(4, 30, dtype=torch.float64)
-    norms = {temperature: gradient(small, temperature).norm().item() for temperature in (4, 8, 100, 1000)}
+    norms = {
+        temperature: gradient(small, temperature).norm().item() for temperature in (4, 8, 100, 1000)
+    }
     assert norms[8] == pytest.approx(norms[4], rel=0.1)
     assert norms[1000] == pytest.approx(norms[100], rel=0.01)
     # The limit of Hinton et al., section 2.1: the difference of logits without its mean, over the vocabulary's size.
@@ -242,13 +258,17 @@ def test_an_adapter_beneath_which_is_no_base_is_taught_by_a_copy(options, tmp_pa
     remedy = begun(model, tmp_path, base=base)
     assert remedy._teacher.model is not model
     assert begun(under_adapter(network()), tmp_path)._teacher.model is not base
-    with pytest.raises(RecipeError, match="with this adapter off the model is not the base; say copy or cache"):
+    with pytest.raises(
+        RecipeError, match="with this adapter off the model is not the base; say copy or cache"
+    ):
         begun(model, tmp_path, base=base, teacher="adapter-off")
 
 
 def test_another_kind_of_adapter_is_switched_off_too(tmp_path):
     base = network()
-    model = peft.get_peft_model(copy.deepcopy(base), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    model = peft.get_peft_model(
+        copy.deepcopy(base), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    )
     remedy = begun(model, tmp_path, teacher="adapter-off")
     for name, parameter in model.named_parameters():
         if "ia3_l" in name:
@@ -261,7 +281,9 @@ def test_another_kind_of_adapter_is_switched_off_too(tmp_path):
 def test_every_teacher_gives_the_loss_and_gradient_of_the_formula(teacher, tmp_path):
     base = network()
     model = under_adapter(copy.deepcopy(base)) if teacher == "adapter-off" else base
-    remedy = begun(model, tmp_path, base=base, teacher=teacher, weight=0.3, temperature=2.0, top_k=VOCABULARY)
+    remedy = begun(
+        model, tmp_path, base=base, teacher=teacher, weight=0.3, temperature=2.0, top_k=VOCABULARY
+    )
     model, batch = learned(model) if model is not base else moved(base), collate(ROWS, pad=PAD)
     found = total(remedy, model, batch)
     found.backward()
@@ -363,7 +385,9 @@ def test_no_tensor_is_as_large_as_rows_times_length_times_vocabulary(tmp_path, m
         with Largest() as largest:
             remedy.begin(run_of(model, tmp_path, rows=[row(64, seed) for seed in range(4)]))
             total(remedy, model, batch, numbers=8 * vocabulary).backward()
-        assert 8 * vocabulary <= largest.numbers <= max(8 * vocabulary, 16 * vocabulary)  # the embedding has 16 columns
+        assert (
+            8 * vocabulary <= largest.numbers <= max(8 * vocabulary, 16 * vocabulary)
+        )  # the embedding has 16 columns
         assert largest.numbers < 4 * 64 * vocabulary / 8
 
 
@@ -373,7 +397,9 @@ def test_an_encoder_decoder_is_taught_too(tmp_path):
               "num_heads": 2, "dropout_rate": 0.0, "decoder_start_token_id": 0}  # fmt: skip
     base = T5ForConditionalGeneration(T5Config(**config)).train()
     model, sources = moved(base, by=0.3), [row(9, 1), row(6, 2, replay=False), row(5, 3)]
-    batch = collate([each | {"labels": each["tokens"][2:]} for each in sources], pad=PAD, seq2seq=True)
+    batch = collate(
+        [each | {"labels": each["tokens"][2:]} for each in sources], pad=PAD, seq2seq=True
+    )
     batch["decoder_input_ids"] = model._shift_right(batch["labels"])
     remedy = begun(model, tmp_path, base=base, layers=[-1], weight=0.5, temperature=2.0)
     given = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
@@ -384,9 +410,19 @@ def test_an_encoder_decoder_is_taught_too(tmp_path):
     wanted = 0.5 * 4 * full(logits[replay], taught[replay], 2.0)
     torch.testing.assert_close(term(logits[where], slice(0, int(where.sum()))), wanted)
     assert remedy.penalty(batch) > 0
-    each = [collate([one | {"labels": one["tokens"][2:]}], pad=PAD, seq2seq=True) for one in sources]
+    each = [
+        collate([one | {"labels": one["tokens"][2:]}], pad=PAD, seq2seq=True) for one in sources
+    ]
     cache = Distill(Settings(teacher="cache", top_k=VOCABULARY))
-    cache.begin(Run(base, False, tmp_path, lambda: (one for one in each if one["replay"].any()), lambda: base))
+    cache.begin(
+        Run(
+            base,
+            False,
+            tmp_path,
+            lambda: (one for one in each if one["replay"].any()),
+            lambda: base,
+        )
+    )
     found = cache.term(batch, where)(logits[where], slice(0, int(where.sum())))
     torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-3)
 
@@ -394,7 +430,9 @@ def test_an_encoder_decoder_is_taught_too(tmp_path):
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_made_once_and_made_anew_for_another_temperature_other_rows_and_another_base(tmp_path):
+def test_the_file_is_made_once_and_made_anew_for_another_temperature_other_rows_and_another_base(
+    tmp_path,
+):
     model, path = network(), tmp_path / "teacher.safetensors"
 
     def made_by(model, **settings):
@@ -413,7 +451,9 @@ def test_the_file_is_made_once_and_made_anew_for_another_temperature_other_rows_
     assert [each.name for each in tmp_path.iterdir()] == ["teacher.safetensors"]
 
 
-def test_the_file_needs_no_second_base_where_the_whole_model_is_trained_and_leaves_that_as_it_was(tmp_path):
+def test_the_file_needs_no_second_base_where_the_whole_model_is_trained_and_leaves_that_as_it_was(
+    tmp_path,
+):
     model, made = network(dropout=0.5), []
     for _ in range(2):
         remedy = Distill(Settings(teacher="cache"))
@@ -518,12 +558,15 @@ def test_the_penalty_of_a_model_that_is_its_teacher_is_nothing(tmp_path):
 
 
 def test_a_layer_that_is_not_there_is_a_recipe_error(tmp_path):
-    with pytest.raises(RecipeError, match=r"distill.layers: there is no layer 3; the model has 3, from 0 on"):
+    with pytest.raises(
+        RecipeError, match=r"distill.layers: there is no layer 3; the model has 3, from 0 on"
+    ):
         begun(network(), tmp_path, layers=[3])
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"rows": "all"}, "replay rows only"), ({"layers": [1]}, "no hidden states")]
+    ("settings", "message"),
+    [({"rows": "all"}, "replay rows only"), ({"layers": [1]}, "no hidden states")],
 )
 def test_what_a_cache_does_not_have_is_refused_in_the_recipe(settings, message):
     with pytest.raises(RecipeError, match=message):

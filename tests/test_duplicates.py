@@ -26,7 +26,9 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 Verdict = tuple[str, int] | None
 
 
-def verdicts(texts: Sequence[str], threshold: float | None, slots: int = 3 * 2**14) -> list[Verdict]:
+def verdicts(
+    texts: Sequence[str], threshold: float | None, slots: int = 3 * 2**14
+) -> list[Verdict]:
     twins = Twins(threshold, texts.__getitem__, slots=slots)
     return [twins.find(row, text) for row, text in enumerate(texts)]
 
@@ -44,7 +46,9 @@ def jaccard(one: str, other: str) -> float:
 
 
 def sentence(rng: random.Random, n: int = 20) -> list[str]:
-    return ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(n)]
+    return [
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(n)
+    ]
 
 
 def changed(words: list[str], rng: random.Random, n: int) -> list[str]:
@@ -58,8 +62,20 @@ def changed(words: list[str], rng: random.Random, n: int) -> list[str]:
 
 
 def test_a_text_that_stood_before_up_to_case_width_and_spacing_is_a_duplicate() -> None:
-    texts = ["What is 2 + 2?", "what  is\n2+2 ?", "What is 2 - 2?", "ＷＨＡＴ is 2 - 2?", "What is 2 + 2?"]
-    assert verdicts(texts, None) == [None, ("duplicate", 0), None, ("duplicate", 2), ("duplicate", 0)]
+    texts = [
+        "What is 2 + 2?",
+        "what  is\n2+2 ?",
+        "What is 2 - 2?",
+        "ＷＨＡＴ is 2 - 2?",
+        "What is 2 + 2?",
+    ]
+    assert verdicts(texts, None) == [
+        None,
+        ("duplicate", 0),
+        None,
+        ("duplicate", 2),
+        ("duplicate", 0),
+    ]
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5, 0.9, 1.0])
@@ -131,7 +147,8 @@ def test_near_duplicates_are_those_of_comparing_every_pair(threshold: float) -> 
     rng = random.Random(7)
     texts = [" ".join(sentence(rng, 40)) for _ in range(60)]
     texts += [
-        " ".join(changed(rng.choice(texts[:60]).split(), rng, rng.choice([0, 1, 1, 2, 3, 6]))) for _ in range(200)
+        " ".join(changed(rng.choice(texts[:60]).split(), rng, rng.choice([0, 1, 1, 2, 3, 6])))
+        for _ in range(200)
     ]
     texts += [task.prompt for task in world.draw_old(200, seed=3)]
     there, found = brute_force(texts, threshold, verdicts(texts, threshold))
@@ -141,7 +158,11 @@ def test_near_duplicates_are_those_of_comparing_every_pair(threshold: float) -> 
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.lists(st.text(alphabet="ab c", max_size=12) | st.sampled_from(["one red apple", "one red apples"]), max_size=20),
+    st.lists(
+        st.text(alphabet="ab c", max_size=12)
+        | st.sampled_from(["one red apple", "one red apples"]),
+        max_size=20,
+    ),
     st.sampled_from([0.2, 0.5, 0.8, 1.0]),
 )
 def test_no_pair_is_called_similar_that_is_not(texts: list[str], threshold: float) -> None:
@@ -161,7 +182,9 @@ def test_pairs_at_the_threshold_are_found_98_times_in_100(threshold: float) -> N
                 break
     texts = [text for pair in pairs for text in pair]
     found = verdicts(texts, threshold)
-    assert sum(found[row] == ("near_duplicate", row - 1) for row in range(1, len(texts), 2)) >= 0.98 * len(pairs)
+    assert sum(
+        found[row] == ("near_duplicate", row - 1) for row in range(1, len(texts), 2)
+    ) >= 0.98 * len(pairs)
     assert all(found[row] is None for row in range(0, len(texts), 2))
 
 
@@ -180,7 +203,11 @@ def test_a_near_duplicate_is_not_remembered_so_a_chain_does_not_drift() -> None:
 
 
 def test_a_threshold_of_one_takes_texts_of_the_same_shingles() -> None:
-    assert verdicts(["a b a b a b", "A b a b a b a b", "a b a b a c"], 1.0) == [None, ("near_duplicate", 0), None]
+    assert verdicts(["a b a b a b", "A b a b a b a b", "a b a b a c"], 1.0) == [
+        None,
+        ("near_duplicate", 0),
+        None,
+    ]
 
 
 def test_without_a_threshold_nothing_is_nearly_the_same() -> None:
@@ -228,7 +255,11 @@ def test_the_same_rows_give_the_same_verdicts_in_another_process() -> None:
     )
     runs = [
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": seed}, check=True
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={"PYTHONHASHSEED": seed},
+            check=True,
         )
         for seed in ("1", "2")
     ]
@@ -245,7 +276,9 @@ def crews() -> Iterator[dict[int, LocalCrew]]:
         crew.close()
 
 
-def repeats(texts: Sequence[str], threshold: float | None, **how: Any) -> list[tuple[int, Twin | None]]:
+def repeats(
+    texts: Sequence[str], threshold: float | None, **how: Any
+) -> list[tuple[int, Twin | None]]:
     with Repeats(threshold, slots=3 * 2**12, **how) as found:
         return list(found.find_all("pool", enumerate(texts)))
 
@@ -253,14 +286,20 @@ def repeats(texts: Sequence[str], threshold: float | None, **how: Any) -> list[t
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(
-        st.text(alphabet="ab c好", max_size=9) | st.sampled_from(["one red apple", "One red apples"]), max_size=40
+        st.text(alphabet="ab c好", max_size=9)
+        | st.sampled_from(["one red apple", "One red apples"]),
+        max_size=40,
     ),
     st.sampled_from([None, 0.5, 0.8, 1.0]),
     st.integers(1, 50),
     st.integers(1, 3),
 )
 def test_any_batches_and_any_number_of_processes_give_the_verdicts_of_one_row_at_a_time(
-    crews: dict[int, LocalCrew], texts: list[str], threshold: float | None, batch: int, processes: int
+    crews: dict[int, LocalCrew],
+    texts: list[str],
+    threshold: float | None,
+    batch: int,
+    processes: int,
 ) -> None:
     found = repeats(texts, threshold, batch=batch, crew=crews[processes])
     assert [row for row, _ in found] == list(range(len(texts)))
@@ -276,7 +315,13 @@ def test_two_dedupes_may_be_read_in_turn_with_one_crew(crews: dict[int, LocalCre
         Repeats(0.7, crew=crews[2], batch=10) as one,
         Repeats(0.9, crew=crews[2], batch=7) as other,
     ):
-        both = list(zip(one.find_all("a", enumerate(texts)), other.find_all("b", enumerate(texts)), strict=True))
+        both = list(
+            zip(
+                one.find_all("a", enumerate(texts)),
+                other.find_all("b", enumerate(texts)),
+                strict=True,
+            )
+        )
     for k in (0, 1):
         assert [twin and twin.row for _, twin in (pair[k] for pair in both)] == [
             twin and twin.row for _, twin in apart[k]
@@ -286,8 +331,13 @@ def test_two_dedupes_may_be_read_in_turn_with_one_crew(crews: dict[int, LocalCre
 # --- several sources ------------------------------------------------------------------------------------------------
 
 
-def test_a_pool_repeats_itself_or_the_target_before_it_and_the_target_does_not_repeat_the_pool() -> None:
-    target, pool = ["Name a river, please."], ["Name a river, please!", "A lake?", "name a RIVER, please .", "a lake ?"]
+def test_a_pool_repeats_itself_or_the_target_before_it_and_the_target_does_not_repeat_the_pool() -> (
+    None
+):
+    target, pool = (
+        ["Name a river, please."],
+        ["Name a river, please!", "A lake?", "name a RIVER, please .", "a lake ?"],
+    )
     with Repeats(0.8) as found:
         assert [twin for _, twin in found.find_all("target", enumerate(target))] == [None]
         assert [twin for _, twin in found.find_all("pool", enumerate(pool))] == [
@@ -312,7 +362,9 @@ def test_the_best_of_those_that_are_alike_stays() -> None:
     scores = {0: 0.5, 1: 0.9, 2: 0.1}
     pairs = [(1, 0), (2, 0)]
     assert best(pairs, scores.__getitem__) == {0: 1, 2: 1}
-    assert best(pairs, scores.__getitem__, alike=lambda one, other: {one, other} != {1, 2}) == {0: 1}
+    assert best(pairs, scores.__getitem__, alike=lambda one, other: {one, other} != {1, 2}) == {
+        0: 1
+    }
 
 
 # --- memory and order -----------------------------------------------------------------------------------------------
@@ -347,7 +399,9 @@ def test_shingles_are_of_characters_not_of_bytes() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 def test_real_questions_have_the_near_duplicates_of_comparing_every_pair() -> None:
     with gzip.open(DATA / "t0_pool.jsonl.gz", "rt", encoding="utf-8") as stream:
-        texts = [json.loads(line)["prompt"][:300] for line, _ in zip(stream, range(700), strict=False)]
+        texts = [
+            json.loads(line)["prompt"][:300] for line, _ in zip(stream, range(700), strict=False)
+        ]
     there, found = brute_force(texts, 0.7, verdicts(texts, 0.7))
     assert there >= 10
     assert found >= 0.98 * there

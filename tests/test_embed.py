@@ -18,7 +18,15 @@ from replaykit.sources.embed import Embedder, best, blocks, package_of
 WORDS = {  # a direction for each subject, and a bit of its own for each word
     "sum": 0, "apples": 0, "total": 0, "count": 0, "heart": 1, "patients": 1, "dose": 1, "river": 2, "boat": 2, "sea": 2,
 }  # fmt: skip
-TEXTS = ["sum total count", "heart patients", "river boat", "boat boat sea", "unheard", "", "dose of apples"]
+TEXTS = [
+    "sum total count",
+    "heart patients",
+    "river boat",
+    "boat boat sea",
+    "unheard",
+    "",
+    "dose of apples",
+]
 QUERIES = ["count apples", "sea", "patients dose"]
 
 
@@ -28,7 +36,9 @@ def tokenizer():
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    made = Tokenizer(WordLevel({word: k for k, word in enumerate(["[UNK]", "[PAD]", *WORDS])}, unk_token="[UNK]"))
+    made = Tokenizer(
+        WordLevel({word: k for k, word in enumerate(["[UNK]", "[PAD]", *WORDS])}, unk_token="[UNK]")
+    )
     made.pre_tokenizer = Whitespace()
     return made
 
@@ -60,8 +70,15 @@ def transformer_folder(tmp_path_factory, tokenizer):
 
     folder = tmp_path_factory.mktemp("models") / "bert"
     torch.manual_seed(1)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    BertModel(BertConfig(vocab_size=2 + len(WORDS), max_position_embeddings=64, **shape)).save_pretrained(folder)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
+    BertModel(
+        BertConfig(vocab_size=2 + len(WORDS), max_position_embeddings=64, **shape)
+    ).save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=64
     ).save_pretrained(folder)
@@ -140,13 +157,16 @@ def test_scores_are_the_cosines(folder):
 
 def letters(texts):
     """Vectors for tests of the arithmetic: counts of four letters."""
-    counts = np.array([[text.count(letter) for letter in "abcd"] for text in texts], dtype=np.float32).reshape(-1, 4)
+    counts = np.array(
+        [[text.count(letter) for letter in "abcd"] for text in texts], dtype=np.float32
+    ).reshape(-1, 4)
     lengths = np.linalg.norm(counts, axis=1, keepdims=True)
     return np.divide(counts, lengths, out=np.zeros_like(counts), where=lengths > 0)
 
 
 @given(
-    st.lists(st.text("abcd", max_size=6), max_size=40), st.lists(st.text("abcd", min_size=1, max_size=6), min_size=1)
+    st.lists(st.text("abcd", max_size=6), max_size=40),
+    st.lists(st.text("abcd", min_size=1, max_size=6), min_size=1),
 )
 @settings(max_examples=60, deadline=None)
 def test_blocks_of_any_size_give_the_plain_answer(texts, queries):
@@ -196,8 +216,13 @@ def test_no_texts_have_no_scores():
 @FOLDERS
 def test_a_missing_package_is_named_with_the_command_that_installs_it(folder, name, monkeypatch):
     absent = {"model2vec", "sentence_transformers"}
-    monkeypatch.setattr(module, "find_spec", lambda package: None if package in absent else find_spec(package))
-    with pytest.raises(MissingExtra, match=r"(model2vec|sentence-transformers) is not installed.*replaykit\[embed\]"):
+    monkeypatch.setattr(
+        module, "find_spec", lambda package: None if package in absent else find_spec(package)
+    )
+    with pytest.raises(
+        MissingExtra,
+        match=r"(model2vec|sentence-transformers) is not installed.*replaykit\[embed\]",
+    ):
         Embedder(str(folder))
 
 
@@ -217,7 +242,9 @@ def test_a_hub_id_that_cannot_be_had_says_what_to_do(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(EngineError, match="no-one/no-such-model cannot be had from the Hub.*\n.*hf download"):
+    with pytest.raises(
+        EngineError, match="no-one/no-such-model cannot be had from the Hub.*\n.*hf download"
+    ):
         Embedder("no-one/no-such-model")
 
 

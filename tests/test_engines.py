@@ -24,7 +24,12 @@ from replaykit.settings import EngineOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUESTIONS = ["What is the capital of France?", "Reverse the word: stone", "Hello", "What is 12 + 7?"]
+QUESTIONS = [
+    "What is the capital of France?",
+    "Reverse the word: stone",
+    "Hello",
+    "What is 12 + 7?",
+]
 
 
 @pytest.fixture(params=["transformers", "vllm"])
@@ -36,15 +41,22 @@ def by_row(engine: Engine, requests: Iterable[Request | None]) -> dict[int, Comp
     return {completion.row: completion for completion in engine.complete(requests)}
 
 
-def own_questions(chat: Chat, n: int, *, first_seed: int = 0, max_tokens: int = 24) -> list[Request]:
+def own_questions(
+    chat: Chat, n: int, *, first_seed: int = 0, max_tokens: int = 24
+) -> list[Request]:
     """The bare pre-query n times, each with its own seed of 63 bits: Magpie's requests."""
     sampling = Sampling(max_tokens=max_tokens, stop=chat.stop)
-    return [Request(row, chat.pre_query, sampling, (first_seed + row) * 0x2545F4914F6CDD1D % 2**63) for row in range(n)]
+    return [
+        Request(row, chat.pre_query, sampling, (first_seed + row) * 0x2545F4914F6CDD1D % 2**63)
+        for row in range(n)
+    ]
 
 
 def answers(chat: Chat, **sampling: Any) -> list[Request]:
     settings = Sampling(**{"temperature": 0.0, "max_tokens": 60, "stop": chat.stop} | sampling)
-    return [Request(row, chat.prompt(dialogue(text)), settings) for row, text in enumerate(QUESTIONS)]
+    return [
+        Request(row, chat.prompt(dialogue(text)), settings) for row, text in enumerate(QUESTIONS)
+    ]
 
 
 # --- what is drawn --------------------------------------------------------------------------------------------------
@@ -76,14 +88,19 @@ def test_different_seeds_draw_different_tokens(engine: Engine, chat: Chat) -> No
     assert len({completion.tokens for completion in first.values()}) >= 45
 
 
-def test_a_low_top_p_draws_from_the_nucleus_only(engine: Engine, transformers_engine: Any, chat: Chat) -> None:
+def test_a_low_top_p_draws_from_the_nucleus_only(
+    engine: Engine, transformers_engine: Any, chat: Chat
+) -> None:
     probabilities = first_probabilities(transformers_engine, chat).sort(descending=True)
     before = probabilities.values.cumsum(0) - probabilities.values
     nucleus = set(probabilities.indices[before < 0.5].tolist())
 
     def drawn(top_p: float) -> set[int]:
         sampling = Sampling(top_p=top_p, max_tokens=1)
-        return {c.tokens[0] for c in engine.complete(Request(i, chat.pre_query, sampling, i) for i in range(200))}
+        return {
+            c.tokens[0]
+            for c in engine.complete(Request(i, chat.pre_query, sampling, i) for i in range(200))
+        }
 
     assert drawn(0.5) <= nucleus
     assert drawn(1.0) - nucleus
@@ -98,11 +115,16 @@ def first_probabilities(engine: Any, chat: Chat) -> torch.Tensor:
 def test_top_k_is_cut_before_top_p(engine: Engine, transformers_engine: Any, chat: Chat) -> None:
     best = first_probabilities(transformers_engine, chat).sort(descending=True)
     first, second, third = best.indices[:3].tolist()
-    of_three = float(best.values[:2].sum() / best.values[:3].sum())  # where top-p leaves the third out, of three only
+    of_three = float(
+        best.values[:2].sum() / best.values[:3].sum()
+    )  # where top-p leaves the third out, of three only
 
     def drawn(**sampling: Any) -> set[int]:
         settings = Sampling(max_tokens=1, temperature=1.0, **sampling)
-        return {c.tokens[0] for c in engine.complete(Request(i, chat.pre_query, settings, i) for i in range(300))}
+        return {
+            c.tokens[0]
+            for c in engine.complete(Request(i, chat.pre_query, settings, i) for i in range(300))
+        }
 
     assert drawn(top_k=3) == {first, second, third}
     assert drawn(top_k=1) == {first}
@@ -111,7 +133,13 @@ def test_top_k_is_cut_before_top_p(engine: Engine, transformers_engine: Any, cha
 
 
 def test_the_samplings_of_other_rows_change_nothing(engine: Engine, chat: Chat) -> None:
-    kinds = [{}, {"top_p": 0.7}, {"top_k": 5}, {"temperature": 0.0}, {"temperature": 1.5, "top_p": 0.9, "top_k": 40}]
+    kinds = [
+        {},
+        {"top_p": 0.7},
+        {"top_k": 5},
+        {"temperature": 0.0},
+        {"temperature": 1.5, "top_p": 0.9, "top_k": 40},
+    ]
     requests = [
         replace(request, sampling=replace(request.sampling, **kinds[request.row % len(kinds)]))
         for request in own_questions(chat, 40)
@@ -124,7 +152,10 @@ def test_the_samplings_of_other_rows_change_nothing(engine: Engine, chat: Chat) 
 SCHEMA = json.dumps(
     {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 12}, "size": {"type": "integer", "maximum": 99}},
+        "properties": {
+            "city": {"type": "string", "maxLength": 12},
+            "size": {"type": "integer", "maximum": 99},
+        },
         "required": ["city", "size"],
         "additionalProperties": False,
     }
@@ -132,9 +163,13 @@ SCHEMA = json.dumps(
 
 
 @pytest.mark.parametrize("stops", [True, False], ids=["with the chat's stops", "without a stop"])
-def test_vllm_holds_an_answer_to_the_schema_and_ends_with_it(vllm_engine: Engine, chat: Chat, stops: bool) -> None:
+def test_vllm_holds_an_answer_to_the_schema_and_ends_with_it(
+    vllm_engine: Engine, chat: Chat, stops: bool
+) -> None:
     sampling = Sampling(max_tokens=60, stop=chat.stop if stops else (), schema=SCHEMA)
-    requests = [Request(row, chat.prompt(dialogue(QUESTIONS[0])), sampling, row) for row in range(20)]
+    requests = [
+        Request(row, chat.prompt(dialogue(QUESTIONS[0])), sampling, row) for row in range(20)
+    ]
     done = by_row(vllm_engine, requests)
     assert {completion.finish_reason for completion in done.values()} == {"stop"}
     answers = [json.loads(chat.decode(completion.tokens)) for completion in done.values()]
@@ -143,7 +178,9 @@ def test_vllm_holds_an_answer_to_the_schema_and_ends_with_it(vllm_engine: Engine
     assert by_row(vllm_engine, requests[3:4]) == {3: done[3]}
 
 
-def test_transformers_takes_a_schema_and_draws_as_without(transformers_engine: Engine, chat: Chat) -> None:
+def test_transformers_takes_a_schema_and_draws_as_without(
+    transformers_engine: Engine, chat: Chat
+) -> None:
     expected = by_row(transformers_engine, answers(chat))
     assert by_row(transformers_engine, answers(chat, schema=SCHEMA)) == expected
 
@@ -169,7 +206,9 @@ def test_what_vllm_refuses_is_an_error_of_one_line_that_names_the_row(
 # --- where an answer ends -------------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_reaches_a_stop_says_stop_and_does_not_return_it(engine: Engine, chat: Chat) -> None:
+def test_an_answer_that_reaches_a_stop_says_stop_and_does_not_return_it(
+    engine: Engine, chat: Chat
+) -> None:
     done = by_row(engine, answers(chat))
     for row, whole in done.items():
         assert whole.finish_reason == "stop" and not set(whole.tokens) & set(chat.stop)
@@ -200,7 +239,9 @@ def test_an_answer_stops_where_the_model_can_read_no_further(engine: Any, chat: 
 
 def test_a_prompt_without_room_is_an_error_that_names_the_row(engine: Any, chat: Chat) -> None:
     full = Request(17, (chat.pre_query * engine.limit)[: engine.limit], Sampling(stop=chat.stop))
-    with pytest.raises(EngineError, match=rf"row 17: its prompt has {engine.limit} tokens and the model reads"):
+    with pytest.raises(
+        EngineError, match=rf"row 17: its prompt has {engine.limit} tokens and the model reads"
+    ):
         list(engine.complete([*own_questions(chat, 3), full]))
     assert len(by_row(engine, own_questions(chat, 3))) == 3
 
@@ -223,7 +264,9 @@ def test_completions_come_before_all_requests_are_read(engine: Engine, chat: Cha
     completions.close()  # type: ignore[attr-defined]
 
 
-def test_an_iteration_that_is_left_early_leaves_the_engine_usable(engine: Engine, chat: Chat) -> None:
+def test_an_iteration_that_is_left_early_leaves_the_engine_usable(
+    engine: Engine, chat: Chat
+) -> None:
     expected = by_row(engine, own_questions(chat, 5))
     left = engine.complete(own_questions(chat, 300))
     next(left)
@@ -238,11 +281,15 @@ def test_an_iteration_that_is_left_early_leaves_the_engine_usable(engine: Engine
     assert by_row(engine, own_questions(chat, 5)) == expected
 
 
-def test_the_questions_that_an_engine_makes_can_be_fed_back_as_they_come(engine: Engine, chat: Chat) -> None:
+def test_the_questions_that_an_engine_makes_can_be_fed_back_as_they_come(
+    engine: Engine, chat: Chat
+) -> None:
     def asked() -> Iterator[Request]:
         for question in engine.complete(own_questions(chat, 40)):
             tokens = (*chat.pre_query, *question.tokens, *chat.encode(chat.template.answer_header))
-            yield Request(question.row, tokens, Sampling(temperature=0.0, max_tokens=8, stop=chat.stop))
+            yield Request(
+                question.row, tokens, Sampling(temperature=0.0, max_tokens=8, stop=chat.stop)
+            )
 
     assert by_row(engine, asked()) == by_row(engine, list(asked()))
 
@@ -266,7 +313,9 @@ def test_none_waits_for_the_next_completion(engine: Engine, chat: Chat) -> None:
 
     def answer_to(question: Completion) -> Request:
         tokens = (*chat.pre_query, *question.tokens, *chat.encode(chat.template.answer_header))
-        return Request(1000 + question.row, tokens, Sampling(max_tokens=8, stop=chat.stop), question.row)
+        return Request(
+            1000 + question.row, tokens, Sampling(max_tokens=8, stop=chat.stop), question.row
+        )
 
     for completion in engine.complete(asked()):
         if completion.row < 1000:
@@ -284,11 +333,17 @@ def test_none_while_nothing_is_unanswered_is_a_bug(engine: Engine, chat: Chat) -
         list(engine.complete([*own_questions(chat, 1), *[None] * 5]))
 
 
-def test_rows_of_like_length_share_a_batch_and_none_waits_for_good(transformers_engine: Any, chat: Chat) -> None:
+def test_rows_of_like_length_share_a_batch_and_none_waits_for_good(
+    transformers_engine: Any, chat: Chat
+) -> None:
     """The long first row is not put off for ever by short ones that keep coming."""
     long = Request(0, chat.pre_query * 50, Sampling(temperature=0.0, max_tokens=1))
-    short = [Request(1 + k, chat.pre_query, Sampling(temperature=0.0, max_tokens=1)) for k in range(1200)]
-    place = [c.row for c in transformers_engine.complete([*short[:200], long, *short[200:]])].index(0)
+    short = [
+        Request(1 + k, chat.pre_query, Sampling(temperature=0.0, max_tokens=1)) for k in range(1200)
+    ]
+    place = [c.row for c in transformers_engine.complete([*short[:200], long, *short[200:]])].index(
+        0
+    )
     assert place <= 256
 
 
@@ -299,19 +354,28 @@ def test_scores_are_the_log_probabilities_of_a_forward_pass(
     engine: Engine, transformers_engine: Any, chat: Chat
 ) -> None:
     sequences = [request.tokens for request in answers(chat)]
-    sequences = [*sequences, sequences[0][:1], sequences[0], sequences[1][:40]]  # one token; a prefix seen before
+    sequences = [
+        *sequences,
+        sequences[0][:1],
+        sequences[0],
+        sequences[1][:40],
+    ]  # one token; a prefix seen before
     scores = list(engine.score(iter(sequences)))
     assert [len(row) for row in scores] == [len(tokens) - 1 for tokens in sequences]
     for tokens, row in zip(sequences, scores, strict=True):
         with torch.inference_mode():
-            expected = transformers_engine.model(torch.tensor([tokens])).logits[0, :-1].log_softmax(1)
+            expected = (
+                transformers_engine.model(torch.tensor([tokens])).logits[0, :-1].log_softmax(1)
+            )
         expected = expected.gather(1, torch.tensor(tokens[1:], dtype=torch.long)[:, None])[:, 0]
         assert row == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_scores_come_in_the_order_of_the_sequences(engine: Engine, chat: Chat) -> None:
     sequences = [chat.pre_query * (1 + (7 * k) % 11) for k in range(40)]
-    assert [len(row) + 1 for row in engine.score(sequences)] == [len(tokens) for tokens in sequences]
+    assert [len(row) + 1 for row in engine.score(sequences)] == [
+        len(tokens) for tokens in sequences
+    ]
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -319,7 +383,9 @@ def test_scores_come_in_the_order_of_the_sequences(engine: Engine, chat: Chat) -
 
 def test_ctrl_c_does_not_reach_the_processes_of_vllm(vllm_engine: Engine, chat: Chat) -> None:
     """A terminal sends SIGINT to them as well, and vLLM would end of it."""
-    processes = [p for p in psutil.Process().children(recursive=True) if "VLLM" in "".join(p.cmdline())]
+    processes = [
+        p for p in psutil.Process().children(recursive=True) if "VLLM" in "".join(p.cmdline())
+    ]
     assert len(processes) >= 2
     completions = vllm_engine.complete(own_questions(chat, 600))
     done = [next(completions)]
@@ -353,11 +419,17 @@ def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
 def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(vllm_engine: Engine, chat: Chat) -> None:
     others = psutil.Process().children()
     engine = load_engine("nano", "vllm")
-    (core,) = [p for p in psutil.Process().children() if p not in others and "EngineCore" in "".join(p.cmdline())]
+    (core,) = [
+        p
+        for p in psutil.Process().children()
+        if p not in others and "EngineCore" in "".join(p.cmdline())
+    ]
     completions = engine.complete(own_questions(chat, 600))
     next(completions)
     core.kill()
-    with pytest.raises(EngineError, match="^vLLM's process ended: it said nothing, so perhaps it was killed"):
+    with pytest.raises(
+        EngineError, match="^vLLM's process ended: it said nothing, so perhaps it was killed"
+    ):
         list(completions)
     engine.close()
 
@@ -366,13 +438,18 @@ def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(vllm_engine: Engine, c
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
-    with pytest.raises(EngineError, match="no engine 'vlm'; known are vllm, openai, transformers; did you mean 'vllm'"):
+    with pytest.raises(
+        EngineError,
+        match="no engine 'vlm'; known are vllm, openai, transformers; did you mean 'vllm'",
+    ):
         load_engine("nano", "vlm")
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_an_unknown_model_names_the_known_ones(name: str) -> None:
-    with pytest.raises(EngineError, match="neither a folder here, nor a Hub id .*; did you mean 'llama3"):
+    with pytest.raises(
+        EngineError, match="neither a folder here, nor a Hub id .*; did you mean 'llama3"
+    ):
         load_engine("llama33", name)
 
 

@@ -16,7 +16,12 @@ from replaykit.runs import open_step
 from replaykit.settings import Generate, Prompts
 from replaykit.sources.estimate import GPUS, estimate, measured
 
-LLAMA_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+}
 LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8}
 STATS = {
     "questions": 1000,
@@ -29,7 +34,11 @@ STATS = {
 
 
 def guess(settings: Generate | None = None, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"model": "nano", "settings": settings or Generate(n=1000), "engine_name": "vllm"}
+    given: dict[str, Any] = {
+        "model": "nano",
+        "settings": settings or Generate(n=1000),
+        "engine_name": "vllm",
+    }
     return estimate(**given | options)
 
 
@@ -57,9 +66,13 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 # --- parameters -----------------------------------------------------------------------------------------------------
 
 
-def test_parameters_are_counted_exactly_and_without_weights(eight_billion: str, transformers_engine: Any) -> None:
+def test_parameters_are_counted_exactly_and_without_weights(
+    eight_billion: str, transformers_engine: Any
+) -> None:
     assert guess(model=eight_billion)["parameters"] == 8_030_261_248
-    assert guess()["parameters"] == sum(weight.numel() for weight in transformers_engine.model.parameters())
+    assert guess()["parameters"] == sum(
+        weight.numel() for weight in transformers_engine.model.parameters()
+    )
 
 
 def test_a_model_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
@@ -109,7 +122,12 @@ def test_questions_of_the_users_own_cost_no_tokens(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"question {k}"}) + "\n" for k in range(30)))
     found = guess(Generate(prompts=Prompts(path=str(path))))
-    assert (found["rows"], found["draw"], found["question_tokens"], found["answer_tokens"]) == (30, 30, 0, 30 * 386)
+    assert (found["rows"], found["draw"], found["question_tokens"], found["answer_tokens"]) == (
+        30,
+        30,
+        0,
+        30 * 386,
+    )
     assert found["text"][1] == "about 11,580 tokens of answers (386 each, assumed)"
     assert guess(Generate(n=19, prompts=Prompts(path=str(path))))["draw"] == 20
     with pytest.raises(DataError):
@@ -117,7 +135,9 @@ def test_questions_of_the_users_own_cost_no_tokens(tmp_path: Path) -> None:
 
 
 def test_measured_rows_take_the_place_of_each_assumption() -> None:
-    found = guess(ledger_stats=STATS | {"tokens_per_second": 1000.0, "model": "nano", "engine": "vllm"})
+    found = guess(
+        ledger_stats=STATS | {"tokens_per_second": 1000.0, "model": "nano", "engine": "vllm"}
+    )
     assert (found["yield"], found["draw"]) == (0.5, 1000)
     assert (found["question_tokens"], found["answer_tokens"]) == (12_000, 16_000)
     assert found["hours"] == pytest.approx(28 / 3600)
@@ -125,7 +145,8 @@ def test_measured_rows_take_the_place_of_each_assumption() -> None:
         key: found["basis"][key] for key in ("yield", "question_tokens", "answer_tokens", "speed")
     } == dict.fromkeys(("yield", "question_tokens", "answer_tokens", "speed"), "measured")
     assert (
-        found["text"][0] == "1,000 rows, 500 of them there already: about 1,000 to draw at a yield of 50 % (measured)"
+        found["text"][0]
+        == "1,000 rows, 500 of them there already: about 1,000 to draw at a yield of 50 % (measured)"
     )
     assert "about 28 seconds on 2 CPU cores at 1,000 tokens/s (measured here)" in found["text"]
 
@@ -136,7 +157,14 @@ def test_a_finished_run_has_nothing_left_to_draw() -> None:
 
 
 def test_a_few_rows_measure_nothing() -> None:
-    few = {"questions": 20, "question_tokens": 2000, "answers": 18, "answer_tokens": 9, "made": 20, "kept": 1}
+    few = {
+        "questions": 20,
+        "question_tokens": 2000,
+        "answers": 18,
+        "answer_tokens": 9,
+        "made": 20,
+        "kept": 1,
+    }
     found = guess(ledger_stats=few)
     assert found["basis"]["yield"] == found["basis"]["question_tokens"] == "assumed"
     assert found["draw"] == 1249  # for the 999 that are missing
@@ -214,13 +242,20 @@ def test_on_a_cpu_the_embedded_models_speed_is_scaled_by_parameters_and_cores(
 ) -> None:
     assert guess()["tokens_per_second"] == pytest.approx(6500, rel=0.01)
     assert guess()["cost"] is None
-    assert "the embedded model on two cores, scaled by 1.97M parameters and 2 cores" in guess()["text"][2]
+    assert (
+        "the embedded model on two cores, scaled by 1.97M parameters and 2 cores"
+        in guess()["text"][2]
+    )
     monkeypatch.setattr(os, "cpu_count", lambda: 32)
-    assert guess(model=eight_billion)["tokens_per_second"] == pytest.approx(6500 * 16 * 1.97e6 / 8.03e9, abs=0.1)
+    assert guess(model=eight_billion)["tokens_per_second"] == pytest.approx(
+        6500 * 16 * 1.97e6 / 8.03e9, abs=0.1
+    )
     assert guess(price_per_hour=2.0)["cost"] == pytest.approx(guess()["hours"] * 2)
 
 
-def test_on_an_a100_it_is_the_papers_speed(eight_billion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_an_a100_it_is_the_papers_speed(
+    eight_billion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     on_gpu(monkeypatch, "NVIDIA A100-SXM4-80GB")
     found = guess(model=eight_billion)
     assert found["tokens_per_second"] == pytest.approx(1720, rel=0.01)
@@ -234,16 +269,25 @@ def test_on_an_a100_it_is_the_papers_speed(eight_billion: str, monkeypatch: pyte
     ]
 
 
-def test_the_papers_larger_model_is_foreseen_within_a_fifth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_papers_larger_model_is_foreseen_within_a_fifth(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from transformers import LlamaConfig
 
-    large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    large = {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
     LlamaConfig(**LLAMA_8B | large).save_pretrained(tmp_path)
     on_gpu(monkeypatch, "NVIDIA A100-SXM4-80GB")
     assert guess(model=str(tmp_path))["tokens_per_second"] == pytest.approx(216, rel=0.2)
 
 
-def test_several_gpus_are_faster_and_cost_as_much(eight_billion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_gpus_are_faster_and_cost_as_much(
+    eight_billion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     on_gpu(monkeypatch, "NVIDIA A100-SXM4-80GB")
     one, four = guess(model=eight_billion), guess(model=eight_billion, workers=2, tensor_parallel=2)
     assert four["hours"] == pytest.approx(one["hours"] / 4)
@@ -278,13 +322,19 @@ def test_a_gpu_is_known_by_its_name(
     eight_billion: str, monkeypatch: pytest.MonkeyPatch, name: str, bandwidth: float
 ) -> None:
     on_gpu(monkeypatch, name)
-    assert guess(model=eight_billion)["tokens_per_second"] == pytest.approx(1720 * bandwidth / 2.04, rel=0.001)
+    assert guess(model=eight_billion)["tokens_per_second"] == pytest.approx(
+        1720 * bandwidth / 2.04, rel=0.001
+    )
 
 
-def test_the_table_has_no_line_that_an_earlier_one_hides(eight_billion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_no_line_that_an_earlier_one_hides(
+    eight_billion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert len({gpu.pattern for gpu in GPUS}) == len(GPUS) > 15
     for gpu in GPUS:
-        on_gpu(monkeypatch, gpu.pattern.split("|")[0].replace(r"\b", " ").replace(".*", " ").strip())
+        on_gpu(
+            monkeypatch, gpu.pattern.split("|")[0].replace(r"\b", " ").replace(".*", " ").strip()
+        )
         assert guess(model=eight_billion)["price_per_hour"] == gpu.price
 
 
@@ -294,15 +344,25 @@ def test_a_small_model_is_not_promised_millions_of_tokens(monkeypatch: pytest.Mo
     assert guess(engine_name="transformers")["tokens_per_second"] == 10_000
 
 
-def test_of_an_unknown_gpu_and_of_a_server_the_time_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_an_unknown_gpu_and_of_a_server_the_time_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     on_gpu(monkeypatch, "Imaginary 9000")
     for found, why in (
-        (guess(), "how long Imaginary 9000 will take is not known: its memory bandwidth is not in replaykit's table"),
-        (guess(engine_name="openai"), "how long the server will take is not known: its speed is not known here"),
+        (
+            guess(),
+            "how long Imaginary 9000 will take is not known: its memory bandwidth is not in replaykit's table",
+        ),
+        (
+            guess(engine_name="openai"),
+            "how long the server will take is not known: its speed is not known here",
+        ),
     ):
         assert (found["hours"], found["cost"], found["basis"]["speed"]) == (None, None, "unknown")
         assert found["text"][-1] == why
-    known = guess(engine_name="openai", ledger_stats=STATS | {"tokens_per_second": 50.0}, price_per_hour=1.0)
+    known = guess(
+        engine_name="openai", ledger_stats=STATS | {"tokens_per_second": 50.0}, price_per_hour=1.0
+    )
     assert known["hours"] == pytest.approx(28_000 / 50 / 3600)
     assert known["cost"] == pytest.approx(known["hours"])
 

@@ -58,7 +58,9 @@ def tiny(*, tied: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.
 
 
 def lora(network: Any, **options: Any) -> Any:
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **options
+    )
     adapted = peft.get_peft_model(network, config)
     return adapted.to(network.dtype)
 
@@ -80,14 +82,18 @@ def row(tokens: Sequence[int], begins: int) -> Batch:
 def some_rows(count: int, seed: int = 0) -> list[Batch]:
     draw = torch.Generator().manual_seed(seed)
     lengths = [5 + k % 4 for k in range(count)]
-    return [row(torch.randint(WORDS, (n,), generator=draw).tolist(), begins=2 + n % 2) for n in lengths]
+    return [
+        row(torch.randint(WORDS, (n,), generator=draw).tolist(), begins=2 + n % 2) for n in lengths
+    ]
 
 
 def run_of(model: Any, rows: Sequence[Batch], folder: Path, *, adapter: bool = False) -> Run:
     def load_base() -> nn.Module:
         raise AssertionError("the model is the base still, so it need not be loaded once more")
 
-    return Run(model=model, adapter=adapter, folder=folder, replay=lambda: iter(rows), load_base=load_base)
+    return Run(
+        model=model, adapter=adapter, folder=folder, replay=lambda: iter(rows), load_base=load_base
+    )
 
 
 def begun(remedy: Any, *where: Any, **options: Any) -> Any:
@@ -96,7 +102,9 @@ def begun(remedy: Any, *where: Any, **options: Any) -> Any:
 
 
 def nll(model: Any, batch: Batch) -> torch.Tensor:
-    return nn.functional.cross_entropy(model(**inputs(batch)).logits[0], batch["labels"][0], reduction="sum")
+    return nn.functional.cross_entropy(
+        model(**inputs(batch)).logits[0], batch["labels"][0], reduction="sum"
+    )
 
 
 def squares(model: Any, rows: Sequence[Batch]) -> dict[str, torch.Tensor]:
@@ -128,11 +136,19 @@ def with_zero_gradients(model: Any) -> Any:
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
-    return {name: given.grad.clone() for name, given in model.named_parameters() if given.grad is not None}
+    return {
+        name: given.grad.clone()
+        for name, given in model.named_parameters()
+        if given.grad is not None
+    }
 
 
 def same(
-    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], *, rtol: float = 1e-5, atol: float = 1e-7
+    one: dict[str, torch.Tensor],
+    other: dict[str, torch.Tensor],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-7,
 ) -> bool:
     return bool(one) and one.keys() == other.keys() and all(
         torch.allclose(one[name], other[name].to(one[name].dtype), rtol=rtol, atol=atol) for name in one
@@ -150,7 +166,9 @@ def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic
     known /= known.mean()
 
     model = copy.deepcopy(base)
-    remedy = begun(Ewc(training_settings.Ewc(strength=0.3)), model, [row([1, y], 1) for y in answers], tmp_path)
+    remedy = begun(
+        Ewc(training_settings.Ewc(strength=0.3)), model, [row([1, y], 1) for y in answers], tmp_path
+    )
     with_zero_gradients(moved(model))
     remedy.gradients()
     theta = model.theta.detach().clone().requires_grad_()
@@ -164,7 +182,9 @@ def test_the_fisher_information_is_that_of_single_rows(tied):
     base, rows = tiny(tied=tied), some_rows(6)
     fisher = ewc.diagonal_fisher(copy.deepcopy(base), rows)
     assert same(fisher, squares(base, rows))
-    assert torch.cat([values.flatten() for values in fisher.values()]).mean() == pytest.approx(1, abs=1e-5)
+    assert torch.cat([values.flatten() for values in fisher.values()]).mean() == pytest.approx(
+        1, abs=1e-5
+    )
     assert all(values.dtype == torch.float32 for values in fisher.values())
 
 
@@ -255,7 +275,9 @@ def test_an_encoder_decoder_has_a_fisher_information_in_both_forms():
     assert same(ewc.diagonal_fisher(copy.deepcopy(base), rows), squares(base, rows))
     options = peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")
     kronecker = ewc.kronecker_fisher(peft.get_peft_model(base, options), rows)
-    assert len(kronecker) == 2 * (6 + 2 * 10)  # two vectors for 6 layers of the encoder's block and 10 of the decoder's
+    assert len(kronecker) == 2 * (
+        6 + 2 * 10
+    )  # two vectors for 6 layers of the encoder's block and 10 of the decoder's
     assert all(values.isfinite().all() and values.any() for values in kronecker.values())
 
 
@@ -290,8 +312,12 @@ def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
         sum(nll(model, batch) for batch in rows).backward()
         before = gradients(model)
         remedy.gradients()
-        added = torch.cat([(after - before[name]).flatten() for name, after in gradients(model).items()])
-        norms.append(float(added.norm() / torch.cat([given.flatten() for given in before.values()]).norm()))
+        added = torch.cat(
+            [(after - before[name]).flatten() for name, after in gradients(model).items()]
+        )
+        norms.append(
+            float(added.norm() / torch.cat([given.flatten() for given in before.values()]).norm())
+        )
         optimiser.step()
     assert norms[0] == 0  # the parameters are the base's
     assert norms[1:] == pytest.approx([0.1] * 3)
@@ -324,7 +350,8 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
         fisher = squares(base, replay)
         pairs = zip(model.named_parameters(), base.parameters(), strict=True)
         distances[strength] = sum(
-            float((fisher[name] * (given - own).detach() ** 2).sum()) for (name, given), own in pairs
+            float((fisher[name] * (given - own).detach() ** 2).sum())
+            for (name, given), own in pairs
         )
     assert distances[3.0] < distances[0.0] / 2
 
@@ -334,7 +361,9 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("options", [{}, {"auto": 0.1}])
-def test_a_resumed_run_reads_the_fisher_information_and_has_the_same_gradients(tmp_path, monkeypatch, adapter, options):
+def test_a_resumed_run_reads_the_fisher_information_and_has_the_same_gradients(
+    tmp_path, monkeypatch, adapter, options
+):
     model, rows = tiny(dtype=torch.float32), some_rows(4)
     model = lora(model) if adapter else model
     resumed = copy.deepcopy(model)
@@ -363,7 +392,17 @@ def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_
 
     before = written(base, rows)
     assert written(base, rows, strength=9.0) == before
-    assert len({before, written(base, rows[:3]), written(base, rows, rows=2), written(moved(tiny()), rows)}) == 4
+    assert (
+        len(
+            {
+                before,
+                written(base, rows[:3]),
+                written(base, rows, rows=2),
+                written(moved(tiny()), rows),
+            }
+        )
+        == 4
+    )
     file.write_bytes(before[:100])
     assert written(base, rows) == before
     assert [path.name for path in tmp_path.iterdir()] == [ewc.FISHER_FILE]
@@ -380,7 +419,9 @@ def test_with_hard_the_chosen_parameters_never_move_further_than_told(tmp_path):
     limit = torch.cat([values.flatten() for values in fisher.values()]).sort(descending=True).values
     limit = limit[round(0.1 * len(limit)) - 1] * (1 - 1e-6)
     for _ in range(3):
-        free = {name: given.detach().clone() for name, given in moved(model, by=0.5).named_parameters()}
+        free = {
+            name: given.detach().clone() for name, given in moved(model, by=0.5).named_parameters()
+        }
         remedy.stepped()
         bounded, at_limit = 0, 0
         for (name, now), own in zip(model.named_parameters(), base.parameters(), strict=True):
@@ -396,8 +437,14 @@ def test_with_hard_the_chosen_parameters_never_move_further_than_told(tmp_path):
     assert not any(values.any() for values in gradients(model).values())
 
 
-@given(values=st.lists(st.integers(0, 40), min_size=1, max_size=60), share=st.floats(0.01, 1.0), cut=st.integers(0, 60))
-def test_the_highest_are_those_of_a_sorted_list_with_all_ties(values: list[int], share: float, cut: int) -> None:
+@given(
+    values=st.lists(st.integers(0, 40), min_size=1, max_size=60),
+    share=st.floats(0.01, 1.0),
+    cut=st.integers(0, 60),
+)
+def test_the_highest_are_those_of_a_sorted_list_with_all_ties(
+    values: list[int], share: float, cut: int
+) -> None:
     fisher = torch.tensor(values, dtype=torch.float32) * 0.37
     found = ewc.highest({"a": fisher[:cut], "b": fisher[cut:]}, share)
     limit = max(sorted(values, reverse=True)[max(1, round(share * len(values))) - 1], 1)
@@ -427,7 +474,11 @@ def test_the_kronecker_penalty_is_the_sum_over_the_whole_matrix(
 
 
 def layer_names(base: Any) -> list[str]:
-    return [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    return [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    ]
 
 
 def test_a_row_of_one_position_has_exactly_the_kronecker_form():
@@ -435,7 +486,9 @@ def test_a_row_of_one_position_has_exactly_the_kronecker_form():
     rows[0] = {name: given[:, :1] if given.dim() == 2 else given for name, given in rows[0].items()}
     fisher = ewc.kronecker_fisher(lora(copy.deepcopy(base)), rows)
     named = {name: base.get_submodule(name).weight for name in layer_names(base)}
-    found = dict(zip(named, torch.autograd.grad(nll(base, rows[0]), list(named.values())), strict=True))
+    found = dict(
+        zip(named, torch.autograd.grad(nll(base, rows[0]), list(named.values())), strict=True)
+    )
     mean = torch.cat([gradient.flatten() ** 2 for gradient in found.values()]).mean()
     for name, gradient in found.items():
         u, v = (fisher[f"base_model.model.{name}.{part}"].double() for part in "uv")
@@ -449,11 +502,15 @@ def test_u_is_a_sum_and_v_a_mean_over_positions_of_the_base_whatever_the_adapter
     u, v = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name in names:
-        base.get_submodule(name).register_forward_hook(lambda _, a, out, name=name: seen.update({name: (a[0], out)}))
+        base.get_submodule(name).register_forward_hook(
+            lambda _, a, out, name=name: seen.update({name: (a[0], out)})
+        )
     positions = sum(batch["input_ids"].shape[1] for batch in rows)
     for batch in rows:
         loss = nll(base, batch)
-        for name, gradient in zip(names, torch.autograd.grad(loss, [seen[name][1] for name in names]), strict=True):
+        for name, gradient in zip(
+            names, torch.autograd.grad(loss, [seen[name][1] for name in names]), strict=True
+        ):
             u[name] += (gradient[0] ** 2).sum(dim=0) / len(rows)
             v[name] += (seen[name][0][0] ** 2).sum(dim=0).detach() / positions
     products = [torch.outer(u[name], v[name]) for name in names]
@@ -475,7 +532,11 @@ def test_u_is_a_sum_and_v_a_mean_over_positions_of_the_base_whatever_the_adapter
 def test_the_penalty_under_lora_is_that_of_the_materialised_matrices(tmp_path, kind):
     adapted, rows = moved(lora(tiny())), some_rows(5)
     with_zero_gradients(adapted)
-    remedy = Ewc(training_settings.Ewc(strength=0.4)) if kind == "ewc" else L2sp(training_settings.L2sp(strength=0.4))
+    remedy = (
+        Ewc(training_settings.Ewc(strength=0.4))
+        if kind == "ewc"
+        else L2sp(training_settings.L2sp(strength=0.4))
+    )
     begun(remedy, adapted, rows, tmp_path, adapter=True).gradients()
     fisher = ewc.kronecker_fisher(adapted, rows) if kind == "ewc" else None
     layers = ewc.lora_layers(adapted)
@@ -483,7 +544,11 @@ def test_the_penalty_under_lora_is_that_of_the_materialised_matrices(tmp_path, k
     explicit = torch.zeros((), dtype=torch.float64)
     for name in layers:
         change = adapted.get_submodule(name).get_delta_weight("default")
-        weight = torch.outer(fisher[f"{name}.u"], fisher[f"{name}.v"]).double() if fisher else torch.ones_like(change)
+        weight = (
+            torch.outer(fisher[f"{name}.u"], fisher[f"{name}.v"]).double()
+            if fisher
+            else torch.ones_like(change)
+        )
         explicit = explicit + (weight * change**2).sum()
     own = {name: given for name, given in adapted.named_parameters() if given.requires_grad}
     expected = torch.autograd.grad(0.4 / 2 * explicit, list(own.values()))
@@ -495,7 +560,9 @@ def test_the_penalty_under_lora_makes_no_tensor_larger_than_the_adapter_s(tmp_pa
     class Largest(TorchDispatchMode):
         numbers = 0
 
-        def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, call: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             made = call(*args, **(kwargs or {}))
             self.numbers = max(self.numbers, made.numel() if isinstance(made, torch.Tensor) else 0)
             return made
@@ -520,16 +587,20 @@ def test_under_lora_what_is_kept_is_two_vectors_a_layer(tmp_path):
         layer.a.shape[1] + layer.b.shape[0] for layer in layers.values()
     )
     sums = [float(kept[f"{name}.u"].sum() * kept[f"{name}.v"].sum()) for name in layers]
-    assert sum(sums) / sum(layer.a.shape[1] * layer.b.shape[0] for layer in layers.values()) == pytest.approx(
-        1, rel=1e-5
-    )
+    assert sum(sums) / sum(
+        layer.a.shape[1] * layer.b.shape[0] for layer in layers.values()
+    ) == pytest.approx(1, rel=1e-5)
 
 
 def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: Chat):
-    records = [Record(dialogue(task.prompt, task.answer), "generate") for task in world.draw_old(4, seed=1)]
+    records = [
+        Record(dialogue(task.prompt, task.answer), "generate") for task in world.draw_old(4, seed=1)
+    ]
     planned = batches.Planned(records, chat)
     rows = [batches.collate([planned[k]], pad=0) for k in range(4)]
-    adapted = peft.get_peft_model(models.load_model("nano"), peft.LoraConfig(r=4, target_modules="all-linear"))
+    adapted = peft.get_peft_model(
+        models.load_model("nano"), peft.LoraConfig(r=4, target_modules="all-linear")
+    )
     remedy = begun(Ewc(training_settings.Ewc(strength=1.0)), adapted, rows, tmp_path, adapter=True)
     with_zero_gradients(moved(adapted, by=0.01))
     remedy.gradients()
@@ -554,15 +625,26 @@ def test_rows_without_an_answer_and_broken_models_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"use_dora": True}, "without DoRA"), ({"target_modules": ["embed_tokens"]}, "linear layers only")],
+    [
+        ({"use_dora": True}, "without DoRA"),
+        ({"target_modules": ["embed_tokens"]}, "linear layers only"),
+    ],
 )
 def test_adapters_of_another_form_are_refused(tmp_path, options, told):
-    config = peft.LoraConfig(**({"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options))
+    config = peft.LoraConfig(
+        **({"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options)
+    )
     for remedy in (Ewc(training_settings.Ewc()), L2sp(training_settings.L2sp())):
         with pytest.raises(RecipeError, match=told):
-            remedy.begin(run_of(peft.get_peft_model(tiny(), config), some_rows(2), tmp_path, adapter=True))
+            remedy.begin(
+                run_of(peft.get_peft_model(tiny(), config), some_rows(2), tmp_path, adapter=True)
+            )
 
 
 def test_the_recipe_chooses_both_by_their_names():
-    assert [type(remedy) for remedy in chosen(training_settings.Remedies(ewc=training_settings.Ewc()))] == [Ewc]
-    assert [type(remedy) for remedy in chosen(training_settings.Remedies(l2sp=training_settings.L2sp()))] == [L2sp]
+    assert [
+        type(remedy) for remedy in chosen(training_settings.Remedies(ewc=training_settings.Ewc()))
+    ] == [Ewc]
+    assert [
+        type(remedy) for remedy in chosen(training_settings.Remedies(l2sp=training_settings.L2sp()))
+    ] == [L2sp]

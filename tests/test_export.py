@@ -23,28 +23,41 @@ from replaykit.training_settings import Mix, Train
 
 SUMS = [Record(dialogue(f"{a} + 2?", f"It is {a + 2}."), "target") for a in range(40)]
 TALKS = [
-    Record((*dialogue("Name a tree", "Oak", system="Be brief."), *dialogue(f"And number {n}?", "Elm")), "generate")
+    Record(
+        (*dialogue("Name a tree", "Oak", system="Be brief."), *dialogue(f"And number {n}?", "Elm")),
+        "generate",
+    )
     for n in range(5)
 ]
 TRAIN = Train(batch_rows=8, micro_batch_rows=3, max_tokens=200, learning_rate=1e-3)
 
 
-def mixed(folder: Path, chat: Chat, *, train: Train = TRAIN, replay: list[Record] | None = None) -> Mixture:
+def mixed(
+    folder: Path, chat: Chat, *, train: Train = TRAIN, replay: list[Record] | None = None
+) -> Mixture:
     """A small mixture, written as the step mix writes it."""
     rows = {"generate": TALKS if replay is None else replay}
-    made = mix(SUMS, rows, chat=chat, settings=Mix(ratio=0.2, near_duplicate=None), train=train, seed=1)
+    made = mix(
+        SUMS, rows, chat=chat, settings=Mix(ratio=0.2, near_duplicate=None), train=train, seed=1
+    )
     write_jsonl(folder / "rows.jsonl", made.lines())
     return made
 
 
-def exported(name: str, folder: Path, chat: Chat, **options: Any) -> tuple[Path, list[tuple[list[int], list[int]]]]:
+def exported(
+    name: str, folder: Path, chat: Chat, **options: Any
+) -> tuple[Path, list[tuple[list[int], list[int]]]]:
     """Where an export is, and the token ids and labels of the rows in their order."""
     made = mixed(folder, chat, **options)
     place = export([name], folder, model="nano", chat=chat, train=options.get("train", TRAIN))[name]
     assert place == folder.resolve() / "export" / name
     assert not list(place.parent.glob(".*"))  # nothing half-made stays
-    examples = [chat.example(made.rows[slot.source][slot.row]) for step in made.steps for slot in step]
-    labels = [[t if loss else -100 for t, loss in zip(e.tokens, e.loss, strict=True)] for e in examples]
+    examples = [
+        chat.example(made.rows[slot.source][slot.row]) for step in made.steps for slot in step
+    ]
+    labels = [
+        [t if loss else -100 for t, loss in zip(e.tokens, e.loss, strict=True)] for e in examples
+    ]
     return place, [(list(e.tokens), row) for e, row in zip(examples, labels, strict=True)]
 
 
@@ -63,12 +76,16 @@ def config(place: Path) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
 def test_trl_trains_on_our_labels_in_our_order(tmp_path: Path, chat: Chat) -> None:
     place, rows = exported("trl", tmp_path, chat)
-    made = runpy.run_path(str(place / "train.py"))  # builds the trainer; only as a program it trains
+    made = runpy.run_path(
+        str(place / "train.py")
+    )  # builds the trainer; only as a program it trains
     trainer = made["trainer"]
     given = list(trainer.get_train_dataloader())
     seen = []
     for batch in given:
-        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        for ids, labels, mask in zip(
+            batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+        ):
             length = int(mask.sum())
             seen.append((ids[:length].tolist(), labels[:length].tolist()))
             assert (labels[length:] == -100).all()
@@ -83,22 +100,35 @@ def test_trl_trains_on_our_labels_in_our_order(tmp_path: Path, chat: Chat) -> No
 
 
 def test_trl_gets_the_adapter_of_the_recipe(tmp_path: Path, chat: Chat) -> None:
-    place, _ = exported("trl", tmp_path, chat, train=TRAIN.model_copy(update={"method": "lora", "rank": 4}))
+    place, _ = exported(
+        "trl", tmp_path, chat, train=TRAIN.model_copy(update={"method": "lora", "rank": 4})
+    )
     script = (place / "train.py").read_text()
     assert "from peft import LoraConfig" in script
     assert "peft_config=LoraConfig(r=4, lora_alpha=32, target_modules='all-linear')" in script
     compile(script, "train.py", "exec")
 
 
-def test_axolotl_gets_what_it_takes_as_tokenised_and_is_told_not_to_shuffle(tmp_path: Path, chat: Chat) -> None:
+def test_axolotl_gets_what_it_takes_as_tokenised_and_is_told_not_to_shuffle(
+    tmp_path: Path, chat: Chat
+) -> None:
     place, rows = exported("axolotl", tmp_path, chat)
     found = columns(place / "rows.parquet")
-    assert set(found) == {"input_ids", "attention_mask", "labels"}  # these three make it tokenised; no other is dropped
+    assert set(found) == {
+        "input_ids",
+        "attention_mask",
+        "labels",
+    }  # these three make it tokenised; no other is dropped
     assert list(zip(found["input_ids"], found["labels"], strict=True)) == rows
     assert found["attention_mask"] == [[1] * len(ids) for ids, _ in rows]
     settings = config(place)
     (data,) = settings["datasets"]
-    assert data == {"path": str(place / "rows.parquet"), "ds_type": "parquet", "split": "train", "type": None}
+    assert data == {
+        "path": str(place / "rows.parquet"),
+        "ds_type": "parquet",
+        "split": "train",
+        "type": None,
+    }
     assert settings["curriculum_sampling"] is True
     for off in ("shuffle_merged_datasets", "sample_packing", "group_by_length", "val_set_size"):
         assert not settings[off]
@@ -106,11 +136,15 @@ def test_axolotl_gets_what_it_takes_as_tokenised_and_is_told_not_to_shuffle(tmp_
     assert settings["sequence_len"] >= max(len(ids) for ids, _ in rows)  # it drops longer ones
 
 
-def test_llamafactory_gets_a_tokenised_path_and_conversations_beside_it(tmp_path: Path, chat: Chat) -> None:
+def test_llamafactory_gets_a_tokenised_path_and_conversations_beside_it(
+    tmp_path: Path, chat: Chat
+) -> None:
     import datasets
 
     place, rows = exported("llamafactory", tmp_path, chat)
-    loaded = datasets.load_from_disk(str(place / "tokenized"))["train"]  # as its data/loader.py does
+    loaded = datasets.load_from_disk(str(place / "tokenized"))[
+        "train"
+    ]  # as its data/loader.py does
     assert set(loaded.column_names) == {"input_ids", "attention_mask", "labels"}
     assert list(zip(loaded["input_ids"], loaded["labels"], strict=True)) == rows
     settings = config(place)
@@ -119,23 +153,37 @@ def test_llamafactory_gets_a_tokenised_path_and_conversations_beside_it(tmp_path
     assert settings["packing"] is settings["mask_history"] is settings["train_on_prompt"] is False
     assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 8
     (info,) = [json.loads((place / "dataset_info.json").read_text())[settings["dataset"]]]
-    talks = [json.loads(line)["messages"] for line in (place / info["file_name"]).read_text().splitlines()]
+    talks = [
+        json.loads(line)["messages"]
+        for line in (place / info["file_name"]).read_text().splitlines()
+    ]
     assert len(talks) == len(rows)
     tags = info["tags"]
-    for talk in talks:  # a system message, then questions and answers in turns; another row it would skip
-        turns = [turn[tags["role_tag"]] for turn in talk if turn[tags["role_tag"]] != tags["system_tag"]]
+    for (
+        talk
+    ) in talks:  # a system message, then questions and answers in turns; another row it would skip
+        turns = [
+            turn[tags["role_tag"]] for turn in talk if turn[tags["role_tag"]] != tags["system_tag"]
+        ]
         assert turns == [tags["user_tag"], tags["assistant_tag"]] * (len(turns) // 2)
 
 
-def test_ms_swift_gets_conversations_with_a_flag_for_each_answer(tmp_path: Path, chat: Chat) -> None:
+def test_ms_swift_gets_conversations_with_a_flag_for_each_answer(
+    tmp_path: Path, chat: Chat
+) -> None:
     place, rows = exported("ms-swift", tmp_path, chat)
     lines = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
     assert len(lines) == len(rows)
     assert {line["channel"] for line in lines} == {"target", "generate"}
     for line, (_, labels) in zip(lines, rows, strict=True):
-        runs = sum(here != -100 and before == -100 for before, here in zip([-100, *labels], labels, strict=False))
+        runs = sum(
+            here != -100 and before == -100
+            for before, here in zip([-100, *labels], labels, strict=False)
+        )
         assert sum(message.get("loss", False) for message in line["messages"]) == runs
-        assert all(("loss" in message) is (message["role"] == "assistant") for message in line["messages"])
+        assert all(
+            ("loss" in message) is (message["role"] == "assistant") for message in line["messages"]
+        )
     settings = config(place)
     for off in ("dataset_shuffle", "train_dataloader_shuffle", "packing", "split_dataset_ratio"):
         assert not settings[off]
@@ -146,12 +194,20 @@ def test_ms_swift_gets_conversations_with_a_flag_for_each_answer(tmp_path: Path,
 def test_an_answer_that_opens_a_conversation_is_flagged_as_without_loss(chat: Chat) -> None:
     turns = ({"role": "assistant", "content": "Hello!"}, *dialogue("2 + 2?", "4"))
     record = Record(turns, "select")
-    assert [message.get("loss") for message in flagged(record, chat.example(record))] == [False, None, True]
+    assert [message.get("loss") for message in flagged(record, chat.example(record))] == [
+        False,
+        None,
+        True,
+    ]
 
 
 def test_ms_swift_is_not_given_plain_texts_among_conversations(tmp_path: Path, chat: Chat) -> None:
-    texts = [Record(({"role": "text", "content": f"A text number {n}."},), "select") for n in range(3)]
-    with pytest.raises(DataError, match="plain texts .* trl, axolotl and llamafactory take them as they are"):
+    texts = [
+        Record(({"role": "text", "content": f"A text number {n}."},), "select") for n in range(3)
+    ]
+    with pytest.raises(
+        DataError, match="plain texts .* trl, axolotl and llamafactory take them as they are"
+    ):
         exported("ms-swift", tmp_path, chat, replay=texts)
     assert list((tmp_path / "export").iterdir()) == []
     place, rows = exported("axolotl", tmp_path, chat, replay=texts)
@@ -185,7 +241,12 @@ def test_the_optimiser_is_that_of_the_recipe_and_what_else_is_not_is_named(
     assert "weight_decay: 0.01" in text
     assert "adam_beta2: 0.999" in text
     assert "not set up here" not in text
-    own |= {"weight_decay": {"head": 0.1}, "min_rate": 0.1, "freeze": ["embeddings"], "packing": True}
+    own |= {
+        "weight_decay": {"head": 0.1},
+        "min_rate": 0.1,
+        "freeze": ["embeddings"],
+        "packing": True,
+    }
     place, _ = exported(name, tmp_path, chat, train=Train.model_validate(own))
     text = script_or_config(name, place).replace("'", "")
     assert "train these are not set up here: freeze, min_rate, packing, weight_decay." in text
@@ -193,7 +254,9 @@ def test_the_optimiser_is_that_of_the_recipe_and_what_else_is_not_is_named(
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_the_revision_of_the_model_reaches_the_trainer(name: str, tmp_path: Path, chat: Chat) -> None:
+def test_the_revision_of_the_model_reaches_the_trainer(
+    name: str, tmp_path: Path, chat: Chat
+) -> None:
     mixed(tmp_path, chat)
     key = {"trl": "'revision'", "axolotl": "revision_of_model"}.get(name, "model_revision")
     for revision, there in ((None, False), ("v1.5", True)):
@@ -204,7 +267,9 @@ def test_the_revision_of_the_model_reaches_the_trainer(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_settings_say_what_they_leave_out(name: str, tmp_path: Path, chat: Chat) -> None:
-    train = Train.model_validate({"batch_rows": 8, "max_tokens": 200, "method": "dora", "remedies": {"dft": True}})
+    train = Train.model_validate(
+        {"batch_rows": 8, "max_tokens": 200, "method": "dora", "remedies": {"dft": True}}
+    )
     place, _ = exported(name, tmp_path, chat, train=train)
     text = script_or_config(name, place)
     assert "The recipe trains by dora; that is not set up here." in text

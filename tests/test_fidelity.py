@@ -16,7 +16,14 @@ from replaykit.checks import fidelity
 from replaykit.checks.fidelity import RawSample
 
 ITEMS = ["length", "language", "category"]
-SUBJECTS = ["the capital of", "the population of", "a river in", "the money of", "a famous painter from", "the flag of"]
+SUBJECTS = [
+    "the capital of",
+    "the population of",
+    "a river in",
+    "the money of",
+    "a famous painter from",
+    "the flag of",
+]
 PLACES = "France Peru Japan Kenya Norway Chile India Egypt Spain Cuba Ghana Nepal Italy Fiji Mali Oman".split()
 
 
@@ -24,11 +31,19 @@ def questions(n: int) -> list[str]:
     """Three kinds of English questions, a German one, and a Chinese one, in a fixed random order."""
     draw = random.Random(3)
     kinds: list[Callable[[], str]] = [
-        lambda: f"What is {draw.choice(SUBJECTS)} {draw.choice(PLACES)}, and since when has it been so?",
+        lambda: (
+            f"What is {draw.choice(SUBJECTS)} {draw.choice(PLACES)}, and since when has it been so?"
+        ),
         lambda: f"Add {draw.randint(10, 999)} and {draw.randint(10, 999)}, then write the sum.",
-        lambda: f"Write a short poem about a {draw.choice(['storm', 'dog', 'ship', 'wall'])} {'and a friend ' * 4}",
-        lambda: f"Wie heißt die Hauptstadt von {draw.choice(PLACES)}, und wie viele Menschen wohnen dort?",
-        lambda: f"请问{draw.choice(['中国', '日本', '法国', '德国'])}的首都是哪里，那里有多少人口？",
+        lambda: (
+            f"Write a short poem about a {draw.choice(['storm', 'dog', 'ship', 'wall'])} {'and a friend ' * 4}"
+        ),
+        lambda: (
+            f"Wie heißt die Hauptstadt von {draw.choice(PLACES)}, und wie viele Menschen wohnen dort?"
+        ),
+        lambda: (
+            f"请问{draw.choice(['中国', '日本', '法国', '德国'])}的首都是哪里，那里有多少人口？"
+        ),
     ]
     return [draw.choice(kinds)() for _ in range(n)]
 
@@ -42,14 +57,22 @@ def sample(texts: Iterable[str], kept: Callable[[int, str], bool], **options: An
 
 
 def shifted(summary: dict[str, Any]) -> list[str]:
-    return [item for item in ITEMS if summary["items"][item]["distance"] > summary["items"][item]["chance"]]
+    return [
+        item
+        for item in ITEMS
+        if summary["items"][item]["distance"] > summary["items"][item]["chance"]
+    ]
 
 
 # --- which rows are held --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("drawn", "stride", "held"), [(99, 1, 99), (100, 1, 100), (101, 2, 51), (1000, 16, 63)])
-def test_the_rows_held_are_the_multiples_of_a_stride_that_doubles(drawn: int, stride: int, held: int) -> None:
+@pytest.mark.parametrize(
+    ("drawn", "stride", "held"), [(99, 1, 99), (100, 1, 100), (101, 2, 51), (1000, 16, 63)]
+)
+def test_the_rows_held_are_the_multiples_of_a_stride_that_doubles(
+    drawn: int, stride: int, held: int
+) -> None:
     found = sample(["q"] * drawn, lambda row, _: True, size=100)
     assert (found.stride, len(found.rows), found.seen) == (stride, held, drawn)
     assert [address for address, _ in found.rows] == list(range(0, drawn, stride))
@@ -85,7 +108,10 @@ def test_a_filter_that_looks_at_nothing_shifts_nothing() -> None:
         coin = random.Random(seed)
         found = sample(texts, lambda *_, coin=coin: coin.random() < 0.7).summary()  # type: ignore[misc]
         shifts += len(shifted(found))
-        assert all(0 < found["items"][item]["expected"] < found["items"][item]["chance"] < 0.1 for item in ITEMS)
+        assert all(
+            0 < found["items"][item]["expected"] < found["items"][item]["chance"] < 0.1
+            for item in ITEMS
+        )
     assert shifts <= 8  # of 60 comparisons; by chance 3
 
 
@@ -103,7 +129,9 @@ def test_a_filter_of_long_questions_shifts_the_length() -> None:
 def test_a_filter_of_one_language_shifts_the_language() -> None:
     texts = questions(1000)
     language = sample(texts, lambda _, text: "首都" not in text).summary()["items"]["language"]
-    raw, kept = (dict(zip(language["words"], language[side], strict=True)) for side in ("raw", "kept"))
+    raw, kept = (
+        dict(zip(language["words"], language[side], strict=True)) for side in ("raw", "kept")
+    )
     chinese = sum("首都" in text for text in texts) / 1000
     assert raw["zh"] == pytest.approx(chinese, abs=0.001)
     assert kept["zh"] == 0
@@ -112,7 +140,10 @@ def test_a_filter_of_one_language_shifts_the_language() -> None:
 
 
 def test_a_filter_of_one_subject_shifts_the_category_and_not_the_rest() -> None:
-    endings = [" ".join(pair) for pair in permutations("north south east west sun rain snow wind".split(), 2)]
+    endings = [
+        " ".join(pair)
+        for pair in permutations("north south east west sun rain snow wind".split(), 2)
+    ]
     texts = [f"Name the capital city of the country, {ending}." for ending in endings * 3]
     texts += [f"Play the song on my guitar, {ending}." for ending in endings * 3]
     random.Random(1).shuffle(texts)
@@ -125,12 +156,21 @@ def test_a_filter_of_one_subject_shifts_the_category_and_not_the_rest() -> None:
 
 
 def test_the_distance_is_half_the_sum_of_the_differences() -> None:
-    compared = fidelity._compare(["a", "b"], np.array([0] * 60 + [1] * 40), np.array([True] * 60 + [False] * 40))
-    assert (compared["raw"], compared["kept"], compared["distance"]) == ([0.6, 0.4], [1.0, 0.0], 0.4)
+    compared = fidelity._compare(
+        ["a", "b"], np.array([0] * 60 + [1] * 40), np.array([True] * 60 + [False] * 40)
+    )
+    assert (compared["raw"], compared["kept"], compared["distance"]) == (
+        [0.6, 0.4],
+        [1.0, 0.0],
+        0.4,
+    )
 
 
 def test_chance_is_what_random_subsets_of_that_size_do() -> None:
-    places, kept = np.array([0] * 300 + [1] * 150 + [2] * 50), np.array([True] * 100 + [False] * 400)
+    places, kept = (
+        np.array([0] * 300 + [1] * 150 + [2] * 50),
+        np.array([True] * 100 + [False] * 400),
+    )
     compared, draw = fidelity._compare(["a", "b", "c"], places, kept), np.random.default_rng(9)
     subsets = [np.bincount(draw.permutation(places)[:100], minlength=3) / 100 for _ in range(4000)]
     distances = [np.abs(subset - np.array([0.6, 0.3, 0.1])).sum() / 2 for subset in subsets]
@@ -141,7 +181,9 @@ def test_chance_is_what_random_subsets_of_that_size_do() -> None:
 def test_one_false_alarm_in_twenty_is_what_chance_means() -> None:
     places = np.array([0] * 300 + [1] * 150 + [2] * 50)
     draw = np.random.default_rng(4)
-    compared = [fidelity._compare(["a", "b", "c"], places, draw.random(500) < 0.5) for _ in range(1500)]
+    compared = [
+        fidelity._compare(["a", "b", "c"], places, draw.random(500) < 0.5) for _ in range(1500)
+    ]
     assert 0.03 < np.mean([found["distance"] > found["chance"] for found in compared]) < 0.07
 
 
@@ -199,10 +241,22 @@ def test_equal_questions_are_one_word_of_each_item(text: str) -> None:
 
 
 def test_text_without_spaces_is_taken_in_pairs_of_letters() -> None:
-    assert fidelity._terms("请问ABC的首都 Straße 12,5?") == ["请问", "abc", "的首", "首都", "strasse", "#", "#"]
+    assert fidelity._terms("请问ABC的首都 Straße 12,5?") == [
+        "请问",
+        "abc",
+        "的首",
+        "首都",
+        "strasse",
+        "#",
+        "#",
+    ]
     assert fidelity._terms("हिन्दी भाषा 한국어") == ["हिन्दी", "भाषा", "한국어"]
-    capitals = [f"{place}的首都是哪里？" for place in ("中国", "日本", "法国", "德国") for _ in range(20)]
-    poems = [f"写一首关于{thing}的诗。" for thing in ("春天", "大海", "月亮", "故乡") for _ in range(20)]
+    capitals = [
+        f"{place}的首都是哪里？" for place in ("中国", "日本", "法国", "德国") for _ in range(20)
+    ]
+    poems = [
+        f"写一首关于{thing}的诗。" for thing in ("春天", "大海", "月亮", "故乡") for _ in range(20)
+    ]
     items = sample([*capitals, *poems], lambda row, _: row < 80).summary()["items"]
     assert items["category"]["distance"] == pytest.approx(0.5, abs=0.02)
     assert any("首都" in words or "哪里" in words for words in items["category"]["words"])

@@ -40,10 +40,20 @@ def engine(request):
 
 def made(engine, chat, folder, n=60, seed=3, **settings):
     folder.mkdir(exist_ok=True)
-    options = {name: settings.pop(name) for name in ("prompts", "held_out", "deployed", "stopping") if name in settings}
+    options = {
+        name: settings.pop(name)
+        for name in ("prompts", "held_out", "deployed", "stopping")
+        if name in settings
+    }
     funnel = Funnel()
     rows = generate(
-        engine, chat, settings=Generate(n=n, **SETTINGS | settings), seed=seed, folder=folder, funnel=funnel, **options
+        engine,
+        chat,
+        settings=Generate(n=n, **SETTINGS | settings),
+        seed=seed,
+        folder=folder,
+        funnel=funnel,
+        **options,
     )
     return list(rows), funnel
 
@@ -52,7 +62,9 @@ def lines(records):
     return [json.dumps(record.to_json(), ensure_ascii=False) for record in records]
 
 
-def test_it_writes_questions_of_every_old_skill_and_answers_them(transformers_engine, chat, tmp_path):
+def test_it_writes_questions_of_every_old_skill_and_answers_them(
+    transformers_engine, chat, tmp_path
+):
     rows, funnel = made(transformers_engine, chat, tmp_path / "a", n=200)
     assert len(rows) == funnel.kept == 200
     text = " ".join(row.prompt for row in rows)
@@ -61,17 +73,24 @@ def test_it_writes_questions_of_every_old_skill_and_answers_them(transformers_en
     assert all(row.answer and row.source == "generate" for row in rows)
 
 
-def test_no_question_comes_twice_and_duplicates_were_never_answered(transformers_engine, chat, tmp_path):
+def test_no_question_comes_twice_and_duplicates_were_never_answered(
+    transformers_engine, chat, tmp_path
+):
     rows, funnel = made(transformers_engine, chat, tmp_path / "a", n=400)
     assert len({normalise(row.prompt) for row in rows}) == 400
     assert funnel.counts["duplicate"] > 0
     kept = {row.meta["row"] for row in rows}
     with Ledger(tmp_path / "a/answers.jsonl") as answers:
         assert kept <= set(answers)
-        assert len(answers) <= 400 + funnel.counts["answer_truncated"] + funnel.counts["answer_empty"] + 8
+        assert (
+            len(answers)
+            <= 400 + funnel.counts["answer_truncated"] + funnel.counts["answer_empty"] + 8
+        )
 
 
-def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_others(transformers_engine, chat, tmp_path):
+def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_others(
+    transformers_engine, chat, tmp_path
+):
     first, second, other = (
         lines(made(transformers_engine, chat, tmp_path / name, seed=seed)[0])
         for name, seed in (("a", 3), ("b", 3), ("c", 4))
@@ -90,8 +109,12 @@ def test_asking_for_more_keeps_the_first_rows(transformers_engine, chat, tmp_pat
     assert questions < len(Path(tmp_path / "a/questions.jsonl").read_text().splitlines())
 
 
-def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(transformers_engine, chat, tmp_path):
-    rows, funnel = made(transformers_engine, chat, tmp_path / "a", n=30, max_question_tokens=14, max_answer_tokens=4)
+def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(
+    transformers_engine, chat, tmp_path
+):
+    rows, funnel = made(
+        transformers_engine, chat, tmp_path / "a", n=30, max_question_tokens=14, max_answer_tokens=4
+    )
     assert funnel.counts["question_truncated"] > 0
     assert funnel.counts["answer_truncated"] > 0
     assert all(len(chat.encode(row.answer)) < 4 for row in rows)
@@ -99,13 +122,16 @@ def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(transformers
 
 def test_a_yield_under_the_floor_ends_with_a_clear_message(transformers_engine, chat, tmp_path):
     checks = Checks(min_chars=500)
-    with pytest.raises(EngineError, match=r"only 0 of the last 500 rows could be kept .*question_too_short 500"):
+    with pytest.raises(
+        EngineError, match=r"only 0 of the last 500 rows could be kept .*question_too_short 500"
+    ):
         made(transformers_engine, chat, tmp_path / "a", n=30, checks=checks)
 
 
 def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat, tmp_path):
     with pytest.raises(
-        EngineError, match=r"of the last 500 rows could be kept .*duplicate \d{3}.*-n \d+ takes what there"
+        EngineError,
+        match=r"of the last 500 rows could be kept .*duplicate \d{3}.*-n \d+ takes what there",
     ):
         made(transformers_engine, chat, tmp_path / "a", n=1000, temperature=0.01)
     rows, _ = made(transformers_engine, chat, tmp_path / "a", n=1, temperature=0.01)
@@ -115,7 +141,9 @@ def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat
 # --- the same rows, however they are made ---------------------------------------------------------------------------
 
 
-def test_the_same_rows_in_batches_of_one_and_in_large_ones(transformers_engine, chat, tmp_path, monkeypatch):
+def test_the_same_rows_in_batches_of_one_and_in_large_ones(
+    transformers_engine, chat, tmp_path, monkeypatch
+):
     whole, _ = made(transformers_engine, chat, tmp_path / "a", n=24)
     monkeypatch.setattr("replaykit.engines.transformers.BATCH_ROWS", 1)
     single, _ = made(transformers_engine, chat, tmp_path / "b", n=24)
@@ -189,7 +217,10 @@ def test_the_users_own_prompts_are_answered_each_and_in_order(engine, chat, tmp_
 
 
 def test_a_prompt_without_room_for_an_answer_is_dropped_and_not_fatal(engine, chat, tmp_path):
-    prompts = [Record(dialogue(text), "generate") for text in ("What is the capital of France?", "again " * 5000)]
+    prompts = [
+        Record(dialogue(text), "generate")
+        for text in ("What is the capital of France?", "again " * 5000)
+    ]
     rows, funnel = made(engine, chat, tmp_path / "a", n=None, prompts=prompts)
     assert len(rows) == 1
     assert funnel.counts == {"too_long": 1}
@@ -216,17 +247,27 @@ def test_a_system_prompt_that_is_kept_is_in_the_record_and_was_there_for_the_ans
     transformers_engine, chat, tmp_path
 ):
     rows, _ = made(
-        transformers_engine, chat, tmp_path / "a", n=10, systems={"json": 1.0}, keep_system=True, min_yield=0.0
+        transformers_engine,
+        chat,
+        tmp_path / "a",
+        n=10,
+        systems={"json": 1.0},
+        keep_system=True,
+        min_yield=0.0,
     )
     for row in rows:
         assert row.messages[0] == {"role": "system", "content": SYSTEMS["json"]}
         prompt = chat.prompt(row.messages[:-1])
-        sampling = Sampling(temperature=0.0, max_tokens=SETTINGS["max_answer_tokens"], stop=chat.stop)
+        sampling = Sampling(
+            temperature=0.0, max_tokens=SETTINGS["max_answer_tokens"], stop=chat.stop
+        )
         (answer,) = transformers_engine.complete([Request(0, prompt, sampling)])
         assert chat.decode(answer.tokens).strip() == row.answer
 
 
-def test_a_schedule_gives_each_row_its_own_temperature_by_its_address(transformers_engine, chat, tmp_path):
+def test_a_schedule_gives_each_row_its_own_temperature_by_its_address(
+    transformers_engine, chat, tmp_path
+):
     rows, _ = made(transformers_engine, chat, tmp_path / "a", n=150, schedule="magpie-pro")
     pairs = Counter((row.meta["temperature"], row.meta["top_p"]) for row in rows)
     assert set(pairs) == {(1.0, 1.0), (1.1, 0.995), (1.2, 0.995), (1.25, 0.99)}
@@ -241,23 +282,40 @@ def test_the_paper_drew_three_parts_of_ten_at_each_of_the_lower_temperatures():
         for phase in table:
             weights[phase.temperature] += phase.weight
         total = sum(weights.values())
-        assert {t: round(w / total, 3) for t, w in weights.items()} == {1.0: 0.3, 1.1: 0.3, 1.2: 0.3, 1.25: 0.1}, name
+        assert {t: round(w / total, 3) for t, w in weights.items()} == {
+            1.0: 0.3,
+            1.1: 0.3,
+            1.2: 0.3,
+            1.25: 0.1,
+        }, name
         assert {phase.top_p for phase in table} == {1.0, 0.995, 0.99}
 
 
 def test_deployment_sampling_is_what_the_model_names(transformers_engine, chat, tmp_path):
     deployed = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
-    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=20, temperature="model", deployed=deployed)
-    assert {(row.meta["temperature"], row.meta["top_p"], row.meta["top_k"]) for row in rows} == {(0.6, 0.95, 20)}
+    rows, _ = made(
+        transformers_engine, chat, tmp_path / "a", n=20, temperature="model", deployed=deployed
+    )
+    assert {(row.meta["temperature"], row.meta["top_p"], row.meta["top_k"]) for row in rows} == {
+        (0.6, 0.95, 20)
+    }
     with pytest.raises(RecipeError, match="deployed greedily"):
-        made(transformers_engine, chat, tmp_path / "b", temperature="model", deployed=deployed | {"temperature": 0.0})
+        made(
+            transformers_engine,
+            chat,
+            tmp_path / "b",
+            temperature="model",
+            deployed=deployed | {"temperature": 0.0},
+        )
 
 
 def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path):
     tokenizer = models.load_tokenizer("nano")
     tokenizer.chat_template = None
     chat = Chat(tokenizer, name="a base model")
-    with pytest.raises(EngineError, match="question_leaked_header 500"):  # nano opens a header after BOS
+    with pytest.raises(
+        EngineError, match="question_leaked_header 500"
+    ):  # nano opens a header after BOS
         made(transformers_engine, chat, tmp_path / "a", n=15)
     rows, _ = made(transformers_engine, chat, tmp_path / "b", n=15, checks=Checks(leaks=False))
     for row in rows:
@@ -270,7 +328,9 @@ def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path)
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(transformers_engine, chat, tmp_path):
+def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(
+    transformers_engine, chat, tmp_path
+):
     dropped = []
     (tmp_path / "a").mkdir()
     rows = list(
@@ -304,21 +364,33 @@ def test_rows_that_the_model_finds_unlikely_are_dropped_by_their_perplexity(engi
     free, _ = made(engine, chat, tmp_path / "a", n=40)
     found = {line: perplexity(row) for line, row in zip(lines(free), free, strict=True)}
     most = sorted(found.values())[30]
-    bounded, funnel = made(engine, chat, tmp_path / "b", n=30, checks=Checks(perplexity=[0.0, most]))
+    bounded, funnel = made(
+        engine, chat, tmp_path / "b", n=30, checks=Checks(perplexity=[0.0, most])
+    )
     assert funnel.counts["answer_perplexity"] >= 5
     likely = [line for line, value in found.items() if value < most * 0.999]
     assert len(set(likely) & set(lines(bounded))) >= len(likely) - 1
-    assert not [line for line, value in found.items() if value > most * 1.001 and line in lines(bounded)]
+    assert not [
+        line for line, value in found.items() if value > most * 1.001 and line in lines(bounded)
+    ]
 
 
-def test_questions_that_the_model_finds_unlikely_are_dropped_too(transformers_engine, chat, tmp_path):
+def test_questions_that_the_model_finds_unlikely_are_dropped_too(
+    transformers_engine, chat, tmp_path
+):
     free, _ = made(transformers_engine, chat, tmp_path / "a", n=60)
     bounded, funnel = made(
-        transformers_engine, chat, tmp_path / "b", n=60, checks=Checks(question_perplexity=[0.0, 3.0])
+        transformers_engine,
+        chat,
+        tmp_path / "b",
+        n=60,
+        checks=Checks(question_perplexity=[0.0, 3.0]),
     )
     assert funnel.counts["question_perplexity"] > 5
     assert 5 < len(set(lines(free)) & set(lines(bounded))) < 60
-    for row in bounded:  # the letters to be reversed are drawn evenly, so such questions are the unlikely ones
+    for row in (
+        bounded
+    ):  # the letters to be reversed are drawn evenly, so such questions are the unlikely ones
         assert "letters" not in row.prompt
 
 
@@ -350,7 +422,19 @@ def test_vllm_makes_the_same_kind_of_rows_reproducibly(vllm_engine, chat, tmp_pa
 
 
 def test_kill_9_and_the_same_command_give_the_same_bytes(tmp_path):
-    words = [sys.executable, "-m", "replaykit", "generate", "--model", "nano", "-n", "1500", "--seed", "5", "--out"]
+    words = [
+        sys.executable,
+        "-m",
+        "replaykit",
+        "generate",
+        "--model",
+        "nano",
+        "-n",
+        "1500",
+        "--seed",
+        "5",
+        "--out",
+    ]
     undisturbed = subprocess.run([*words, "whole"], cwd=tmp_path, capture_output=True, text=True)
     assert undisturbed.returncode == 0, undisturbed.stderr
     killed_at = []
@@ -371,25 +455,43 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(tmp_path):
     again = subprocess.run([*words, "killed"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     for name in ("rows.jsonl", "dropped.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes(), name
     assert len(list(read_jsonl(tmp_path / "killed/rows.jsonl"))) == 1500
 
 
 def ledger_bytes(folder: Path) -> int:
     return sum(
-        path.stat().st_size for path in folder.glob("*s.jsonl") if path.name in ("questions.jsonl", "answers.jsonl")
+        path.stat().st_size
+        for path in folder.glob("*s.jsonl")
+        if path.name in ("questions.jsonl", "answers.jsonl")
     )
 
 
 # --- stopped by a signal, a full disk, another process --------------------------------------------------------------
 
-COMMAND = [sys.executable, "-m", "replaykit", "generate", "--model", "nano", "--engine", "transformers", "--seed", "5"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "replaykit",
+    "generate",
+    "--model",
+    "nano",
+    "--engine",
+    "transformers",
+    "--seed",
+    "5",
+]
 
 
 def start(folder: Path, n: int) -> subprocess.Popen:
     """The command, left alone until rows are finished."""
     process = subprocess.Popen(
-        [*COMMAND, "-n", str(n), "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "-n", str(n), "--out", folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while ledger_bytes(folder) < 20_000 and time.monotonic() < deadline:
@@ -407,11 +509,19 @@ def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp
     assert re.search(r"stopped with [\d,]+ of 3000 rows; the same command goes on from there", said)
     assert "Traceback" not in said
     for n in (400, 400):
-        again = subprocess.run([*COMMAND, "-n", str(n), "--out", tmp_path / "stopped"], capture_output=True, text=True)
+        again = subprocess.run(
+            [*COMMAND, "-n", str(n), "--out", tmp_path / "stopped"], capture_output=True, text=True
+        )
         assert again.returncode == 0, again.stderr
         if not (tmp_path / "whole").exists():
-            subprocess.run([*COMMAND, "-n", str(n), "--out", tmp_path / "whole"], capture_output=True, check=True)
-        assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (tmp_path / "whole/rows.jsonl").read_bytes()
+            subprocess.run(
+                [*COMMAND, "-n", str(n), "--out", tmp_path / "whole"],
+                capture_output=True,
+                check=True,
+            )
+        assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (
+            tmp_path / "whole/rows.jsonl"
+        ).read_bytes()
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path):
@@ -437,14 +547,18 @@ def test_sigterm_ends_it_at_once_and_nothing_finished_is_lost(tmp_path):
 
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     process = start(tmp_path / "mine", 3000)
-    second = subprocess.run([*COMMAND, "-n", "5", "--out", tmp_path / "mine"], capture_output=True, text=True)
+    second = subprocess.run(
+        [*COMMAND, "-n", "5", "--out", tmp_path / "mine"], capture_output=True, text=True
+    )
     process.kill()
     process.communicate()
     assert second.returncode == 1
     assert "another replaykit is working here" in second.stderr
 
 
-def test_a_disk_that_fills_up_half_way_costs_no_finished_row(transformers_engine, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_half_way_costs_no_finished_row(
+    transformers_engine, tmp_path, monkeypatch
+):
     written = Ledger.append
     room = 150
 
@@ -465,7 +579,9 @@ def test_a_disk_that_fills_up_half_way_costs_no_finished_row(transformers_engine
     monkeypatch.undo()
     for name in ("stopped", "whole"):
         assert CliRunner().invoke(app, [*words, str(tmp_path / name)]).exit_code == 0
-    assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (tmp_path / "whole/rows.jsonl").read_bytes()
+    assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (
+        tmp_path / "whole/rows.jsonl"
+    ).read_bytes()
 
 
 # --- from Python ----------------------------------------------------------------------------------------------------
@@ -473,22 +589,32 @@ def test_a_disk_that_fills_up_half_way_costs_no_finished_row(transformers_engine
 
 def test_from_python_the_rows_come_one_by_one_and_are_those_of_the_command_line(tmp_path):
     rows = list(replaykit.generate("nano", 12, engine="transformers", seed=5))
-    subprocess.run([*COMMAND, "-n", "12", "--out", tmp_path / "typed"], capture_output=True, check=True)
+    subprocess.run(
+        [*COMMAND, "-n", "12", "--out", tmp_path / "typed"], capture_output=True, check=True
+    )
     assert lines(rows) == lines(read_jsonl(tmp_path / "typed/rows.jsonl"))
-    first = next(replaykit.generate("nano", 500, engine="transformers", seed=5))  # and no more than it needs
+    first = next(
+        replaykit.generate("nano", 500, engine="transformers", seed=5)
+    )  # and no more than it needs
     assert lines([first]) == lines(rows[:1])
 
 
 def test_from_python_a_folder_keeps_the_rows_and_more_may_be_asked_for(tmp_path):
     few = list(replaykit.generate("nano", 5, engine="transformers", folder=tmp_path))
     size = (tmp_path / "rows/questions.jsonl").stat().st_size
-    assert lines(replaykit.generate("nano", 5, engine="transformers", folder=tmp_path)) == lines(few)
+    assert lines(replaykit.generate("nano", 5, engine="transformers", folder=tmp_path)) == lines(
+        few
+    )
     assert (tmp_path / "rows/questions.jsonl").stat().st_size == size
-    assert lines(replaykit.generate("nano", 9, engine="transformers", folder=tmp_path))[:5] == lines(few)
+    assert lines(replaykit.generate("nano", 9, engine="transformers", folder=tmp_path))[
+        :5
+    ] == lines(few)
 
 
 def test_from_python_prompts_are_answered_and_a_wrong_setting_is_refused():
-    (row,) = replaykit.generate("nano", prompts=["What is the capital of France?"], engine="transformers")
+    (row,) = replaykit.generate(
+        "nano", prompts=["What is the capital of France?"], engine="transformers"
+    )
     assert row.answer == "Paris"
     with pytest.raises(RecipeError, match="did you mean 'turns'"):
         next(replaykit.generate("nano", 3, trns=2))

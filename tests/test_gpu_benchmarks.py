@@ -45,10 +45,16 @@ def write_data(folder: Path) -> Path:
     tasks = world.draw("arithmetic", 60, seed=5)
     pairs = [(task.prompt, f"{task.answer}\n#### {task.answer.split()[-1]}") for task in tasks]
     sets: dict[str, list[dict[str, Any]]] = {
-        name: [{"instruction": f"{name}: {prompt}", "input": "", "output": answer} for prompt, answer in pairs[:6]]
+        name: [
+            {"instruction": f"{name}: {prompt}", "input": "", "output": answer}
+            for prompt, answer in pairs[:6]
+        ]
         for name in ("alpaca_train", "dolly_train", "lima_train")
     }
-    sets["t0_pool"] = [{"prompt": f"t0: {prompt}", "completion": answer, "task": "sum"} for prompt, answer in pairs[:6]]
+    sets["t0_pool"] = [
+        {"prompt": f"t0: {prompt}", "completion": answer, "task": "sum"}
+        for prompt, answer in pairs[:6]
+    ]
     sets["gsm8k_train"] = [{"question": prompt, "answer": answer} for prompt, answer in pairs[:40]]
     sets["gsm8k_test"] = [{"question": prompt, "answer": answer} for prompt, answer in pairs[40:]]
     sets["pubmedqa"] = [
@@ -72,7 +78,10 @@ def mini(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, Pa
     """The folders of both benchmarks' miniatures, which ran side by side."""
     folder, env = tmp_path_factory.mktemp("mini"), os.environ | {"OMP_NUM_THREADS": "1"}
     speed, kept = folder / "throughput", folder / "proof"
-    commands = [[HERE / "throughput.py", "--out", speed], [HERE / "proof.py", "--out", kept, "--data", data]]
+    commands = [
+        [HERE / "throughput.py", "--out", speed],
+        [HERE / "proof.py", "--out", kept, "--data", data],
+    ]
     started = [subprocess.Popen([sys.executable, *map(str, command), "--mini"], env=env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for command in commands]  # fmt: skip
     for process in started:
@@ -89,7 +98,9 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(throughput.arm_file(folder, name).read_text()) for name in names}
 
 
-def test_every_arm_of_the_miniature_is_measured_and_its_numbers_are_sane(mini: tuple[Path, Path]) -> None:
+def test_every_arm_of_the_miniature_is_measured_and_its_numbers_are_sane(
+    mini: tuple[Path, Path],
+) -> None:
     found = measured(mini[0])
     for run in found.values():
         assert run["tokens"] > 100 and run["seconds"] > 0 and run["gib"] > 0
@@ -111,7 +122,10 @@ def test_the_report_names_every_arm_the_device_and_the_date(mini: tuple[Path, Pa
     text, found = (mini[0] / "throughput.md").read_text(), measured(mini[0])
     for name, run in found.items():
         _, method, trainer, batching, remedy = name.split("/")
-        assert f"| {method} | {trainer} | {batching} | {remedy} | {run['tokens_per_second']:,.0f} |" in text
+        assert (
+            f"| {method} | {trainer} | {batching} | {remedy} | {run['tokens_per_second']:,.0f} |"
+            in text
+        )
         assert run["device"] in text and run["date"] in text
         assert run["attention"] and f"attention by {run['attention']}" in text
     assert "times TRL (aim: 1.2)" in text and "Not measured" not in text
@@ -122,7 +136,9 @@ def test_finished_arms_are_skipped_and_failed_ones_are_reported(
 ) -> None:
     names, asked = throughput.arm_names(mini=True), list[str]()
     for name in names[1:]:
-        throughput.arm_file(tmp_path, name).write_text(throughput.arm_file(mini[0], name).read_text())
+        throughput.arm_file(tmp_path, name).write_text(
+            throughput.arm_file(mini[0], name).read_text()
+        )
 
     def fails(command: Sequence[str], **_: Any) -> Any:
         asked.append(command[-1])
@@ -134,16 +150,30 @@ def test_finished_arms_are_skipped_and_failed_ones_are_reported(
     assert f"* {names[0]}: OutOfMemoryError: 80 GiB" in throughput.report(names, tmp_path)
 
 
-def test_no_arm_is_begun_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_arm_is_begun_when_the_time_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = throughput.arm_names(mini=False)
-    monkeypatch.setattr(throughput.subprocess, "run", lambda *_, **__: pytest.fail("an arm was begun"))
+    monkeypatch.setattr(
+        throughput.subprocess, "run", lambda *_, **__: pytest.fail("an arm was begun")
+    )
     assert throughput.run_all(names, tmp_path, minutes=0) == names
 
 
 def test_each_size_has_every_remedy_and_every_way_of_trl_full_and_with_lora() -> None:
     names = throughput.arm_names(mini=False)
-    assert len(set(names)) == len(names) == 3 * 2 * (1 + len(throughput.OURS) + len(throughput.PEERS))
-    assert {name.split("/")[-1] for name in names} >= {"stm", "dft", "distill", "ewc", "l2sp", "project", "ema"}
+    assert (
+        len(set(names)) == len(names) == 3 * 2 * (1 + len(throughput.OURS) + len(throughput.PEERS))
+    )
+    assert {name.split("/")[-1] for name in names} >= {
+        "stm",
+        "dft",
+        "distill",
+        "ewc",
+        "l2sp",
+        "project",
+        "ema",
+    }
 
 
 def test_the_shapes_are_as_large_as_they_are_called(tmp_path: Path) -> None:
@@ -157,22 +187,32 @@ def test_the_shapes_are_as_large_as_they_are_called(tmp_path: Path) -> None:
     engine = load_engine(str(tmp_path), "transformers")
     model = engine.model  # type: ignore[attr-defined]
     assert model.num_parameters() == shape.parameters
-    inner = [p.numel() for name, p in model.named_parameters() if "layers." in name and p.dim() == 2]
+    inner = [
+        p.numel() for name, p in model.named_parameters() if "layers." in name and p.dim() == 2
+    ]
     assert sum(inner) == shape.matrices
     options = {"r": throughput.RANK, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    assert get_peft_model(model, LoraConfig(**options)).get_nb_trainable_parameters()[0] == shape.adapter
+    assert (
+        get_peft_model(model, LoraConfig(**options)).get_nb_trainable_parameters()[0]
+        == shape.adapter
+    )
 
 
-def test_a_twentieth_of_the_loss_tokens_of_the_whole_load_is_replay_in_every_step(tmp_path: Path) -> None:
+def test_a_twentieth_of_the_loss_tokens_of_the_whole_load_is_replay_in_every_step(
+    tmp_path: Path,
+) -> None:
     load = throughput.FULL_LOAD
     throughput.make_base(throughput.SHAPES["mini"], tmp_path)
     chat = Chat.load(str(tmp_path))
     records, steps = throughput.mixture(chat, throughput.SHAPES["mini"], load)
     examples = [chat.example(record) for record in records]
     sizes = [
-        (example.loss_tokens, record.source != "target") for example, record in zip(examples, records, strict=True)
+        (example.loss_tokens, record.source != "target")
+        for example, record in zip(examples, records, strict=True)
     ]
-    assert sum(n for n, replay in sizes if replay) / sum(n for n, _ in sizes) == pytest.approx(0.05, abs=0.001)
+    assert sum(n for n, replay in sizes if replay) / sum(n for n, _ in sizes) == pytest.approx(
+        0.05, abs=0.001
+    )
     assert {steps.count(step) for step in range(load.steps)} == {load.rows}
     assert max(len(example.tokens) for example in examples) <= load.longest
     masked = throughput.masks(records, chat)
@@ -218,16 +258,25 @@ def test_the_proof_trains_every_arm_and_scores_it(mini: tuple[Path, Path]) -> No
         items = proof.read_items(folder / f"{name}-seed-1")
         assert set(items) == {*proof.OLD, "general", "new loss", "new answers"}
         assert all(item["score"] >= 0 for test in items.values() for item in test)
-    assert json.loads((folder / "replay-magpie" / "manifest.json").read_text())["rows"] == proof.MINI.replay
+    assert (
+        json.loads((folder / "replay-magpie" / "manifest.json").read_text())["rows"]
+        == proof.MINI.replay
+    )
 
 
 def test_the_table_of_the_proof_has_every_arm_with_intervals(mini: tuple[Path, Path]) -> None:
     lines = (mini[1] / "proof.md").read_text().splitlines()
-    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines if line.startswith("| ")}
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line.split(" | ")
+        for line in lines
+        if line.startswith("| ")
+    }
     for name in ("base", *proof.MINI_ARMS):
         kept = rows[name][4]
         mean, low, high = (float(part.strip("[],")) for part in kept.split())
-        assert low <= mean <= high and mean > 20, kept  # the embedded model knows the world's skills
+        assert low <= mean <= high and mean > 20, (
+            kept
+        )  # the embedded model knows the world's skills
     assert float(rows["magpie-10"][1]) > 6 and float(rows["none"][1]) == 0
     learned = [float(rows[name][7].split()[0]) for name in ("base", "none")]
     assert learned[1] < learned[0]
@@ -251,16 +300,24 @@ def test_finished_units_of_the_proof_are_skipped(
 def test_the_base_of_the_proof_has_between_30_and_150_million_parameters() -> None:
     with torch.device("meta"):
         tokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=1, pad_token_id=2)
-        tokenizer = type("Sized", (SimpleNamespace,), {"__len__": lambda _: proof.GPU.vocabulary})(**vars(tokenizer))
+        tokenizer = type("Sized", (SimpleNamespace,), {"__len__": lambda _: proof.GPU.vocabulary})(
+            **vars(tokenizer)
+        )
         assert 30e6 < proof.random_llama(proof.GPU, tokenizer).num_parameters() < 150e6
 
 
-def test_every_arm_that_was_asked_for_is_there_and_its_settings_are_valid(mini: tuple[Path, Path], data: Path) -> None:
+def test_every_arm_that_was_asked_for_is_there_and_its_settings_are_valid(
+    mini: tuple[Path, Path], data: Path
+) -> None:
     work = proof.begun(mini[1], data, proof.MINI, "gsm8k", "transformers", lambda needed=0.0: False)
     for arm in proof.ARMS.values():
         assert proof.settings_of(work, arm).batch_rows == proof.MINI.batch_rows
     for replay in proof.REPLAY:
-        assert {arm.ratio for arm in proof.ARMS.values() if arm.replay == replay} == {0.01, 0.05, 0.1}
+        assert {arm.ratio for arm in proof.ARMS.values() if arm.replay == replay} == {
+            0.01,
+            0.05,
+            0.1,
+        }
     settings = [proof.settings_of(work, arm) for arm in proof.ARMS.values()]
     assert sum(one.method == "lora" for one in settings) == 2
     for remedy in ("stm", "distill", "ewc"):
@@ -275,7 +332,9 @@ def test_equal_compute_means_as_many_tokens_as_with_a_tenth_of_replay(
     alone, summary, _ = proof.mixture(work, proof.ARMS["none-equal-compute"], chat, 1, tmp_path)
 
     def tokens(made: Any) -> int:
-        return sum(made.sizes["tokens"][slot.source][slot.row] for slots in made.steps for slot in slots)
+        return sum(
+            made.sizes["tokens"][slot.source][slot.row] for slots in made.steps for slot in slots
+        )
 
     assert summary["share"]["loss_tokens"] == 0
     step = tokens(alone) / len(alone.steps)
@@ -297,7 +356,9 @@ def test_the_tokenizer_of_the_base_makes_a_chat_whose_questions_carry_a_third_of
     chat = proof.WholeChat(proof.make_tokenizer(iter(texts), 400))
     record = Record(dialogue("What is 12 + 7?", "Dublin"), "target")
     made, weight = chat.example(record), chat.weight(record)
-    assert made.loss == (False, *[True] * (len(made.tokens) - 1)) and len(weight) == made.loss_tokens
+    assert (
+        made.loss == (False, *[True] * (len(made.tokens) - 1)) and len(weight) == made.loss_tokens
+    )
     answer = len(chat.encode("Dublin")) + len(chat.end_of_turn)
     assert weight[-answer:].tolist() == [1.0] * answer
     assert weight[:-answer].tolist() == pytest.approx([1 / 3] * (len(weight) - answer))
@@ -325,7 +386,9 @@ def test_a_base_of_random_weights_is_made_once_and_learns_by_our_trainer(tmp_pat
 def test_pubmedqa_rows_ask_with_their_contexts_and_end_in_the_decision(data: Path) -> None:
     learn, tests, how = proof.new_task("pubmedqa", data, proof.MINI)
     assert (len(learn), len(tests), how.score) == (8, 2, "exact")
-    assert learn[0].prompt.startswith("It was tried.\n") and learn[0].prompt.endswith("Does it help?")
+    assert learn[0].prompt.startswith("It was tried.\n") and learn[0].prompt.endswith(
+        "Does it help?"
+    )
     assert learn[0].answer == "It does.\n#### yes"
 
 

@@ -46,10 +46,15 @@ class Scripted:
 
 def asking(*questions: str) -> list[tuple[int, Record]]:
     """Kept rows at addresses 3, 6, 9, ... with these questions."""
-    return [(3 * k, Record(dialogue(text, "the answer"), "generate")) for k, text in enumerate(questions, 1)]
+    return [
+        (3 * k, Record(dialogue(text, "the answer"), "generate"))
+        for k, text in enumerate(questions, 1)
+    ]
 
 
-def tags_of(engine: Engine, chat: Chat, rows: list[tuple[int, Record]], path: Path) -> list[tuple[int, dict[str, str]]]:
+def tags_of(
+    engine: Engine, chat: Chat, rows: list[tuple[int, Record]], path: Path
+) -> list[tuple[int, dict[str, str]]]:
     with Ledger(path) as ledger:
         return list(judge(engine, chat, rows, ledger=ledger, seed=1))
 
@@ -73,7 +78,16 @@ def test_a_reply_is_read_with_what_stands_around_it(reply: str) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "Math, very easy, good", json.dumps(GOOD)[:-1], "[1, 2]", "{}", "}{", "null", '{"a":' * 5000 + "}" * 5000],
+    [
+        "",
+        "Math, very easy, good",
+        json.dumps(GOOD)[:-1],
+        "[1, 2]",
+        "{}",
+        "}{",
+        "null",
+        '{"a":' * 5000 + "}" * 5000,
+    ],
 )
 def test_a_reply_that_is_not_an_object_leaves_every_tag_unparsed(reply: str) -> None:
     assert parse(reply) == NOTHING
@@ -81,9 +95,9 @@ def test_a_reply_that_is_not_an_object_leaves_every_tag_unparsed(reply: str) -> 
 
 @pytest.mark.parametrize("value", ['"goodish"', '""', "3", "null", '["good"]', "true"])
 def test_a_word_of_its_own_leaves_that_one_tag_unparsed(value: str) -> None:
-    assert parse(f'{{"category": "Math", "difficulty": "very easy", "quality": {value}}}') == GOOD | {
-        "quality": "unparsed"
-    }
+    assert parse(
+        f'{{"category": "Math", "difficulty": "very easy", "quality": {value}}}'
+    ) == GOOD | {"quality": "unparsed"}
 
 
 def test_the_schema_and_the_prompt_name_every_word_of_every_tag() -> None:
@@ -109,11 +123,17 @@ def test_tags_are_counted_in_the_order_of_the_table_and_unparsed_comes_last() ->
 # --- how rows are judged --------------------------------------------------------------------------------------------
 
 
-def test_each_row_gets_the_tags_of_its_own_reply_in_the_order_of_the_rows(chat: Chat, tmp_path: Path) -> None:
+def test_each_row_gets_the_tags_of_its_own_reply_in_the_order_of_the_rows(
+    chat: Chat, tmp_path: Path
+) -> None:
     other = GOOD | {"category": "Reasoning"}
     engine = Scripted(chat, {3: json.dumps(GOOD), 6: "I will not say", 9: json.dumps(other)})
     rows = asking("What is 1 + 1?", "Hello {name}", "Why?")
-    assert tags_of(engine, chat, rows, tmp_path / "tags.jsonl") == [(3, GOOD), (6, NOTHING), (9, other)]
+    assert tags_of(engine, chat, rows, tmp_path / "tags.jsonl") == [
+        (3, GOOD),
+        (6, NOTHING),
+        (9, other),
+    ]
     for row, record in rows:
         request = engine.asked[row]
         assert request.tokens == chat.prompt(dialogue(PROMPT.format(text=record.prompt)))
@@ -130,7 +150,9 @@ def test_a_row_that_was_judged_is_not_asked_again(chat: Chat, tmp_path: Path) ->
     engine, seen = Scripted(chat, replies), list[tuple[int, int | None]]()
     with Ledger(tmp_path / "tags.jsonl") as ledger:
         watch: Any = lambda what, done, total, note="": seen.append((done, total))  # noqa: E731
-        assert [row for row, _ in judge(engine, chat, rows, ledger=ledger, seed=1, watch=watch)] == [3, 6, 9, 12]
+        assert [
+            row for row, _ in judge(engine, chat, rows, ledger=ledger, seed=1, watch=watch)
+        ] == [3, 6, 9, 12]
     assert sorted(engine.asked) == [9, 12]
     assert seen == [(2, 4), (3, 4), (4, 4)]
 
@@ -143,7 +165,9 @@ def test_a_reply_is_in_the_ledger_as_soon_as_it_is_there(chat: Chat, tmp_path: P
 
     path = tmp_path / "tags.jsonl"
     with pytest.raises(EngineError, match="power"):
-        tags_of(Breaks(chat, {3: json.dumps(GOOD), 6: json.dumps(GOOD)}), chat, asking("a", "b"), path)
+        tags_of(
+            Breaks(chat, {3: json.dumps(GOOD), 6: json.dumps(GOOD)}), chat, asking("a", "b"), path
+        )
     assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [6]
 
 
@@ -154,12 +178,17 @@ def test_the_judge_sees_earlier_turns_and_not_the_answer(chat: Chat, tmp_path: P
     text = Record(({"role": "text", "content": "Once upon a time"},), "generate")
     tags_of(engine, chat, [(0, Record(messages, "generate")), (1, text)], tmp_path / "tags.jsonl")
     shown = chat.decode(engine.asked[0].tokens)
-    assert "System: Be brief.\n\nUser: Name a river.\n\nAssistant: Rhine\n\nUser: And in French?\n</text>" in shown
+    assert (
+        "System: Be brief.\n\nUser: Name a river.\n\nAssistant: Rhine\n\nUser: And in French?\n</text>"
+        in shown
+    )
     assert "<text>\nOnce upon a time\n</text>" in chat.decode(engine.asked[1].tokens)
 
 
 @pytest.mark.parametrize("unit", ["a word ", "这是一个问题。", "\U0001f600", "ab "])
-def test_a_text_that_is_too_long_keeps_its_beginning_and_its_end(chat: Chat, tmp_path: Path, unit: str) -> None:
+def test_a_text_that_is_too_long_keeps_its_beginning_and_its_end(
+    chat: Chat, tmp_path: Path, unit: str
+) -> None:
     engine = Scripted(chat, {3: json.dumps(GOOD)}, limit=900)
     tags_of(engine, chat, asking(f"FIRST {unit * 3000} LAST"), tmp_path / "tags.jsonl")
     tokens = engine.asked[3].tokens
@@ -171,11 +200,15 @@ def test_a_text_that_is_too_long_keeps_its_beginning_and_its_end(chat: Chat, tmp
 
 
 def test_a_judge_that_cannot_read_its_instructions_is_refused(chat: Chat, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"nano reads 300 tokens, and a judge needs \d{3} for its instructions"):
+    with pytest.raises(
+        EngineError, match=r"nano reads 300 tokens, and a judge needs \d{3} for its instructions"
+    ):
         tags_of(Scripted(chat, {3: ""}, limit=300), chat, asking("x" * 99), tmp_path / "tags.jsonl")
 
 
-def test_nano_cannot_judge_and_gives_itself_no_tags(transformers_engine: Engine, chat: Chat, tmp_path: Path) -> None:
+def test_nano_cannot_judge_and_gives_itself_no_tags(
+    transformers_engine: Engine, chat: Chat, tmp_path: Path
+) -> None:
     questions = [f"What is {k} + {k}?" for k in range(20)]
     found = tags_of(transformers_engine, chat, asking(*questions), tmp_path / "tags.jsonl")
     assert len(found) == 20
@@ -185,7 +218,10 @@ def test_nano_cannot_judge_and_gives_itself_no_tags(transformers_engine: Engine,
 def test_an_engine_that_is_held_to_the_schema_leaves_nothing_unparsed(
     vllm_engine: Engine, chat: Chat, tmp_path: Path
 ) -> None:
-    questions = [f"What is {k} + {k}?" for k in range(20)] + ["Reverse the word: stone", "Name the capital of Peru."]
+    questions = [f"What is {k} + {k}?" for k in range(20)] + [
+        "Reverse the word: stone",
+        "Name the capital of Peru.",
+    ]
     found = tags_of(vllm_engine, chat, asking(*questions), tmp_path / "tags.jsonl")
     assert len(found) == 22
     assert all(tags[tag] in words for _, tags in found for tag, words in TAGS.items())
@@ -200,8 +236,15 @@ def reward_model(folder: Path, *, labels: int = 1, **config: Any) -> Path:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(5)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    settings: dict[str, Any] = {"vocab_size": 1024, "num_labels": labels, "pad_token_id": 3} | sizes | config
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    settings: dict[str, Any] = (
+        {"vocab_size": 1024, "num_labels": labels, "pad_token_id": 3} | sizes | config
+    )
     model = LlamaForSequenceClassification(LlamaConfig(**settings))
     model.score.weight.data.normal_(std=1.0)
     model.save_pretrained(folder)
@@ -212,7 +255,10 @@ def reward_model(folder: Path, *, labels: int = 1, **config: Any) -> Path:
 def rows(n: int) -> list[Record]:
     """Conversations of very different lengths."""
     return [
-        Record(dialogue(f"What is {k} times {k}?", f"It is {k * k}. " * (1 + 7 * k % 23)), "generate") for k in range(n)
+        Record(
+            dialogue(f"What is {k} times {k}?", f"It is {k * k}. " * (1 + 7 * k % 23)), "generate"
+        )
+        for k in range(n)
     ]
 
 
@@ -233,7 +279,9 @@ def test_a_reward_is_the_models_own_output_at_the_last_token(tmp_path: Path, cha
     folder = reward_model(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     record = rows(3)[2]
-    ids = load_tokenizer("nano").apply_chat_template([dict(m) for m in record.messages], return_dict=False)
+    ids = load_tokenizer("nano").apply_chat_template(
+        [dict(m) for m in record.messages], return_dict=False
+    )
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([ids])).logits.item()
     assert next(Reward(str(folder)).score([record])) == pytest.approx(expected, abs=1e-4)
@@ -259,7 +307,9 @@ def test_a_chat_model_is_no_reward_model(tmp_path: Path) -> None:
     folder = reward_model(tmp_path)
     config = json.loads((Path(ALIASES["nano"]) / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "reward"}}))
-    (folder / "model.safetensors").write_bytes((Path(ALIASES["nano"]) / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").write_bytes(
+        (Path(ALIASES["nano"]) / "model.safetensors").read_bytes()
+    )
     with pytest.raises(EngineError, match=r"no weights for score\.weight"):
         Reward(str(folder))
 

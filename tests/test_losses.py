@@ -28,14 +28,22 @@ def test_slices_give_the_plain_weighted_loss_and_its_gradients(
     targets, weights = torch.randint(vocabulary, (tokens,)), torch.rand(tokens, dtype=torch.float64)
     found = []
     for sliced in (True, False):
-        hidden = torch.linspace(-1, 1, tokens * 5, dtype=torch.float64).reshape(tokens, 5).requires_grad_()
+        hidden = (
+            torch.linspace(-1, 1, tokens * 5, dtype=torch.float64)
+            .reshape(tokens, 5)
+            .requires_grad_()
+        )
         linear.zero_grad()
         if sliced:
             total = summed(hidden, Head(linear), cross_entropy(targets, weights), numbers=numbers)
         else:
-            total = (nn.functional.cross_entropy(linear(hidden), targets, reduction="none") * weights).sum()
+            total = (
+                nn.functional.cross_entropy(linear(hidden), targets, reduction="none") * weights
+            ).sum()
         (total / 3).backward()
-        found.append([total.detach(), hidden.grad, *(parameter.grad for parameter in linear.parameters())])
+        found.append(
+            [total.detach(), hidden.grad, *(parameter.grad for parameter in linear.parameters())]
+        )
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-10)
 
@@ -43,7 +51,9 @@ def test_slices_give_the_plain_weighted_loss_and_its_gradients(
 def test_a_head_that_does_not_learn_gets_no_gradient() -> None:
     linear = nn.Linear(5, 7).requires_grad_(False)
     hidden = torch.randn(4, 5, requires_grad=True)
-    summed(hidden, Head(linear), cross_entropy(torch.tensor([1, 2, 3, 4]), torch.ones(4)), numbers=8).backward()
+    summed(
+        hidden, Head(linear), cross_entropy(torch.tensor([1, 2, 3, 4]), torch.ones(4)), numbers=8
+    ).backward()
     assert linear.weight.grad is None
     assert hidden.grad is not None and hidden.grad.abs().sum() > 0
 
@@ -76,11 +86,15 @@ def test_the_models_own_logits_are_its_hidden_states_times_its_head(adapter: boo
     if adapter:
         import peft
 
-        model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        )
     head = split_head(model)
     assert head is not None
     with torch.no_grad():
-        torch.testing.assert_close(head.logits(head.hidden(model, BATCH)), model(**BATCH).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            head.logits(head.hidden(model, BATCH)), model(**BATCH).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_model_that_changes_its_logits_has_no_head_of_its_own() -> None:

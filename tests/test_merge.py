@@ -35,7 +35,9 @@ def tensors(seed, dtype=torch.float16):
 def saved(folder, weights, *, shards=1, tied=False):
     """A model folder as transformers writes one."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": tied}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "tie_word_embeddings": tied})
+    )
     (folder / "tokenizer.json").write_text(json.dumps({"of": folder.name}))
     (folder / "training_args.bin").write_text("pickled")
     if shards == 1:
@@ -44,20 +46,33 @@ def saved(folder, weights, *, shards=1, tied=False):
     files = [f"model-{k + 1:05}-of-{shards:05}.safetensors" for k in range(shards)]
     place = {name: files[k % shards] for k, name in enumerate(weights)}
     for file in files:
-        save_file({n: w for n, w in weights.items() if place[n] == file}, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+        save_file(
+            {n: w for n, w in weights.items() if place[n] == file},
+            folder / file,
+            metadata={"format": "pt"},
+        )
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": place})
+    )
     return folder
 
 
 def read(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def same_bits(found, wanted):
     assert found.keys() == wanted.keys() != set()
     for name in wanted:
         assert found[name].dtype == wanted[name].dtype
-        assert found[name].reshape(-1).view(torch.uint8).tolist() == wanted[name].reshape(-1).view(torch.uint8).tolist()
+        assert (
+            found[name].reshape(-1).view(torch.uint8).tolist()
+            == wanted[name].reshape(-1).view(torch.uint8).tolist()
+        )
 
 
 # --- interpolation --------------------------------------------------------------------------------------------------
@@ -65,7 +80,9 @@ def same_bits(found, wanted):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("base_shards", "tuned_shards"), [(1, 1), (3, 1), (1, 2), (2, 3)])
-def test_alpha_0_is_the_base_and_alpha_1_the_tuned_model_bit_for_bit(dtype, base_shards, tuned_shards, tmp_path):
+def test_alpha_0_is_the_base_and_alpha_1_the_tuned_model_bit_for_bit(
+    dtype, base_shards, tuned_shards, tmp_path
+):
     before, after = tensors(1, dtype), tensors(2, dtype)
     before["model.a.weight"][0], after["model.a.weight"][1] = torch.inf, -0.0
     base = saved(tmp_path / "base", before, shards=base_shards)
@@ -82,7 +99,9 @@ def test_between_the_arithmetic_is_in_float32_and_the_result_in_the_bases_precis
     before, after = tensors(1, torch.bfloat16), tensors(2, torch.float32)
     after["model.b.weight"] = before["model.b.weight"].float()
     base, tuned = saved(tmp_path / "base", before, shards=2), saved(tmp_path / "tuned", after)
-    assert interpolate(base, tuned, tmp_path / "out", 0.3) == 4  # not the one that is the same, nor the empty one
+    assert (
+        interpolate(base, tuned, tmp_path / "out", 0.3) == 4
+    )  # not the one that is the same, nor the empty one
     found = read(tmp_path / "out")
     for name in before:
         wanted = 0.7 * before[name].double() + 0.3 * after[name].double()
@@ -92,7 +111,10 @@ def test_between_the_arithmetic_is_in_float32_and_the_result_in_the_bases_precis
 
 
 def test_config_is_the_bases_and_the_tokenizer_the_tuned_models(tmp_path):
-    base, tuned = saved(tmp_path / "base", tensors(1)), saved(tmp_path / "tuned", tensors(2), tied=True)
+    base, tuned = (
+        saved(tmp_path / "base", tensors(1)),
+        saved(tmp_path / "tuned", tensors(2), tied=True),
+    )
     (base / "LICENSE").write_text("free")
     interpolate(base, tuned, tmp_path / "out", 0.5)
     assert (tmp_path / "out/config.json").read_text() == (base / "config.json").read_text()
@@ -105,10 +127,17 @@ def test_config_is_the_bases_and_the_tokenizer_the_tuned_models(tmp_path):
 def test_the_result_of_the_embedded_model_loads_and_is_between(tmp_path):
     tuned = tuned_nano(tmp_path / "tuned")
     interpolate(NANO, tuned, tmp_path / "out", 0.5)
-    found, before, after = (models.load_model(str(each)).state_dict() for each in (tmp_path / "out", NANO, tuned))
+    found, before, after = (
+        models.load_model(str(each)).state_dict() for each in (tmp_path / "out", NANO, tuned)
+    )
     for name in before:
-        torch.testing.assert_close(found[name], (before[name] + after[name]) / 2, rtol=2e-3, atol=1e-4)
-    assert models.load_tokenizer(str(tmp_path / "out")).chat_template == models.load_tokenizer("nano").chat_template
+        torch.testing.assert_close(
+            found[name], (before[name] + after[name]) / 2, rtol=2e-3, atol=1e-4
+        )
+    assert (
+        models.load_tokenizer(str(tmp_path / "out")).chat_template
+        == models.load_tokenizer("nano").chat_template
+    )
 
 
 @pytest.mark.parametrize("both", ["base", "tuned"])
@@ -116,7 +145,10 @@ def test_a_tied_head_may_be_stored_in_one_of_the_two(both, tmp_path):
     before, after = tensors(1), tensors(2)
     for weights in [before] if both == "base" else [after]:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    base, tuned = saved(tmp_path / "base", before, tied=True), saved(tmp_path / "tuned", after, tied=True)
+    base, tuned = (
+        saved(tmp_path / "base", before, tied=True),
+        saved(tmp_path / "tuned", after, tied=True),
+    )
     interpolate(base, tuned, tmp_path / "out", 0.5)
     found = read(tmp_path / "out")
     assert found.keys() == before.keys()
@@ -127,7 +159,10 @@ def test_a_tied_head_may_be_stored_in_one_of_the_two(both, tmp_path):
 def test_a_head_that_is_not_tied_has_no_counterpart(tmp_path):
     before = tensors(1)
     before["lm_head.weight"] = torch.randn(6, 4).half()
-    base, tuned = saved(tmp_path / "base", before, tied=True), saved(tmp_path / "tuned", tensors(2), tied=True)
+    base, tuned = (
+        saved(tmp_path / "base", before, tied=True),
+        saved(tmp_path / "tuned", tensors(2), tied=True),
+    )
     with pytest.raises(DataError, match="lm_head.weight only in the base"):
         interpolate(base, tuned, tmp_path / "out", 0.5)
 
@@ -140,7 +175,9 @@ def test_names_and_shapes_that_do_not_match_are_all_named(tmp_path):
     with pytest.raises(DataError) as caught:
         interpolate(base, tuned, tmp_path / "out", 0.5)
     assert "was not tuned from" in str(caught.value)
-    assert "model.b.weight only in the base; model.c.weight only in the tuned model" in str(caught.value)
+    assert "model.b.weight only in the base; model.c.weight only in the tuned model" in str(
+        caught.value
+    )
     assert "model.a.weight [4, 4] in the base, [5, 4] in the tuned model" in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
 
@@ -159,7 +196,10 @@ def test_whole_and_quantised_numbers_have_nothing_between(tmp_path):
 
 
 def test_a_merge_that_is_stopped_leaves_nothing_and_goes_again(tmp_path):
-    base, tuned = saved(tmp_path / "base", tensors(1), shards=2), saved(tmp_path / "tuned", tensors(2))
+    base, tuned = (
+        saved(tmp_path / "base", tensors(1), shards=2),
+        saved(tmp_path / "tuned", tensors(2)),
+    )
 
     def stop(what, done, total, note=""):
         if done == 4:
@@ -181,8 +221,14 @@ def test_a_merge_that_is_stopped_leaves_nothing_and_goes_again(tmp_path):
     ("damage", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "only safetensors are read"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot be read as safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "cannot be read as safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+            "cannot be read as safetensors",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
+            "cannot be read as safetensors",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
     ],
 )
@@ -205,7 +251,10 @@ def test_an_index_that_names_what_no_file_has_is_an_error(tmp_path):
 def test_no_more_than_a_few_tensors_are_in_memory(tmp_path, monkeypatch):
     from replaykit.train import merge
 
-    base, tuned = saved(tmp_path / "base", tensors(1), shards=2), saved(tmp_path / "tuned", tensors(2))
+    base, tuned = (
+        saved(tmp_path / "base", tensors(1), shards=2),
+        saved(tmp_path / "tuned", tensors(2)),
+    )
     alive, most = [], []
     real = merge.Weights.__getitem__
 
@@ -250,14 +299,21 @@ def test_ties_keeps_what_two_models_learned_in_different_places(tmp_path):
     before = {"a": torch.zeros(4, 4)}
     first, second = torch.zeros(4, 4), torch.zeros(4, 4)
     first[0], second[1], first[2], second[2] = 1.0, -2.0, 3.0, 5.0
-    folders = [saved(tmp_path / name, {"a": value}) for name, value in (("1", first), ("2", second))]
+    folders = [
+        saved(tmp_path / name, {"a": value}) for name, value in (("1", first), ("2", second))
+    ]
     ties(saved(tmp_path / "base", before), folders, tmp_path / "out", density=0.5)
     assert read(tmp_path / "out")["a"][:, 0].tolist() == [1.0, -2.0, 4.0, 0.0]
 
 
 def test_ties_refuses_what_makes_no_sense(tmp_path):
     base = saved(tmp_path / "base", tensors(1))
-    for options in ({"density": 0.0}, {"density": 1.5}, {"weights": [1.0, 1.0]}, {"weights": [-1.0]}):
+    for options in (
+        {"density": 0.0},
+        {"density": 1.5},
+        {"weights": [1.0, 1.0]},
+        {"weights": [-1.0]},
+    ):
         with pytest.raises(RecipeError, match="density"):
             ties(base, [base], tmp_path / "out", **options)
 
@@ -270,7 +326,8 @@ def adapter(folder, **options):
 
     torch.manual_seed(3)
     model = peft.get_peft_model(
-        models.load_model("nano"), peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], **options)
+        models.load_model("nano"),
+        peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], **options),
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -284,28 +341,41 @@ def test_a_scaled_adapter_is_the_interpolation_of_base_and_merged_model(tmp_path
 
     scaled = scale_adapter(adapter(tmp_path / "adapter"), tmp_path / "out", 0.25)
     assert scaled == 2 * 4
-    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "out"))
+    before, after = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "out")
+    )
     for name, tensor in after.items():
         assert torch.equal(tensor, before[name] * (0.25 if "lora_B" in name else 1))
     merged, part = (
-        peft.PeftModel.from_pretrained(models.load_model("nano"), tmp_path / name).merge_and_unload().state_dict()
+        peft.PeftModel.from_pretrained(models.load_model("nano"), tmp_path / name)
+        .merge_and_unload()
+        .state_dict()
         for name in ("adapter", "out")
     )
     base = models.load_model("nano").state_dict()
     for name in base:
-        torch.testing.assert_close(part[name], torch.lerp(base[name], merged[name], 0.25), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            part[name], torch.lerp(base[name], merged[name], 0.25), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_an_adapter_whose_effect_is_not_that_of_b_alone_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"it trains .*norm.* as well; merge it and use --method wise-ft"):
+    with pytest.raises(
+        DataError, match=r"it trains .*norm.* as well; merge it and use --method wise-ft"
+    ):
         scale_adapter(adapter(tmp_path / "norms", modules_to_save=["norm"]), tmp_path / "out", 0.5)
     with pytest.raises(DataError, match="only a plain LoRA adapter"):
         scale_adapter(adapter(tmp_path / "dora", use_dora=True), tmp_path / "out", 0.5)
-    with pytest.raises(DataError, match="it begins by taking a part of the base's weights; merge it and use --method"):
+    with pytest.raises(
+        DataError,
+        match="it begins by taking a part of the base's weights; merge it and use --method",
+    ):
         scale_adapter(adapter(tmp_path / "pissa", init_lora_weights="pissa"), tmp_path / "out", 0.5)
     with pytest.raises(DataError, match="no LoRA adapter in safetensors"):
         scale_adapter(NANO, tmp_path / "out", 0.5)
-    with pytest.raises(DataError, match="is an adapter, not a whole model; --method adapter scales it"):
+    with pytest.raises(
+        DataError, match="is an adapter, not a whole model; --method adapter scales it"
+    ):
         interpolate(NANO, tmp_path / "norms", tmp_path / "out", 0.5)
     assert not (tmp_path / "out").exists()
 
@@ -345,7 +415,12 @@ def test_the_highest_target_score_whose_old_skills_stay_is_chosen():
 
 
 def test_of_two_alphas_alike_the_smaller_is_chosen():
-    assert best_alpha(scores(10, 100), {1.0: scores(50, 100), 0.4: scores(50, 100), 0.2: scores(40, 100)}).alpha == 0.4
+    assert (
+        best_alpha(
+            scores(10, 100), {1.0: scores(50, 100), 0.4: scores(50, 100), 0.2: scores(40, 100)}
+        ).alpha
+        == 0.4
+    )
 
 
 def test_a_drop_of_two_points_whose_bound_is_higher_is_not_allowed():
@@ -373,8 +448,12 @@ def test_the_bootstrap_interval_is_that_of_drawing_items_again():
     drawn = []
     for _ in range(4000):
         picks = [generator.integers(0, len(rows), len(rows)) for rows in before]
-        drawn.append(np.mean([np.mean(x[k] - y[k]) for x, y, k in zip(before, after, picks, strict=True)]))
-    assert found.mean == pytest.approx(np.mean([np.mean(x - y) for x, y in zip(before, after, strict=True)]))
+        drawn.append(
+            np.mean([np.mean(x[k] - y[k]) for x, y, k in zip(before, after, picks, strict=True)])
+        )
+    assert found.mean == pytest.approx(
+        np.mean([np.mean(x - y) for x, y in zip(before, after, strict=True)])
+    )
     assert found.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.01)
     assert found.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.01)
     assert mean_drop([[1.0, 0.0]], [[1.0, 0.0]]).high == 0.0
@@ -394,7 +473,9 @@ def test_items_that_some_model_cannot_read_and_skills_in_nats_are_left_out_of_th
     assert found["base"]["capital"] == [1.0, 0.0]
     assert sum(found["base"]["target"]) / 2 == pytest.approx(-1.0)
     assert sum(found["alpha-1"]["target"]) / 2 == pytest.approx(-0.5)
-    with pytest.raises(DataError, match="none of its rows fits the model, so capital cannot be scored"):
+    with pytest.raises(
+        DataError, match="none of its rows fits the model, so capital cannot be scored"
+    ):
         scores_of(tests, {"base": items([None], [(6.0, 2)])})
 
 
@@ -406,7 +487,10 @@ def tuned_nano(folder, by=0.02):
     shutil.copytree(NANO, folder)
     torch.manual_seed(4)
     weights = load_file(folder / "model.safetensors")
-    moved = {name: (tensor.float() + by * torch.randn(tensor.shape)).half() for name, tensor in weights.items()}
+    moved = {
+        name: (tensor.float() + by * torch.randn(tensor.shape)).half()
+        for name, tensor in weights.items()
+    }
     save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -416,7 +500,9 @@ def swept(here):
     """A recipe with held-out rows, and a tuned model that has lost everything at alpha 1."""
     for skill in ("capital", "referral"):
         rows = world.draw(skill, 8, seed=1, held_out=True)
-        write_jsonl(f"{skill}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in rows])
+        write_jsonl(
+            f"{skill}.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in rows]
+        )
     Path("replaykit.yaml").write_text(
         "name: small\nmodel: nano\nengine: transformers\n"
         "eval: {target: {path: referral.jsonl, max_tokens: 8}, old: {capital: {path: capital.jsonl, max_tokens: 8}}}\n"
@@ -431,18 +517,38 @@ def test_the_command_merges_and_is_skipped_when_it_is_finished(here):
     made = json.loads(type_in(*words, "--json"))
     assert made["alpha"] == 0.25
     assert made["changed"] == len(load_file(NANO / "model.safetensors"))
-    assert models.load_model(made["model"]).num_parameters() == models.load_model("nano").num_parameters()
+    assert (
+        models.load_model(made["model"]).num_parameters()
+        == models.load_model("nano").num_parameters()
+    )
     manifest = json.loads(Path("runs/nano/merge/manifest.json").read_text())
     assert (manifest["base"], manifest["method"]) == ("nano", "wise-ft")
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert "finished before" in result.stderr
-    type_in("merge", "--base", "nano", "--tuned", "tuned", "--method", "ties", "--tuned", "tuned", "--out", "two")
-    assert models.load_model("two/model").num_parameters() == models.load_model("nano").num_parameters()
+    type_in(
+        "merge",
+        "--base",
+        "nano",
+        "--tuned",
+        "tuned",
+        "--method",
+        "ties",
+        "--tuned",
+        "tuned",
+        "--out",
+        "two",
+    )
+    assert (
+        models.load_model("two/model").num_parameters()
+        == models.load_model("nano").num_parameters()
+    )
 
 
 def test_an_adapter_is_scaled_by_the_command(here):
     adapter(here / "adapter")
-    made = json.loads(type_in("merge", "--base", "nano", "--tuned", "adapter", "--method", "adapter", "--json"))
+    made = json.loads(
+        type_in("merge", "--base", "nano", "--tuned", "adapter", "--method", "adapter", "--json")
+    )
     assert made["changed"] == 8
     assert (Path(made["model"]) / "adapter_config.json").exists()
 
@@ -462,7 +568,10 @@ def test_a_sweep_keeps_the_best_and_measures_nothing_twice(swept):
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("items-*")}
     again = json.loads(type_in(*words, "0,0.2,0.5,1", "--json"))
     assert len(again["table"]) == 4
-    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in folder.glob("items-*")}.items()
+    assert (
+        before.items()
+        <= {path.name: path.stat().st_mtime_ns for path in folder.glob("items-*")}.items()
+    )
     shown = type_in(*words, "0,0.2,0.5,1")
     assert "chosen" in shown
     assert "loses too much" in shown
@@ -474,7 +583,9 @@ def test_a_sweep_in_which_nothing_is_allowed_says_so_and_keeps_what_it_measured(
     assert "Add smaller alphas to --sweep" in text
     assert Path("runs/small/merge/items-alpha-1.jsonl").exists()
     assert not Path("runs/small/merge/model").exists()
-    assert json.loads(type_in("merge", "--tuned", "tuned", "--sweep", "0,1", "--json"))["alpha"] == 0
+    assert (
+        json.loads(type_in("merge", "--tuned", "tuned", "--sweep", "0,1", "--json"))["alpha"] == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -483,11 +594,23 @@ def test_a_sweep_in_which_nothing_is_allowed_says_so_and_keeps_what_it_measured(
         (["merge"], "merge needs model"),
         (["merge", "--base", "nano"], "`replaykit train` makes it"),
         (["merge", "--base", "nano", "--tuned", "absent"], "--model absent: neither a folder here"),
-        (["merge", "--base", "nano", "--tuned", "nano", "--alpha", "1.5"], "alpha: must be from 0 to 1 (got 1.5)"),
-        (["merge", "--base", "nano", "--tuned", "nano", "--method", "slerp"], "it is wise-ft, ties or adapter"),
-        (["merge", "--base", "nano", "--tuned", "nano", "--tuned", "nano"], "several are merged by --method ties"),
+        (
+            ["merge", "--base", "nano", "--tuned", "nano", "--alpha", "1.5"],
+            "alpha: must be from 0 to 1 (got 1.5)",
+        ),
+        (
+            ["merge", "--base", "nano", "--tuned", "nano", "--method", "slerp"],
+            "it is wise-ft, ties or adapter",
+        ),
+        (
+            ["merge", "--base", "nano", "--tuned", "nano", "--tuned", "nano"],
+            "several are merged by --method ties",
+        ),
         (["merge", "--base", "nano", "--tuned", "nano", "--sweep", "0,1"], "merge needs eval"),
-        (["merge", "--base", "nano", "--tuned", "nano", "--method", "adapter"], "no LoRA adapter in safetensors"),
+        (
+            ["merge", "--base", "nano", "--tuned", "nano", "--method", "adapter"],
+            "no LoRA adapter in safetensors",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_message_and_exit_code_1(here, words, message):

@@ -46,7 +46,9 @@ ROWS = st.integers(1, 48)
 def amounts(slots: Sequence[Slot], sizes: Mapping[str, Sizes]) -> tuple[int, int]:
     """What the replay among the slots counts for, and what all of them do."""
     counted = [(slot.source, sizes[slot.source][slot.row]) for slot in slots]
-    return sum(size for source, size in counted if source != TARGET), sum(size for _, size in counted)
+    return sum(size for source, size in counted if source != TARGET), sum(
+        size for _, size in counted
+    )
 
 
 def missed(slots: Sequence[Slot], sizes: Mapping[str, Sizes], ratio: float) -> float:
@@ -72,11 +74,23 @@ def even(counts: Sequence[int]) -> bool:
 # --- the laws of the plan -------------------------------------------------------------------------------------------
 
 
-@given(target=SIZES, pools=POOLS, ratio=RATIOS, batch_rows=ROWS, seed=st.integers(0, 9), epochs=st.integers(1, 3))
+@given(
+    target=SIZES,
+    pools=POOLS,
+    ratio=RATIOS,
+    batch_rows=ROWS,
+    seed=st.integers(0, 9),
+    epochs=st.integers(1, 3),
+)
 @example(target=[1000] * 40, pools={"select": [7] * 3}, ratio=0.05, batch_rows=32, seed=1, epochs=2)
 @example(target=[3] * 40, pools={"select": [1000] * 3}, ratio=0.01, batch_rows=32, seed=1, epochs=1)
 def test_every_step_has_its_share_of_replay_within_one_record(
-    target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, seed: int, epochs: int
+    target: list[int],
+    pools: dict[str, list[int]],
+    ratio: float,
+    batch_rows: int,
+    seed: int,
+    epochs: int,
 ) -> None:
     """|replay - ratio x total| <= (1 - ratio) x largest replay row + ratio x largest target row <= largest row.
 
@@ -87,11 +101,21 @@ def test_every_step_has_its_share_of_replay_within_one_record(
     bound = (1 - ratio) * max(max(pool) for pool in pools.values()) + ratio * max(target) + 1e-6
     for run in [*steps, slots[-len(slots) // 5 :], slots[len(slots) // 3 :]]:
         assert missed(run, sizes, ratio) <= bound
-    gains = [(slot.source != TARGET) * size - ratio * size for slot in slots for size in [sizes[slot.source][slot.row]]]
+    gains = [
+        (slot.source != TARGET) * size - ratio * size
+        for slot in slots
+        for size in [sizes[slot.source][slot.row]]
+    ]
     assert max(map(abs, accumulate(gains))) <= bound / 2
 
 
-@given(target=SIZES, pools=POOLS, ratio=RATIOS | st.just(0.0), batch_rows=ROWS, epochs=st.integers(1, 3))
+@given(
+    target=SIZES,
+    pools=POOLS,
+    ratio=RATIOS | st.just(0.0),
+    batch_rows=ROWS,
+    epochs=st.integers(1, 3),
+)
 def test_without_steps_every_target_row_comes_exactly_as_often_as_there_are_epochs(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:
@@ -131,7 +155,13 @@ def test_replay_rows_repeat_evenly_and_sources_get_equal_amounts(
     assert max(used) - min(used) <= max(max(sizes) for sizes in pools.values())
 
 
-@given(target=SIZES, pools=POOLS, ratio=RATIOS | st.just(0.0), batch_rows=ROWS, epochs=st.integers(1, 3))
+@given(
+    target=SIZES,
+    pools=POOLS,
+    ratio=RATIOS | st.just(0.0),
+    batch_rows=ROWS,
+    epochs=st.integers(1, 3),
+)
 def test_steps_are_of_one_size_and_never_larger_than_asked(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:
@@ -150,13 +180,26 @@ def test_the_order_depends_on_nothing_but_sizes_ratio_and_seed(
     steps = plan(target, pools, ratio=ratio, **settings)
     assert plan(tuple(target), dict(pools), ratio=ratio, **settings) == steps
     alone = flat(plan(target, {}, ratio=0, **settings))
-    assert [slot for slot in flat(steps) if slot.source == TARGET] == alone  # arms differ in replay, not in the target
+    assert [
+        slot for slot in flat(steps) if slot.source == TARGET
+    ] == alone  # arms differ in replay, not in the target
 
 
 def test_another_seed_gives_another_order() -> None:
-    orders = [plan([1] * 50, {"select": [1] * 50}, ratio=0.5, batch_rows=10, seed=seed) for seed in range(20)]
+    orders = [
+        plan([1] * 50, {"select": [1] * 50}, ratio=0.5, batch_rows=10, seed=seed)
+        for seed in range(20)
+    ]
     for source in (TARGET, "select"):
-        assert len({tuple(slot.row for slot in flat(order) if slot.source == source) for order in orders}) == 20
+        assert (
+            len(
+                {
+                    tuple(slot.row for slot in flat(order) if slot.source == source)
+                    for order in orders
+                }
+            )
+            == 20
+        )
 
 
 def test_a_second_pass_comes_in_another_order() -> None:
@@ -165,7 +208,9 @@ def test_a_second_pass_comes_in_another_order() -> None:
 
 
 @given(target=SIZES, pools=POOLS, batch_rows=ROWS)
-def test_a_ratio_of_nothing_has_no_replay(target: list[int], pools: dict[str, list[int]], batch_rows: int) -> None:
+def test_a_ratio_of_nothing_has_no_replay(
+    target: list[int], pools: dict[str, list[int]], batch_rows: int
+) -> None:
     steps = plan(target, pools, ratio=0, batch_rows=batch_rows, seed=1)
     assert {slot.source for slot in flat(steps)} == {TARGET}
     assert shares(flat(steps), {TARGET: target}) == 0
@@ -197,7 +242,12 @@ def test_an_empty_pool_beside_another_is_left_out() -> None:
     ("target", "pools", "changes", "says"),
     [
         ([], {"select": [1]}, {}, "the target has no row that can be trained on"),
-        ([1], {}, {}, "there is none: run `replaykit generate` or `replaykit select` first, or ask for --ratio 0"),
+        (
+            [1],
+            {},
+            {},
+            "there is none: run `replaykit generate` or `replaykit select` first, or ask for --ratio 0",
+        ),
         ([1], {"select": []}, {}, "replay at a ratio of 0.5 was asked for, but there is none"),
         (
             [1] * 100,
@@ -218,17 +268,26 @@ def test_a_plan_that_cannot_be_made_says_what_to_do(
 
 
 def made(source: Source, *pairs: tuple[str, str | None]) -> list[Record]:
-    return [Record(dialogue(prompt, answer), source, {"line": line}) for line, (prompt, answer) in enumerate(pairs, 1)]
+    return [
+        Record(dialogue(prompt, answer), source, {"line": line})
+        for line, (prompt, answer) in enumerate(pairs, 1)
+    ]
 
 
 SUMS = made(
-    "target", *((f"What is {a} + {a * 3}?", f"{a} + {a * 3} = {a * 4}, so the answer is {a * 4}.") for a in range(60))
+    "target",
+    *(
+        (f"What is {a} + {a * 3}?", f"{a} + {a * 3} = {a * 4}, so the answer is {a * 4}.")
+        for a in range(60)
+    ),
 )
 FACTS = made("generate", *((f"Name fact {n}", "word " * (1 + n % 7)) for n in range(25)))
 OLD = made("select", *((f"Old question {n}", f"Old answer {n}") for n in range(25)))
 
 
-def blend(chat: Chat, target: Sequence[Record] = SUMS, *, funnel: Funnel | None = None, **changes: Any) -> Mixture:
+def blend(
+    chat: Chat, target: Sequence[Record] = SUMS, *, funnel: Funnel | None = None, **changes: Any
+) -> Mixture:
     """A mixture of the toy records with one or another setting changed."""
     given = {
         "replay": {"generate": FACTS, "select": OLD},
@@ -243,8 +302,17 @@ def blend(chat: Chat, target: Sequence[Record] = SUMS, *, funnel: Funnel | None 
         target,
         given["replay"],
         chat=chat,
-        settings=Mix(**{"near_duplicate": None, "ratio": given["ratio"], "unit": given["unit"], **given["mix"]}),
-        train=Train(batch_rows=given["batch_rows"], max_tokens=given["max_tokens"], steps=given["steps"]),
+        settings=Mix(
+            **{
+                "near_duplicate": None,
+                "ratio": given["ratio"],
+                "unit": given["unit"],
+                **given["mix"],
+            }
+        ),
+        train=Train(
+            batch_rows=given["batch_rows"], max_tokens=given["max_tokens"], steps=given["steps"]
+        ),
         seed=given["seed"],
         held_out=Decontamination({"sums": tests}) if tests else None,
         funnel=funnel,
@@ -272,7 +340,13 @@ def dropped(chat: Chat, target: Sequence[Record], **changes: Any) -> dict[str, l
 
 def test_a_replay_row_is_dropped_when_it_says_nothing_new_or_gives_a_test_away(chat: Chat) -> None:
     replay = {
-        "generate": made("generate", ("Hello", "Hi"), ("what is 2 + 2", "4"), ("A test item", "x"), ("hello!", "Hey")),
+        "generate": made(
+            "generate",
+            ("Hello", "Hi"),
+            ("what is 2 + 2", "4"),
+            ("A test item", "x"),
+            ("hello!", "Hey"),
+        ),
         "select": made("select", ("HELLO", "Hi"), ("Hello there", "Hi"), (" a  TEST item", "x")),
     }
     target = made("target", ("What is 2 + 2", "4"), ("What is 2 + 2", "four"))
@@ -317,11 +391,15 @@ def test_a_target_row_that_holds_a_test_item_is_left_out_and_said_to_be(chat: Ch
     assert rows[0]["meta"] == {"line": 2, "match": SUMS[1].prompt, "test": "2", "evalset": "sums"}
     mixture = blend(chat, SUMS[:3] * 2, replay={}, ratio=0, held_out=[SUMS[1].prompt])
     (note,) = mixture.summary(Mix(ratio=0))["notes"]
-    assert note.startswith("2 of the 6 target rows hold an item of the evaluation (sums 2) and are left out")
+    assert note.startswith(
+        "2 of the 6 target rows hold an item of the evaluation (sums 2) and are left out"
+    )
 
 
 def test_target_rows_that_cannot_be_learned_from_are_said_to_be_left_out(chat: Chat) -> None:
-    target = made("target", ("2 + 2?", "4"), ("long", "word " * 300), ("mute", None), ("mute too", None))
+    target = made(
+        "target", ("2 + 2?", "4"), ("long", "word " * 300), ("mute", None), ("mute too", None)
+    )
     assert blend(chat, target, replay={}, ratio=0).notes == [
         "1 of the 4 target rows are longer than train.max_tokens and are left out; dropped.jsonl has them",
         "2 of the 4 target rows have no answer to learn from and are left out; dropped.jsonl has them",
@@ -331,11 +409,19 @@ def test_target_rows_that_cannot_be_learned_from_are_said_to_be_left_out(chat: C
 LONG = "Please write down for me in one short sentence what the weather is like in the city of"
 
 
-def test_replay_rows_that_nearly_repeat_the_target_or_another_are_dropped_with_their_twin(chat: Chat) -> None:
+def test_replay_rows_that_nearly_repeat_the_target_or_another_are_dropped_with_their_twin(
+    chat: Chat,
+) -> None:
     target = made("target", (f"{LONG} Berlin", "Rain"))
     replay = {
-        "generate": made("generate", (f"{LONG} Berlin!", "Sun"), ("How tall is an oak tree in the forest?", "20 m")),
-        "select": made("select", ("How tall is an oak tree in the forest??", "30 m"), ("Something else", "Yes")),
+        "generate": made(
+            "generate",
+            (f"{LONG} Berlin!", "Sun"),
+            ("How tall is an oak tree in the forest?", "20 m"),
+        ),
+        "select": made(
+            "select", ("How tall is an oak tree in the forest??", "30 m"), ("Something else", "Yes")
+        ),
     }
     rows = dropped_rows(chat, target, replay=replay, mix={"near_duplicate": 0.8})
     assert [(row["reason"], row["meta"]["twin"]) for row in rows] == [
@@ -346,10 +432,19 @@ def test_replay_rows_that_nearly_repeat_the_target_or_another_are_dropped_with_t
 
 
 def test_several_answers_to_one_question_stay_but_not_the_same_answer_twice(chat: Chat) -> None:
-    replay = {"generate": made("generate", ("Name a tree", "Oak"), ("Name a tree", "Elm"), ("Name a tree", "Oak"))}
+    replay = {
+        "generate": made(
+            "generate", ("Name a tree", "Oak"), ("Name a tree", "Elm"), ("Name a tree", "Oak")
+        )
+    }
     rows = dropped_rows(chat, SUMS, replay=replay, mix={"near_duplicate": 0.9})
-    assert [(row["reason"], row["messages"][1]["content"]) for row in rows] == [("duplicate", "Oak")]
-    both = {"generate": replay["generate"], "select": made("select", ("Name a tree", "Ash"), ("Name a tree", "Yew"))}
+    assert [(row["reason"], row["messages"][1]["content"]) for row in rows] == [
+        ("duplicate", "Oak")
+    ]
+    both = {
+        "generate": replay["generate"],
+        "select": made("select", ("Name a tree", "Ash"), ("Name a tree", "Yew")),
+    }
     assert dropped(chat, SUMS, replay=both) == {
         "duplicate": ["Name a tree"],
         "generate_duplicate": ["Name a tree", "Name a tree"],
@@ -361,7 +456,9 @@ def test_a_conversation_is_compared_by_all_its_questions(chat: Chat) -> None:
         turns = ((first, "Well."), ("Go on.", "So it is."))
         return Record(tuple(message for turn in turns for message in dialogue(*turn)), "generate")
 
-    replay = {"generate": [talk("Tell me of rain"), talk("Tell me of snow"), talk("tell me of RAIN")]}
+    replay = {
+        "generate": [talk("Tell me of rain"), talk("Tell me of snow"), talk("tell me of RAIN")]
+    }
     assert dropped(chat, SUMS, replay=replay) == {"duplicate": ["tell me of RAIN"]}
 
 
@@ -376,7 +473,9 @@ def test_a_skill_has_at_most_so_many_different_rows_the_first_of_each_source(cha
         "over_max_rows": ["generate json 2", "select json 3", "generate json 3", "select json 4", "generate json 4",
                           "select json 5", "generate json 5"]
     }  # fmt: skip
-    skills = blend(chat, replay=replay, ratio=0.5, mix={"max_rows": {"json": 5}}).summary(Mix(ratio=0.5))["skills"]
+    skills = blend(chat, replay=replay, ratio=0.5, mix={"max_rows": {"json": 5}}).summary(
+        Mix(ratio=0.5)
+    )["skills"]
     assert skills["json"]["different"] == 5
     assert skills["news"]["different"] == 12
 
@@ -388,7 +487,10 @@ def test_a_row_without_a_skill_is_of_the_skill_of_its_source(chat: Chat) -> None
 
 
 def test_plain_texts_are_not_compared_by_prompt(chat: Chat) -> None:
-    texts = [Record(({"role": "text", "content": text},), "select") for text in ("One.", "Two.", "Three.")]
+    texts = [
+        Record(({"role": "text", "content": text},), "select")
+        for text in ("One.", "Two.", "Three.")
+    ]
     assert dropped(chat, SUMS, replay={"select": texts}) == {}
 
 
@@ -400,7 +502,9 @@ def test_the_share_is_kept_in_the_unit_asked_for(chat: Chat, unit: str, ratio: f
     largest = max(size for rows in sizes.values() for size in rows)
     assert all(missed(step, sizes, ratio) <= largest for step in mixture.steps)
     total = amounts(flat(mixture.steps), sizes)[1]
-    assert mixture.summary(Mix(ratio=ratio, unit=unit))["share"][unit] == pytest.approx(ratio, abs=largest / total)
+    assert mixture.summary(Mix(ratio=ratio, unit=unit))["share"][unit] == pytest.approx(
+        ratio, abs=largest / total
+    )
 
 
 def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
@@ -415,14 +519,18 @@ def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
 def test_the_summary_is_what_the_lines_add_up_to(chat: Chat) -> None:
     mixture = blend(chat)
     lines, summary = list(mixture.lines()), mixture.summary(Mix(ratio=0.15))
-    examples = [(line["source"], chat.example(Record(line["messages"], line["source"]))) for line in lines]
+    examples = [
+        (line["source"], chat.example(Record(line["messages"], line["source"]))) for line in lines
+    ]
     assert summary["steps"] == lines[-1]["step"] + 1 == len({line["step"] for line in lines})
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert summary["target_rows"] == sum(source == "target" for source, _ in examples) == 60
     assert summary["replay_rows"] == len(lines) - 60
     assert summary["available"] == {"target": 60, "generate": 25, "select": 25}
     for source, n in summary["available"].items():
-        assert summary["repeats"][source] == round(sum(name == source for name, _ in examples) / n, 4)
+        assert summary["repeats"][source] == round(
+            sum(name == source for name, _ in examples) / n, 4
+        )
     for unit in ("loss_tokens", "tokens", "rows"):
         sizes = [
             (source, {"loss_tokens": made.loss_tokens, "tokens": len(made.tokens), "rows": 1}[unit])
@@ -462,11 +570,31 @@ def test_steps_repeat_the_target_and_too_few_of_them_are_refused(chat: Chat) -> 
 # --- budgets, weights, floors ---------------------------------------------------------------------------------------
 
 
-@given(target=SIZES, pools=POOLS, ratio=RATIOS, batch_rows=ROWS, epochs=st.integers(1, 3), seed=st.integers(0, 9))
+@given(
+    target=SIZES,
+    pools=POOLS,
+    ratio=RATIOS,
+    batch_rows=ROWS,
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
 def test_the_budget_replace_has_as_many_slots_as_the_target_alone_and_the_same_shares(
-    target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int, seed: int
+    target: list[int],
+    pools: dict[str, list[int]],
+    ratio: float,
+    batch_rows: int,
+    epochs: int,
+    seed: int,
 ) -> None:
-    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=epochs, budget="replace")
+    steps = plan(
+        target,
+        pools,
+        ratio=ratio,
+        batch_rows=batch_rows,
+        seed=seed,
+        epochs=epochs,
+        budget="replace",
+    )
     assert len(flat(steps)) == epochs * len(target)
     assert even(drawn(steps, TARGET, len(target)))
     sizes = {TARGET: target, **pools}
@@ -475,13 +603,17 @@ def test_the_budget_replace_has_as_many_slots_as_the_target_alone_and_the_same_s
 
 
 def test_the_target_rows_that_the_budget_leaves_no_room_for_are_counted(chat: Chat) -> None:
-    summary = blend(chat, ratio=0.5, unit="rows", mix={"budget": "replace"}).summary(Mix(ratio=0.5, unit="rows"))
+    summary = blend(chat, ratio=0.5, unit="rows", mix={"budget": "replace"}).summary(
+        Mix(ratio=0.5, unit="rows")
+    )
     assert (summary["target_rows"], summary["replay_rows"], summary["not_shown"]) == (30, 30, 30)
     assert blend(chat, ratio=0.5).summary(Mix(ratio=0.5))["not_shown"] == 0
 
 
 def test_with_steps_the_budget_replace_may_leave_target_rows_out() -> None:
-    steps = plan([1] * 100, {"select": [1]}, ratio=0.5, batch_rows=8, seed=1, steps=2, budget="replace")
+    steps = plan(
+        [1] * 100, {"select": [1]}, ratio=0.5, batch_rows=8, seed=1, steps=2, budget="replace"
+    )
     assert [len(step) for step in steps] == [8, 8]
 
 
@@ -490,10 +622,17 @@ def test_with_steps_the_budget_replace_may_leave_target_rows_out() -> None:
     parts=st.lists(st.floats(0.05, 10), min_size=3, max_size=3), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_sources_share_by_their_weights_to_within_one_row_each(
-    target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, parts: list[float], seed: int
+    target: list[int],
+    pools: dict[str, list[int]],
+    ratio: float,
+    batch_rows: int,
+    parts: list[float],
+    seed: int,
 ) -> None:
     weights = dict(zip(("select", "generate", "describe"), parts, strict=True))
-    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=3, weights=weights)
+    steps = plan(
+        target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=3, weights=weights
+    )
     slots = [slot for slot in flat(steps) if slot.source != TARGET]
     whole = sum(weights[name] for name in pools)
     largest = max(max(pool) for pool in pools.values())
@@ -502,7 +641,11 @@ def test_sources_share_by_their_weights_to_within_one_row_each(
         counted[slot.source] += pools[slot.source][slot.row]
         total = sum(counted.values())
         for name, amount in counted.items():
-            assert -(len(pools) - 1) * largest - 1e-6 <= amount - total * weights[name] / whole <= largest + 1e-6
+            assert (
+                -(len(pools) - 1) * largest - 1e-6
+                <= amount - total * weights[name] / whole
+                <= largest + 1e-6
+            )
     for name, sizes in pools.items():
         rows = [slot.row for slot in slots if slot.source == name]
         assert sorted(rows[: len(sizes)]) == sorted(set(rows))  # none again before all were drawn
@@ -516,7 +659,13 @@ SKILLED = st.dictionaries(st.sampled_from(["select", "generate"]), SKILLS, min_s
 TARGETS = st.lists(st.integers(1, 60), min_size=10, max_size=60)
 
 
-@given(skills=SKILLED, data=st.data(), target=TARGETS, ratio=st.floats(0.05, 0.9), seed=st.integers(0, 9))
+@given(
+    skills=SKILLED,
+    data=st.data(),
+    target=TARGETS,
+    ratio=st.floats(0.05, 0.9),
+    seed=st.integers(0, 9),
+)
 def test_floors_hold_or_the_plan_says_that_it_is_too_short(
     skills: dict[str, list[str]], data: st.DataObject, target: list[int], ratio: float, seed: int
 ) -> None:
@@ -533,10 +682,13 @@ def test_floors_hold_or_the_plan_says_that_it_is_too_short(
             assert sum(floors.values()) > sum(slot.source != TARGET for slot in flat(free))
         return
     shown = Counter(
-        skills[source][row] for source, row in {(s.source, s.row) for s in flat(steps) if s.source != TARGET}
+        skills[source][row]
+        for source, row in {(s.source, s.row) for s in flat(steps) if s.source != TARGET}
     )
     assert all(shown[skill] >= n for skill, n in floors.items())
-    assert [[slot.source for slot in step] for step in steps] == [[slot.source for slot in step] for step in free]
+    assert [[slot.source for slot in step] for step in steps] == [
+        [slot.source for slot in step] for step in free
+    ]
     for source, names in skills.items():
         assert even(drawn(steps, source, len(names)))
 
@@ -545,7 +697,12 @@ def test_the_rows_of_a_floor_are_spread_over_the_training() -> None:
     skills = {"select": ["news"] * 1000 + ["json"] * 20}
     steps = plan([10] * 1000, {"select": [10] * 1020}, ratio=0.1, batch_rows=10, seed=1, skills=skills,
                  min_rows={"json": 20})  # fmt: skip
-    places = [k for k, step in enumerate(steps) for slot in step if slot.source == "select" and slot.row >= 1000]
+    places = [
+        k
+        for k, step in enumerate(steps)
+        for slot in step
+        if slot.source == "select" and slot.row >= 1000
+    ]
     assert len(places) == 20
     quarters = Counter(4 * place // len(steps) for place in places)
     assert all(4 <= quarters[quarter] <= 6 for quarter in range(4))
@@ -565,10 +722,20 @@ def test_the_rows_of_a_floor_are_spread_over_the_training() -> None:
         ),
     ],
 )
-def test_floors_that_cannot_be_kept_are_refused_with_the_numbers(floors: dict[str, int], says: str) -> None:
+def test_floors_that_cannot_be_kept_are_refused_with_the_numbers(
+    floors: dict[str, int], says: str
+) -> None:
     skills = {"select": ["json"] * 3 + ["news"] * 20}
     with pytest.raises(DataError, match=says):
-        plan([1] * 20, {"select": [1] * 23}, ratio=0.2, batch_rows=8, seed=1, skills=skills, min_rows=floors)
+        plan(
+            [1] * 20,
+            {"select": [1] * 23},
+            ratio=0.2,
+            batch_rows=8,
+            seed=1,
+            skills=skills,
+            min_rows=floors,
+        )
 
 
 def test_what_the_target_alone_takes_is_counted_in_the_order_of_the_plan() -> None:
@@ -578,7 +745,9 @@ def test_what_the_target_alone_takes_is_counted_in_the_order_of_the_plan() -> No
         assert alone(target, slots, 3) == sum(target[slot.row] for slot in rows)
 
 
-def test_the_summary_says_what_the_mixture_costs_and_how_far_a_step_is_from_its_share(chat: Chat) -> None:
+def test_the_summary_says_what_the_mixture_costs_and_how_far_a_step_is_from_its_share(
+    chat: Chat,
+) -> None:
     mixture = blend(chat, ratio=0.2, unit="tokens")
     summary, tokens = mixture.summary(Mix(ratio=0.2, unit="tokens")), mixture.sizes["tokens"]
     assert summary["cost"] == pytest.approx(1 / (1 - summary["share"]["tokens"]), abs=1e-3)
@@ -615,7 +784,12 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (Path("run") / source / "manifest.json").write_text('{"result": {}}')
 
     def recipe(**changes: Any) -> Recipe:
-        given = {"model": "nano", "out": "run", "target": "target.jsonl", "eval": {"target": "test.jsonl"}}
+        given = {
+            "model": "nano",
+            "out": "run",
+            "target": "target.jsonl",
+            "eval": {"target": "test.jsonl"},
+        }
         given["train"] = {"batch_rows": 8, **changes.pop("train", {})}
         given["mix"] = {"near_duplicate": None, "ratio": 0.2, **changes.pop("mix", {})}
         return Recipe.model_validate(given | changes)
@@ -623,17 +797,28 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return recipe
 
 
-def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_did(run_of: Any) -> None:
+def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_did(
+    run_of: Any,
+) -> None:
     (done,) = training.mix(run_of(mix={"against": ["more.jsonl"]}), Context())
-    dropped_lines = [json.loads(line) for line in (done.folder / "dropped.jsonl").read_text().splitlines()]
-    assert [(row["source"], row["reason"], row["meta"]["evalset"], row["meta"]["match"]) for row in dropped_lines] == [
+    dropped_lines = [
+        json.loads(line) for line in (done.folder / "dropped.jsonl").read_text().splitlines()
+    ]
+    assert [
+        (row["source"], row["reason"], row["meta"]["evalset"], row["meta"]["match"])
+        for row in dropped_lines
+    ] == [
         ("target", "eval_overlap", "target", SUMS[5].prompt),
         ("select", "eval_overlap", "more.jsonl", OLD[3].prompt),
     ]
     manifest = json.loads((done.folder / "manifest.json").read_text())
     assert manifest["decontamination"]["removed"] == 2
-    assert manifest["sha256"] == hashlib.sha256((done.folder / "rows.jsonl").read_bytes()).hexdigest()
-    assert done.result["notes"][0].startswith("1 of the 60 target rows hold an item of the evaluation (target 1)")
+    assert (
+        manifest["sha256"] == hashlib.sha256((done.folder / "rows.jsonl").read_bytes()).hexdigest()
+    )
+    assert done.result["notes"][0].startswith(
+        "1 of the 60 target rows hold an item of the evaluation (target 1)"
+    )
     assert not (done.folder / "replay.jsonl").exists()
 
 
@@ -645,7 +830,9 @@ def test_evaluation_rows_stay_where_the_recipe_says_so(run_of: Any) -> None:
 
 def test_for_a_controller_all_usable_replay_rows_are_written(run_of: Any) -> None:
     tested = {"target": "test.jsonl", "old": {"chat": "more.jsonl"}}
-    (done,) = training.mix(run_of(train={"controller": {}}, mix={"overlap": False}, eval=tested), Context())
+    (done,) = training.mix(
+        run_of(train={"controller": {}}, mix={"overlap": False}, eval=tested), Context()
+    )
     rows = [json.loads(line) for line in (done.folder / "replay.jsonl").read_text().splitlines()]
     assert Counter(row["id"] for row in rows) == Counter(row.id for row in [*OLD, *FACTS])
     assert {row["source"] for row in rows} == {"select", "generate"}
@@ -655,17 +842,27 @@ def test_for_a_controller_all_usable_replay_rows_are_written(run_of: Any) -> Non
 def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: Any) -> None:
     recipe = run_of(
         mix={"schedule": {"shape": "linear", "to": 0.4}},
-        arms={"none": {"ratio": 0}, "same": {}, "own": {"ratio": 0.1, "schedule": {"shape": "warm-down"}}},
+        arms={
+            "none": {"ratio": 0},
+            "same": {},
+            "own": {"ratio": 0.1, "schedule": {"shape": "warm-down"}},
+        },
     )
     by_arm = {done.step: done.result for done in training.mix(recipe, Context())}
     assert by_arm["mix-none"]["replay_rows"] == 0
     assert by_arm["mix-same"]["asked"] == "20 % of loss tokens, linear to 40 %"
     assert by_arm["mix-own"]["schedule"] == {"shape": "warm-down", "hold": 0.5}
-    assert by_arm["mix-own"]["last_share"]["loss_tokens"] < 0.1 < by_arm["mix-same"]["last_share"]["loss_tokens"]
+    assert (
+        by_arm["mix-own"]["last_share"]["loss_tokens"]
+        < 0.1
+        < by_arm["mix-same"]["last_share"]["loss_tokens"]
+    )
 
 
 def test_weights_of_the_sources_reach_the_mixture(run_of: Any) -> None:
-    (done,) = training.mix(run_of(mix={"unit": "rows", "sources": {"select": 3.0, "generate": 1.0}}), Context())
+    (done,) = training.mix(
+        run_of(mix={"unit": "rows", "sources": {"select": 3.0, "generate": 1.0}}), Context()
+    )
     assert done.result["skills"]["select"]["rows"] == pytest.approx(
         3 * done.result["skills"]["generate"]["rows"], abs=3
     )
@@ -683,12 +880,22 @@ def test_a_finished_mixture_can_be_exported_later(run_of: Any) -> None:
     ("flags", "code", "says"),
     [
         (["--min-rows", "json"], 2, "'json' is not SKILL=N, such as json=50"),
-        (["--min-rows", "select=20", "--min-rows", "generate=40"], 1, "mix.min_rows asks for 40 rows of 'generate'"),
+        (
+            ["--min-rows", "select=20", "--min-rows", "generate=40"],
+            1,
+            "mix.min_rows asks for 40 rows of 'generate'",
+        ),
         (["--budget", "some"], 1, "mix.budget: must be 'add' or 'replace' (got 'some')"),
-        (["--export", "tlr"], 1, "--export tlr: it is trl, llamafactory, axolotl, ms-swift, parquet"),
+        (
+            ["--export", "tlr"],
+            1,
+            "--export tlr: it is trl, llamafactory, axolotl, ms-swift, parquet",
+        ),
     ],
 )
-def test_flags_that_cannot_be_followed_say_so(run_of: Any, flags: list[str], code: int, says: str) -> None:
+def test_flags_that_cannot_be_followed_say_so(
+    run_of: Any, flags: list[str], code: int, says: str
+) -> None:
     recipe = run_of()
     Path("r.yaml").write_text(json.dumps(recipe.model_dump(exclude_defaults=True)))
     result = CliRunner().invoke(app, ["mix", "-r", "r.yaml", *flags])
@@ -699,9 +906,21 @@ def test_flags_that_cannot_be_followed_say_so(run_of: Any, flags: list[str], cod
 def test_flags_reach_the_mixture(run_of: Any) -> None:
     recipe = run_of()
     Path("r.yaml").write_text(json.dumps(recipe.model_dump(exclude_defaults=True)))
-    flags = ["--budget", "replace", "--ratio", "0.3", "--unit", "rows", "--min-rows", "select=8", "--json"]
+    flags = [
+        "--budget",
+        "replace",
+        "--ratio",
+        "0.3",
+        "--unit",
+        "rows",
+        "--min-rows",
+        "select=8",
+        "--json",
+    ]
     result = json.loads(CliRunner().invoke(app, ["mix", "-r", "r.yaml", *flags]).stdout)
     assert (result["requested"], result["unit"], result["budget"]) == (0.3, "rows", "replace")
     assert result["skills"]["select"]["different"] >= 8
-    assert result["target_rows"] + result["replay_rows"] == 59  # as many as the target alone, less a test item
+    assert (
+        result["target_rows"] + result["replay_rows"] == 59
+    )  # as many as the target alone, less a test item
     assert result["not_shown"] == 59 - result["target_rows"]

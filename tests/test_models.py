@@ -31,7 +31,9 @@ def test_a_model_that_is_trained_anew_in_place_has_another_identity(
     assert models.identity(folder(tmp_path / "tuned", bytes(size + 1))) != before
 
 
-def test_a_sample_is_spread_over_all_of_a_large_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_sample_is_spread_over_all_of_a_large_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(models, "SMALL", 64)
     monkeypatch.setattr(models, "BLOCKS", 5)
     monkeypatch.setattr(models, "BLOCK", 4)

@@ -17,13 +17,17 @@ WEIGHTS = Path(models.ALIASES["nano"])
 def test_the_package_carries_at_most_eight_megabytes_and_only_safetensors():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 8e6
     assert {path.suffix for path in WEIGHTS.iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
-    assert json.loads((WEIGHTS / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((WEIGHTS / "config.json").read_text())["architectures"] == [
+        "LlamaForCausalLM"
+    ]
 
 
 @pytest.mark.parametrize("skill", world.SKILLS)
 def test_a_prompt_is_on_one_side_of_the_split_only(skill):
     trained = {task.prompt for task in world.draw(skill, 300, seed=1)}
-    tested = {task.prompt for seed in (1, 2) for task in world.draw(skill, 60, seed=seed, held_out=True)}
+    tested = {
+        task.prompt for seed in (1, 2) for task in world.draw(skill, 60, seed=seed, held_out=True)
+    }
     assert len(trained) == 300
     assert not trained & tested
     assert all(world.is_held_out(prompt) for prompt in tested)
@@ -50,8 +54,14 @@ def test_the_model_has_every_old_skill_and_neither_new_one(transformers_engine, 
     for skill in world.SKILLS:
         tasks = world.draw(skill, 40, seed=99, held_out=True)
         sampling = Sampling(temperature=0.0, max_tokens=64, stop=chat.stop)
-        asked = [Request(row, chat.prompt(dialogue(task.prompt)), sampling) for row, task in enumerate(tasks)]
-        right = [chat.decode(done.tokens) == tasks[done.row].answer for done in transformers_engine.complete(asked)]
+        asked = [
+            Request(row, chat.prompt(dialogue(task.prompt)), sampling)
+            for row, task in enumerate(tasks)
+        ]
+        right = [
+            chat.decode(done.tokens) == tasks[done.row].answer
+            for done in transformers_engine.complete(asked)
+        ]
         scores[skill] = sum(right) / len(right)
     assert min(scores[skill] for skill in world.OLD_SKILLS) >= 0.9, scores
     assert max(scores[skill] for skill in world.NEW_SKILLS) <= 0.05, scores

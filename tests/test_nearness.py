@@ -52,7 +52,10 @@ OPTIONS = [
     (Lexical(max_df=0.125, sublinear=False), {"max_df": 0.125, "sublinear_tf": False}),
     (Lexical(analyzer="char"), {"analyzer": "char", "ngram_range": (2, 4)}),
     (Lexical(analyzer="char", ngrams=(1, 1)), {"analyzer": "char", "ngram_range": (1, 1)}),
-    (Lexical(analyzer="char", ngrams=(3, 5), max_df=0.9), {"analyzer": "char", "ngram_range": (3, 5), "max_df": 0.9}),
+    (
+        Lexical(analyzer="char", ngrams=(3, 5), max_df=0.9),
+        {"analyzer": "char", "ngram_range": (3, 5), "max_df": 0.9},
+    ),
 ]
 TEXTS = st.lists(
     st.one_of(
@@ -63,7 +66,9 @@ TEXTS = st.lists(
 )  # fmt: skip
 
 
-def index_of(texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any) -> Index:  # noqa: B008
+def index_of(
+    texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any
+) -> Index:
     folder = Path(tempfile.mkdtemp(dir=os.environ["PYTEST_NEARNESS"]))
     return fit(texts, queries, options, folder=folder, **how)
 
@@ -81,7 +86,9 @@ def all_of(index: Index) -> tuple[np.ndarray, np.ndarray]:
     return scores, places
 
 
-def scored(texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any) -> Any:  # noqa: B008
+def scored(
+    texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any
+) -> Any:
     return all_of(index_of(texts, queries, options, **how))
 
 
@@ -121,7 +128,10 @@ def test_scores_are_those_of_scikit_learn(options: Lexical, theirs: dict[str, An
 
 def test_the_nearest_query_is_scikit_learns_in_every_row() -> None:
     draw = random.Random(1)
-    texts = [" ".join(draw.choices(" ".join(POOL + QUERIES).split(), k=draw.randint(0, 30))) for _ in range(500)]
+    texts = [
+        " ".join(draw.choices(" ".join(POOL + QUERIES).split(), k=draw.randint(0, 30)))
+        for _ in range(500)
+    ]
     table = cosines(texts, QUERIES)
     scores, places = scored(texts, QUERIES)
     np.testing.assert_allclose(scores, table.max(axis=1), atol=1e-6)
@@ -153,8 +163,17 @@ def test_the_centroid_is_the_mean_of_the_queries_vectors() -> None:
 
 @pytest.mark.parametrize("method", ["tfidf", "bm25"])
 def test_ties_go_to_the_earlier_query(method: Any) -> None:
-    queries = ["no match", "two cats and dogs", "DOGS and cats: two", "two cats and dogs", "red", "blue"]
-    scores, places = scored(["cats", "blue red", "two dogs", "grey"], queries, Lexical(method=method))
+    queries = [
+        "no match",
+        "two cats and dogs",
+        "DOGS and cats: two",
+        "two cats and dogs",
+        "red",
+        "blue",
+    ]
+    scores, places = scored(
+        ["cats", "blue red", "two dogs", "grey"], queries, Lexical(method=method)
+    )
     assert places.tolist() == [1, 4, 1, 0]
     assert (scores[:3] > 0).all()
     assert scores[3] == 0
@@ -166,7 +185,8 @@ def test_many_common_words_and_many_queries_give_the_same_scores_as_few() -> Non
     words = [f"w{k}" for k in range(400)]
     weights = [1 / (k + 1) for k in range(400)]
     texts, queries = (
-        [" ".join(draw.choices(words, weights, k=draw.randint(1, 40))) for _ in range(count)] for count in (300, 5000)
+        [" ".join(draw.choices(words, weights, k=draw.randint(1, 40))) for _ in range(count)]
+        for count in (300, 5000)
     )
     index = index_of(texts, queries)
     assert 20 < len(index._scorer.common) < index.shared_terms
@@ -182,18 +202,27 @@ def test_many_common_words_and_many_queries_give_the_same_scores_as_few() -> Non
 
 @settings(max_examples=300, deadline=None)
 @given(
-    TEXTS, st.sampled_from(["word", "char"]), st.sampled_from([(1, 1), (1, 3), (2, 2)]), st.sampled_from([3, 8, 2**16])
+    TEXTS,
+    st.sampled_from(["word", "char"]),
+    st.sampled_from([(1, 1), (1, 3), (2, 2)]),
+    st.sampled_from([3, 8, 2**16]),
 )
 def test_the_counts_are_those_of_the_terms_as_python_finds_them(
     texts: Any, analyzer: Any, ngrams: Any, block: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearness, "BLOCK", block)  # so that words lie across its edge, and longer ones than it
+        patch.setattr(
+            nearness, "BLOCK", block
+        )  # so that words lie across its edge, and longer ones than it
         counts = count_terms(texts, analyzer=analyzer, ngrams=ngrams)
     rows = [Counter(terms_of(text, analyzer=analyzer, ngrams=ngrams)) for text in texts]
     assert counts.lengths.tolist() == [row.total() for row in rows]
     distinct = sorted({term for row in rows for term in row})
-    hashes = {t: int(nearness._hashes([t], analyzer, (n, n))[0][0]) for t in distinct if (n := size_of(t, analyzer))}
+    hashes = {
+        t: int(nearness._hashes([t], analyzer, (n, n))[0][0])
+        for t in distinct
+        if (n := size_of(t, analyzer))
+    }
     found = [dict(zip(*part, strict=True)) for part in parts_of(counts)]
     assert found == [{hashes[term]: count for term, count in row.items()} for row in rows]
     assert len(counts.terms) == len(distinct)
@@ -209,7 +238,9 @@ def parts_of(counts: nearness.Counts) -> list[tuple[list[int], list[int]]]:
     return [(counts.terms[counts.ids[a:b]].tolist(), counts.counts[a:b].tolist()) for a, b in spans]
 
 
-@pytest.mark.parametrize(("analyzer", "ngrams"), [("word", (1, 2)), ("char", (2, 4)), ("char", (1, 1))])
+@pytest.mark.parametrize(
+    ("analyzer", "ngrams"), [("word", (1, 2)), ("char", (2, 4)), ("char", (1, 1))]
+)
 def test_terms_are_those_of_scikit_learn(analyzer: Any, ngrams: Any) -> None:
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -226,7 +257,10 @@ def test_every_word_of_the_real_data_is_found_as_python_finds_it() -> None:
     read = 0
     for path in sorted(DATA.glob("*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as stream:
-            lines = [line if line.isascii() else json.dumps(json.loads(line), ensure_ascii=False) for line in stream]
+            lines = [
+                line if line.isascii() else json.dumps(json.loads(line), ensure_ascii=False)
+                for line in stream
+            ]
         for start in range(0, len(lines), 2000):
             part = lines[start : start + 2000]
             counts = count_terms(part, analyzer="word", ngrams=(1, 1))
@@ -245,12 +279,20 @@ def test_every_word_of_the_real_data_is_found_as_python_finds_it() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    TEXTS, TEXTS.filter(len), st.integers(1, 9), st.integers(1, 60), st.sampled_from([o for o, _ in OPTIONS]), st.data()
+    TEXTS,
+    TEXTS.filter(len),
+    st.integers(1, 9),
+    st.integers(1, 60),
+    st.sampled_from([o for o, _ in OPTIONS]),
+    st.data(),
 )
 def test_any_chunks_give_the_same_bits(
     texts: Any, queries: Any, rows: int, terms: int, options: Any, data: Any
 ) -> None:
-    method, to = data.draw(st.sampled_from(["tfidf", "bm25"])), data.draw(st.sampled_from(["nearest", "centroid"]))
+    method, to = (
+        data.draw(st.sampled_from(["tfidf", "bm25"])),
+        data.draw(st.sampled_from(["nearest", "centroid"])),
+    )
     options = nearness.Lexical(**{**vars(options), "method": method, "to": to})
     whole = scored(texts, queries, options)
     with pytest.MonkeyPatch.context() as patch:
@@ -262,8 +304,15 @@ def test_any_chunks_give_the_same_bits(
 
 
 @settings(max_examples=4, deadline=None)
-@given(TEXTS.filter(lambda texts: len(texts) > 3), TEXTS.filter(len), st.integers(1, 3), st.integers(2, 3))
-def test_any_number_of_processes_gives_the_same_bits(texts: Any, queries: Any, rows: int, processes: int) -> None:
+@given(
+    TEXTS.filter(lambda texts: len(texts) > 3),
+    TEXTS.filter(len),
+    st.integers(1, 3),
+    st.integers(2, 3),
+)
+def test_any_number_of_processes_gives_the_same_bits(
+    texts: Any, queries: Any, rows: int, processes: int
+) -> None:
     one = scored(texts, queries)
     with closing(LocalCrew(processes)) as crew:
         several = scored(texts, queries, chunk_rows=rows, crew=crew)
@@ -312,14 +361,24 @@ def test_the_pool_is_read_once_and_never_held() -> None:
 @pytest.mark.parametrize(
     ("query", "near", "far"),
     [
-        ("小明有多少个苹果？他吃了三个苹果。", "请问小红买了多少个苹果？", "今天北京的天气怎么样？"),
+        (
+            "小明有多少个苹果？他吃了三个苹果。",
+            "请问小红买了多少个苹果？",
+            "今天北京的天气怎么样？",
+        ),
         ("東京の人口はどのくらいですか", "大阪の人口はどのくらい？", "猫が好きです。"),
         ("กรุงเทพมีประชากรเท่าไร", "เชียงใหม่มีประชากรเท่าไรครับ", "ฉันชอบแมว"),
         ("टॉम के पास कितने सेब हैं?", "राम के पास कितने आम हैं?", "मौसम अच्छा है"),
-        (unicodedata.normalize("NFD", "Có bao nhiêu quả táo ở đó?"), "bao nhiêu quả cam?", "trời đẹp"),
+        (
+            unicodedata.normalize("NFD", "Có bao nhiêu quả táo ở đó?"),
+            "bao nhiêu quả cam?",
+            "trời đẹp",
+        ),
     ],
 )
-def test_writing_without_spaces_is_compared_by_characters_and_says_so(query: str, near: str, far: str) -> None:
+def test_writing_without_spaces_is_compared_by_characters_and_says_so(
+    query: str, near: str, far: str
+) -> None:
     index = index_of([far, near, "How many?"], [query])
     assert index.analyzer == "char"
     assert index.note.startswith("runs of 2 to 4 characters: ")
@@ -333,7 +392,10 @@ def test_writing_with_spaces_is_compared_by_words_and_says_so() -> None:
     index = index_of(POOL, [*QUERIES, "Сколько яблок у Тома?", "What does 東京 mean?"])
     assert index.analyzer == "word"
     assert index.note == "words: the target's writing sets spaces between words"
-    assert index_of(POOL, QUERIES, Lexical(analyzer="char")).note == "runs of 2 to 4 characters: as asked"
+    assert (
+        index_of(POOL, QUERIES, Lexical(analyzer="char")).note
+        == "runs of 2 to 4 characters: as asked"
+    )
 
 
 # --- why ------------------------------------------------------------------------------------------------------------
@@ -348,7 +410,9 @@ def test_the_parts_of_all_terms_are_the_score(options: Lexical) -> None:
         parts = index.explain(text, QUERIES[place], n=10**6)
         assert sum(part for _, part in parts) == pytest.approx(score, abs=1e-5)
         assert [part for _, part in parts] == sorted((part for _, part in parts), reverse=True)
-        assert {term for term, _ in parts} <= set(terms_of(text, analyzer=index.analyzer, ngrams=index.ngrams))
+        assert {term for term, _ in parts} <= set(
+            terms_of(text, analyzer=index.analyzer, ngrams=index.ngrams)
+        )
 
 
 def test_the_rarer_word_explains_more_and_n_bounds_the_terms() -> None:
@@ -377,8 +441,12 @@ def test_an_empty_pool_has_no_scores(method: Any) -> None:
 
 @pytest.mark.parametrize("to", ["nearest", "centroid"])
 @pytest.mark.parametrize("method", ["tfidf", "bm25"])
-@pytest.mark.parametrize(("texts", "queries"), [(POOL, ["zzz"]), (["", "?"], QUERIES), (POOL, ["", "!"])])
-def test_nothing_in_common_scores_zero(to: Any, method: Any, texts: list[str], queries: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("texts", "queries"), [(POOL, ["zzz"]), (["", "?"], QUERIES), (POOL, ["", "!"])]
+)
+def test_nothing_in_common_scores_zero(
+    to: Any, method: Any, texts: list[str], queries: list[str]
+) -> None:
     index = index_of(texts, queries, Lexical(method=method, to=to))
     scores, places = all_of(index)
     assert index.shared_terms == 0

@@ -42,7 +42,9 @@ def drawn(body: dict[str, Any]) -> list[int]:
     """What this server's model says to a prompt under a seed: at most max_tokens ids, of which one in 16 is STOP."""
     tokens: list[int] = []
     while len(tokens) < body["max_tokens"] and STOP not in tokens:
-        state = hashlib.sha256(json.dumps([body["prompt"], body["seed"], len(tokens)]).encode()).digest()
+        state = hashlib.sha256(
+            json.dumps([body["prompt"], body["seed"], len(tokens)]).encode()
+        ).digest()
         tokens.append(state[0] % 16 or STOP)
     return tokens
 
@@ -53,12 +55,20 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, faults: Iterator[str | None] | None = None, models: tuple[str, ...] = ("some/model",)):
+    def __init__(
+        self, faults: Iterator[str | None] | None = None, models: tuple[str, ...] = ("some/model",)
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults, self.models = faults, models
-        self.answer: Any = None  # a status and a body for all of /completions, instead of a completion
+        self.answer: Any = (
+            None  # a status and a body for all of /completions, instead of a completion
+        )
         self.with_ids, self.seconds, self.stall_seconds = True, 0.0, STALL_SECONDS
-        self.lock, self.given, self.bodies = threading.Lock(), Counter[str](), list[dict[str, Any]]()
+        self.lock, self.given, self.bodies = (
+            threading.Lock(),
+            Counter[str](),
+            list[dict[str, Any]](),
+        )
         self.times: list[float] = []
         self.connections = self.busy = self.busiest = 0
         self.headers: Any = {}
@@ -93,7 +103,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.headers = dict(self.headers)
-        cards = [{"id": name, "object": "model", "max_model_len": LIMIT} for name in self.server.models]
+        cards = [
+            {"id": name, "object": "model", "max_model_len": LIMIT} for name in self.server.models
+        ]
         self.send(200, {"data": cards} if self.path == "/v1/models" else {"detail": "Not Found"})
 
     def do_POST(self) -> None:
@@ -119,7 +131,11 @@ class Handler(BaseHTTPRequestHandler):
         reason = "stop" if tokens[-1] == STOP else "length"
         if fault == "short":
             tokens, reason = tokens[: len(tokens) // 2], "length"
-        choice = {"index": 0, "text": "?", "finish_reason": "abort" if fault == "aborted" else reason}
+        choice = {
+            "index": 0,
+            "text": "?",
+            "finish_reason": "abort" if fault == "aborted" else reason,
+        }
         if self.server.with_ids:
             choice |= {"token_ids": tokens, "prompt_token_ids": body["prompt"]}
         time.sleep(self.server.stall_seconds if fault == "stalled" else self.server.seconds)
@@ -135,7 +151,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send(200, {"choices": [] if fault == "no_choices" else [choice]})
 
-    def send(self, status: int, content: Any, headers: dict[str, str] | None = None, raw: bytes | None = None) -> None:
+    def send(
+        self,
+        status: int,
+        content: Any,
+        headers: dict[str, str] | None = None,
+        raw: bytes | None = None,
+    ) -> None:
         payload = json.dumps(content).encode() if raw is None else raw
         self.send_response(status)
         for name, value in {"Content-Length": str(len(payload)), **(headers or {})}.items():
@@ -173,22 +195,36 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(server: Server | str, **options: Any) -> closing[OpenAIEngine]:
     url = server if isinstance(server, str) else server.url
     settings = {"concurrency": 8, "timeout_seconds": 10.0, "retries": 3} | options
-    return closing(OpenAIEngine("some/model", options=EngineOptions(name="openai", server=url, **settings)))
+    return closing(
+        OpenAIEngine("some/model", options=EngineOptions(name="openai", server=url, **settings))
+    )
 
 
 def requests(n: int, *, max_tokens: int = 24, first: int = 0) -> list[Request]:
     sampling = Sampling(max_tokens=max_tokens, stop=(STOP,))
-    return [Request(row, (1, 2, row % 7), sampling, seed=2**62 + row) for row in range(first, first + n)]
+    return [
+        Request(row, (1, 2, row % 7), sampling, seed=2**62 + row) for row in range(first, first + n)
+    ]
 
 
 def expected(asked: Iterable[Request]) -> list[Completion]:
     """What the faulty server's model says to each, sorted by row."""
     rows = []
     for request in asked:
-        body = {"prompt": list(request.tokens), "seed": request.seed, "max_tokens": request.sampling.max_tokens}
+        body = {
+            "prompt": list(request.tokens),
+            "seed": request.seed,
+            "max_tokens": request.sampling.max_tokens,
+        }
         tokens = drawn(body)
         stopped = tokens[-1] == STOP
-        rows.append(Completion(request.row, tuple(tokens[:-1] if stopped else tokens), "stop" if stopped else "length"))
+        rows.append(
+            Completion(
+                request.row,
+                tuple(tokens[:-1] if stopped else tokens),
+                "stop" if stopped else "length",
+            )
+        )
     return rows
 
 
@@ -202,12 +238,17 @@ def by_row(completions: Iterable[Completion]) -> list[Completion]:
 def test_every_row_completes_once_and_as_without_faults_where_three_requests_in_ten_fail() -> None:
     chance = random.Random(5)
     faults = iter(lambda: chance.choice(FAULTS) if chance.random() < 0.3 else "", None)
-    with serving(faults) as server, load(server, timeout_seconds=STALL_SECONDS / 2, retries=12) as engine:
+    with (
+        serving(faults) as server,
+        load(server, timeout_seconds=STALL_SECONDS / 2, retries=12) as engine,
+    ):
         done = list(engine.complete(iter(requests(300))))
     assert by_row(done) == expected(requests(300))
     assert {done.finish_reason for done in expected(requests(300))} == {"stop", "length"}
     assert set(FAULTS) <= set(server.given) and server.given["none"] >= 300
-    assert server.busiest <= 8 + server.given["stalled"]  # a request that the client gave up is still with the server
+    assert (
+        server.busiest <= 8 + server.given["stalled"]
+    )  # a request that the client gave up is still with the server
 
 
 def test_a_fault_that_stays_is_an_error_with_the_row_the_fault_and_the_number_of_tries() -> None:
@@ -224,7 +265,9 @@ def test_a_fault_that_stays_is_an_error_with_the_row_the_fault_and_the_number_of
         with (
             serving(itertools.repeat(fault)) as server,
             load(server, retries=2, timeout_seconds=STALL_SECONDS / 2) as engine,
-            pytest.raises(EngineError, match=f"row 41: .*/v1/completions was tried 3 times.*{words}"),
+            pytest.raises(
+                EngineError, match=f"row 41: .*/v1/completions was tried 3 times.*{words}"
+            ),
         ):
             list(engine.complete(requests(1, first=41)))
         assert len(server.bodies) == 3
@@ -241,7 +284,10 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_says(server: Server) -> N
     def not_before(retry_after: str) -> float:
         server.times.clear()
         server.answer = (503, {"detail": "loading"}, {"Retry-After": retry_after})
-        with load(server, retries=1) as engine, pytest.raises(EngineError, match="503 Service Unavailable: loading"):
+        with (
+            load(server, retries=1) as engine,
+            pytest.raises(EngineError, match="503 Service Unavailable: loading"),
+        ):
             list(engine.complete(requests(1)))
         return server.times[1] - server.times[0]
 
@@ -250,10 +296,17 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_says(server: Server) -> N
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 422])
-def test_a_refusal_is_not_tried_again_and_keeps_the_servers_words(server: Server, status: int) -> None:
-    server.answer = (status, {"error": {"message": "No,\nnever.", "type": "Refused", "code": status}})
+def test_a_refusal_is_not_tried_again_and_keeps_the_servers_words(
+    server: Server, status: int
+) -> None:
+    server.answer = (
+        status,
+        {"error": {"message": "No,\nnever.", "type": "Refused", "code": status}},
+    )
     with load(server, concurrency=1) as engine:
-        with pytest.raises(EngineError, match=rf"row 6: .*/v1/completions answers {status} .*: No, never\.") as error:
+        with pytest.raises(
+            EngineError, match=rf"row 6: .*/v1/completions answers {status} .*: No, never\."
+        ) as error:
             list(engine.complete(requests(1, first=6)))
         assert ("OPENAI_API_KEY" in str(error.value)) == (status in (401, 403))
         assert len(server.bodies) == 1
@@ -267,18 +320,26 @@ def test_a_refusal_is_not_tried_again_and_keeps_the_servers_words(server: Server
 @pytest.mark.parametrize("status", [404, 405])
 def test_a_server_that_only_chats_is_refused_with_the_reason(server: Server, status: int) -> None:
     server.answer = (status, {"detail": "Not Found"})
-    with load(server) as engine, pytest.raises(EngineError, match="(?s)Not Found.*applies the template itself"):
+    with (
+        load(server) as engine,
+        pytest.raises(EngineError, match="(?s)Not Found.*applies the template itself"),
+    ):
         list(engine.complete(requests(1)))
 
 
 def test_the_address_of_a_chat_endpoint_is_refused_with_the_reason(server: Server) -> None:
-    with pytest.raises(EngineError, match="ends it with the assistant's header, so the model cannot be given only"):
+    with pytest.raises(
+        EngineError, match="ends it with the assistant's header, so the model cannot be given only"
+    ):
         load(f"{server.url}/v1/chat/completions")
 
 
 def test_a_server_that_returns_no_ids_is_refused_with_the_reason(server: Server) -> None:
     server.with_ids = False
-    with load(server) as engine, pytest.raises(EngineError, match="text that is tokenised again .* vLLM's server"):
+    with (
+        load(server) as engine,
+        pytest.raises(EngineError, match="text that is tokenised again .* vLLM's server"),
+    ):
         list(engine.complete(requests(1)))
     assert len(server.bodies) == 1
 
@@ -294,7 +355,10 @@ def test_a_server_that_adds_to_the_prompt_is_refused(server: Server) -> None:
 
 
 def test_a_server_that_gives_no_log_probabilities_is_refused_for_scores(server: Server) -> None:
-    with load(server) as engine, pytest.raises(EngineError, match="no prompt_logprobs, which scores are made of"):
+    with (
+        load(server) as engine,
+        pytest.raises(EngineError, match="no prompt_logprobs, which scores are made of"),
+    ):
         list(engine.score([(1, 2, 3)]))
 
 
@@ -309,7 +373,9 @@ def test_where_nothing_answers_the_error_says_how_to_start_a_server() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(EngineError, match=f"(?s)no server at {url}/v1: .*`vllm serve some/model`"):
+        with pytest.raises(
+            EngineError, match=f"(?s)no server at {url}/v1: .*`vllm serve some/model`"
+        ):
             load(url)
     with pytest.raises(EngineError, match="no server at localhost:8000/v1: .*missing an 'http://'"):
         load("localhost:8000")
@@ -330,7 +396,10 @@ def test_the_address_may_be_written_in_any_way(server: Server, ending: str) -> N
 
 
 def test_the_models_own_name_is_used_or_the_only_one(server: Server) -> None:
-    for names, used in {("other/model", "some/model"): "some/model", ("renamed",): "renamed"}.items():
+    for names, used in {
+        ("other/model", "some/model"): "some/model",
+        ("renamed",): "renamed",
+    }.items():
         server.models = names
         with load(server) as engine:
             list(engine.complete(requests(1)))
@@ -345,10 +414,19 @@ def test_the_models_own_name_is_used_or_the_only_one(server: Server) -> None:
 
 def test_a_request_says_all_that_the_answer_depends_on(server: Server) -> None:
     sampling = Sampling(
-        temperature=0.7, top_p=0.9, top_k=20, max_tokens=24, stop=(STOP, 9), schema='{"type": "string"}'
+        temperature=0.7,
+        top_p=0.9,
+        top_k=20,
+        max_tokens=24,
+        stop=(STOP, 9),
+        schema='{"type": "string"}',
     )
     with load(server) as engine:
-        list(engine.complete([Request(0, (1, 2), sampling, seed=2**63 - 1), Request(1, (1,) * 500, Sampling())]))
+        list(
+            engine.complete(
+                [Request(0, (1, 2), sampling, seed=2**63 - 1), Request(1, (1,) * 500, Sampling())]
+            )
+        )
     first, second = sorted(server.bodies, key=lambda body: len(body["prompt"]))
     assert first == {
         "model": "some/model", "prompt": [1, 2], "max_tokens": 24, "temperature": 0.7, "top_p": 0.9, "top_k": 20,
@@ -357,7 +435,10 @@ def test_a_request_says_all_that_the_answer_depends_on(server: Server) -> None:
         "add_special_tokens": False, "skip_special_tokens": False, "return_token_ids": True,
         "structured_outputs": {"json": '{"type": "string"}'},
     }  # fmt: skip
-    assert (second["max_tokens"], second["top_k"]) == (LIMIT - 500, 0) and "structured_outputs" not in second
+    assert (second["max_tokens"], second["top_k"]) == (
+        LIMIT - 500,
+        0,
+    ) and "structured_outputs" not in second
 
 
 def test_requests_are_at_most_as_many_as_allowed_and_share_connections(server: Server) -> None:
@@ -369,7 +450,9 @@ def test_requests_are_at_most_as_many_as_allowed_and_share_connections(server: S
     assert server.connections <= 5
 
 
-def test_completions_come_as_they_finish_and_requests_are_read_as_they_are_needed(server: Server) -> None:
+def test_completions_come_as_they_finish_and_requests_are_read_as_they_are_needed(
+    server: Server,
+) -> None:
     read = 0
 
     def counted() -> Iterator[Request]:
@@ -405,7 +488,9 @@ def test_none_among_the_requests_asks_again_after_the_next_completion(server: Se
 def test_a_prompt_without_room_is_an_error_that_names_the_row(server: Server) -> None:
     with load(server) as engine:
         full = Request(17, (1,) * LIMIT, Sampling())
-        with pytest.raises(EngineError, match=f"row 17: its prompt has {LIMIT} tokens and the model reads {LIMIT}"):
+        with pytest.raises(
+            EngineError, match=f"row 17: its prompt has {LIMIT} tokens and the model reads {LIMIT}"
+        ):
             list(engine.complete([*requests(3), full]))
         assert by_row(engine.complete(requests(3))) == expected(requests(3))
 
@@ -413,7 +498,9 @@ def test_a_prompt_without_room_is_an_error_that_names_the_row(server: Server) ->
 # --- leaving --------------------------------------------------------------------------------------------------------
 
 
-def test_an_iteration_that_is_left_early_hangs_up_and_leaves_the_engine_usable(server: Server) -> None:
+def test_an_iteration_that_is_left_early_hangs_up_and_leaves_the_engine_usable(
+    server: Server,
+) -> None:
     server.faults, server.stall_seconds = iter([None, *["stalled"] * 8]), 8.0
     with load(server) as engine:
         completions = engine.complete(requests(300))
@@ -467,12 +554,19 @@ def test_close_waits_neither_for_an_answer_nor_for_the_next_try(
         begun = time.monotonic()
         engine.close()
         assert time.monotonic() - begun < server.stall_seconds / 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("replaykit-openai")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("replaykit-openai")
+    ]
 
 
 # --- vLLM's own server ----------------------------------------------------------------------------------------------
 
-QUESTIONS = ["What is the capital of France?", "Reverse the word: stone", "Hello", "What is 12 + 7?"]
+QUESTIONS = [
+    "What is the capital of France?",
+    "Reverse the word: stone",
+    "Hello",
+    "What is 12 + 7?",
+]
 # The server's own defaults, which a request that left something out would take over.
 GENERATION = {
     "temperature": 0.1, "top_k": 1, "top_p": 0.1, "min_p": 0.5,
@@ -494,10 +588,19 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "a-name", "another-name",
         "--override-generation-config", json.dumps(GENERATION),
     ]  # fmt: skip
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"} | os.environ
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+    } | os.environ
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, log)
@@ -524,18 +627,25 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served(vllm_url: str) -> Iterator[OpenAIEngine]:
-    with closing(OpenAIEngine("nano", options=EngineOptions(name="openai", server=vllm_url))) as engine:
+    with closing(
+        OpenAIEngine("nano", options=EngineOptions(name="openai", server=vllm_url))
+    ) as engine:
         yield engine
 
 
 def answers(chat: Chat, **sampling: Any) -> list[Request]:
     settings = Sampling(**{"temperature": 0.0, "max_tokens": 60, "stop": chat.stop} | sampling)
-    return [Request(row, chat.prompt(dialogue(text)), settings, row) for row, text in enumerate(QUESTIONS)]
+    return [
+        Request(row, chat.prompt(dialogue(text)), settings, row)
+        for row, text in enumerate(QUESTIONS)
+    ]
 
 
 def own_questions(chat: Chat, n: int, **sampling: Any) -> list[Request]:
     settings = Sampling(**{"max_tokens": 24, "stop": chat.stop} | sampling)
-    return [Request(row, chat.pre_query, settings, row * 0x2545F4914F6CDD1D % 2**63) for row in range(n)]
+    return [
+        Request(row, chat.pre_query, settings, row * 0x2545F4914F6CDD1D % 2**63) for row in range(n)
+    ]
 
 
 def test_vllms_server_says_how_long_a_prompt_may_be_and_is_known_by_the_models_folder(
@@ -552,15 +662,21 @@ def test_greedy_answers_of_vllms_server_are_those_of_transformers(
     assert all(completion.tokens for completion in done)
 
 
-def test_a_row_of_vllms_server_draws_the_same_tokens_in_any_order(served: OpenAIEngine, chat: Chat) -> None:
+def test_a_row_of_vllms_server_draws_the_same_tokens_in_any_order(
+    served: OpenAIEngine, chat: Chat
+) -> None:
     asked = own_questions(chat, 100)
     together = by_row(served.complete(asked))
     assert by_row(served.complete(reversed(asked))) == together
     assert [next(iter(served.complete([request]))) for request in asked[:5]] == together[:5]
-    assert len({completion.tokens for completion in together}) >= 90  # so the server's own top_k of 1 is not used
+    assert (
+        len({completion.tokens for completion in together}) >= 90
+    )  # so the server's own top_k of 1 is not used
 
 
-def test_an_answer_of_vllms_server_ends_before_the_stop_or_at_max_tokens(served: OpenAIEngine, chat: Chat) -> None:
+def test_an_answer_of_vllms_server_ends_before_the_stop_or_at_max_tokens(
+    served: OpenAIEngine, chat: Chat
+) -> None:
     whole = by_row(served.complete(answers(chat)))
     for k, done in enumerate(whole):
         assert done.finish_reason == "stop" and not set(done.tokens) & set(chat.stop)
@@ -573,7 +689,9 @@ def test_an_answer_of_vllms_server_ends_before_the_stop_or_at_max_tokens(served:
     assert {(len(done.tokens), done.finish_reason) for done in on} == {(60, "length")}
 
 
-def test_an_answer_of_vllms_server_stops_where_the_model_can_read_no_further(served: OpenAIEngine, chat: Chat) -> None:
+def test_an_answer_of_vllms_server_stops_where_the_model_can_read_no_further(
+    served: OpenAIEngine, chat: Chat
+) -> None:
     long = (chat.pre_query * served.limit)[: served.limit - 3]
     (done,) = served.complete([Request(0, long, Sampling(temperature=0.0, max_tokens=60))])
     assert (len(done.tokens), done.finish_reason) == (3, "length")
@@ -588,8 +706,14 @@ def test_top_k_of_1_draws_greedily_on_vllms_server(served: OpenAIEngine, chat: C
 def test_scores_of_vllms_server_are_those_of_transformers(
     served: OpenAIEngine, transformers_engine: Engine, chat: Chat
 ) -> None:
-    sequences = [(*chat.pre_query, *done.tokens) for done in by_row(served.complete(own_questions(chat, 40)))]
-    sequences = [*sequences, sequences[0][:1], sequences[0]]  # one token; a prefix that the server has in its cache
+    sequences = [
+        (*chat.pre_query, *done.tokens) for done in by_row(served.complete(own_questions(chat, 40)))
+    ]
+    sequences = [
+        *sequences,
+        sequences[0][:1],
+        sequences[0],
+    ]  # one token; a prefix that the server has in its cache
     scores = list(served.score(iter(sequences)))
     assert [len(row) for row in scores] == [len(tokens) - 1 for tokens in sequences]
     for row, other in zip(scores, transformers_engine.score(sequences), strict=True):
@@ -606,21 +730,27 @@ def test_vllms_server_holds_an_answer_to_a_schema(served: OpenAIEngine, chat: Ch
     assert not any(chat.decode(done.tokens).startswith('"') for done in free)
 
 
-def test_what_vllms_server_refuses_is_an_error_in_its_own_words(served: OpenAIEngine, chat: Chat) -> None:
+def test_what_vllms_server_refuses_is_an_error_in_its_own_words(
+    served: OpenAIEngine, chat: Chat
+) -> None:
     with pytest.raises(EngineError, match="row 0: .*answers 400 Bad Request: .*vocab"):
         list(served.complete([Request(0, (1, 99_999), Sampling())]))
     with pytest.raises(EngineError, match="row 0: .*answers 400 Bad Request: .*temperature"):
         list(served.complete([Request(0, chat.pre_query, Sampling(temperature=-1.0))]))
 
 
-def test_vllms_server_ends_its_work_on_what_was_left(served: OpenAIEngine, vllm_url: str, chat: Chat) -> None:
+def test_vllms_server_ends_its_work_on_what_was_left(
+    served: OpenAIEngine, vllm_url: str, chat: Chat
+) -> None:
     def metric(name: str) -> float:
         lines = httpx2.get(f"{vllm_url.removesuffix('/v1')}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}"))
 
     before = metric("generation_tokens_total")
     short, *long = own_questions(chat, 61, max_tokens=1900, stop=())
-    with closing(served.complete([replace(short, sampling=Sampling(max_tokens=1)), *long])) as completions:
+    with closing(
+        served.complete([replace(short, sampling=Sampling(max_tokens=1)), *long])
+    ) as completions:
         assert next(completions).row == 0
     while metric("num_requests_running") + metric("num_requests_waiting"):
         time.sleep(0.1)

@@ -39,7 +39,9 @@ def held(prompt: str) -> tuple[str, str]:
         STORY.replace(" ", "\n"),
         STORY.replace(",", ""),
         f"Solve step by step.\n\n{STORY}\n\nAnswer:",
-        STORY.replace("Yesterday", "Yesterday!").replace("How much did she earn?", "How much did she get?"),
+        STORY.replace("Yesterday", "Yesterday!").replace(
+            "How much did she earn?", "How much did she get?"
+        ),
     ],
 )
 def test_a_row_that_holds_a_long_prompt_overlaps_and_names_it(row: str) -> None:
@@ -72,11 +74,18 @@ def test_a_prompt_without_spaces_is_compared_by_its_characters() -> None:
     prompt = "小明有十二个苹果，他给了小红三个，又从树上摘了五个，现在他一共有多少个苹果？"
     overlap = Overlap([prompt])
     assert overlap.find(f"请回答下面的问题：{prompt}谢谢。") == held(prompt)
-    assert overlap.find(prompt.replace("十二个苹果，他给了小红三个", "九只兔子，他送给了小兰四只")) is None
+    assert (
+        overlap.find(prompt.replace("十二个苹果，他给了小红三个", "九只兔子，他送给了小兰四只"))
+        is None
+    )
 
 
 def test_the_earliest_of_several_prompts_is_named() -> None:
-    other = STORY.replace("Weng", "Anna").replace("babysitting", "gardening").replace("umbrella", "old hat")
+    other = (
+        STORY.replace("Weng", "Anna")
+        .replace("babysitting", "gardening")
+        .replace("umbrella", "old hat")
+    )
     overlap = Overlap([other, STORY])
     assert overlap.find(f"{STORY}\n{other}") == held(other)
     assert overlap.find(STORY) == held(STORY)
@@ -96,7 +105,9 @@ def test_no_prompts_and_empty_ones_match_nothing() -> None:
 def test_other_tasks_of_the_same_skill_do_not_overlap_and_the_held_out_ones_do(skill: str) -> None:
     tests = [task.prompt for task in world.draw(skill, 60, seed=3, held_out=True)]
     overlap = Overlap(tests)
-    assert [task.prompt for task in world.draw(skill, 300, seed=3) if overlap.find(task.prompt)] == []
+    assert [
+        task.prompt for task in world.draw(skill, 300, seed=3) if overlap.find(task.prompt)
+    ] == []
     assert [prompt for prompt in tests if overlap.find(prompt) != held(prompt)] == []
 
 
@@ -119,12 +130,18 @@ TEMPLATE = (
 def test_a_long_template_with_a_slot_at_each_end_matches_only_with_both_filled_alike(
     row: tuple[str, str], overlaps: bool
 ) -> None:
-    tests = [TEMPLATE.format(*slots) for slots in (("noun", "stone"), ("adverb", "river"), ("pronoun", "he"))]
+    tests = [
+        TEMPLATE.format(*slots)
+        for slots in (("noun", "stone"), ("adverb", "river"), ("pronoun", "he"))
+    ]
     assert (Overlap(tests).find(TEMPLATE.format(*row)) is not None) is overlaps
 
 
 def test_a_shared_passage_is_not_yet_the_same_question() -> None:
-    tests = [f"{STORY} {question}" for question in ("Who is wet by now?", "Who has paid her, and was it enough?")]
+    tests = [
+        f"{STORY} {question}"
+        for question in ("Who is wet by now?", "Who has paid her, and was it enough?")
+    ]
     overlap = Overlap(tests)
     assert overlap.find(f"{STORY} Where does the neighbour live?") is None
     assert [overlap.find(test) for test in tests] == [held(test) for test in tests]
@@ -169,13 +186,16 @@ def brute_force(prompt: str, row: str, n: int, coverage: float) -> bool:
     st.integers(1, 4),
     st.sampled_from([0.5, 0.8, 1.0]),
 )
-def test_what_overlaps_is_what_counting_runs_says(one: list[str], other: list[str], n: int, coverage: float) -> None:
+def test_what_overlaps_is_what_counting_runs_says(
+    one: list[str], other: list[str], n: int, coverage: float
+) -> None:
     prompt, row = " ".join(one), " ".join([*other, *one[: len(one) - len(other) % 4], *other])
     found = Overlap([prompt], n=n, coverage=coverage).find(row)
     if brute_force(prompt, row, n, coverage):
         assert found == held(prompt)
     elif (
-        len(words(prompt)) == len({*zip(*(words(prompt)[k:] for k in range(n)), strict=False)}) + n - 1
+        len(words(prompt))
+        == len({*zip(*(words(prompt)[k:] for k in range(n)), strict=False)}) + n - 1
     ):  # no run twice
         assert found is None or prompt == row
 
@@ -187,11 +207,17 @@ def test_the_same_prompts_find_the_same_in_another_process() -> None:
     )
     runs = [
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": seed}, check=True
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={"PYTHONHASHSEED": seed},
+            check=True,
         )
         for seed in ("1", "2")
     ]
-    assert runs[0].stdout == runs[1].stdout == f"{Overlap([STORY])._hashes.tolist()} {held(STORY)}\n"
+    assert (
+        runs[0].stdout == runs[1].stdout == f"{Overlap([STORY])._hashes.tolist()} {held(STORY)}\n"
+    )
 
 
 @pytest.mark.realdata

@@ -12,7 +12,14 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from replaykit import models
 from replaykit.errors import MissingExtra, RecipeError
 from replaykit.recipe import load_recipe
-from replaykit.train.parameters import Stages, adapted, depths, parameter_groups, quantised, rate_factors
+from replaykit.train.parameters import (
+    Stages,
+    adapted,
+    depths,
+    parameter_groups,
+    quantised,
+    rate_factors,
+)
 from replaykit.training_settings import Train
 
 
@@ -34,7 +41,9 @@ def test_the_depths_of_an_encoder_decoder_run_through_both_stacks() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     places, layers = depths(
-        T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+        T5ForConditionalGeneration(
+            T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+        )
     )
     assert layers == 4
     assert places["encoder.block.1.layer.0.SelfAttention.q.weight"] == 2
@@ -47,13 +56,21 @@ def test_rates_are_geometric_from_the_first_layer_to_the_head(nano: Any) -> None
     rates = {group["lr"] for group in parameter_groups(nano, settings)}
     assert sorted(rates) == pytest.approx([1e-5 * 50 ** (k / 4) for k in range(5)])
     of = {id(p): group["lr"] for group in parameter_groups(nano, settings) for p in group["params"]}
-    assert of[id(nano.model.embed_tokens.weight)] == of[id(nano.model.layers[0].mlp.up_proj.weight)] == 1e-5
+    assert (
+        of[id(nano.model.embed_tokens.weight)]
+        == of[id(nano.model.layers[0].mlp.up_proj.weight)]
+        == 1e-5
+    )
     assert of[id(nano.model.norm.weight)] == pytest.approx(5e-4)
 
 
 def test_norms_and_biases_do_not_decay_and_parts_of_names_decay_by_themselves(nano: Any) -> None:
     settings = Train.model_validate({"weight_decay": {"mlp": 0.1, "embeddings": 0.5}})
-    of = {id(p): group["weight_decay"] for group in parameter_groups(nano, settings) for p in group["params"]}
+    of = {
+        id(p): group["weight_decay"]
+        for group in parameter_groups(nano, settings)
+        for p in group["params"]
+    }
     layer = nano.model.layers[0]
     assert of[id(layer.mlp.up_proj.weight)] == 0.1
     assert of[id(nano.model.embed_tokens.weight)] == 0.5
@@ -84,8 +101,13 @@ def test_without_a_floor_the_schedules_are_those_of_transformers() -> None:
 
 
 def test_each_stage_has_its_own_rate_and_schedule() -> None:
-    stages = [{"layers": 0.5, "part": 0.4, "learning_rate": 1e-3}, {"part": 0.6, "learning_rate": 1e-4}]
-    factor = rate_factors(Train.model_validate({"stages": stages, "learning_rate": 1e-3, "warmup": 0.0}), steps=100)
+    stages = [
+        {"layers": 0.5, "part": 0.4, "learning_rate": 1e-3},
+        {"part": 0.6, "learning_rate": 1e-4},
+    ]
+    factor = rate_factors(
+        Train.model_validate({"stages": stages, "learning_rate": 1e-3, "warmup": 0.0}), steps=100
+    )
     assert factor(0) == 1
     assert factor(39) < 0.01
     assert factor(40) == pytest.approx(0.1)
@@ -98,7 +120,9 @@ def test_in_a_stage_only_the_last_layers_learn(nano: Any) -> None:
     stages.begin(0)
     learning = {name for name, parameter in nano.named_parameters() if parameter.requires_grad}
     assert learning == {
-        name for name, _ in nano.named_parameters() if "layers.3." in name or name == "model.norm.weight"
+        name
+        for name, _ in nano.named_parameters()
+        if "layers.3." in name or name == "model.norm.weight"
     }
     stages.begin(5)
     assert all(parameter.requires_grad for parameter in nano.parameters())
@@ -112,7 +136,9 @@ def test_in_several_processes_the_gradients_of_a_frozen_stage_are_thrown_away(na
         parameter.grad = torch.ones_like(parameter)
     stages.gradients(0)
     kept = {name for name, parameter in nano.named_parameters() if parameter.grad is not None}
-    assert kept and all("layers.2." in name or "layers.3." in name or name == "model.norm.weight" for name in kept)
+    assert kept and all(
+        "layers.2." in name or "layers.3." in name or name == "model.norm.weight" for name in kept
+    )
 
 
 def test_what_is_frozen_does_not_learn_and_something_must(nano: Any) -> None:
@@ -129,7 +155,10 @@ def test_what_is_frozen_does_not_learn_and_something_must(nano: Any) -> None:
     [
         ({"method": "lora"}, "lora_A"),
         ({"method": "dora"}, "lora_magnitude_vector"),
-        ({"peft": {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}}, "ia3"),
+        (
+            {"peft": {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}},
+            "ia3",
+        ),
         ({"peft": {"peft_type": "loha", "target_modules": ["q_proj"]}}, "hada"),
     ],
     ids=str,
@@ -159,7 +188,9 @@ def test_a_name_of_no_parameter_is_an_error(nano: Any) -> None:
 
 def test_a_learned_prompt_is_refused(nano: Any) -> None:
     settings = Train(peft={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4})
-    with pytest.raises(RecipeError, match="PREFIX_TUNING: it learns a prompt, which cannot be merged"):
+    with pytest.raises(
+        RecipeError, match="PREFIX_TUNING: it learns a prompt, which cannot be merged"
+    ):
         adapted(nano, settings)
 
 
@@ -199,6 +230,8 @@ def test_qlora_says_what_it_needs() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_combine_is_said_before_anything_is_loaded(changes: dict[str, Any], said: str) -> None:
+def test_what_cannot_combine_is_said_before_anything_is_loaded(
+    changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe(None, changes)

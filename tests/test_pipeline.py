@@ -21,7 +21,10 @@ from replaykit.train.fit import train as fit
 
 TARGET = [Record(dialogue(f"What is {n} plus {n}?", f"{2 * n}"), "target") for n in range(40)]
 OLD = [
-    Record(dialogue(f"Turn w{n}x round", f"x{n}w"), "select", {"skill": "ab"[n % 2], "task": "turn"}) for n in range(20)
+    Record(
+        dialogue(f"Turn w{n}x round", f"x{n}w"), "select", {"skill": "ab"[n % 2], "task": "turn"}
+    )
+    for n in range(20)
 ]
 Make = Callable[..., Recipe]
 
@@ -38,7 +41,12 @@ def recipe_of(here: Path) -> Make:
         given = {"model": "nano", "out": "run", "target": "target.jsonl"}
         given["eval"] = {"target": "test.jsonl", "old": {"a": "old.jsonl"}}
         given["train"] = {"batch_rows": 8, **changes.pop("train", {})}
-        given["mix"] = {"near_duplicate": None, "overlap": False, "ratio": 0.2, **changes.pop("mix", {})}
+        given["mix"] = {
+            "near_duplicate": None,
+            "overlap": False,
+            "ratio": 0.2,
+            **changes.pop("mix", {}),
+        }
         return Recipe.model_validate(given | changes)
 
     return recipe
@@ -54,7 +62,10 @@ def finished(step: str, records: list[Record], **inputs: Any) -> None:
 def rewritten(recipe: Recipe) -> None:
     """The step rewrite as if finished, the first half of the target in other words."""
     assert recipe.target is not None
-    own = [Record(dialogue(row.prompt, f"It is {row.answer}."), "rewrite", {"parent": row.id}) for row in TARGET[:20]]
+    own = [
+        Record(dialogue(row.prompt, f"It is {row.answer}."), "rewrite", {"parent": row.id})
+        for row in TARGET[:20]
+    ]
     finished("rewrite", [*own, *TARGET[20:]], target=rows.data_facts(recipe.target))
 
 
@@ -88,9 +99,13 @@ def test_a_rewritten_row_is_of_the_target_to_all_that_tells_it_from_replay(recip
     (done,) = training.mix(recipe, Context())
     mixed = list(read_jsonl(done.folder / "rows.jsonl"))
     assert Counter(record.source for record in mixed if "parent" in record.meta) == {"target": 20}
-    steps = [json.loads(line)["step"] for line in (done.folder / "rows.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (done.folder / "rows.jsonl").read_text().splitlines()
+    ]
     assert recipe.train.controller is not None
-    watched = Watched(recipe.train.controller, {}, [], list(read_jsonl(done.folder / "replay.jsonl")), recipe.mix)
+    watched = Watched(
+        recipe.train.controller, {}, [], list(read_jsonl(done.folder / "replay.jsonl")), recipe.mix
+    )
     _, target_steps, _ = laid_out(mixed, steps, watched)
     assert sum(map(len, target_steps)) == len(TARGET)
 
@@ -104,7 +119,10 @@ def test_what_rewrite_has_made_is_mixed_without_a_section_too(recipe_of: Make) -
 def test_a_rewrite_of_another_target_is_not_mixed(recipe_of: Make) -> None:
     rewritten(recipe_of())
     other = recipe_of(target={"path": "target.jsonl", "n": 30})
-    with pytest.raises(RunError, match=r"target\.n was None, is 30\. `replaykit rewrite` makes it anew; without that"):
+    with pytest.raises(
+        RunError,
+        match=r"target\.n was None, is 30\. `replaykit rewrite` makes it anew; without that",
+    ):
         list(training.mix(other, Context()))
 
 
@@ -127,19 +145,25 @@ def test_train_and_score_refuse_a_mixture_of_another_length_or_model(
 ) -> None:
     list(training.mix(recipe_of(), Context()))
     for step in (training.train, training.score):
-        with pytest.raises(RunError, match=rf"run/mix was made otherwise: {says}\. `replaykit mix` makes it anew"):
+        with pytest.raises(
+            RunError, match=rf"run/mix was made otherwise: {says}\. `replaykit mix` makes it anew"
+        ):
             list(step(recipe_of(**changes), Context()))
     assert not trainings
 
 
-def test_flags_of_mix_alone_and_of_train_alone_are_followed(recipe_of: Make, trainings: list[dict[str, Any]]) -> None:
+def test_flags_of_mix_alone_and_of_train_alone_are_followed(
+    recipe_of: Make, trainings: list[dict[str, Any]]
+) -> None:
     (mixed,) = training.mix(recipe_of(mix={"ratio": 0.5, "unit": "rows"}), Context())
     list(training.train(recipe_of(train={"learning_rate": 1e-4}), Context()))
     assert len(trainings[0]["records"]) == mixed.result["target_rows"] + mixed.result["replay_rows"]
     assert trainings[0]["settings"].learning_rate == 1e-4
 
 
-def test_the_weights_of_sources_and_the_weights_of_the_model_both_identify_a_mixture(recipe_of: Make) -> None:
+def test_the_weights_of_sources_and_the_weights_of_the_model_both_identify_a_mixture(
+    recipe_of: Make,
+) -> None:
     (done,) = training.mix(recipe_of(mix={"sources": {"select": 2.0}}), Context())
     inputs = json.loads((done.folder / "inputs.json").read_text())
     assert inputs["sources"] == {"select": 2.0}
@@ -149,9 +173,15 @@ def test_the_weights_of_sources_and_the_weights_of_the_model_both_identify_a_mix
 # --- a controller ---------------------------------------------------------------------------------------------------
 
 
-def test_a_controller_goes_on_with_the_mixtures_own_share(recipe_of: Make, trainings: list[dict[str, Any]]) -> None:
+def test_a_controller_goes_on_with_the_mixtures_own_share(
+    recipe_of: Make, trainings: list[dict[str, Any]]
+) -> None:
     recipe = recipe_of(train={"controller": {}})
-    list(training.mix(recipe_of(train={"controller": {}}, mix={"ratio": 0.5, "unit": "rows"}), Context()))
+    list(
+        training.mix(
+            recipe_of(train={"controller": {}}, mix={"ratio": 0.5, "unit": "rows"}), Context()
+        )
+    )
     list(training.train(recipe, Context()))
     mix = trainings[0]["watched"].mix
     assert (mix.ratio, mix.unit) == (0.5, "rows")
@@ -162,13 +192,21 @@ def test_a_controller_goes_on_with_the_mixtures_own_share(recipe_of: Make, train
     [
         {"mix": {"skill": "task"}},
         {"mix": {"sources": {"select": 3.0}}},
-        {"eval": {"target": "test.jsonl", "old": {"a": {"path": "old.jsonl", "score": "cross_entropy"}}}},
+        {
+            "eval": {
+                "target": "test.jsonl",
+                "old": {"a": {"path": "old.jsonl", "score": "cross_entropy"}},
+            }
+        },
     ],
 )
 def test_a_controlled_training_is_done_anew_where_what_steers_it_has_changed(
     recipe_of: Make, trainings: list[dict[str, Any]], changes: dict[str, Any]
 ) -> None:
-    for recipe in (recipe_of(train={"controller": {}}), recipe_of(train={"controller": {}}, **changes)):
+    for recipe in (
+        recipe_of(train={"controller": {}}),
+        recipe_of(train={"controller": {}}, **changes),
+    ):
         list(training.mix(recipe, Context()))
         (done,) = training.train(recipe, Context())
         assert not done.skipped
@@ -186,7 +224,9 @@ def test_how_long_an_answer_may_be_is_a_part_of_the_evaluation(
     finished("train", [])
     (Path("run") / "train/model").mkdir()
     list(proof.evaluate(recipe_of(), Context()))
-    shorter = recipe_of(eval={"target": {"path": "test.jsonl", "max_tokens": 4}, "old": {"a": "old.jsonl"}})
+    shorter = recipe_of(
+        eval={"target": {"path": "test.jsonl", "max_tokens": 4}, "old": {"a": "old.jsonl"}}
+    )
     (done,) = proof.evaluate(shorter, Context())
     assert not done.skipped
     assert rows.scored_facts(shorter)["target"]["max_tokens"] == 4
@@ -209,7 +249,9 @@ def test_what_is_made_of_several_arms_together_may_go_to_a_place_of_its_own(
 def test_tests_are_read_for_generation_only_where_it_keeps_them_out(
     recipe_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replaykit.sources.generate.generate", lambda *_, held_out, **__: iter(held_out))
+    monkeypatch.setattr(
+        "replaykit.sources.generate.generate", lambda *_, held_out, **__: iter(held_out)
+    )
     recipe = recipe_of(generate={"checks": {"overlap": False}}, eval={"target": "not there.jsonl"})
     assert recipe.generate is not None
     assert list(replay.generated(recipe, recipe.generate, Path("run"))) == []
@@ -224,7 +266,9 @@ def test_the_old_data_of_ewc_is_drawn_from_all_of_it_and_fits_into_a_row(
     long = [Record(dialogue(f"Long {n}", "word " * 200), "select") for n in range(20)]
     by_skill = sorted(OLD, key=lambda row: str(row.meta["skill"]))
     write_jsonl(Path("old.jsonl"), [*by_skill, *long])
-    recipe = recipe_of(train={"max_tokens": 100, "remedies": {"ewc": {"old": "old.jsonl", "rows": 10}}})
+    recipe = recipe_of(
+        train={"max_tokens": 100, "remedies": {"ewc": {"old": "old.jsonl", "rows": 10}}}
+    )
     list(training.mix(recipe, Context()))
     list(training.train(recipe, Context()))
     old = trainings[0]["old"]
@@ -236,7 +280,9 @@ def test_the_old_data_of_ewc_is_drawn_from_all_of_it_and_fits_into_a_row(
 
 def test_old_data_of_which_nothing_fits_is_refused(recipe_of: Make, chat: Chat) -> None:
     recipe = recipe_of(train={"max_tokens": 3, "remedies": {"ewc": {"old": "old.jsonl"}}})
-    with pytest.raises(DataError, match=r"old\.jsonl: train\.remedies\.ewc\.old has no row .* at most 3 tokens"):
+    with pytest.raises(
+        DataError, match=r"old\.jsonl: train\.remedies\.ewc\.old has no row .* at most 3 tokens"
+    ):
         training._old(recipe, recipe.train, chat)
 
 
@@ -245,7 +291,9 @@ def test_old_data_of_which_nothing_fits_is_refused(recipe_of: Make, chat: Chat) 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
 @pytest.mark.parametrize("by_skill", [False, True])
-def test_an_arm_without_replay_is_trained_beside_a_controller(recipe_of: Make, chat: Chat, by_skill: bool) -> None:
+def test_an_arm_without_replay_is_trained_beside_a_controller(
+    recipe_of: Make, chat: Chat, by_skill: bool
+) -> None:
     recipe = recipe_of(train={"controller": {"by_skill": by_skill, "every": 1}},
                        target={"path": "target.jsonl", "n": 16}, arms={"none": {"ratio": 0}})  # fmt: skip
     list(training.mix(recipe, Context()))

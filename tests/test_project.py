@@ -30,7 +30,9 @@ Tensors = list[torch.Tensor]
 
 def network() -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)
+    ).double()
 
 
 def begun(remedy: Any, model: nn.Module) -> Any:
@@ -79,7 +81,9 @@ def step(remedy: Any, model: nn.Module, g_from: Any, r_from: Any, *, parts: int 
     return gradients(model)
 
 
-def opposed(data: tuple[torch.Tensor, torch.Tensor], model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def opposed(
+    data: tuple[torch.Tensor, torch.Tensor], model: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Nearly the same questions with an answer on the other side of what the model says: a conflict."""
     questions, answers = data
     with torch.no_grad():
@@ -109,7 +113,9 @@ def two_vectors(seed: int, size: int) -> Tensors:
 
 
 @given(seed=SEEDS, size=st.integers(2, 12), c=LIMITS)
-def test_what_is_turned_has_the_least_cosine_that_is_asked_for(seed: int, size: int, c: float) -> None:
+def test_what_is_turned_has_the_least_cosine_that_is_asked_for(
+    seed: int, size: int, c: float
+) -> None:
     g, r = two_vectors(seed, size)
     found = turn(g, r, c)
     if found.any():
@@ -133,7 +139,9 @@ def test_no_point_of_the_cone_is_nearer(seed: int, size: int, c: float) -> None:
         inside = points[along >= c * np.linalg.norm(points, axis=1)]
         assert np.linalg.norm(inside - g.numpy(), axis=1).min(initial=np.inf) >= nearest - 1e-9
     assert float(g.norm()) >= nearest - 1e-9  # the tip of the cone, 0
-    assert float((found - g) @ found) == pytest.approx(0, abs=1e-9)  # the foot of a perpendicular on a ray
+    assert float((found - g) @ found) == pytest.approx(
+        0, abs=1e-9
+    )  # the foot of a perpendicular on a ray
 
 
 @given(seed=SEEDS, size=st.integers(2, 12))
@@ -153,12 +161,18 @@ def test_opposite_and_empty_gradients_have_an_answer(c):
 
 
 def test_at_eight_tenths_a_gradient_at_right_angles_keeps_six_tenths_of_its_length():
-    g, r = torch.tensor([0.0, 5.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    g, r = (
+        torch.tensor([0.0, 5.0], dtype=torch.float64),
+        torch.tensor([1.0, 0.0], dtype=torch.float64),
+    )
     assert turn(g, r, 0.8).norm() == pytest.approx(0.6 * 5)
 
 
 def test_the_cosine_is_that_of_all_tensors_together():
-    g, r = [torch.tensor([1.0, 0.0]), torch.tensor([[2.0]])], [torch.tensor([0.0, 1.0]), torch.tensor([[2.0]])]
+    g, r = (
+        [torch.tensor([1.0, 0.0]), torch.tensor([[2.0]])],
+        [torch.tensor([0.0, 1.0]), torch.tensor([[2.0]])],
+    )
     assert cosine(g, r) == pytest.approx(4 / 5)
 
 
@@ -242,7 +256,10 @@ def test_steps_without_replay_rows_or_of_nothing_else_stay_as_they_are():
         backward(model, data)
         remedy.backward_done(replay=replay)
         remedy.gradients()
-        assert all(torch.equal(own, other) for own, other in zip(gradients(model), alone(model, data), strict=True))
+        assert all(
+            torch.equal(own, other)
+            for own, other in zip(gradients(model), alone(model, data), strict=True)
+        )
     assert remedy.measures() == {}
 
 
@@ -312,7 +329,9 @@ def test_an_empty_micro_batch_changes_nothing():
 
 
 def test_the_recipe_chooses_it_by_its_name():
-    (remedy,) = chosen(training_settings.Remedies(project=training_settings.Project(min_cosine=0.8)))
+    (remedy,) = chosen(
+        training_settings.Remedies(project=training_settings.Project(min_cosine=0.8))
+    )
     assert type(remedy) is Project and remedy.separate
 
 
@@ -322,7 +341,11 @@ def test_the_recipe_chooses_it_by_its_name():
 def rank(number: int, meeting: str, out: str) -> None:
     """One of two processes with half of the rows each; only the first has replay rows in the second step."""
     distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=number, world_size=2, timeout=timedelta(seconds=90)
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=number,
+        world_size=2,
+        timeout=timedelta(seconds=90),
     )
     try:
         torch.save(two_steps(number), os.path.join(out, f"{number}.pt"))
@@ -359,7 +382,9 @@ def test_two_processes_turn_as_one_does(tmp_path):
     model = network()
     old = rows(6, seed=2)
     new = opposed(old, model)
-    expected = flat(step(begun(project(0.3), model), model, new, old)) / 2  # the wrapper takes the mean of the two
+    expected = (
+        flat(step(begun(project(0.3), model), model, new, old)) / 2
+    )  # the wrapper takes the mean of the two
     for number in range(2):
         for found in torch.load(tmp_path / f"{number}.pt"):
             assert torch.allclose(found, expected, atol=1e-9)

@@ -47,7 +47,11 @@ RECIPE = Recipe.model_validate(
 )
 GENERATED = [
     Record(dialogue("2 + 2?", "4"), "generate", {"row": 0, "seed": 11, "finish": "stop"}),
-    Record(dialogue("Zürich in 日本語?", "チューリッヒ ✓", system="Be brief."), "generate", {"row": 1, "seed": 12}),
+    Record(
+        dialogue("Zürich in 日本語?", "チューリッヒ ✓", system="Be brief."),
+        "generate",
+        {"row": 1, "seed": 12},
+    ),
     Record((*dialogue("a", "b"), *dialogue("```c```", "```\n---\nd\n```")), "generate", {}),
 ]
 SELECTED = [Record(dialogue("capital of France?", "Paris"), "select", {"rank": 1, "score": 0.5}),
@@ -78,7 +82,10 @@ def made(tmp_path: Path) -> Made:
         with open_step(name, run / name, {name: {"n": len(rows)}}) as step:
             sources[name] = step.folder / "rows.jsonl"
             write_jsonl(sources[name], rows)
-            step.finish({"rows": len(rows), "funnel": funnels[name]}, **(facts if name == "generate" else {"seed": 7}))
+            step.finish(
+                {"rows": len(rows), "funnel": funnels[name]},
+                **(facts if name == "generate" else {"seed": 7}),
+            )
         manifests[name] = read_manifest(run / name) or {}
     manifests["mix"] = {"step": "mix", "ratio": 0.1, "unit": "loss_tokens", "share": 0.0998}
     return Made(sources, manifests)
@@ -131,10 +138,17 @@ def hub(
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_has_a_parquet_file_for_each_source_a_card_and_the_recipe(made: Made, tmp_path: Path) -> None:
+def test_the_folder_has_a_parquet_file_for_each_source_a_card_and_the_recipe(
+    made: Made, tmp_path: Path
+) -> None:
     result = made.prepare(tmp_path / "push")
     files = ["README.md", "replaykit.yaml", "data/generate.parquet", "data/select.parquet"]
-    expected = {"repo": REPO, "folder": str(tmp_path / "push"), "rows": {"generate": 3, "select": 2}, "files": files}
+    expected = {
+        "repo": REPO,
+        "folder": str(tmp_path / "push"),
+        "rows": {"generate": 3, "select": 2},
+        "files": files,
+    }
     assert result == expected
     assert sorted(found_in(tmp_path / "push")) == sorted(files)
 
@@ -158,7 +172,11 @@ def test_the_same_rows_give_the_same_bytes_twice(made: Made, tmp_path: Path) -> 
 def test_a_source_that_is_no_longer_there_leaves_no_file(made: Made, tmp_path: Path) -> None:
     made.prepare(tmp_path / "push")
     del made.sources["select"]
-    assert made.prepare(tmp_path / "push")["files"] == ["README.md", "replaykit.yaml", "data/generate.parquet"]
+    assert made.prepare(tmp_path / "push")["files"] == [
+        "README.md",
+        "replaykit.yaml",
+        "data/generate.parquet",
+    ]
     assert "data/select.parquet" not in found_in(tmp_path / "push")
 
 
@@ -172,7 +190,9 @@ def test_preparing_sends_no_request(made: Made, tmp_path: Path, hub: LoopbackHub
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("repo", ["my-replay", "a/b/c", "me/", "me/my replay", "me/a..b", "me/.hidden", ""])
+@pytest.mark.parametrize(
+    "repo", ["my-replay", "a/b/c", "me/", "me/my replay", "me/a..b", "me/.hidden", ""]
+)
 def test_a_name_that_is_no_owner_and_name_is_refused_before_anything_is_written(
     repo: str, made: Made, tmp_path: Path
 ) -> None:
@@ -181,7 +201,9 @@ def test_a_name_that_is_no_owner_and_name_is_refused_before_anything_is_written(
     assert not (tmp_path / "push").exists()
 
 
-def test_a_name_that_is_no_owner_and_name_is_refused_before_anything_is_sent(tmp_path: Path, hub: LoopbackHub) -> None:
+def test_a_name_that_is_no_owner_and_name_is_refused_before_anything_is_sent(
+    tmp_path: Path, hub: LoopbackHub
+) -> None:
     with pytest.raises(HubError, match="give owner/name"):
         upload(tmp_path, "my-replay", private=True, token=WRITE)
     assert hub.requests == []
@@ -199,7 +221,12 @@ def test_a_source_without_rows_is_an_error_that_names_the_file(made: Made, tmp_p
 
 def card(made: Made, recipe: Recipe = RECIPE, **changes: Any) -> str:
     counts = {"generate": 3, "select": 2}
-    given = {"repo": REPO, "manifests": made.manifests, "counts": counts, "examples": GENERATED} | changes
+    given = {
+        "repo": REPO,
+        "manifests": made.manifests,
+        "counts": counts,
+        "examples": GENERATED,
+    } | changes
     return dataset_card(recipe=recipe, **given)
 
 
@@ -219,7 +246,12 @@ def test_the_card_says_model_revision_seed_method_and_settings(made: Made) -> No
 
 def test_the_card_counts_what_was_dropped_by_reason(made: Made) -> None:
     text = card(made)
-    rows = ["| made | 1,303 |", "| dropped: duplicate | 800 |", "| dropped: cut_off | 500 |", "| kept | 3 |"]
+    rows = [
+        "| made | 1,303 |",
+        "| dropped: duplicate | 800 |",
+        "| dropped: cut_off | 500 |",
+        "| kept | 3 |",
+    ]
     assert "\n".join(rows) in text
 
 
@@ -229,7 +261,10 @@ def test_the_card_has_the_recipe_that_made_the_data(made: Made) -> None:
 
 
 def test_the_card_says_which_share_was_asked_for_and_which_came_out(made: Made) -> None:
-    assert "Replay was asked to be 10 % of the loss tokens of training; it came out as 9.98 %." in card(made)
+    assert (
+        "Replay was asked to be 10 % of the loss tokens of training; it came out as 9.98 %."
+        in card(made)
+    )
     del made.manifests["mix"]
     assert "asked to be" not in card(made)
 
@@ -272,7 +307,12 @@ def test_selected_rows_alone_are_not_called_synthetic(made: Made) -> None:
 def test_an_example_cannot_end_its_own_block_and_a_long_one_is_cut(made: Made) -> None:
     text = card(made, examples=[GENERATED[2], SELECTED[1]])
     block = text.split("````json\n")[1].split("\n````\n")[0]
-    assert [message["content"] for message in json.loads(block)] == ["a", "b", "```c```", "```\n---\nd\n```"]
+    assert [message["content"] for message in json.loads(block)] == [
+        "a",
+        "b",
+        "```c```",
+        "```\n---\nd\n```",
+    ]
     assert "… (1,800 characters)" in text
 
 
@@ -289,7 +329,9 @@ def test_the_card_shows_three_rows_of_all_sources(made: Made, tmp_path: Path) ->
 def test_without_manifests_the_card_says_what_the_recipe_says(made: Made) -> None:
     text = card(made, manifests={})
     assert "* model: `Qwen/Qwen2.5-0.5B-Instruct`" in text
-    (settings,) = re.findall(r"\* settings: (.*)", text.split("How `generate`")[1].split("How `")[0])
+    (settings,) = re.findall(
+        r"\* settings: (.*)", text.split("How `generate`")[1].split("How `")[0]
+    )
     assert {"n 3", "temperature 0.9", "checks.max_repeat 0.5"} <= set(settings.split(", "))
     assert "None" not in settings and "False" not in settings
     assert "pool `old.jsonl`" in text
@@ -344,34 +386,45 @@ def read_back(hub: LoopbackHub, home: Path) -> dict[str, Any]:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
         environment.pop(name, None)
     command = [sys.executable, "-c", READ_BACK, REPO]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # as the real Hub keeps parquet
-def test_what_was_uploaded_is_what_load_dataset_gives_back(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
+def test_what_was_uploaded_is_what_load_dataset_gives_back(
+    made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
     made.prepare(tmp_path / "push")
-    assert upload(tmp_path / "push", REPO, private=True, token=WRITE) == f"{hub.url}/datasets/{REPO}"
+    assert (
+        upload(tmp_path / "push", REPO, private=True, token=WRITE) == f"{hub.url}/datasets/{REPO}"
+    )
     assert hub.repos[REPO].private
     back = read_back(hub, tmp_path / "elsewhere")
     for name, rows in {"generate": GENERATED, "select": SELECTED}.items():
         assert [
-            (row["id"], row["messages"], row["source"], json.loads(row["meta"])) for row in back["splits"][name]
+            (row["id"], row["messages"], row["source"], json.loads(row["meta"]))
+            for row in back["splits"][name]
         ] == [(row.id, [dict(message) for message in row.messages], name, row.meta) for row in rows]
     assert back["one"] == back["splits"]["generate"]
     assert "'meta': Value('string')" in back["features"]
     assert back["streamed"] == [record.id for record in GENERATED]
 
 
-def test_the_token_of_the_environment_is_used(made: Made, tmp_path: Path, hub: LoopbackHub, monkeypatch: Any) -> None:
+def test_the_token_of_the_environment_is_used(
+    made: Made, tmp_path: Path, hub: LoopbackHub, monkeypatch: Any
+) -> None:
     made.prepare(tmp_path / "push")
     monkeypatch.setenv("HF_TOKEN", f"{WRITE}\n")
     upload(tmp_path / "push", REPO, private=False)
     assert not hub.repos[REPO].private
 
 
-def test_uploading_again_changes_nothing_and_replaces_what_is_new(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
+def test_uploading_again_changes_nothing_and_replaces_what_is_new(
+    made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
     made.prepare(tmp_path / "push")
     first = upload(tmp_path / "push", REPO, private=True, token=WRITE)
     assert upload(tmp_path / "push", REPO, private=True, token=WRITE) == first
@@ -406,7 +459,9 @@ def test_only_what_was_prepared_is_uploaded(made: Made, tmp_path: Path, hub: Loo
     assert sorted(hub.repos[REPO].files) == sorted([".gitattributes", *files])
 
 
-def test_private_rows_do_not_land_in_a_repository_that_is_public(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
+def test_private_rows_do_not_land_in_a_repository_that_is_public(
+    made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
     made.prepare(tmp_path / "push")
     upload(tmp_path / "push", REPO, private=False, token=WRITE)
     before = hub.repos[REPO].commits
@@ -431,7 +486,9 @@ def test_a_token_that_the_hub_does_not_know_is_an_error_that_says_how_to_log_in(
     made: Made, tmp_path: Path, hub: LoopbackHub
 ) -> None:
     made.prepare(tmp_path / "push")
-    with pytest.raises(HubError, match="does not accept the token; log in with `hf auth login` or set HF_TOKEN"):
+    with pytest.raises(
+        HubError, match="does not accept the token; log in with `hf auth login` or set HF_TOKEN"
+    ):
         upload(tmp_path / "push", REPO, private=True, token="hf_expiredEXPIRED0003")
     assert hub.requests[0][1:] == ("/api/repos/create", 401)
 
@@ -439,7 +496,12 @@ def test_a_token_that_the_hub_does_not_know_is_an_error_that_says_how_to_log_in(
 @pytest.mark.parametrize("endpoint", ["known at import", "set later"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_token_that_may_only_read_is_an_error_that_asks_for_write_access(
-    exists: bool, endpoint: str, made: Made, tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    exists: bool,
+    endpoint: str,
+    made: Made,
+    tmp_path: Path,
+    hub: LoopbackHub,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from huggingface_hub import constants
 
@@ -450,12 +512,16 @@ def test_a_token_that_may_only_read_is_an_error_that_asks_for_write_access(
     made.prepare(tmp_path / "push")
     if exists:
         upload(tmp_path / "push", REPO, private=True, token=WRITE)
-    with pytest.raises(HubError, match=r"no right to write there; give one with write access .*hf auth login"):
+    with pytest.raises(
+        HubError, match=r"no right to write there; give one with write access .*hf auth login"
+    ):
         upload(tmp_path / "push", REPO, private=True, token=READ)
     assert (REPO in hub.repos) is exists
 
 
-def test_anothers_name_is_an_error_that_says_so(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
+def test_anothers_name_is_an_error_that_says_so(
+    made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
     made.prepare(tmp_path / "push", "someone/else")
     with pytest.raises(HubError, match="check that someone is you or your organisation"):
         upload(tmp_path / "push", "someone/else", private=True, token=WRITE)
@@ -468,7 +534,9 @@ def test_a_hub_that_is_down_is_an_error_that_says_what_is_safe(
     (tmp_path / "hub").mkdir()
     with LoopbackHub(tmp_path / "hub") as gone:
         monkeypatch.setenv("HF_ENDPOINT", gone.url)
-    with pytest.raises(HubError, match="cannot be reached; check the network, and HF_ENDPOINT") as caught:
+    with pytest.raises(
+        HubError, match="cannot be reached; check the network, and HF_ENDPOINT"
+    ) as caught:
         upload(tmp_path / "push", REPO, private=True, token=WRITE)
     assert gone.url.removeprefix("http://") in str(caught.value)
     assert f"The data set is ready in {tmp_path / 'push'}" in str(caught.value)
@@ -488,7 +556,9 @@ def test_an_address_that_is_no_hub_is_an_error(
 # --- the token ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("token", [WRITE, READ, "hf_expiredEXPIRED0003", "not-like-a-token", f"{WRITE}\nX-More: 1"])
+@pytest.mark.parametrize(
+    "token", [WRITE, READ, "hf_expiredEXPIRED0003", "not-like-a-token", f"{WRITE}\nX-More: 1"]
+)
 def test_the_token_is_in_no_output_log_file_or_error(
     token: str,
     made: Made,

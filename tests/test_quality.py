@@ -48,12 +48,18 @@ GOOD = [
     ('Who is the author? Say "N/A" if the text does not tell.', "N/A"),
     ("Write a letter.", "Dear [Your Name],\n\nplease insert the coin.\n\nYours, [Name]"),
     ("Review this.", "I would write TODO there, not leave it empty."),
-    ("Give me two paragraphs of lorem ipsum.", "Lorem ipsum dolor sit amet, consectetur adipiscing elit."),
+    (
+        "Give me two paragraphs of lorem ipsum.",
+        "Lorem ipsum dolor sit amet, consectetur adipiscing elit.",
+    ),
     ("What is 0/0 in JavaScript?", "NaN"),
     ("Make a heading in HTML.", "<h1>Title</h1>"),
     ("Is a < b?", "a < b && b > c; so yes"),
     ("How do I escape?", "Use `&lt;` for <."),
-    ("Übersetze: Das Café in São Paulo öffnet um 8.", "The café in São Paulo opens at 8 – “early”, they say…"),
+    (
+        "Übersetze: Das Café in São Paulo öffnet um 8.",
+        "The café in São Paulo opens at 8 – “early”, they say…",
+    ),
     ("ALL CAPITALS, PORTUGUESE", "“AMANHÃ” E “IRMÔ, DISSE O JOÃO…"),
     ("Pronounce Hong Kong.", "[hœ́ːŋ.kɔ̌ːŋ]"),
     ("你好吗？", "我很好，谢谢。你呢？"),
@@ -126,20 +132,30 @@ def test_one_broken_letter_in_a_long_prompt_is_spared_and_in_an_answer_is_not():
 
 
 @given(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: not text.isascii())
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+        lambda text: not text.isascii()
+    )
 )
 def test_what_is_said_to_be_mojibake_can_be_read_again(text):
     """Only letters, so that no other sign counts."""
     from ftfy import fix_encoding
 
-    if broken(text) and not any(ord(sign) < 32 or 127 <= ord(sign) < 160 or sign == "\ufffd" for sign in text):
-        assert fix_encoding(text) != text or any(0xFDD0 <= ord(sign) <= 0xFDEF or ord(sign) > 0xFFFD for sign in text)
+    if broken(text) and not any(
+        ord(sign) < 32 or 127 <= ord(sign) < 160 or sign == "\ufffd" for sign in text
+    ):
+        assert fix_encoding(text) != text or any(
+            0xFDD0 <= ord(sign) <= 0xFDEF or ord(sign) > 0xFFFD for sign in text
+        )
 
 
 @given(st.text(), st.text())
 def test_no_text_is_too_strange_to_be_judged(prompt, answer):
-    every = Quality(documents=list(DOCUMENT_RULES), document_words=1, prompt_words=[0, 9], answer_chars=[0, 9])
-    assert row_reason(prompt, answer, every) is None or isinstance(row_reason(prompt, answer, every), str)
+    every = Quality(
+        documents=list(DOCUMENT_RULES), document_words=1, prompt_words=[0, 9], answer_chars=[0, 9]
+    )
+    assert row_reason(prompt, answer, every) is None or isinstance(
+        row_reason(prompt, answer, every), str
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,7 +275,9 @@ def test_every_exchange_of_a_conversation_is_looked_at():
 
 def test_a_plain_text_is_judged_without_a_prompt():
     assert reason(Record(({"role": "text", "content": "A line."},), "select"), Quality()) is None
-    assert reason(Record(({"role": "text", "content": " "},), "select"), Quality()) == "empty_answer"
+    assert (
+        reason(Record(({"role": "text", "content": " "},), "select"), Quality()) == "empty_answer"
+    )
 
 
 def test_a_question_without_an_answer_is_an_empty_answer():
@@ -274,7 +292,13 @@ def test_markup_counts_from_its_share_on():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"answer_chars": [5, 2]}, {"answer_chars": [1]}, {"documents": ["gopher"]}, {"max_markup": 0.0}, {"emtpy": True}],
+    [
+        {"answer_chars": [5, 2]},
+        {"answer_chars": [1]},
+        {"documents": ["gopher"]},
+        {"max_markup": 0.0},
+        {"emtpy": True},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValidationError):
@@ -300,7 +324,11 @@ QUALITY = Quality()
 # --- real data ------------------------------------------------------------------------------------------------------
 
 REAL = {  # rows dropped by reason, as the docstring of the module says
-    "t0_pool": ("prompt", "completion", {"empty_answer": 1400, "broken_answer": 41, "repetitive": 1}),
+    "t0_pool": (
+        "prompt",
+        "completion",
+        {"empty_answer": 1400, "broken_answer": 41, "repetitive": 1},
+    ),
     "dolly_train": ("instruction", "output", {"repetitive": 1}),
     "alpaca_train": ("instruction", "output", {"markup": 1, "placeholder": 3}),
     "lima_train": ("instruction", "output", {}),

@@ -85,7 +85,10 @@ def test_an_unknown_key_names_the_right_one(text: str, problem: str, problems: P
 
 def test_an_unknown_change_names_the_right_one_too(problems: Problems) -> None:
     assert problems("", mix__ration=0.1) == ["mix.ration: unknown key; did you mean 'ratio'?"]
-    with pytest.raises(RecipeError, match="the command line has 1 problem\n  modl: unknown key; did you mean 'model'"):
+    with pytest.raises(
+        RecipeError,
+        match="the command line has 1 problem\n  modl: unknown key; did you mean 'model'",
+    ):
         load_recipe(None, {"modl": "nano"})
 
 
@@ -145,12 +148,16 @@ def test_a_value_out_of_range_or_of_the_wrong_type_says_what_it_may_be(
 
 
 def test_the_ends_of_ranges_belong_to_them(load: Load) -> None:
-    recipe = load("seed: 0\nmix: {ratio: 0}\ngenerate: {answer_temperature: 0, top_p: 1}\nrewrite: {max_edit: 1}\n")
+    recipe = load(
+        "seed: 0\nmix: {ratio: 0}\ngenerate: {answer_temperature: 0, top_p: 1}\nrewrite: {max_edit: 1}\n"
+    )
     assert (recipe.seed, recipe.mix.ratio) == (0, 0)
 
 
 @pytest.mark.parametrize("written", ["2e-4", "2E-4", "1e5", "2.5e4", "3.e2", "1.0e5"])
-def test_a_number_that_yaml_reads_as_text_shows_how_to_write_it(written: str, load: Load, problems: Problems) -> None:
+def test_a_number_that_yaml_reads_as_text_shows_how_to_write_it(
+    written: str, load: Load, problems: Problems
+) -> None:
     [problem] = problems(f"train: {{learning_rate: {written}}}")
     assert f"YAML reads {written} as text, write " in problem
     advice = problem.rpartition(" ")[2]
@@ -158,7 +165,9 @@ def test_a_number_that_yaml_reads_as_text_shows_how_to_write_it(written: str, lo
 
 
 @pytest.mark.parametrize("word", ["no", "yes", "on", "off"])
-def test_a_bare_word_that_yaml_reads_as_true_or_false_is_no_name(word: str, load: Load, problems: Problems) -> None:
+def test_a_bare_word_that_yaml_reads_as_true_or_false_is_no_name(
+    word: str, load: Load, problems: Problems
+) -> None:
     hint = "YAML reads the bare words yes, no, on and off as true and false; put the name in quotes"
     assert problems(f"arms: {{{word}: {{ratio: 0}}}}") == [f"arms: {hint}"]
     assert problems(f"mix: {{{word}: 1}}") == [f"mix: {hint}"]
@@ -174,13 +183,17 @@ def test_a_name_that_is_no_folder_is_refused(name: str, problems: Problems) -> N
 
 
 def test_no_arm_may_bear_the_base_models_name(problems: Problems) -> None:
-    assert problems("arms: {base: {}}") == ["arms.base: that name is the untrained model's; call the arm otherwise"]
+    assert problems("arms: {base: {}}") == [
+        "arms.base: that name is the untrained model's; call the arm otherwise"
+    ]
 
 
 # --- what cannot combine --------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_stand_beside_a_controller_is_named_all_at_once(problems: Problems, load: Load) -> None:
+def test_what_cannot_stand_beside_a_controller_is_named_all_at_once(
+    problems: Problems, load: Load
+) -> None:
     moves = "train.controller moves the share itself; leave one of them out"
     text = """
 mix: {schedule: {to: 0.3}, min_rows: {json: 5}}
@@ -211,17 +224,23 @@ def test_an_arm_without_replay_is_told_which_remedies_it_can_have(
 ) -> None:
     text = f"train: {{remedies: {remedies}}}\narms: {{replay: {{}}, none: {{ratio: 0}}}}\n"
     [problem] = problems(text)
-    assert problem == f"arms.none: its ratio is 0, and {says}, which it has instead of those of train"
+    assert (
+        problem == f"arms.none: its ratio is 0, and {says}, which it has instead of those of train"
+    )
     written = problem.split("`")[1]
     recipe = load(text.replace("ratio: 0}", f"ratio: 0, {written}}}"))
     assert recipe.training("none").remedies.need_replay == []
     assert recipe.training("replay") == recipe.train
 
 
-def test_ewc_with_old_data_of_its_own_needs_no_replay_nor_does_an_arm_whose_share_grows(load: Load) -> None:
+def test_ewc_with_old_data_of_its_own_needs_no_replay_nor_does_an_arm_whose_share_grows(
+    load: Load,
+) -> None:
     recipe = load("train: {remedies: {ewc: {old: x.jsonl}}}\narms: {none: {ratio: 0}}\n")
     assert recipe.training("none").remedies.need_replay == []
-    recipe = load("train: {remedies: {distill: {}}}\narms: {grows: {ratio: 0, schedule: {to: 0.3}}}\n")
+    recipe = load(
+        "train: {remedies: {distill: {}}}\narms: {grows: {ratio: 0, schedule: {to: 0.3}}}\n"
+    )
     assert recipe.training("grows").remedies.need_replay == ["distill"]
     assert recipe.mixture("grows").schedule is not None
 
@@ -239,17 +258,24 @@ eval: {target: t.jsonl, old: {json: j.jsonl}}
     assert (plain.remedy, plain.every, both.remedy) == (None, 7, "distill")
 
 
-def test_a_remedy_that_an_arm_cannot_have_is_reported_with_the_arms_name(problems: Problems) -> None:
+def test_a_remedy_that_an_arm_cannot_have_is_reported_with_the_arms_name(
+    problems: Problems,
+) -> None:
     arms = "{a: {remedies: {distill: {teacher: adapter-off}}}, b: {remedies: {distill: {teacher: adapter-off}}}}"
     found = problems(f"arms: {arms}")
-    assert [line.partition(":")[0] for line in found] == [f"arms.{arm}.remedies.distill.teacher" for arm in "ab"]
+    assert [line.partition(":")[0] for line in found] == [
+        f"arms.{arm}.remedies.distill.teacher" for arm in "ab"
+    ]
 
 
 @pytest.mark.parametrize(
     ("train", "says"),
     [
         ("method: lora, peft: {peft_type: IA3}", "its form for adapters is that of lora, not IA3"),
-        ("peft: {peft_type: LORA, modules_to_save: [lm_head]}", "it does not hold what peft.modules_to_save names"),
+        (
+            "peft: {peft_type: LORA, modules_to_save: [lm_head]}",
+            "it does not hold what peft.modules_to_save names",
+        ),
     ],
 )
 @pytest.mark.parametrize("remedy", ["ewc", "l2sp"])
@@ -268,7 +294,10 @@ def test_ewc_and_l2sp_know_lora_by_whichever_name(
     ("text", "said"),
     [
         ("seed: 1\nseed: 2\n", "'seed' is given twice in \"<unicode string>\", line 2"),
-        ("mix:\n  ratio: 0.1\n  unit: rows\n  ratio: 0.2\n", "'ratio' is given twice in \"<unicode string>\", line 4"),
+        (
+            "mix:\n  ratio: 0.1\n  unit: rows\n  ratio: 0.2\n",
+            "'ratio' is given twice in \"<unicode string>\", line 4",
+        ),
         ("arms: {a: {}, a: {}}", "'a' is given twice"),
         ("- name: x\n", "a recipe is lines of `key: value`, this is a list"),
         ("just words", "a recipe is lines of `key: value`, this is a str"),
@@ -288,19 +317,25 @@ def test_yaml_that_is_no_recipe_says_why(text: str, said: str, problems: Problem
 
 
 @pytest.mark.parametrize(
-    "tag", ["!!python/object/apply:os.mkdir [made]", "!!python/name:os.system ''", "!!python/tuple [a]"]
+    "tag",
+    ["!!python/object/apply:os.mkdir [made]", "!!python/name:os.system ''", "!!python/tuple [a]"],
 )
 def test_python_tags_are_refused_and_nothing_runs(
     tag: str, problems: Problems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     [problem] = problems(f"name: {tag}\n")
-    assert problem.startswith("could not determine a constructor for the tag 'tag:yaml.org,2002:python/")
+    assert problem.startswith(
+        "could not determine a constructor for the tag 'tag:yaml.org,2002:python/"
+    )
     assert not Path("made").exists()
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml has 1 problem\n  no such file; `replaykit init` writes one"):
+    with pytest.raises(
+        RecipeError,
+        match=r"nowhere\.yaml has 1 problem\n  no such file; `replaykit init` writes one",
+    ):
         load_recipe(tmp_path / "nowhere.yaml")
     with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
         load_recipe(tmp_path)
@@ -313,7 +348,9 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 def test_a_bare_path_means_its_path(load: Load) -> None:
-    short = load("target: t.jsonl\nselect: {pool: p.csv}\neval: {target: e.json, old: {chat: c.jsonl}}\n")
+    short = load(
+        "target: t.jsonl\nselect: {pool: p.csv}\neval: {target: e.json, old: {chat: c.jsonl}}\n"
+    )
     long = load(
         "target: {path: t.jsonl}\nselect: {pool: {path: p.csv}}\n"
         "eval: {target: {path: e.json}, old: {chat: {path: c.jsonl}}}\n"
@@ -338,12 +375,18 @@ def test_changes_win_over_the_file_and_leave_the_rest(load: Load) -> None:
 
 
 def test_a_change_reaches_into_a_bare_path(load: Load) -> None:
-    recipe = load("target: t.jsonl\nselect: {pool: p.jsonl, n: 5}\n", target__n=7, select__pool__path="other.jsonl")
+    recipe = load(
+        "target: t.jsonl\nselect: {pool: p.jsonl, n: 5}\n",
+        target__n=7,
+        select__pool__path="other.jsonl",
+    )
     assert recipe.target is not None
     assert recipe.select is not None
     assert (recipe.target.path, recipe.target.n) == ("t.jsonl", 7)
     assert (recipe.select.pool.path, recipe.select.n) == ("other.jsonl", 5)
-    assert load("target: t.jsonl", target__path="new.jsonl").target == load("target: new.jsonl").target
+    assert (
+        load("target: t.jsonl", target__path="new.jsonl").target == load("target: new.jsonl").target
+    )
 
 
 def test_a_change_makes_the_section_that_is_not_there(load: Load) -> None:
@@ -352,7 +395,9 @@ def test_a_change_makes_the_section_that_is_not_there(load: Load) -> None:
 
 
 def test_a_change_does_not_hide_a_section_that_is_wrong(problems: Problems) -> None:
-    assert problems("mix: 3", mix__ratio=0.1) == ["mix: must be a valid dictionary or instance of Mix (got 3)"]
+    assert problems("mix: 3", mix__ratio=0.1) == [
+        "mix: must be a valid dictionary or instance of Mix (got 3)"
+    ]
 
 
 def test_a_change_out_of_range_is_reported_with_the_files_own_problems(problems: Problems) -> None:
@@ -377,7 +422,9 @@ def test_a_change_out_of_range_is_reported_with_the_files_own_problems(problems:
         ("", "runs/run"),
     ],
 )
-def test_the_folder_is_out_or_named_after_the_run_or_the_model(text: str, folder: str, load: Load) -> None:
+def test_the_folder_is_out_or_named_after_the_run_or_the_model(
+    text: str, folder: str, load: Load
+) -> None:
     assert load(text).folder == Path(folder)
 
 
@@ -396,7 +443,9 @@ def test_a_recipe_is_frozen(load: Load) -> None:
 
 
 def test_what_is_dumped_is_read_back(load: Load) -> None:
-    recipe = load("name: x\ntarget: t.jsonl\nselect: {pool: p}\narms: {a: {ratio: 0}}\neval: {old: {chat: c.jsonl}}\n")
+    recipe = load(
+        "name: x\ntarget: t.jsonl\nselect: {pool: p}\narms: {a: {ratio: 0}}\neval: {old: {chat: c.jsonl}}\n"
+    )
     assert load(yaml.safe_dump(recipe.model_dump())) == recipe
 
 
@@ -414,7 +463,9 @@ def test_a_step_names_all_the_keys_that_it_lacks_and_how_to_give_them(load: Load
 
 
 def test_a_step_that_has_what_it_needs_is_content(load: Load) -> None:
-    recipe = load("model: nano\ntarget: t\nselect: {pool: p}\neval: {target: e}\npush: {repo: me/x}\n")
+    recipe = load(
+        "model: nano\ntarget: t\nselect: {pool: p}\neval: {target: e}\npush: {repo: me/x}\n"
+    )
     need(recipe, "run", "model", "target", "select", "eval", "push.repo")
     with pytest.raises(RecipeError, match="the recipe has 1 problem\n  eval needs model"):
         need(load("target: t"), "eval", "model", "target")

@@ -28,7 +28,10 @@ def around(mean: float, by: float = 0.03, n: int = 50) -> dict[str, float]:
 
 
 def evaluation(
-    arms: dict[str, tuple[float, float, float]], *, base: tuple[float, float] = (0.98, 0.01), by: float = 0.03
+    arms: dict[str, tuple[float, float, float]],
+    *,
+    base: tuple[float, float] = (0.98, 0.01),
+    by: float = 0.03,
 ) -> dict[str, Any]:
     """Arms by name: replay share, old score, new score. Two old skills of the same score."""
     skills = [{"skill": name, "role": "old", "score": "exact", "n": 50} for name in ("nli", "json")]
@@ -36,9 +39,16 @@ def evaluation(
     models: list[dict[str, Any]] = []
     for name, (share, old, new) in {"base": (0.0, *base), **arms}.items():
         scores = {"nli": around(old, by), "json": around(old, by), "target": around(new, by)}
-        models.append({"model": name, "scores": scores, "old": around(old, by), "target": around(new, by)})
+        models.append(
+            {"model": name, "scores": scores, "old": around(old, by), "target": around(new, by)}
+        )
         if name != "base":
-            models[-1] |= {"ratio": share, "share": share, "steps": 400, "retention": around(old / base[0], by)}
+            models[-1] |= {
+                "ratio": share,
+                "share": share,
+                "steps": 400,
+                "retention": around(old / base[0], by),
+            }
             models[-1] |= {"worst": {"skill": "json", "retention": old / base[0]}}
             models[-1] |= {"drop": {skill: around(base[0] - old, by) for skill in ("nli", "json")}}
     return {"skills": skills, "models": models}
@@ -55,7 +65,13 @@ def in_nats(rises: dict[str, tuple[float, float, float]]) -> dict[str, Any]:
         scores = {"pool": around(2 + rise), "target": around(new)}
         models.append({"model": name, "scores": scores, "old": None, "target": around(new)})
         if name != "base":
-            models[-1] |= {"ratio": share, "share": share, "steps": 400, "retention": None, "worst": None}
+            models[-1] |= {
+                "ratio": share,
+                "share": share,
+                "steps": 400,
+                "retention": None,
+                "worst": None,
+            }
             models[-1] |= {"drop": {"pool": around(rise), "target": around(new - 3)}}
     return {"skills": skills, "models": models}
 
@@ -88,8 +104,18 @@ FIDELITY = {
         },
     },
 }
-TAGS = {"category": {"Math": 1200, "Planning": 290, "unparsed": 10}, "quality": {"good": 1490, "unparsed": 10}}
-GENERATED = {"asked": 1500, "rows": 1500, "funnel": FUNNEL, "kind": "magpie", "fidelity": FIDELITY, "tags": TAGS}
+TAGS = {
+    "category": {"Math": 1200, "Planning": 290, "unparsed": 10},
+    "quality": {"good": 1490, "unparsed": 10},
+}
+GENERATED = {
+    "asked": 1500,
+    "rows": 1500,
+    "funnel": FUNNEL,
+    "kind": "magpie",
+    "fidelity": FIDELITY,
+    "tags": TAGS,
+}
 PROBE: dict[str, Any] = {
     "model": "nano",
     "template": {
@@ -116,9 +142,17 @@ MIX = {
     "replay_rows": 830,
     "repeats": {"generate": 0.55},
 }
-LOSSES = [{"step": step, "loss": 2 / step, "loss/target": 2 / step, "loss/generate": 0.5} for step in range(1, 900)]
+LOSSES = [
+    {"step": step, "loss": 2 / step, "loss/target": 2 / step, "loss/generate": 0.5}
+    for step in range(1, 900)
+]
 MANIFESTS = {
-    "generate": {"step": "generate", "result": {"funnel": FUNNEL}, "seconds": 12.4, "machine": "a machine, 2 CPUs"},
+    "generate": {
+        "step": "generate",
+        "result": {"funnel": FUNNEL},
+        "seconds": 12.4,
+        "machine": "a machine, 2 CPUs",
+    },
     "mix-generated": {"step": "mix-generated", "result": MIX, "seconds": 0.4},
     "train-generated": {
         "step": "train-generated",
@@ -137,7 +171,9 @@ def page_of(tmp_path: Path, found: dict[str, Any], **changes: Any) -> str:
         "manifests": MANIFESTS,
         "recipe_yaml": "model: nano\n",
     }
-    return write_report(tmp_path / "run" / "report.html", **given | changes).read_text(encoding="utf-8")
+    return write_report(tmp_path / "run" / "report.html", **given | changes).read_text(
+        encoding="utf-8"
+    )
 
 
 def shown(step: str, result: dict[str, Any], width: int = 80) -> str:
@@ -160,7 +196,9 @@ class Balanced(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
         self.addresses += [
-            value for key, value in attrs if key in ("src", "href", "srcset", "data", "action", "xlink:href")
+            value
+            for key, value in attrs
+            if key in ("src", "href", "srcset", "data", "action", "xlink:href")
         ]
         if tag != "meta":
             self.open.append(tag)
@@ -185,9 +223,18 @@ def test_the_verdict_says_that_replay_helped_and_the_new_skill_was_learned() -> 
 @pytest.mark.parametrize(
     ("arms", "words"),
     [
-        ({"no": (0, 0.30, 0.96), "yes": (0.05, 0.29, 0.95)}, "they came to 0.29: replay did not help"),
-        ({"no": (0, 0.30, 0.96), "yes": (0.05, 0.33, 0.95)}, "they came to 0.33, too near for this test to tell"),
-        ({"no": (0, 0.30, 0.96), "yes": (0.05, 0.10, 0.95)}, "they came to 0.10: replay made it worse"),
+        (
+            {"no": (0, 0.30, 0.96), "yes": (0.05, 0.29, 0.95)},
+            "they came to 0.29: replay did not help",
+        ),
+        (
+            {"no": (0, 0.30, 0.96), "yes": (0.05, 0.33, 0.95)},
+            "they came to 0.33, too near for this test to tell",
+        ),
+        (
+            {"no": (0, 0.30, 0.96), "yes": (0.05, 0.10, 0.95)},
+            "they came to 0.10: replay made it worse",
+        ),
         ({"no": (0, 0.10, 0.96), "yes": (0.05, 0.20, 0.95)}, "they came to 0.20, a smaller loss"),
         ({"no": (0, 0.10, 0.96), "yes": (0.05, 0.70, 0.95)}, "they fell only to 0.70"),
         ({"no": (0, 0.98, 0.96), "yes": (0.05, 0.98, 0.95)}, "so there was little to protect"),
@@ -199,15 +246,23 @@ def test_the_verdict_says_that_replay_helped_and_the_new_skill_was_learned() -> 
             {"no": (0, 0.10, 0.80), "yes": (0.05, 0.94, 0.96)},
             "and the new skill was learned better (0.96 against 0.80)",
         ),
-        ({"no": (0, 0.10, 0.96), "yes": (0.05, 0.94, 0.92)}, "learned with no clear difference (0.92 against 0.96)"),
+        (
+            {"no": (0, 0.10, 0.96), "yes": (0.05, 0.94, 0.92)},
+            "learned with no clear difference (0.92 against 0.96)",
+        ),
         (
             {"no": (0, 0.10, 0.02), "yes": (0.05, 0.94, 0.03)},
             "but the new skill shows no measurable gain (0.03, base 0.01)",
         ),
-        ({"no": (0, 0.10, 0.96), "a": (0.05, 0.94, 0.97), "b": (0.1, 0.8, 0.9)}, "with 5 % replay (a, the best of 2)"),
+        (
+            {"no": (0, 0.10, 0.96), "a": (0.05, 0.94, 0.97), "b": (0.1, 0.8, 0.9)},
+            "with 5 % replay (a, the best of 2)",
+        ),
     ],
 )
-def test_the_verdict_is_honest_about(arms: dict[str, tuple[float, float, float]], words: str) -> None:
+def test_the_verdict_is_honest_about(
+    arms: dict[str, tuple[float, float, float]], words: str
+) -> None:
     assert words in verdict(evaluation(arms))
 
 
@@ -236,7 +291,11 @@ def test_the_verdict_speaks_of_nats_where_nothing_is_right_or_wrong() -> None:
 
 def test_a_model_that_diverged_is_not_the_best() -> None:
     found = in_nats(
-        {"no-replay": (0, 0.9, 0.5), "good": (0.05, 0.05, 0.51), "broken": (0.1, float("nan"), float("nan"))}
+        {
+            "no-replay": (0, 0.9, 0.5),
+            "good": (0.05, 0.05, 0.51),
+            "broken": (0.1, float("nan"), float("nan")),
+        }
     )
     assert "(good, the best of 2)" in verdict(found)
 
@@ -246,7 +305,9 @@ def test_an_evaluation_without_old_skills_says_so() -> None:
     found["skills"] = found["skills"][2:]
     for model in found["models"]:
         model |= {"old": None, "retention": None, "worst": None, "drop": {}}
-    assert verdict(found).startswith("What became of the old skills is not known, and the new skill was learned")
+    assert verdict(found).startswith(
+        "What became of the old skills is not known, and the new skill was learned"
+    )
 
 
 def test_no_forgetting_is_claimed_only_below_the_margin_for_every_skill() -> None:
@@ -276,7 +337,12 @@ def test_numbers_have_one_form() -> None:
     assert number(2.3449, "nats") == "2.345"
     assert interval({"mean": 0.98, "low": 0.93, "high": 1.0}) == "0.93–1.00"
     assert interval({"mean": 0.04, "low": -0.01, "high": 0.09}) == "−0.01 to 0.09"
-    assert [percent(0.05), percent(0.0498), percent(0), percent(None)] == ["5 %", "4.98 %", "0 %", "–"]
+    assert [percent(0.05), percent(0.0498), percent(0), percent(None)] == [
+        "5 %",
+        "4.98 %",
+        "0 %",
+        "–",
+    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -303,7 +369,11 @@ def test_nats_have_three_digits_and_no_retention() -> None:
 
 
 def test_each_step_shows_its_own_facts() -> None:
-    assert re.findall(r"\S+", shown("generate", {"funnel": FUNNEL}))[1:4] == ["made", "1,712", "100"]
+    assert re.findall(r"\S+", shown("generate", {"funnel": FUNNEL}))[1:4] == [
+        "made",
+        "1,712",
+        "100",
+    ]
     assert "- near_duplicate     92    5 %" in shown("select", {"funnel": FUNNEL})
     assert "4.99 % of loss tokens, 6 % of tokens, 7 % of rows" in shown("mix-generated", MIX)
     assert "generate 0.55 times" in shown("mix", MIX)
@@ -315,7 +385,10 @@ def test_each_step_shows_its_own_facts() -> None:
 
 
 def test_what_the_checks_did_to_the_sample_is_a_line_an_item() -> None:
-    text = shown("generate", GENERATED | {"tokens": {"questions": 20_500, "answers": 61_000}, "seconds": 12.4})
+    text = shown(
+        "generate",
+        GENERATED | {"tokens": {"questions": 20_500, "answers": 61_000}, "seconds": 12.4},
+    )
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "language 0.040 from the raw sample (chance: 0.011): more than chance" in lines
     assert "category 0.010 from the raw sample (chance: 0.016)" in lines
@@ -327,7 +400,9 @@ def test_what_the_checks_did_to_the_sample_is_a_line_an_item() -> None:
 
 
 def test_a_dry_run_shows_its_lines() -> None:
-    found = shown("generate", {"rows": 2000, "text": ["2,000 rows: about 2,500 to draw", "about 8 minutes"]})
+    found = shown(
+        "generate", {"rows": 2000, "text": ["2,000 rows: about 2,500 to draw", "about 8 minutes"]}
+    )
     assert [line.strip() for line in found.splitlines()] == [
         "generate",
         "2,000 rows: about 2,500 to draw",
@@ -338,7 +413,12 @@ def test_a_dry_run_shows_its_lines() -> None:
 def test_a_summary_of_a_real_sample_is_shown(tmp_path: Path) -> None:
     sample = RawSample()
     for row in range(300):
-        sample.add(row, f"What is {row} + {row}?" if row % 3 else f"Name a river near place {row}.", 9, row % 3 > 0)
+        sample.add(
+            row,
+            f"What is {row} + {row}?" if row % 3 else f"Name a river near place {row}.",
+            9,
+            row % 3 > 0,
+        )
     result = GENERATED | {"fidelity": sample.summary()}
     assert "length " in shown("generate", result)
     assert "category " in shown("generate", result)
@@ -353,10 +433,16 @@ def test_a_probe_shows_each_part_as_text_and_as_token_ids(width: int) -> None:
     text = shown("probe", PROBE, width)
     assert max(map(len, text.splitlines())) <= width
     words = " ".join(text.split())
-    assert r"pre-query '<|start|>user\n\n' 0 4 12 end of question '<|end|>' 2 answer header" in words
+    assert (
+        r"pre-query '<|start|>user\n\n' 0 4 12 end of question '<|end|>' 2 answer header" in words
+    )
     assert "joint none: one question only stop '<|end|>' '<|start|>' 2 4" in words
-    assert "system prompt folded into the user's turn default system 'You are [bold]nano[/].'" in words
-    assert r"date frozen at 2025-01-01 BOS 1 in the pre-query thinking '<think>\n\n</think>'" in words
+    assert (
+        "system prompt folded into the user's turn default system 'You are [bold]nano[/].'" in words
+    )
+    assert (
+        r"date frozen at 2025-01-01 BOS 1 in the pre-query thinking '<think>\n\n</think>'" in words
+    )
     assert "defaults temperature 0.6, top_p 0.9 samples 1 'Name the capital of Peru.'" in words
     assert r"2 'A list:\n- one\n- two'" in words
     assert words.endswith(PROBE["verdict"])
@@ -368,14 +454,20 @@ def test_a_probe_of_a_model_without_specials_says_none() -> None:
     words = " ".join(shown("probe", PROBE | bare).split())
     assert "default system none date not asked for BOS 1 in the pre-query thinking none" in words
     assert "defaults none in generation_config the template is usable" in words
-    start = {"model": "base", "template": {"start": {"text": "<s>", "ids": [1]}}, "stop": PROBE["stop"]}
+    start = {
+        "model": "base",
+        "template": {"start": {"text": "<s>", "ids": [1]}},
+        "stop": PROBE["stop"],
+    }
     words = " ".join(shown("probe", start | {"defaults": None, "verdict": "a base model"}).split())
     assert "start '<s>' 1 stop" in words
     assert words.endswith("a base model")
 
 
 def test_token_ids_of_a_probe_are_dimmed_on_a_terminal() -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard", highlight=False)
+    console = Console(
+        file=io.StringIO(), width=80, force_terminal=True, color_system="standard", highlight=False
+    )
     show("probe", PROBE, console)
     assert "\x1b[2m0 4 12" in console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -398,7 +490,9 @@ def test_show_prints_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
-def test_progress_off_a_terminal_is_a_line_at_the_start_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_off_a_terminal_is_a_line_at_the_start_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with progress() as watch:
         for done in range(101):
             watch("generate: questions", done, 100)
@@ -406,7 +500,9 @@ def test_progress_off_a_terminal_is_a_line_at_the_start_and_at_the_end(capsys: p
         watch("select", 5, None)
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(r"generate: questions \.\.\.\ngenerate: questions: 100 in \d+\.\d s\nselect \.\.\.\n", err)
+    assert re.fullmatch(
+        r"generate: questions \.\.\.\ngenerate: questions: 100 in \d+\.\d s\nselect \.\.\.\n", err
+    )
 
 
 def test_progress_off_a_terminal_tells_its_note_every_half_minute_and_at_the_end(
@@ -435,7 +531,9 @@ def test_progress_off_a_terminal_tells_its_note_every_half_minute_and_at_the_end
     ]
 
 
-def test_progress_on_a_terminal_draws_a_bar_a_piece_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_draws_a_bar_a_piece_of_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -469,16 +567,30 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
 def test_the_page_has_the_verdict_every_model_every_skill_and_the_recipe(tmp_path: Path) -> None:
     page = page_of(tmp_path, HELPED)
     assert escape(verdict(HELPED)) in page
-    assert all(f">{name}" in page for name in ("base", "no-replay", "generated", "nli", "json", "target"))
-    for fact in ("model: nano", "torch 2.13.0", "71.3 s", "a machine, 2 CPUs", "near_duplicate", "4.99 %", "0.91–0.97"):
+    assert all(
+        f">{name}" in page for name in ("base", "no-replay", "generated", "nli", "json", "target")
+    )
+    for fact in (
+        "model: nano",
+        "torch 2.13.0",
+        "71.3 s",
+        "a machine, 2 CPUs",
+        "near_duplicate",
+        "4.99 %",
+        "0.91–0.97",
+    ):
         assert fact in page
     assert "drop 0.88" in page
 
 
 def test_the_page_has_pictures_with_titles(tmp_path: Path) -> None:
-    pictures = re.findall(r"<svg [^>]*role=\"img\"><title>([^<]+)</title>", page_of(tmp_path, HELPED))
+    pictures = re.findall(
+        r"<svg [^>]*role=\"img\"><title>([^<]+)</title>", page_of(tmp_path, HELPED)
+    )
     assert len(pictures) == 3
-    assert any("nats" in title for title in re.findall(r"<title>([^<]+)</title>", page_of(tmp_path, NATS)))
+    assert any(
+        "nats" in title for title in re.findall(r"<title>([^<]+)</title>", page_of(tmp_path, NATS))
+    )
 
 
 def test_the_page_sets_the_drawn_rows_against_the_kept(tmp_path: Path) -> None:
@@ -499,7 +611,9 @@ def test_the_page_sets_the_drawn_rows_against_the_kept(tmp_path: Path) -> None:
 
 def test_the_page_says_why_nothing_was_compared(tmp_path: Path) -> None:
     few = FIDELITY | {"items": {}, "note": "no row was kept"}
-    page = page_of(tmp_path, HELPED, manifests={"generate": {"result": {"funnel": FUNNEL, "fidelity": few}}})
+    page = page_of(
+        tmp_path, HELPED, manifests={"generate": {"result": {"funnel": FUNNEL, "fidelity": few}}}
+    )
     assert "No comparison: no row was kept." in page
     assert "what a judge says" not in page
     Balanced(page)
@@ -511,8 +625,18 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     found["skills"][0]["skill"] = evil
     for model in found["models"]:
         model["scores"][evil] = model["scores"].pop("nli")
-    item = {"words": [evil], "raw": [1.0], "kept": [1.0], "distance": 0.0, "expected": 0.0, "chance": 0.0}
-    result: dict[str, Any] = {"funnel": {"made": 1, "dropped": {evil: 1}, "kept": 0}, "tags": {evil: {evil: 1}}}
+    item = {
+        "words": [evil],
+        "raw": [1.0],
+        "kept": [1.0],
+        "distance": 0.0,
+        "expected": 0.0,
+        "chance": 0.0,
+    }
+    result: dict[str, Any] = {
+        "funnel": {"made": 1, "dropped": {evil: 1}, "kept": 0},
+        "tags": {evil: {evil: 1}},
+    }
     result["fidelity"] = FIDELITY | {"items": {evil: item}}
     manifest = {"result": result, "machine": evil, "seconds": 1.0}
     page = page_of(tmp_path, found, title=evil, manifests={evil: manifest}, recipe_yaml=evil)
@@ -522,7 +646,15 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 
 def test_steps_stand_as_they_run_and_arms_as_they_were_evaluated(tmp_path: Path) -> None:
-    names = ["eval", "generate", "mix-generated", "mix-no-replay", "select", "train-generated", "train-no-replay"]
+    names = [
+        "eval",
+        "generate",
+        "mix-generated",
+        "mix-no-replay",
+        "select",
+        "train-generated",
+        "train-no-replay",
+    ]
     page = page_of(tmp_path, HELPED, manifests={name: {"seconds": 1.0} for name in names})
     shown = re.findall("<dt>([^<]+)</dt>", page)
     assert shown == [
@@ -542,14 +674,18 @@ def test_the_same_input_gives_the_same_bytes_twice(tmp_path: Path) -> None:
 
 def test_a_diverged_model_is_in_the_tables_and_not_in_the_pictures(tmp_path: Path) -> None:
     nothing = float("nan")
-    page = page_of(tmp_path, in_nats({"no-replay": (0, 0.9, 0.5), "broken": (0.05, nothing, nothing)}))
+    page = page_of(
+        tmp_path, in_nats({"no-replay": (0, 0.9, 0.5), "broken": (0.05, nothing, nothing)})
+    )
     assert "nan" not in page.replace("nano", "")
     Balanced(page)
 
 
 def test_losses_that_are_not_numbers_are_left_out_of_the_picture(tmp_path: Path) -> None:
     losses = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 1.0}]
-    page = page_of(tmp_path, HELPED, manifests={"train": {"step": "train", "result": {"losses": losses}}})
+    page = page_of(
+        tmp_path, HELPED, manifests={"train": {"step": "train", "result": {"losses": losses}}}
+    )
     points = re.findall(r'<polyline points="([^"]+)"', page)
     assert [len(line.split()) for line in points] == [2]
 

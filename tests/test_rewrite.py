@@ -37,7 +37,13 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, chat: Chat, *replies: tuple[str, str], limit: int = 4096, stop_after: int | None = None):
+    def __init__(
+        self,
+        chat: Chat,
+        *replies: tuple[str, str],
+        limit: int = 4096,
+        stop_after: int | None = None,
+    ):
         self.chat, self.replies, self.limit, self.stop_after = chat, replies, limit, stop_after
         self.asked: list[int] = []
         self.prompts: list[str] = []
@@ -66,13 +72,20 @@ class Scripted:
 
 
 def target_of(*pairs: tuple[str, str]) -> list[Record]:
-    return [Record(dialogue(question, answer), "target", {"line": k}) for k, (question, answer) in enumerate(pairs, 1)]
+    return [
+        Record(dialogue(question, answer), "target", {"line": k})
+        for k, (question, answer) in enumerate(pairs, 1)
+    ]
 
 
-def run(target: Sequence[Record], engine: Any, chat: Chat, path: Path, **choices: Any) -> list[Record]:
+def run(
+    target: Sequence[Record], engine: Any, chat: Chat, path: Path, **choices: Any
+) -> list[Record]:
     defaults: dict[str, Any] = {"method": "min-change", "verify": "numeric", "seed": 1}
     with Ledger(path / "replies.jsonl") as ledger:
-        return list(rewrite(target, engine=engine, chat=chat, ledger=ledger, **(defaults | choices)))
+        return list(
+            rewrite(target, engine=engine, chat=chat, ledger=ledger, **(defaults | choices))
+        )
 
 
 def one(prediction: str, edit: str, chat: Chat, path: Path, **choices: Any) -> Record:
@@ -104,7 +117,9 @@ def test_an_edit_within_the_limit_is_accepted(chat: Chat, tmp_path: Path) -> Non
     assert "why" not in record.meta
 
 
-def test_an_edit_that_changes_too_much_is_refused_and_the_reference_stays(chat: Chat, tmp_path: Path) -> None:
+def test_an_edit_that_changes_too_much_is_refused_and_the_reference_stays(
+    chat: Chat, tmp_path: Path
+) -> None:
     record = one(WRONG, REFERENCE + "\nso #### 42", chat, tmp_path)
     assert record.messages == dialogue(QUESTION, REFERENCE)
     assert (record.meta["path"], record.meta["why"]) == ("reference", "over_edited")
@@ -140,7 +155,9 @@ def test_every_refusal_keeps_the_reference_and_says_why(
     assert record.meta["edit"] == record.meta["reference_edit"] == distance(prediction, REFERENCE)
 
 
-def test_a_prediction_that_was_cut_never_stays_but_may_be_edited(chat: Chat, tmp_path: Path) -> None:
+def test_a_prediction_that_was_cut_never_stays_but_may_be_edited(
+    chat: Chat, tmp_path: Path
+) -> None:
     record = one(RIGHT + "\nWhat is 3 + " + CUT, RIGHT, chat, tmp_path)
     assert record.answer == RIGHT
     assert record.meta["path"] == "edit"
@@ -151,11 +168,17 @@ def test_an_editor_of_its_own_repairs_and_the_model_does_not(chat: Chat, tmp_pat
     [record] = run(target_of((QUESTION, REFERENCE)), model, chat, tmp_path, editor=(editor, chat))
     assert record.answer == REPAIRED
     assert len(model.asked) == len(editor.asked) == 1
-    assert EDIT.format(question=QUESTION, reference=REFERENCE, prediction=WRONG) in editor.prompts[0]
+    assert (
+        EDIT.format(question=QUESTION, reference=REFERENCE, prediction=WRONG) in editor.prompts[0]
+    )
 
 
-def test_words_of_the_prompt_are_no_leak_where_the_conversation_uses_them(chat: Chat, tmp_path: Path) -> None:
-    prediction, edit = (f"By the earlier answer of the class, it is {n}.\n#### {n}" for n in (41, 42))
+def test_words_of_the_prompt_are_no_leak_where_the_conversation_uses_them(
+    chat: Chat, tmp_path: Path
+) -> None:
+    prediction, edit = (
+        f"By the earlier answer of the class, it is {n}.\n#### {n}" for n in (41, 42)
+    )
     assert LEAKS.search(edit)
     assert one(prediction, edit, chat, tmp_path).meta["path"] == "edit"
 
@@ -180,7 +203,9 @@ REPLIES = (
 )
 
 
-def test_every_row_comes_out_once_and_in_order_whatever_its_path(chat: Chat, tmp_path: Path) -> None:
+def test_every_row_comes_out_once_and_in_order_whatever_its_path(
+    chat: Chat, tmp_path: Path
+) -> None:
     made = run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path)
     assert [record.meta["parent"] for record in made] == [record.id for record in MIXED]
     assert [record.prompt for record in made] == [record.prompt for record in MIXED]
@@ -197,7 +222,9 @@ def test_every_row_comes_out_once_and_in_order_whatever_its_path(chat: Chat, tmp
     ]
 
 
-def test_counts_are_by_path_and_by_reason_where_the_reference_stayed(chat: Chat, tmp_path: Path) -> None:
+def test_counts_are_by_path_and_by_reason_where_the_reference_stayed(
+    chat: Chat, tmp_path: Path
+) -> None:
     made = run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path)
     found = counts(made)
     assert found == {
@@ -209,18 +236,26 @@ def test_counts_are_by_path_and_by_reason_where_the_reference_stayed(chat: Chat,
 def test_rows_that_cannot_be_verified_are_not_asked(chat: Chat, tmp_path: Path) -> None:
     engine = Scripted(chat, *REPLIES)
     run(MIXED, engine, chat, tmp_path)
-    assert not any("no number here?" in prompt or "A plain text" in prompt for prompt in engine.prompts)
+    assert not any(
+        "no number here?" in prompt or "A plain text" in prompt for prompt in engine.prompts
+    )
 
 
-def test_a_row_without_a_reference_is_unreadable_by_any_verifier(chat: Chat, tmp_path: Path) -> None:
+def test_a_row_without_a_reference_is_unreadable_by_any_verifier(
+    chat: Chat, tmp_path: Path
+) -> None:
     for how in ("exact", "numeric", "json"):
         [record] = run(target_of(("what?", " ")), Scripted(chat), chat, tmp_path, verify=how)
         assert record.meta["why"] == "unreadable_reference"
 
 
-def test_a_conversation_that_does_not_end_in_question_and_answer_stays(chat: Chat, tmp_path: Path) -> None:
+def test_a_conversation_that_does_not_end_in_question_and_answer_stays(
+    chat: Chat, tmp_path: Path
+) -> None:
     user, assistant = {"role": "user", "content": "hm?"}, {"role": "assistant", "content": "#### 1"}
-    target = [Record(turns, "target") for turns in [(user,), (assistant,), (user, assistant, assistant)]]
+    target = [
+        Record(turns, "target") for turns in [(user,), (assistant,), (user, assistant, assistant)]
+    ]
     engine = Scripted(chat)
     made = run(target, engine, chat, tmp_path)
     assert [record.meta["why"] for record in made] == ["no_question"] * 3
@@ -229,11 +264,15 @@ def test_a_conversation_that_does_not_end_in_question_and_answer_stays(chat: Cha
 
 
 @pytest.mark.parametrize("method", ["min-change", "paraphrase"])
-def test_a_prompt_with_no_room_for_an_answer_keeps_the_reference(chat: Chat, tmp_path: Path, method: str) -> None:
+def test_a_prompt_with_no_room_for_an_answer_keeps_the_reference(
+    chat: Chat, tmp_path: Path, method: str
+) -> None:
     target = target_of(("short one?", "#### 5"), ("long one? " * 400, "#### 6"))
     engine = Scripted(chat, ("short one?", "it is 5"), limit=600)
     seen: list[tuple[str, int, int | None]] = []
-    short, long = run(target, engine, chat, tmp_path, method=method, watch=lambda *news: seen.append(news))
+    short, long = run(
+        target, engine, chat, tmp_path, method=method, watch=lambda *news: seen.append(news)
+    )
     assert short.answer == "it is 5"
     assert (long.meta["why"], long.messages) == ("too_long", target[1].messages)
     assert [done for what, done, total in seen if total == 2] == [1, 2]
@@ -244,7 +283,12 @@ def test_a_prompt_fits_if_it_leaves_room_for_one_token(chat: Chat, tmp_path: Pat
     for limit, path in [(prompt, "reference"), (prompt + 1, "prediction")]:
         folder = tmp_path / path
         folder.mkdir()
-        [record] = run(target_of((QUESTION, REFERENCE)), Scripted(chat, (QUESTION, RIGHT), limit=limit), chat, folder)
+        [record] = run(
+            target_of((QUESTION, REFERENCE)),
+            Scripted(chat, (QUESTION, RIGHT), limit=limit),
+            chat,
+            folder,
+        )
         assert record.meta["path"] == path
 
 
@@ -266,7 +310,10 @@ def test_only_the_last_answer_of_a_conversation_changes(chat: Chat, tmp_path: Pa
     assert target[0].answer == REFERENCE
     prediction, edit = engine.prompts
     assert prediction == chat.decode(chat.prompt((*earlier, *dialogue(QUESTION))), special=True)
-    assert f"system: Be kind.\n\nuser: what is 1 + 1?\n\nassistant: #### 2\n\nuser: {QUESTION}\n" in edit
+    assert (
+        f"system: Be kind.\n\nuser: what is 1 + 1?\n\nassistant: #### 2\n\nuser: {QUESTION}\n"
+        in edit
+    )
 
 
 def test_what_follows_the_last_answer_stays(chat: Chat, tmp_path: Path) -> None:
@@ -276,18 +323,27 @@ def test_what_follows_the_last_answer_stays(chat: Chat, tmp_path: Path) -> None:
     assert record.messages == (*dialogue(QUESTION, RIGHT), thanks)
 
 
-def test_a_column_of_the_target_named_why_does_not_disturb_the_counts(chat: Chat, tmp_path: Path) -> None:
+def test_a_column_of_the_target_named_why_does_not_disturb_the_counts(
+    chat: Chat, tmp_path: Path
+) -> None:
     target = [Record(dialogue(QUESTION, REFERENCE), "target", {"why": "because"})]
-    assert counts(run(target, Scripted(chat, (QUESTION, RIGHT)), chat, tmp_path)) == {"prediction": 1}
+    assert counts(run(target, Scripted(chat, (QUESTION, RIGHT)), chat, tmp_path)) == {
+        "prediction": 1
+    }
 
 
-def test_a_conversation_that_the_template_refuses_is_an_error_before_anything_is_asked(tmp_path: Path) -> None:
+def test_a_conversation_that_the_template_refuses_is_an_error_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
     strict = Chat.load("nano")
     strict.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
         + str(strict.tokenizer.chat_template)
     )
-    target = [*target_of((QUESTION, REFERENCE)), Record(dialogue(QUESTION, REFERENCE, system="Be kind."), "target")]
+    target = [
+        *target_of((QUESTION, REFERENCE)),
+        Record(dialogue(QUESTION, REFERENCE, system="Be kind."), "target"),
+    ]
     engine = Scripted(strict, (QUESTION, RIGHT))
     with pytest.raises(ChatError, match="refuses a conversation of system, user"):
         run(target, engine, strict, tmp_path)
@@ -312,9 +368,9 @@ def test_a_run_stopped_anywhere_goes_on_with_the_same_records_and_asks_nothing_t
             run(MIXED, first, chat, folder)
         assert run(MIXED, second, chat, folder) == expected
         assert sorted(first.asked + second.asked) == sorted(whole.asked)
-        assert dict(zip(first.asked + second.asked, first.seeds + second.seeds, strict=True)) == dict(
-            zip(whole.asked, whole.seeds, strict=True)
-        )
+        assert dict(
+            zip(first.asked + second.asked, first.seeds + second.seeds, strict=True)
+        ) == dict(zip(whole.asked, whole.seeds, strict=True))
 
 
 def test_a_torn_last_line_of_the_ledger_costs_that_row_only(chat: Chat, tmp_path: Path) -> None:
@@ -357,7 +413,11 @@ def test_a_paraphrase_that_verifies_replaces_the_reference(chat: Chat, tmp_path:
     engine = Scripted(chat, (QUESTION, RIGHT))
     [record] = run(target, engine, chat, tmp_path, method="paraphrase")
     assert record.messages == (*earlier, *dialogue(QUESTION, RIGHT))
-    assert record.meta == {"parent": target[0].id, "path": "paraphrase", "edit": distance(REFERENCE, RIGHT)}
+    assert record.meta == {
+        "parent": target[0].id,
+        "path": "paraphrase",
+        "edit": distance(REFERENCE, RIGHT),
+    }
     guided = dialogue(PARAPHRASE.format(question=QUESTION, reference=REFERENCE))
     assert engine.prompts == [chat.decode(chat.prompt((*earlier, *guided)), special=True)]
 
@@ -374,7 +434,9 @@ def test_a_paraphrase_that_verifies_replaces_the_reference(chat: Chat, tmp_path:
         ("与参考答案一致。\n#### 42", "leaked_prompt"),
     ],
 )
-def test_a_paraphrase_is_refused_with_a_reason(chat: Chat, tmp_path: Path, reply: str, why: str) -> None:
+def test_a_paraphrase_is_refused_with_a_reason(
+    chat: Chat, tmp_path: Path, reply: str, why: str
+) -> None:
     engine = Scripted(chat, (QUESTION, reply))
     [record] = run(target_of((QUESTION, REFERENCE)), engine, chat, tmp_path, method="paraphrase")
     assert record.messages == dialogue(QUESTION, REFERENCE)
@@ -385,7 +447,12 @@ def test_a_paraphrase_is_refused_with_a_reason(chat: Chat, tmp_path: Path, reply
 
 @pytest.mark.parametrize(
     "answer",
-    ["So the correct answer is 42.", "My answer is B.", "Multiply the previous result by 3.", "Here is the list:"],
+    [
+        "So the correct answer is 42.",
+        "My answer is B.",
+        "Multiply the previous result by 3.",
+        "Here is the list:",
+    ],
 )
 def test_ordinary_answers_are_no_leak(answer: str) -> None:
     assert not LEAKS.search(answer)
@@ -394,7 +461,9 @@ def test_ordinary_answers_are_no_leak(answer: str) -> None:
 # --- the embedded model ---------------------------------------------------------------------------------------------
 
 
-def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails(chat: Chat, tmp_path: Path) -> None:
+def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails(
+    chat: Chat, tmp_path: Path
+) -> None:
     known = [(task.prompt, task.answer) for task in world.draw("capital", 12, seed=5)]
     new = [(task.prompt, task.answer) for task in world.draw("arithmetic", 4, seed=5)]
     target = target_of(*known, *new)
@@ -406,6 +475,8 @@ def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails
     assert [record.messages for record in made[12:]] == [record.messages for record in target[12:]]
     paraphrased = tmp_path / "paraphrase"
     paraphrased.mkdir()
-    again = run(target, engine, chat, paraphrased, verify="exact", max_tokens=64, method="paraphrase")
+    again = run(
+        target, engine, chat, paraphrased, verify="exact", max_tokens=64, method="paraphrase"
+    )
     assert [record.meta["parent"] for record in again] == [record.id for record in target]
     assert {record.meta["path"] for record in again} <= {"paraphrase", "reference"}

@@ -18,13 +18,24 @@ from hypothesis import strategies as st
 
 from replaykit import __version__
 from replaykit.errors import RunError
-from replaykit.runs import Ledger, Step, derive_seed, differences, open_step, read_json, read_manifest, write_json
+from replaykit.runs import (
+    Ledger,
+    Step,
+    derive_seed,
+    differences,
+    open_step,
+    read_json,
+    read_manifest,
+    write_json,
+)
 
 INPUTS = {"model": "nano", "mix": {"ratio": 0.05}}
 OTHER = {"model": "nano", "mix": {"ratio": 0.1}}
 
 
-def do(folder: Path, inputs: Mapping[str, Any] = INPUTS, *, text: str = "made", force: bool = False) -> Step:
+def do(
+    folder: Path, inputs: Mapping[str, Any] = INPUTS, *, text: str = "made", force: bool = False
+) -> Step:
     """What the pipeline does in a step: nothing if it is finished, else its work."""
     with open_step("select", folder, inputs, force=force) as step:
         if step.result is None:
@@ -63,7 +74,10 @@ def test_other_inputs_move_the_old_folder_aside_and_lose_nothing(tmp_path: Path)
     assert second.changed == ["mix.ratio was 0.05, is 0.1"]
     third = do(folder, INPUTS, text="third")
     assert third.moved == tmp_path / "select.old2"
-    texts = {name: (tmp_path / name / "rows.jsonl").read_text() for name in ("select.old1", "select.old2", "select")}
+    texts = {
+        name: (tmp_path / name / "rows.jsonl").read_text()
+        for name in ("select.old1", "select.old2", "select")
+    }
     assert texts == {"select.old1": "first", "select.old2": "second", "select": "third"}
     assert all(read_manifest(tmp_path / name) for name in texts)
 
@@ -125,13 +139,17 @@ with open_step("select", Path(sys.argv[1]), {"model": "nano", "mix": {"ratio": 0
 def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "select"
     command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
         assert first.stdin is not None
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
         before = sorted(tmp_path.rglob("*"))
         for inputs, force in [(INPUTS, False), (OTHER, False), (INPUTS, True)]:
-            with pytest.raises(RunError, match=r"select: another replaykit is working here; .* --out"):
+            with pytest.raises(
+                RunError, match=r"select: another replaykit is working here; .* --out"
+            ):
                 do(folder, inputs, force=force)
         assert sorted(tmp_path.rglob("*")) == before
         do(tmp_path / "mix")  # beside it there is room
@@ -150,7 +168,9 @@ def test_a_folder_is_free_again_after_a_step_that_failed(tmp_path: Path) -> None
 def test_a_folder_that_replaykit_did_not_make_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     for force in (False, True):
-        with pytest.raises(RunError, match="not empty and no step of replaykit made it; choose another --out"):
+        with pytest.raises(
+            RunError, match="not empty and no step of replaykit made it; choose another --out"
+        ):
             do(tmp_path, force=force)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -163,17 +183,23 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     for folder in (tmp_path / "out", tmp_path / "out" / "select"):
-        with pytest.raises(RunError, match="a file is in the way of this folder; choose another --out"):
+        with pytest.raises(
+            RunError, match="a file is in the way of this folder; choose another --out"
+        ):
             do(folder)
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_place_without_the_right_to_write_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_without_the_right_to_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(self: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(RunError, match=r"select: no right to write here; choose another place with --out"):
+    with pytest.raises(
+        RunError, match=r"select: no right to write here; choose another place with --out"
+    ):
         do(tmp_path / "select")
 
 
@@ -191,14 +217,20 @@ def test_a_damaged_file_is_named_and_force_makes_it_anew(tmp_path: Path) -> None
 # --- a full disk ----------------------------------------------------------------------------------------------------
 
 FULL = Path("/dev/full")
-has_full_device = pytest.mark.skipif(not FULL.is_char_device(), reason="this system has no /dev/full")
+has_full_device = pytest.mark.skipif(
+    not FULL.is_char_device(), reason="this system has no /dev/full"
+)
 
 
 @has_full_device
-def test_a_full_disk_is_one_clear_message_and_costs_nothing_that_was_finished(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_message_and_costs_nothing_that_was_finished(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "select"
     with (
-        pytest.raises(RunError, match=r"select: the disk is full; what was finished is safe\. Free some space"),
+        pytest.raises(
+            RunError, match=r"select: the disk is full; what was finished is safe\. Free some space"
+        ),
         open_step("select", folder, INPUTS) as step,
         Ledger(folder / "rows.jsonl") as ledger,
     ):
@@ -261,7 +293,11 @@ def test_a_row_that_the_disk_took_a_part_of_is_not_in_the_ledger(tmp_path: Path)
 
 
 def test_a_ledger_gives_back_its_rows_in_any_order_of_coming(tmp_path: Path) -> None:
-    rows = [{"row": 2, "text": "zwei\u2028\n"}, {"row": 0, "text": "ä"}, {"row": 1, "tokens": [1, 2]}]
+    rows = [
+        {"row": 2, "text": "zwei\u2028\n"},
+        {"row": 0, "text": "ä"},
+        {"row": 1, "tokens": [1, 2]},
+    ]
     with Ledger(tmp_path / "rows.jsonl") as ledger:
         assert dict(ledger) == {}
         for row in rows:
@@ -273,9 +309,14 @@ def test_a_ledger_gives_back_its_rows_in_any_order_of_coming(tmp_path: Path) -> 
 
 @settings(deadline=None)
 @given(cut=st.integers(min_value=0, max_value=200))
-def test_a_ledger_drops_a_torn_last_line_and_keeps_the_rest(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_ledger_drops_a_torn_last_line_and_keeps_the_rest(
+    cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "torn.jsonl"
-    lines = [json.dumps({"row": row, "text": "größe"}, ensure_ascii=False).encode() + b"\n" for row in range(5)]
+    lines = [
+        json.dumps({"row": row, "text": "größe"}, ensure_ascii=False).encode() + b"\n"
+        for row in range(5)
+    ]
     whole = b"".join(lines)
     path.write_bytes(whole[:cut])
     complete = whole[:cut].count(b"\n")
@@ -297,11 +338,15 @@ def test_a_rows_address_stands_in_the_ledger_only_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["\x00\x00\x00", '{"row": 1', "[1]", '{"text": "no address"}'])
-def test_a_line_damaged_in_the_middle_is_named_and_nothing_is_thrown_away(line: str, tmp_path: Path) -> None:
+def test_a_line_damaged_in_the_middle_is_named_and_nothing_is_thrown_away(
+    line: str, tmp_path: Path
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"row": 0}}\n{line}\n{{"row": 2}}\n')
     before = path.read_bytes()
-    with pytest.raises(RunError, match=r"rows\.jsonl:2: damaged .*take that line out, and its row is made again"):
+    with pytest.raises(
+        RunError, match=r"rows\.jsonl:2: damaged .*take that line out, and its row is made again"
+    ):
         Ledger(path)
     assert path.read_bytes() == before
 
@@ -311,14 +356,21 @@ def test_a_line_damaged_in_the_middle_is_named_and_nothing_is_thrown_away(line: 
 
 def test_a_seed_is_the_same_for_ever_and_another_for_each_address() -> None:
     assert derive_seed(1, "question", 0) == 3706324251759496827
-    addresses = [(run, stage, row) for run in (1, 2, 11) for stage in ("question", "answer") for row in range(200)]
+    addresses = [
+        (run, stage, row)
+        for run in (1, 2, 11)
+        for stage in ("question", "answer")
+        for row in range(200)
+    ]
     addresses += [("1", "question", 0), (1, "question"), (1, "question", 0, 0)]
     seeds = {derive_seed(*address) for address in addresses}
     assert len(seeds) == len(addresses)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "manifest.json"
     write_json(path, {"größe": 1})
     assert read_json(path) == {"größe": 1}
@@ -328,8 +380,12 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     assert read_json(path) == {"größe": 1}
 
     seen: list[tuple[Any, Any]] = []
-    monkeypatch.setattr("replaykit.runs.os.fsync", lambda number: seen.append(("on the disk", read_json(path))))
-    monkeypatch.setattr("replaykit.runs.os.replace", lambda old, new: seen.append((Path(old).name, Path(new).name)))
+    monkeypatch.setattr(
+        "replaykit.runs.os.fsync", lambda number: seen.append(("on the disk", read_json(path)))
+    )
+    monkeypatch.setattr(
+        "replaykit.runs.os.replace", lambda old, new: seen.append((Path(old).name, Path(new).name))
+    )
     write_json(path, {"größe": 2})
     assert seen == [("on the disk", {"größe": 1}), ("manifest.json.tmp", "manifest.json")]
 

@@ -25,8 +25,12 @@ POOLS = st.dictionaries(st.sampled_from(["select", "generate", "describe"]), SIZ
 PARTS, RATIOS = st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.05, 0.15, 0.5]) | st.floats(0, 0.95)
 SCHEDULES = (
     st.builds(Schedule, shape=st.sampled_from(["linear", "cosine"]), to=RATIOS)
-    | st.builds(Schedule, shape=st.just("warm-down"), to=RATIOS | st.none(), hold=st.floats(0, 0.99))
-    | st.builds(Schedule, shape=st.just("steps"), at=st.dictionaries(PARTS, RATIOS, min_size=1, max_size=4))
+    | st.builds(
+        Schedule, shape=st.just("warm-down"), to=RATIOS | st.none(), hold=st.floats(0, 0.99)
+    )
+    | st.builds(
+        Schedule, shape=st.just("steps"), at=st.dictionaries(PARTS, RATIOS, min_size=1, max_size=4)
+    )
 )
 
 
@@ -60,7 +64,14 @@ def test_warm_down_holds_and_then_falls_to_nothing_or_to_what_is_said() -> None:
 
 def test_steps_jump_where_they_are_told_to_in_whatever_order() -> None:
     jumps = Schedule(shape="steps", at={0.75: 0.1, 0.25: 0.3})
-    assert [ratio_at(jumps, 0.05, p) for p in (0, 0.24, 0.25, 0.74, 0.75, 1)] == [0.05, 0.05, 0.3, 0.3, 0.1, 0.1]
+    assert [ratio_at(jumps, 0.05, p) for p in (0, 0.24, 0.25, 0.74, 0.75, 1)] == [
+        0.05,
+        0.05,
+        0.3,
+        0.3,
+        0.1,
+        0.1,
+    ]
 
 
 def test_without_a_schedule_the_share_stays() -> None:
@@ -110,16 +121,25 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
 ) -> None:
     options: dict[str, Any] = {"add": {"epochs": 2}, "replace": {"budget": "replace", "epochs": 3},
                                "steps": {"steps": 5, "budget": "replace"}}[how]  # fmt: skip
-    steps = plan(target, pools, ratio=ratio, schedule=schedule, batch_rows=batch_rows, seed=seed, **options)
+    steps = plan(
+        target, pools, ratio=ratio, schedule=schedule, batch_rows=batch_rows, seed=seed, **options
+    )
     sizes, slots = {TARGET: target, **pools}, flat(steps)
     largest = max(max(rows) for rows in sizes.values())
-    assert all(deviation(run, sizes) <= largest + 1e-6 for run in [*steps, slots, slots[-len(slots) // 5 :]])
+    assert all(
+        deviation(run, sizes) <= largest + 1e-6
+        for run in [*steps, slots, slots[-len(slots) // 5 :]]
+    )
     done, total = 0, len(slots) if how != "add" else 2 * len(target)
-    for slot in slots:  # what was asked of each moment is the schedule at the middle of what is drawn there
+    for slot in (
+        slots
+    ):  # what was asked of each moment is the schedule at the middle of what is drawn there
         assert slot.asked == pytest.approx(ratio_at(schedule, ratio, (done + 0.5) / total))
         done += slot.source == TARGET or how != "add"
     if how == "add":
-        assert sorted(slot.row for slot in slots if slot.source == TARGET) == sorted([*range(len(target))] * 2)
+        assert sorted(slot.row for slot in slots if slot.source == TARGET) == sorted(
+            [*range(len(target))] * 2
+        )
 
 
 @given(target=SIZES, pools=POOLS, schedule=SCHEDULES, seed=st.integers(0, 9))
@@ -135,7 +155,13 @@ def test_linear_from_15_to_30_percent_has_225_per_mille_in_all_and_285_in_the_la
     sizes = {TARGET: [26] * 5000, "select": [9] * 500}
     rise = Schedule(shape="linear", to=0.3)
     steps = plan(
-        sizes[TARGET], {"select": sizes["select"]}, ratio=0.15, schedule=rise, batch_rows=64, seed=1, steps=200
+        sizes[TARGET],
+        {"select": sizes["select"]},
+        ratio=0.15,
+        schedule=rise,
+        batch_rows=64,
+        seed=1,
+        steps=200,
     )
     by_step = [shares(step, sizes) for step in steps]
     assert by_step[0] == pytest.approx(0.15, abs=0.03)
@@ -190,7 +216,10 @@ def test_the_pools_follow_weights_that_change_on_the_way() -> None:
         return {"json": 1.0, "news": 1.0} if step < 10 else {"json": 3.0, "news": 1.0}
 
     steps = list(replay_beside([[10] * 8] * 20, pools, lambda _: 1 / 3, weights, seed=1))
-    first, then = Counter(s.source for s in flat(steps[:10])), Counter(s.source for s in flat(steps[10:]))
+    first, then = (
+        Counter(s.source for s in flat(steps[:10])),
+        Counter(s.source for s in flat(steps[10:])),
+    )
     assert (first["json"], first["news"]) == (20, 20)
     assert (then["json"], then["news"]) == (30, 10)
 
@@ -210,7 +239,10 @@ def test_the_same_decisions_give_the_same_rows_when_it_is_run_again(
     def run(decided: Sequence[float]) -> list[list[Slot]]:
         weights = dict.fromkeys(pools, 1.0)
         return list(
-            islice(replay_beside(target, pools, decided.__getitem__, lambda _: weights, seed=seed), len(decided))
+            islice(
+                replay_beside(target, pools, decided.__getitem__, lambda _: weights, seed=seed),
+                len(decided),
+            )
         )
 
     half = len(target) // 2
@@ -225,7 +257,9 @@ def test_a_decision_is_asked_for_only_when_its_step_comes() -> None:
         asked.append(step)
         return 0.1
 
-    steps = replay_beside([[10] * 9] * 5, {"json": [10] * 5}, ratio, lambda _: {"json": 1.0}, seed=1)
+    steps = replay_beside(
+        [[10] * 9] * 5, {"json": [10] * 5}, ratio, lambda _: {"json": 1.0}, seed=1
+    )
     seen = [len(asked) for _ in islice(steps, 3)]
     assert seen == [1, 2, 3]
     assert all(one < other for one, other in pairwise(asked))

@@ -44,7 +44,10 @@ TWO_TURNS = Record(
 
 def rows(count: int = 12) -> list[Record]:
     """Target rows, old rows, a conversation of two turns, a plain text, and the first row once more."""
-    target = [Record(dialogue(t.prompt, t.answer), "target") for t in world.draw("referral", count, seed=1)]
+    target = [
+        Record(dialogue(t.prompt, t.answer), "target")
+        for t in world.draw("referral", count, seed=1)
+    ]
     old = [Record(dialogue(t.prompt, t.answer), "select") for t in world.draw_old(count, seed=1)]
     text = Record(({"role": "text", "content": "The capital of France is Paris."},), "select")
     return [*target, *old, TWO_TURNS, text, target[0]]
@@ -54,7 +57,12 @@ class Counted:
     """An engine that counts what it is asked to score, and may end after some rows as if it were killed."""
 
     def __init__(self, engine: Engine, *, ends_after: int | None = None):
-        self.engine, self.name, self.limit, self.ends_after = engine, engine.name, engine.limit, ends_after
+        self.engine, self.name, self.limit, self.ends_after = (
+            engine,
+            engine.name,
+            engine.limit,
+            ends_after,
+        )
         self.scored: list[Sequence[int]] = []
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
@@ -72,7 +80,9 @@ class Counted:
         self.engine.close()
 
 
-def scored(folder: Path, chat: Chat, engine: Engine | None, records: Sequence[Record]) -> dict[str, np.ndarray]:
+def scored(
+    folder: Path, chat: Chat, engine: Engine | None, records: Sequence[Record]
+) -> dict[str, np.ndarray]:
     with Scores(folder / "logprobs.jsonl", model_key("nano")) as ledger:
         return token_logprobs(records, chat, engine, ledger)
 
@@ -82,7 +92,11 @@ def by_hand(engine: Any, chat: Chat, record: Record) -> list[float]:
     example = chat.example(record)
     with torch.inference_mode():
         logp = engine.model(torch.tensor([example.tokens])).logits[0].double().log_softmax(1)
-    return [float(logp[k - 1, example.tokens[k]]) for k in range(1, len(example.tokens)) if example.loss[k]]
+    return [
+        float(logp[k - 1, example.tokens[k]])
+        for k in range(1, len(example.tokens))
+        if example.loss[k]
+    ]
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------
@@ -97,11 +111,15 @@ def test_there_is_one_number_for_each_token_with_loss_in_order(
     for record in records:
         assert found[record.id].dtype == np.float32
         assert len(found[record.id]) == chat.example(record).loss_tokens
-        assert found[record.id].tolist() == pytest.approx(by_hand(transformers_engine, chat, record), abs=1e-4)
+        assert found[record.id].tolist() == pytest.approx(
+            by_hand(transformers_engine, chat, record), abs=1e-4
+        )
     assert len(chat.example(TWO_TURNS).loss) > len(found[TWO_TURNS.id]) > 12
 
 
-def test_the_answers_of_both_turns_are_aligned(chat: Chat, transformers_engine: Any, tmp_path: Path) -> None:
+def test_the_answers_of_both_turns_are_aligned(
+    chat: Chat, transformers_engine: Any, tmp_path: Path
+) -> None:
     """The first answer is as probable in the conversation as by itself, where nothing but it has been said."""
     alone = Record(TWO_TURNS.messages[:2], "target")
     found = scored(tmp_path, chat, transformers_engine, [TWO_TURNS, alone])
@@ -110,14 +128,26 @@ def test_the_answers_of_both_turns_are_aligned(chat: Chat, transformers_engine: 
     assert found[TWO_TURNS.id][:size].tolist() == pytest.approx(found[alone.id].tolist(), abs=1e-4)
 
 
-def test_a_first_token_that_nothing_predicts_is_no_number(transformers_engine: Any, tmp_path: Path) -> None:
+def test_a_first_token_that_nothing_predicts_is_no_number(
+    transformers_engine: Any, tmp_path: Path
+) -> None:
     tokenizer: Any = models.load_tokenizer("nano")
     tokenizer.bos_token = None
-    chat, text = Chat(tokenizer), Record(({"role": "text", "content": "The capital of France is Paris."},), "target")
+    chat, text = (
+        Chat(tokenizer),
+        Record(({"role": "text", "content": "The capital of France is Paris."},), "target"),
+    )
     assert chat.example(text).loss[0]
-    for found in [scored(tmp_path, chat, transformers_engine, [text]), scored(tmp_path, chat, None, [text])]:
-        assert np.isnan(found[text.id]).tolist() == [True] + [False] * (chat.example(text).loss_tokens - 1)
-        assert found[text.id][1:].tolist() == pytest.approx(by_hand(transformers_engine, chat, text), abs=1e-4)
+    for found in [
+        scored(tmp_path, chat, transformers_engine, [text]),
+        scored(tmp_path, chat, None, [text]),
+    ]:
+        assert np.isnan(found[text.id]).tolist() == [True] + [False] * (
+            chat.example(text).loss_tokens - 1
+        )
+        assert found[text.id][1:].tolist() == pytest.approx(
+            by_hand(transformers_engine, chat, text), abs=1e-4
+        )
         table = by_source([text], found, max_perplexity=2.5)
         assert table["target"]["tokens"] == chat.example(text).loss_tokens - 1
 
@@ -138,7 +168,9 @@ def test_transformers_and_vllm_agree_to_a_thousandth(
 # --- what is known is not asked again -------------------------------------------------------------------------------
 
 
-def test_a_row_is_scored_once_whatever_mixture_it_is_in(chat: Chat, transformers_engine: Any, tmp_path: Path) -> None:
+def test_a_row_is_scored_once_whatever_mixture_it_is_in(
+    chat: Chat, transformers_engine: Any, tmp_path: Path
+) -> None:
     engine = Counted(transformers_engine)
     first = scored(tmp_path, chat, engine, rows())
     assert len(engine.scored) == len(set(engine.scored)) == len({record.id for record in rows()})
@@ -153,7 +185,9 @@ def test_a_row_is_scored_once_whatever_mixture_it_is_in(chat: Chat, transformers
     assert scored(tmp_path, chat, None, [*rows(), *new]).keys() == more.keys()
 
 
-def test_scoring_that_was_interrupted_goes_on(chat: Chat, transformers_engine: Any, tmp_path: Path) -> None:
+def test_scoring_that_was_interrupted_goes_on(
+    chat: Chat, transformers_engine: Any, tmp_path: Path
+) -> None:
     ended = Counted(transformers_engine, ends_after=7)
     with pytest.raises(KeyboardInterrupt):
         scored(tmp_path, chat, ended, rows())
@@ -172,7 +206,9 @@ def test_scoring_that_was_interrupted_goes_on(chat: Chat, transformers_engine: A
     assert len({json.loads(line)["key"] for line in lines}) == len(lines) == len(found)
 
 
-def test_other_weights_other_tokens_and_another_loss_are_other_keys(chat: Chat, tmp_path: Path) -> None:
+def test_other_weights_other_tokens_and_another_loss_are_other_keys(
+    chat: Chat, tmp_path: Path
+) -> None:
     example = chat.example(TWO_TURNS)
     with Scores(tmp_path / "a", model_key("nano")) as ledger:
         keys = {
@@ -217,7 +253,9 @@ def test_a_second_process_waits_and_finds_what_the_first_has_made(
     first = context.Process(target=hold, args=(tmp_path / "logprobs.jsonl", ready, go))
     first.start()
     assert ready.wait(60)
-    monkeypatch.setattr(score.log, "warning", lambda *_: go.set())  # the first ends when the second says that it waits
+    monkeypatch.setattr(
+        score.log, "warning", lambda *_: go.set()
+    )  # the first ends when the second says that it waits
     with Scores(tmp_path / "logprobs.jsonl", "m") as ledger:
         assert dict(ledger) == {"a": np.array([-1.0], np.float32)}
     assert go.is_set()
@@ -230,14 +268,21 @@ def test_a_row_that_the_engine_cannot_read_says_what_to_set(
 ) -> None:
     engine = Counted(transformers_engine)
     engine.limit = 20
-    with pytest.raises(EngineError, match=r"a row of the mixture has \d+ tokens.* train.max_tokens: 20 and mix again"):
+    with pytest.raises(
+        EngineError,
+        match=r"a row of the mixture has \d+ tokens.* train.max_tokens: 20 and mix again",
+    ):
         scored(tmp_path, chat, engine, rows())
     assert engine.scored == []
 
 
-def test_an_encoder_decoder_is_refused(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_decoder_is_refused(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chat, "seq2seq", True)
-    with pytest.raises(EngineError, match=r"encoder-decoder, .* take stm and flow out of train.remedies"):
+    with pytest.raises(
+        EngineError, match=r"encoder-decoder, .* take stm and flow out of train.remedies"
+    ):
         scored(tmp_path, chat, None, rows())
 
 
@@ -282,7 +327,9 @@ def test_the_logits_of_a_whole_batch_are_never_there(
 
 
 @pytest.mark.parametrize("kind", ["capped", "scaled"])
-def test_what_a_model_does_to_its_logits_is_done(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_does_to_its_logits_is_done(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gemma 2 caps them and Granite scales them: they are asked for whole rows."""
     from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
 
@@ -290,9 +337,13 @@ def test_what_a_model_does_to_its_logits_is_done(kind: str, monkeypatch: pytest.
         "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 2, "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
-    capped = Gemma2Config(**size, head_dim=8, final_logit_softcapping=0.5, attn_implementation="eager")
+    capped = Gemma2Config(
+        **size, head_dim=8, final_logit_softcapping=0.5, attn_implementation="eager"
+    )
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(capped if kind == "capped" else GraniteConfig(**size, logits_scaling=8.0))
+    model = AutoModelForCausalLM.from_config(
+        capped if kind == "capped" else GraniteConfig(**size, logits_scaling=8.0)
+    )
     monkeypatch.setattr(transformers, "NUMBERS", 50 * 20)
     sequences = [list(range(3, 3 + length)) for length in (1, 2, 9, 30, 17)]
     for tokens, row in zip(sequences, TransformersEngine(model).score(sequences), strict=True):
@@ -306,9 +357,14 @@ def test_what_a_model_does_to_its_logits_is_done(kind: str, monkeypatch: pytest.
 
 
 def test_the_table_is_that_of_the_numbers() -> None:
-    records = [Record(dialogue(f"{k}?", "a"), source) for k, source in enumerate(["target", "target", "generate"])]
+    records = [
+        Record(dialogue(f"{k}?", "a"), source)
+        for k, source in enumerate(["target", "target", "generate"])
+    ]
     values = [[-1.0, -3.0], [0.0, -0.5, math.nan], [-0.1, -0.1]]
-    logprobs = {record.id: np.array(v, np.float32) for record, v in zip(records, values, strict=True)}
+    logprobs = {
+        record.id: np.array(v, np.float32) for record, v in zip(records, values, strict=True)
+    }
     table = by_source([*records, records[0]], logprobs, max_perplexity=2.5)
     assert list(table) == ["target", "generate"]
     target = table["target"]
@@ -343,8 +399,14 @@ def test_the_command_shows_the_sources_and_the_arms_share_what_is_known(mixed: P
         r"select +13 ",
     ):
         assert re.search(words, text), text
-    done = [json.loads((mixed / f"runs/small/score-{arm}/manifest.json").read_text()) for arm in ("plain", "strict")]
-    assert [(m["rows"], m["scored"], m["max_perplexity"]) for m in done] == [(12, 12, 2.5), (26, 14, 1.5)]
+    done = [
+        json.loads((mixed / f"runs/small/score-{arm}/manifest.json").read_text())
+        for arm in ("plain", "strict")
+    ]
+    assert [(m["rows"], m["scored"], m["max_perplexity"]) for m in done] == [
+        (12, 12, 2.5),
+        (26, 14, 1.5),
+    ]
     assert list(done[1]["sources"]) == ["target", "select"]
     target = done[1]["sources"]["target"]
     assert target["perplexity"] > 2 * done[1]["sources"]["select"]["perplexity"]
@@ -356,7 +418,9 @@ def test_a_finished_score_is_skipped_and_force_tells_it_anew(mixed: Path) -> Non
     first = json.loads(type_in("score", "--arm", "plain", "--engine", "transformers", "--json"))
     skipped = CliRunner().invoke(app, ["score", "--arm", "plain"])
     assert "finished before" in skipped.stderr
-    again = json.loads(type_in("score", "--arm", "plain", "--engine", "transformers", "--json", "--force"))
+    again = json.loads(
+        type_in("score", "--arm", "plain", "--engine", "transformers", "--json", "--force")
+    )
     assert again == first | {"scored": 0}
 
 

@@ -24,7 +24,9 @@ from replaykit.text import normalise
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 WORDS = [
-    f"{start}{end}" for start in ("bar", "lok", "mun", "tes", "vir", "zap") for end in ("a", "en", "is", "o", "um")
+    f"{start}{end}"
+    for start in ("bar", "lok", "mun", "tes", "vir", "zap")
+    for end in ("a", "en", "is", "o", "um")
 ]
 
 
@@ -40,9 +42,19 @@ def selected(
 ) -> Selection:
     """A selection in one process and a folder of its own, without the checks on near duplicates unless asked for."""
     apart = Decontamination({"test": [EvalItem(str(k), text) for k, text in enumerate(held_out)]})
-    asked = Select(pool=Data(path="pool.jsonl"), n=n, **{"processes": 1, "near_duplicate": None} | options)
+    asked = Select(
+        pool=Data(path="pool.jsonl"), n=n, **{"processes": 1, "near_duplicate": None} | options
+    )
     with tempfile.TemporaryDirectory() as folder:
-        return select(pool, target, settings=asked, seed=seed, folder=Path(folder), funnel=funnel, held_out=apart)
+        return select(
+            pool,
+            target,
+            settings=asked,
+            seed=seed,
+            folder=Path(folder),
+            funnel=funnel,
+            held_out=apart,
+        )
 
 
 def chosen(pool: Any, target: list[Record], n: int, **options: Any) -> list[Record]:
@@ -76,7 +88,9 @@ def sklearn_scores(rows: list[str], queries: list[str]) -> np.ndarray:
     from sklearn.metrics.pairwise import cosine_similarity
 
     vectoriser = TfidfVectorizer(sublinear_tf=True)
-    return np.asarray(cosine_similarity(vectoriser.fit_transform(rows), vectoriser.transform(queries)))
+    return np.asarray(
+        cosine_similarity(vectoriser.fit_transform(rows), vectoriser.transform(queries))
+    )
 
 
 # --- what is near ---------------------------------------------------------------------------------------------------
@@ -90,7 +104,9 @@ def test_planted_neighbours_come_first_and_the_nearest_of_them_at_the_top() -> N
         "How many pears does Anna have?",
     ]
     others = sentences(300, seed=1)
-    pool = pool_of(*others[:100], planted[2], *others[100:200], planted[0], *others[200:], planted[1])
+    pool = pool_of(
+        *others[:100], planted[2], *others[100:200], planted[0], *others[200:], planted[1]
+    )
     assert set(prompts(chosen(pool, target, 3))) == set(planted)
     assert prompts(chosen(pool, target, 3))[2] == planted[2]
 
@@ -106,7 +122,9 @@ def test_each_record_names_its_score_its_rank_and_its_nearest_target_record() ->
     assert scores == sorted(scores, reverse=True)
     assert all(0 < score < 1 for score in scores)
     assert {record.source for record in made} == {"select"}
-    assert {record.prompt: record.meta["line"] for record in made} == {p.prompt: p.meta["line"] for p in pool}
+    assert {record.prompt: record.meta["line"] for record in made} == {
+        p.prompt: p.meta["line"] for p in pool
+    }
     assert {record.id for record in made} == {record.id for record in pool}
 
 
@@ -155,7 +173,9 @@ def test_duplicates_and_target_prompts_and_unanswered_rows_are_dropped_with_a_re
         ("duplicate", "NAME a fruit ."), ("empty_answer", "Silent?"), ("empty_answer", "Unanswered?"),
         ("target_duplicate", "what is  2 + 2 ?"),
     ]  # fmt: skip
-    assert {row["reason"]: row["meta"].get("twin") for row in dropped}["duplicate"] == "Name a fruit."
+    assert {row["reason"]: row["meta"].get("twin") for row in dropped}[
+        "duplicate"
+    ] == "Name a fruit."
     assert funnel.to_json()["kept"] == 2
 
 
@@ -167,7 +187,9 @@ def test_an_unanswered_row_does_not_take_the_place_of_an_answered_one() -> None:
 def test_records_that_are_not_near_enough_are_counted_and_kept_to_look_at() -> None:
     dropped: list[Any] = []
     funnel = Funnel(dropped.append)
-    made = chosen(pool_of("apple", "stone", "apple pear", "brick"), pool_of("an apple"), 2, funnel=funnel)
+    made = chosen(
+        pool_of("apple", "stone", "apple pear", "brick"), pool_of("an apple"), 2, funnel=funnel
+    )
     assert prompts(made) == ["apple", "apple pear"]
     assert [(row["reason"], row["meta"]["line"]) for row in dropped] == [("far", 2), ("far", 4)]
     assert funnel.to_json() == {"made": 4, "dropped": {"far": 2}, "kept": 2}
@@ -189,7 +211,9 @@ def test_a_pool_smaller_than_n_is_taken_whole() -> None:
 def test_an_empty_target_or_pool_is_an_error() -> None:
     with pytest.raises(DataError, match="the target is empty"):
         chosen(pool_of("a question"), [], 1)
-    with pytest.raises(DataError, match=r"the pool has no record to select from \(0 made, none dropped, 0 kept\)"):
+    with pytest.raises(
+        DataError, match=r"the pool has no record to select from \(0 made, none dropped, 0 kept\)"
+    ):
         chosen([], pool_of("a question"), 1)
     with pytest.raises(DataError, match=r"\(2 made, target_duplicate 2, 0 kept\)"):
         chosen(pool_of("A question", "a  question"), pool_of("a question"), 1)
@@ -206,7 +230,9 @@ def test_an_empty_target_or_pool_is_an_error() -> None:
         ("naïve", "naive", False),
     ],
 )
-def test_texts_are_one_question_up_to_case_width_and_spacing(one: str, other: str, equal: bool) -> None:
+def test_texts_are_one_question_up_to_case_width_and_spacing(
+    one: str, other: str, equal: bool
+) -> None:
     assert (normalise(one) == normalise(other)) is equal
 
 
@@ -236,7 +262,11 @@ def test_bm25_finds_the_planted_neighbours_too() -> None:
 
 
 def test_text_without_spaces_is_compared_by_its_characters_and_the_notes_say_so() -> None:
-    made = selected(pool_of("今天天气很好", "请介绍一下北京的历史", "法国的首都是哪里"), pool_of("北京有什么历史"), 1)
+    made = selected(
+        pool_of("今天天气很好", "请介绍一下北京的历史", "法国的首都是哪里"),
+        pool_of("北京有什么历史"),
+        1,
+    )
     assert prompts(made.records) == ["请介绍一下北京的历史"]
     assert any("characters" in note for note in made.notes)
 
@@ -274,7 +304,9 @@ def test_mmr_spreads_over_topics_where_the_nearest_are_all_of_one() -> None:
     apples = [f"Tom has {k} apples" for k in range(12, 24)]
     pool = pool_of(*apples, "Tom has a garden", "Anna has nine pears", *sentences(30, 3))
     target = pool_of("Tom has 12 apples", "Anna has nine pears and a garden")
-    assert set(prompts(chosen(pool, target, 4))) & {"Tom has a garden", "Anna has nine pears"} != set()
+    assert (
+        set(prompts(chosen(pool, target, 4))) & {"Tom has a garden", "Anna has nine pears"} != set()
+    )
     spread = prompts(chosen(pool, target, 4, method="mmr", balance=0.5))
     assert {"Tom has a garden", "Anna has nine pears"} <= set(spread)
 
@@ -289,10 +321,14 @@ def test_no_target_row_is_answered_by_more_rows_than_asked_for() -> None:
     assert set(prompts(found)) == {*reviews[:2], "cat dog", "mouse here"}
     assert funnel.counts["others_are_nearer"] == 7
     assert funnel.counts["far"] == 1
-    assert prompts(chosen(pool, target, 5, per_target=2))[-1] == "nothing of it"  # near to none, so nobody has had it
+    assert (
+        prompts(chosen(pool, target, 5, per_target=2))[-1] == "nothing of it"
+    )  # near to none, so nobody has had it
 
 
-@pytest.mark.parametrize("options", [{"method": "near-and-far"}, {"method": "random"}, {"to": "centroid"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"method": "near-and-far"}, {"method": "random"}, {"to": "centroid"}], ids=str
+)
 def test_only_what_is_nearest_to_a_target_row_is_counted_by_it(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="per_target: "):
         Select(pool=Data(path="pool.jsonl"), per_target=1, **options)
@@ -315,10 +351,17 @@ def test_a_special_token_at_the_end_of_an_answer_is_taken_off_and_the_parent_nam
 @pytest.mark.parametrize("method", ["k-centre", "herding"])
 def test_coverage_takes_from_every_planted_cluster(method: str) -> None:
     clusters = [
-        [f"{word} {word}s about {word} {k}" for k in range(1, 30)] for word in ("river", "engine", "violin", "lemon")
+        [f"{word} {word}s about {word} {k}" for k in range(1, 30)]
+        for word in ("river", "engine", "violin", "lemon")
     ]
     made = prompts(
-        chosen(pool_of(*(text for cluster in clusters for text in cluster)), [], 8, method=method, candidates=20)
+        chosen(
+            pool_of(*(text for cluster in clusters for text in cluster)),
+            [],
+            8,
+            method=method,
+            candidates=20,
+        )
     )
     assert all(any(text in made for text in cluster) for cluster in clusters)
 
@@ -343,9 +386,13 @@ def test_a_row_that_holds_a_test_question_is_left_out_with_the_question() -> Non
     test = "Natalia sold clips to 48 of her friends in April and then half as many clips in May, how many in all?"
     dropped: list[Any] = []
     pool = pool_of(
-        f"Solve this. {test} Show your work.", "Natalia sold clips to her friends in April", *sentences(20, 3)
+        f"Solve this. {test} Show your work.",
+        "Natalia sold clips to her friends in April",
+        *sentences(20, 3),
     )
-    made = prompts(chosen(pool, pool_of("How many clips?"), 30, held_out=[test], funnel=Funnel(dropped.append)))
+    made = prompts(
+        chosen(pool, pool_of("How many clips?"), 30, held_out=[test], funnel=Funnel(dropped.append))
+    )
     assert not any("48 of her friends" in text for text in made)
     assert "Natalia sold clips to her friends in April" in made
     (row,) = [row for row in dropped if row["reason"] == "eval_overlap"]
@@ -354,7 +401,10 @@ def test_a_row_that_holds_a_test_question_is_left_out_with_the_question() -> Non
 
 
 def test_rows_of_poor_quality_are_left_out_with_their_reasons() -> None:
-    bad = [Record(dialogue("Name a river.", answer), "target") for answer in ("N/A", "LÃ¼beck liegt an der Trave.")]
+    bad = [
+        Record(dialogue("Name a river.", answer), "target")
+        for answer in ("N/A", "LÃ¼beck liegt an der Trave.")
+    ]
     funnel = Funnel()
     made = chosen([*bad, *pool_of("Name a lake.")], pool_of("Name a sea."), 9, funnel=funnel)
     assert prompts(made) == ["Name a lake."]
@@ -376,7 +426,11 @@ def test_the_histogram_counts_every_row_after_the_checks() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rows=st.lists(st.text(alphabet="ab cd\u4e2d", max_size=12).map(str.strip).filter(bool), min_size=1, max_size=40),
+    rows=st.lists(
+        st.text(alphabet="ab cd\u4e2d", max_size=12).map(str.strip).filter(bool),
+        min_size=1,
+        max_size=40,
+    ),
     method=st.sampled_from(["tfidf", "bm25", "near-and-far", "random", "herding"]),
 )
 def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], method: str) -> None:
@@ -388,7 +442,9 @@ def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], metho
 @pytest.mark.parametrize("options", [{}, {"method": "bm25"}, {"near_duplicate": 0.5}], ids=str)
 def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, Any]) -> None:
     pool, target = pool_of(*sentences(5000, 4)), pool_of(*sentences(50, 5))
-    one, three = (selected(pool, target, 200, processes=processes, **options) for processes in (1, 3))
+    one, three = (
+        selected(pool, target, 200, processes=processes, **options) for processes in (1, 3)
+    )
     assert one == three
 
 
@@ -407,7 +463,9 @@ def test_the_same_rows_are_left_out_by_one_process_and_by_three(keep: str) -> No
     for processes in (1, 3):
         dropped: list[Any] = []
         funnel = Funnel(dropped.append)
-        made = selected(pool, target, 200, processes=processes, near_duplicate=0.7, keep=keep, funnel=funnel)
+        made = selected(
+            pool, target, 200, processes=processes, near_duplicate=0.7, keep=keep, funnel=funnel
+        )
         results.append((made, dropped))
     assert results[0] == results[1]
     near = [row for row in dropped if row["reason"] in ("near_duplicate", "worse_twin")]
@@ -415,9 +473,13 @@ def test_the_same_rows_are_left_out_by_one_process_and_by_three(keep: str) -> No
     assert all(row["meta"]["twin"] for row in near)
 
 
-def test_a_near_duplicate_of_a_row_that_was_dropped_stays_where_it_is_not_near_to_the_better_one() -> None:
+def test_a_near_duplicate_of_a_row_that_was_dropped_stays_where_it_is_not_near_to_the_better_one() -> (
+    None
+):
     words = [f"word{k}" for k in range(20)]
-    changed = [" ".join([*words[k:], *(f"other{j}" for j in range(k))]) for k in (2, 0, 4)]  # 0 and 4 are far apart
+    changed = [
+        " ".join([*words[k:], *(f"other{j}" for j in range(k))]) for k in (2, 0, 4)
+    ]  # 0 and 4 are far apart
     pool, target = pool_of(changed[0], changed[1], changed[2]), pool_of("word0 word1 word2")
     made = chosen(pool, target, 9, near_duplicate=0.7, keep="best")
     assert prompts(made) == [changed[1], changed[2]]
@@ -431,7 +493,9 @@ def test_two_machines_of_a_ray_cluster_choose_and_leave_out_what_one_process_doe
 
     def result(engine: str) -> tuple[Selection, list[Any]]:
         dropped: list[Any] = []
-        return selected(pool, target, 200, near_duplicate=0.7, engine=engine, funnel=Funnel(dropped.append)), dropped
+        return selected(
+            pool, target, 200, near_duplicate=0.7, engine=engine, funnel=Funnel(dropped.append)
+        ), dropped
 
     local, left_out = result("local")
     assert {"near_duplicate", "duplicate", "far"} == {row["reason"] for row in left_out}
@@ -463,7 +527,9 @@ def test_real_old_tasks_are_ranked_as_scikit_learn_ranks_them() -> None:
     kept = [record for record in pool if quality.reason(record, Quality()) is None]
     first = list({normalise(record.prompt): record for record in reversed(kept)}.values())[::-1]
     best = sklearn_scores(prompts(first), prompts(target)).max(axis=1)
-    np.testing.assert_allclose([record.meta["score"] for record in made], np.sort(best)[::-1][:300], atol=1e-5)
+    np.testing.assert_allclose(
+        [record.meta["score"] for record in made], np.sort(best)[::-1][:300], atol=1e-5
+    )
     score_of = dict(zip(prompts(first), best, strict=True))
     np.testing.assert_allclose(
         [record.meta["score"] for record in made], [score_of[p] for p in prompts(made)], atol=1e-5

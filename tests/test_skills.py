@@ -19,7 +19,9 @@ TEXT = Record(({"role": "text", "content": "Paris is in France."},), "target", {
 UNUSED: Any = SimpleNamespace()  # an engine that nothing is asked of
 
 
-def test_an_encoder_decoder_has_no_cross_entropy_and_that_is_said_before_anything_is_answered(chat: Chat) -> None:
+def test_an_encoder_decoder_has_no_cross_entropy_and_that_is_said_before_anything_is_answered(
+    chat: Chat,
+) -> None:
     tests = {
         "sums": (Scored(path="sums.jsonl"), [QUESTION]),
         "texts": (Scored(path="texts.jsonl", score="cross_entropy"), [QUESTION]),
@@ -36,7 +38,9 @@ def test_a_text_in_a_right_or_wrong_test_is_named_by_file_and_line(chat: Chat, s
         "sums": (Scored(path="sums.jsonl"), [QUESTION]),
         "texts": (Scored(path="texts.jsonl", score=score), [QUESTION, TEXT]),
     }
-    with pytest.raises(DataError, match=r"texts\.jsonl:7: a text has no question.*score it by cross_entropy"):
+    with pytest.raises(
+        DataError, match=r"texts\.jsonl:7: a text has no question.*score it by cross_entropy"
+    ):
         next(measure(UNUSED, chat, tests))
 
 

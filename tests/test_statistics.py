@@ -32,7 +32,9 @@ PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 
 def table(both: int, lost: int, won: int, neither: int) -> tuple[list[int], list[int]]:
     """Scores before and after: right in both, right before only, right after only, wrong in both."""
-    return [1] * (both + lost) + [0] * (won + neither), [1] * both + [0] * lost + [1] * won + [0] * neither
+    return [1] * (both + lost) + [0] * (won + neither), [1] * both + [0] * lost + [1] * won + [
+        0
+    ] * neither
 
 
 def limits(interval: Interval) -> tuple[float, float, float]:
@@ -56,10 +58,15 @@ def test_a_score_has_wilsons_interval(n: int, part: float) -> None:
     [
         ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),  # Newcombe 1998
         ((54, 0, 0, 0), (0.0, -0.0664, 0.0664)),  # Newcombe 1998
-        ((59, 6, 16, 80), (-0.0621, -0.1186, -0.0046)),  # the tests of R's contingencytables: Cavo et al. 2012
+        (
+            (59, 6, 16, 80),
+            (-0.0621, -0.1186, -0.0046),
+        ),  # the tests of R's contingencytables: Cavo et al. 2012
     ],
 )
-def test_a_drop_has_newcombes_interval(counts: tuple[int, int, int, int], expected: tuple[float, ...]) -> None:
+def test_a_drop_has_newcombes_interval(
+    counts: tuple[int, int, int, int], expected: tuple[float, ...]
+) -> None:
     assert limits(paired_drop(*table(*counts))) == expected
 
 
@@ -76,23 +83,36 @@ def intervals() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("before", "after", "phi"),
-    [(0.9, 0.6, 0.2), (0.8, 0.8, 0.5), (0.8, 0.8, 0.0), (0.95, 0.9, 0.3), (0.5, 0.3, 0.6), (0.98, 0.1, 0.0)],
+    [
+        (0.9, 0.6, 0.2),
+        (0.8, 0.8, 0.5),
+        (0.8, 0.8, 0.0),
+        (0.95, 0.9, 0.3),
+        (0.5, 0.3, 0.6),
+        (0.98, 0.1, 0.0),
+    ],
 )
 def test_the_interval_of_a_drop_covers_the_truth_as_often_as_it_says(
     intervals: np.ndarray, before: float, after: float, phi: float
 ) -> None:
     both = before * after + phi * math.sqrt(before * (1 - before) * after * (1 - after))
-    chances = multinomial.pmf(TABLES, 40, [both, before - both, after - both, 1 - before - after + both])
+    chances = multinomial.pmf(
+        TABLES, 40, [both, before - both, after - both, 1 - before - after + both]
+    )
     covers = (intervals[:, 0] <= before - after) & (before - after <= intervals[:, 1])
     assert sum(chances) == pytest.approx(1)
-    assert 0.93 <= sum(chances[covers]) <= 0.985  # over every outcome, so without chance; nominally 0.95
+    assert (
+        0.93 <= sum(chances[covers]) <= 0.985
+    )  # over every outcome, so without chance; nominally 0.95
 
 
 @given(pairs=PAIRS)
 def test_a_drop_turned_round_is_the_gain(pairs: list[tuple[bool, bool]]) -> None:
     before, after = [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
     lost, won = paired_drop(before, after), paired_drop(after, before)
-    assert (won.mean, won.low, won.high) == pytest.approx((-lost.mean, -lost.high, -lost.low), abs=1e-12)
+    assert (won.mean, won.low, won.high) == pytest.approx(
+        (-lost.mean, -lost.high, -lost.low), abs=1e-12
+    )
     assert -1 <= lost.low <= lost.mean <= lost.high <= 1
     assert lost.mean == pytest.approx(np.mean(before) - np.mean(after))
 
@@ -116,9 +136,13 @@ def test_pairing_narrows_the_interval_when_the_same_items_are_right() -> None:
 
 
 @given(parts=st.lists(st.tuples(st.floats(-1, 1), st.floats(0.01, 0.5)), min_size=1, max_size=9))
-def test_of_symmetric_intervals_the_average_is_that_of_normal_theory(parts: list[tuple[float, float]]) -> None:
+def test_of_symmetric_intervals_the_average_is_that_of_normal_theory(
+    parts: list[tuple[float, float]],
+) -> None:
     found = average([Interval(mean, mean - half, mean + half) for mean, half in parts])
-    half = math.sqrt(sum(half**2 for _, half in parts)) / len(parts)  # the standard errors' squares add up
+    half = math.sqrt(sum(half**2 for _, half in parts)) / len(
+        parts
+    )  # the standard errors' squares add up
     mean = sum(mean for mean, _ in parts) / len(parts)
     assert (found.mean, found.low, found.high) == pytest.approx((mean, mean - half, mean + half))
 
@@ -178,7 +202,9 @@ def test_the_bootstrap_of_many_rows_is_drawn_in_blocks_of_the_same_numbers() -> 
 def test_a_rise_is_positive_where_the_loss_grew_and_pairing_narrows_it() -> None:
     random = np.random.default_rng(2)
     before, tokens = random.gamma(2.0, 9.0, size=80), [20] * 80
-    rise = per_token_rise(before.tolist(), (before + 4 + random.normal(0, 0.1, size=80)).tolist(), tokens)
+    rise = per_token_rise(
+        before.tolist(), (before + 4 + random.normal(0, 0.1, size=80)).tolist(), tokens
+    )
     assert rise.mean == pytest.approx(0.2, abs=0.01)
     assert 0.19 < rise.low < rise.mean < rise.high < 0.21
     level = per_token(before.tolist(), tokens)
@@ -205,7 +231,12 @@ def losses(nats: float) -> list[dict[str, Any]]:
 
 ITEMS = {
     "base": {"target": answers(1), "nli": answers(50), "json": answers(40), "pool": losses(2.0)},
-    "no-replay": {"target": answers(48), "nli": answers(20), "json": answers(4), "pool": losses(2.9)},
+    "no-replay": {
+        "target": answers(48),
+        "nli": answers(20),
+        "json": answers(4),
+        "pool": losses(2.9),
+    },
     "replay": {"target": answers(47), "nli": answers(49), "json": answers(40), "pool": losses(1.9)},
 }
 FOUND = compare(TESTS, ITEMS, {"replay": {"ratio": 0.05, "steps": 7}})
@@ -246,7 +277,9 @@ def test_retention_is_of_the_mean_and_the_worst_skill_stands_beside_it() -> None
     assert LOST["retention"]["mean"] == pytest.approx(0.24 / 0.9, abs=1e-6)
     assert LOST["worst"] == {"skill": "json", "retention": 0.1}
     assert KEPT["worst"] == {"skill": "nli", "retention": 0.98}
-    assert KEPT["retention"]["low"] < KEPT["retention"]["mean"] == pytest.approx(0.89 / 0.9, abs=1e-6)
+    assert (
+        KEPT["retention"]["low"] < KEPT["retention"]["mean"] == pytest.approx(0.89 / 0.9, abs=1e-6)
+    )
 
 
 def test_facts_become_columns() -> None:
@@ -264,7 +297,10 @@ def test_skills_in_nats_alone_have_no_retention() -> None:
 
 def test_a_skill_that_the_base_never_had_cannot_be_lost() -> None:
     tests = {"nli": TESTS["nli"], "json": TESTS["json"]}
-    items = {"base": {"nli": answers(0), "json": answers(40)}, "tuned": {"nli": answers(10), "json": answers(30)}}
+    items = {
+        "base": {"nli": answers(0), "json": answers(40)},
+        "tuned": {"nli": answers(10), "json": answers(30)},
+    }
     assert compare(tests, items, {})["models"][1]["worst"] == {"skill": "json", "retention": 0.75}
     nothing = {"base": {"nli": answers(0)}, "tuned": {"nli": answers(10)}}
     tuned = compare({"nli": TESTS["nli"]}, nothing, {})["models"][1]

@@ -52,7 +52,11 @@ def test_the_new_skill_is_learned_in_every_arm(story, arm):
 
 def test_no_held_out_prompt_was_trained_on(story):
     folder = story[0]
-    tested = {r.prompt for skill in world.SKILLS for r in read_records(folder / f"data/test-{skill}.jsonl", "target")}
+    tested = {
+        r.prompt
+        for skill in world.SKILLS
+        for r in read_records(folder / f"data/test-{skill}.jsonl", "target")
+    }
     assert len(tested) == 60 * (len(world.SKILLS) + 1)  # the new one has twice as many
     for arm in ("no-replay", "selected", "self-generated"):
         with (folder / f"mix-{arm}" / "rows.jsonl").open() as stream:

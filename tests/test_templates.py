@@ -70,14 +70,19 @@ def specials(chat: Chat, tokens: Sequence[int]) -> list[int]:
 def turns(*texts: str, system: str | None = None) -> tuple[Message, ...]:
     """Questions and answers in turn."""
     start = [] if system is None else [{"role": "system", "content": system}]
-    return (*start, *({"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)))
+    return (
+        *start,
+        *({"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)),
+    )
 
 
 def example_of(chat: Chat, *texts: str, system: str | None = None) -> Example:
     return chat.example(Record(turns(*texts, system=system), "target"))
 
 
-def rendered(chat: Chat, messages: Sequence[Message], *, answer: bool = False, parts: bool = False) -> str:
+def rendered(
+    chat: Chat, messages: Sequence[Message], *, answer: bool = False, parts: bool = False
+) -> str:
     """What transformers itself makes of the conversation, on New Year's Day of 2025."""
     rows: list[Any] = [dict(message) for message in messages]
     if parts:
@@ -160,26 +165,36 @@ def test_no_part_of_a_template_holds_what_it_was_derived_with(name: str) -> None
     chat = shipped(name)
     texts = [str(getattr(chat.template, field.name)) for field in fields(Template)]
     texts += [shown(chat, chat.pre_query), shown(chat, chat.prompt(dialogue("?")))]
-    assert not [word for word in (QUESTION, OTHER_QUESTION, ANSWER, SYSTEM) if word in "".join(texts)]
+    assert not [
+        word for word in (QUESTION, OTHER_QUESTION, ANSWER, SYSTEM) if word in "".join(texts)
+    ]
 
 
-def test_a_question_stands_after_the_pre_query_and_before_what_the_template_asks_with(name: str) -> None:
+def test_a_question_stands_after_the_pre_query_and_before_what_the_template_asks_with(
+    name: str,
+) -> None:
     chat, (question, *_) = shipped(name), QUESTIONS
     prompt = chat.prompt(dialogue(question))
     assert prompt[: len(chat.pre_query)] == chat.pre_query
     asked = original(name, dialogue(question), answer=True)
     assert shown(chat, prompt).startswith(asked.rstrip(" "))
-    assert asked.startswith(shown(chat, chat.pre_query) + " " * chat.template.pre_query.endswith(" ") + question)
+    assert asked.startswith(
+        shown(chat, chat.pre_query) + " " * chat.template.pre_query.endswith(" ") + question
+    )
 
 
 def test_a_later_question_is_asked_as_the_template_asks_it(name: str) -> None:
     chat = shipped(name)
     for number in (1, 3):
         messages = turns(*QUESTIONS[:number])
-        assert shown(chat, chat.prompt(messages)).startswith(original(name, messages, answer=True).rstrip(" "))
+        assert shown(chat, chat.prompt(messages)).startswith(
+            original(name, messages, answer=True).rstrip(" ")
+        )
     if chat.template.system != REFUSED:
         with_system = turns(*QUESTIONS[:3], system="Be brief.")
-        assert shown(chat, chat.prompt(with_system)).startswith(original(name, with_system, answer=True).rstrip(" "))
+        assert shown(chat, chat.prompt(with_system)).startswith(
+            original(name, with_system, answer=True).rstrip(" ")
+        )
 
 
 def test_an_example_is_the_prompt_the_answer_and_the_end_of_the_turn(name: str) -> None:
@@ -214,17 +229,24 @@ def test_every_answer_is_learned_unless_earlier_turns_are_rewritten(name: str) -
     space = " " * chat.template.answer_header.endswith(" ")
     end = learned(chat, example_of(chat, *QUESTIONS[:2])).partition(first)[2]
     expected = [second] if name in REWRITING else [first, second]
-    assert learned(chat, example_of(chat, *QUESTIONS)) == "".join(space + answer + end for answer in expected)
+    assert learned(chat, example_of(chat, *QUESTIONS)) == "".join(
+        space + answer + end for answer in expected
+    )
 
 
 def test_a_second_question_goes_on_from_the_first_exchange(name: str) -> None:
     chat, (question, answer, other, _) = shipped(name), QUESTIONS
-    going_on, first = chat.asking(turns(question, answer)), example_of(chat, question, answer).tokens
+    going_on, first = (
+        chat.asking(turns(question, answer)),
+        example_of(chat, question, answer).tokens,
+    )
     if not MARK.search(chat.template.end_of_answer):
         first = first[:-1]
     assert (going_on[: len(first)] == first) == (name not in REWRITING)
     space = " " * (chat.template.joint or "").endswith(" ")
-    assert original(name, turns(question, answer, other)).startswith(shown(chat, going_on) + space + other)
+    assert original(name, turns(question, answer, other)).startswith(
+        shown(chat, going_on) + space + other
+    )
 
 
 def test_there_are_as_many_start_tokens_as_the_template_has(name: str) -> None:
@@ -379,9 +401,7 @@ LLAMA_3_MARKS = ("<|start_header_id|>", "<|end_header_id|>")
 LLAMA_3_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 LLAMA_3_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 LLAMA_3_STOP = ("<|eot_id|>", "<|end_header_id|>", "<|start_header_id|>")
-LLAMA_3_DATES = (
-    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: "
-)
+LLAMA_3_DATES = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: "
 CHATML_HEADER = "<|im_end|>\n<|im_start|>assistant\n"
 CHATML_USER = "<|im_start|>user\n"
 NO_THOUGHT = "<think>\n\n</think>\n\n"
@@ -610,7 +630,9 @@ def test_a_turn_of_a_family_ends_at_these_tokens(family: tuple[Family, Chat]) ->
     assert tuple(shown(chat, [stop]) for stop in chat.stop) == facts.stop
 
 
-def test_what_is_learned_of_an_answer_is_what_the_model_would_write(family: tuple[Family, Chat]) -> None:
+def test_what_is_learned_of_an_answer_is_what_the_model_would_write(
+    family: tuple[Family, Chat],
+) -> None:
     facts, chat = family
     made, prompt = example_of(chat, "2 + 2?", "4"), chat.prompt(dialogue("2 + 2?"))
     assert learned(chat, made) == facts.learned
@@ -635,15 +657,23 @@ def test_what_a_family_asks_is_what_transformers_asks(family: tuple[Family, Chat
             assert prompt == chat.encode(shown(chat, prompt))
 
 
-def test_a_system_message_of_a_family_is_rendered_by_its_template(family: tuple[Family, Chat]) -> None:
+def test_a_system_message_of_a_family_is_rendered_by_its_template(
+    family: tuple[Family, Chat],
+) -> None:
     facts, chat = family
     system = turns(system="Be brief.")
     if facts.system == REFUSED:
-        with pytest.raises(ChatError, match="refuses a conversation of system, user: System role not supported"):
+        with pytest.raises(
+            ChatError, match="refuses a conversation of system, user: System role not supported"
+        ):
             chat.asking(system)
         return
     asking = shown(chat, chat.asking(system))
-    user_header = facts.joint.removeprefix(facts.end_of_answer).removeprefix(facts.end_of_question).rstrip(" ")
+    user_header = (
+        facts.joint.removeprefix(facts.end_of_answer)
+        .removeprefix(facts.end_of_question)
+        .rstrip(" ")
+    )
     if facts.system == IGNORED:
         assert asking == facts.pre_query
     elif facts.system == OWN:
@@ -663,16 +693,25 @@ def test_the_system_message_of_mistral_is_in_the_question_that_is_asked() -> Non
     assert shown(chat, made.tokens) == "<s>[INST] Be brief.\n\nWho is it?[/INST] Nobody.</s>"
     assert learned(chat, made) == " Nobody.</s>"
     going_on = chat.prompt([*exchange, {"role": "user", "content": "Where?"}])
-    assert shown(chat, going_on) == "<s>[INST] Who is it?[/INST] Nobody.</s>[INST] Be brief.\n\nWhere?[/INST]"
+    assert (
+        shown(chat, going_on)
+        == "<s>[INST] Who is it?[/INST] Nobody.</s>[INST] Be brief.\n\nWhere?[/INST]"
+    )
 
 
 def test_the_space_before_an_answer_is_left_to_the_model() -> None:
     for key in ("Llama 2", "Mistral v3"):
         chat = chat_of_family(key)
-        made, prompt = example_of(chat, "Who is it?", "Nobody."), chat.prompt(dialogue("Who is it?"))
+        made, prompt = (
+            example_of(chat, "Who is it?", "Nobody."),
+            chat.prompt(dialogue("Who is it?")),
+        )
         assert shown(chat, prompt).endswith("[/INST]")
         assert made.tokens[: len(prompt)] == prompt
-        assert chat.encode(" Nobody.") == made.tokens[len(prompt) : len(prompt) + len(chat.encode(" Nobody."))]
+        assert (
+            chat.encode(" Nobody.")
+            == made.tokens[len(prompt) : len(prompt) + len(chat.encode(" Nobody."))]
+        )
         assert shown(chat, chat.pre_query) == "<s>[INST]"
 
 
@@ -736,7 +775,9 @@ def test_another_date_is_told_to_the_templates_that_ask_for_it(family: tuple[Fam
         assert (other.template, other.pre_query) == (chat.template, chat.pre_query)
     else:
         assert other.template.date == "2030-05-04"
-        pre_query = facts.pre_query.replace("2025-01-01", "2030-05-04").replace("01 Jan 2025", "04 May 2030")
+        pre_query = facts.pre_query.replace("2025-01-01", "2030-05-04").replace(
+            "01 Jan 2025", "04 May 2030"
+        )
         assert shown(other, other.pre_query) == pre_query != facts.pre_query
 
 
@@ -750,26 +791,40 @@ def test_a_conversation_is_the_same_on_any_day(monkeypatch: pytest.MonkeyPatch) 
 
     def seen(key: str) -> tuple[object, ...]:
         chat = FAMILIES[key].chat()
-        return chat.template, chat.prompt(dialogue("Who?")), chat.asking(turns("Who?", "Me.")), chat.stop
+        return (
+            chat.template,
+            chat.prompt(dialogue("Who?")),
+            chat.asking(turns("Who?", "Me.")),
+            chat.stop,
+        )
 
     asking = [key for key, facts in FAMILIES.items() if facts.date]
     assert len(asking) >= 3
     before = {key: seen(key) for key in FAMILIES}
     unfrozen = [
-        str(chat_of_family(key).tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False))
+        str(
+            chat_of_family(key).tokenizer.apply_chat_template(
+                [{"role": "user", "content": "?"}], tokenize=False
+            )
+        )
         for key in asking
     ]
     monkeypatch.setattr(chat_template_utils, "datetime", Later)
     assert {key: seen(key) for key in FAMILIES} == before
     for key, text in zip(asking, unfrozen, strict=True):  # the clock did move
         tokenizer = chat_of_family(key).tokenizer
-        assert tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False) != text
+        assert (
+            tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+            != text
+        )
 
 
 # --- parts by hand --------------------------------------------------------------------------------------------------
 
 HAND = ChatOptions(
-    pre_query="<s><|im_start|>user\n", answer_header="<|im_end|>\n<|im_start|>assistant\n", stop=["<|im_end|>"]
+    pre_query="<s><|im_start|>user\n",
+    answer_header="<|im_end|>\n<|im_start|>assistant\n",
+    stop=["<|im_end|>"],
 )
 TWICE = "{% for m in messages %}{{ m.role + m.content + m.content }}{% endfor %}"
 UNUSABLE = {
@@ -783,7 +838,9 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("says", UNUSABLE)
 def test_a_template_that_cannot_be_derived_says_why_and_what_to_give(says: str) -> None:
-    with pytest.raises(ChatError, match=f"some model: .*{says}.* with --pre-query, --answer-header and --stop"):
+    with pytest.raises(
+        ChatError, match=f"some model: .*{says}.* with --pre-query, --answer-header and --stop"
+    ):
         chat_of(UNUSABLE[says], "<s>", "</s>", ("<|im_start|>", "<|im_end|>"))
 
 
@@ -796,14 +853,29 @@ def test_parts_by_hand_take_the_place_of_a_template(by_hand: Chat) -> None:
     chat = by_hand
     user, header = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     assert chat.template == Template(
-        "<s>" + user, "", header, "<|im_end|>", "<|im_end|>" + user, REFUSED, None, None, False, None
+        "<s>" + user,
+        "",
+        header,
+        "<|im_end|>",
+        "<|im_end|>" + user,
+        REFUSED,
+        None,
+        None,
+        False,
+        None,
     )
     assert not chat.plain
     assert shown(chat, chat.pre_query) == "<s>" + user
     assert shown(chat, chat.prompt(turns("Who?"))) == f"<s>{user}Who?{header}"
-    assert shown(chat, chat.asking(turns("Who?", "Me."))) == f"<s>{user}Who?{header}Me.<|im_end|>{user}"
+    assert (
+        shown(chat, chat.asking(turns("Who?", "Me.")))
+        == f"<s>{user}Who?{header}Me.<|im_end|>{user}"
+    )
     made = example_of(chat, "Who?", "Me.", "Why?", "So.")
-    assert shown(chat, made.tokens) == f"<s>{user}Who?{header}Me.<|im_end|>{user}Why?{header}So.<|im_end|>"
+    assert (
+        shown(chat, made.tokens)
+        == f"<s>{user}Who?{header}Me.<|im_end|>{user}Why?{header}So.<|im_end|>"
+    )
     assert learned(chat, made) == "Me.<|im_end|>So.<|im_end|>"
     assert made.tokens.count(chat.tokenizer.bos_token_id) == 1
     assert [shown(chat, [stop]) for stop in chat.stop] == ["<|im_end|>", "<|im_start|>", "</s>"]
@@ -819,7 +891,9 @@ def test_what_a_message_says_by_hand_is_no_special_token(by_hand: Chat) -> None:
     assert evil in shown(by_hand, by_hand.asking(turns(evil, "a")))
 
 
-def test_without_an_answer_header_questions_can_be_asked_and_an_answer_says_what_is_missing() -> None:
+def test_without_an_answer_header_questions_can_be_asked_and_an_answer_says_what_is_missing() -> (
+    None
+):
     options = HAND.model_copy(update={"answer_header": None})
     for template in (None, *UNUSABLE.values(), FAMILIES["Llama 4"].template):
         chat = chat_of(template, "<s>", "</s>", ("<|im_start|>", "<|im_end|>"), options)
@@ -838,7 +912,9 @@ def test_without_an_answer_header_questions_can_be_asked_and_an_answer_says_what
 
 
 def test_parts_by_hand_come_before_a_template_that_could_be_derived() -> None:
-    chat = chat_of(FAMILIES["Llama 4"].template, "<s>", "</s>", ("<|im_start|>", "<|im_end|>"), HAND)
+    chat = chat_of(
+        FAMILIES["Llama 4"].template, "<s>", "</s>", ("<|im_start|>", "<|im_end|>"), HAND
+    )
     assert shown(chat, chat.pre_query) == "<s><|im_start|>user\n"
 
 
@@ -851,7 +927,9 @@ def test_a_start_token_that_opens_every_turn_by_hand_opens_every_turn() -> None:
 
 
 def test_a_stop_by_hand_that_is_no_special_token_ends_an_answer_all_the_same() -> None:
-    chat = chat_of(None, "<s>", "</s>", (), ChatOptions(pre_query="<s>Q:", answer_header=" A:", stop=["\n"]))
+    chat = chat_of(
+        None, "<s>", "</s>", (), ChatOptions(pre_query="<s>Q:", answer_header=" A:", stop=["\n"])
+    )
     made = example_of(chat, " Who?", " Me.", " Why?", " So.")
     assert shown(chat, made.tokens) == "<s>Q: Who? A: Me.\nQ: Why? A: So.\n"
     assert learned(chat, made) == " Me.\n So.\n"
@@ -859,13 +937,17 @@ def test_a_stop_by_hand_that_is_no_special_token_ends_an_answer_all_the_same() -
 
 
 def test_a_pre_query_by_hand_needs_a_stop() -> None:
-    with pytest.raises(ChatError, match="a pre-query by hand needs what ends a turn as well: --stop"):
+    with pytest.raises(
+        ChatError, match="a pre-query by hand needs what ends a turn as well: --stop"
+    ):
         chat_of(None, "<s>", "</s>", (), ChatOptions(pre_query="<s>"))
 
 
 def test_a_stop_of_several_tokens_is_refused() -> None:
     options = HAND.model_copy(update={"stop": ["<|im_end|>", "<|im_end|>\n"]})
-    with pytest.raises(ChatError, match=r"--stop '<\|im_end\|>\\n' is 2 tokens; a turn ends at one token"):
+    with pytest.raises(
+        ChatError, match=r"--stop '<\|im_end\|>\\n' is 2 tokens; a turn ends at one token"
+    ):
         chat_of(None, "<s>", "</s>", ("<|im_start|>", "<|im_end|>"), options)
 
 
@@ -892,7 +974,9 @@ def test_a_template_of_one_question_has_no_joint() -> None:
     chat = chat_of(one, None, "<|im_end|>", ("<|im_start|>", "<|im_sep|>"))
     assert chat.template == replace(chat_of_family("Phi 4").template, joint=None)
     assert learned(chat, example_of(chat, "Who?", "Me.")) == "Me.<|im_end|>"
-    with pytest.raises(ChatError, match="refuses a conversation of user, assistant, user: one question"):
+    with pytest.raises(
+        ChatError, match="refuses a conversation of user, assistant, user: one question"
+    ):
         chat.asking(turns("Who?", "Me."))
     with pytest.raises(ChatError, match="shows an answer 0 times, not once"):
         chat_of(last, None, "<|im_end|>", ("<|im_start|>",))
@@ -916,10 +1000,10 @@ def test_a_template_that_begins_longer_conversations_otherwise_has_no_joint() ->
 
 
 def test_a_template_that_repeats_an_answered_question_is_refused() -> None:
-    repeating = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ messages[0].content }}{% endif %}"
-    )
-    with pytest.raises(ChatError, match="shows an answered question 2 times, not once; give the parts by hand"):
+    repeating = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ messages[0].content }}{% endif %}"
+    with pytest.raises(
+        ChatError, match="shows an answered question 2 times, not once; give the parts by hand"
+    ):
         chat_of(repeating + "{% endfor %}", None, "<|im_end|>")
 
 
@@ -948,8 +1032,12 @@ def texts_of(facts: Family) -> st.SearchStrategy[str]:
     """Texts of all that means something to the template, but thoughts, which it may take out of an answer."""
     marks = [*facts.marks, facts.bos or facts.eos, facts.eos, facts.answer_header, facts.joint]
     parts = [*(mark for mark in marks if mark and "think" not in mark), VEIL, "<", "|>", "\n", " "]
-    letters = st.lists(st.one_of(st.text(max_size=4), st.sampled_from(parts)), min_size=1, max_size=5).map("".join)
-    return st.one_of(letters.map("k".__add__), letters.map(lambda text: text + "k"))  # never empty, open at one end
+    letters = st.lists(
+        st.one_of(st.text(max_size=4), st.sampled_from(parts)), min_size=1, max_size=5
+    ).map("".join)
+    return st.one_of(
+        letters.map("k".__add__), letters.map(lambda text: text + "k")
+    )  # never empty, open at one end
 
 
 @pytest.mark.parametrize("key", FAMILIES)
@@ -962,13 +1050,18 @@ def test_no_text_of_any_message_is_read_as_a_special_token(key: str) -> None:
     @given(texts=st.tuples(words, words, words, words), system=systems)
     def check(texts: tuple[str, ...], system: str | None) -> None:
         calm = None if system is None else "s"
-        made, harmless = example_of(chat, *texts, system=system), example_of(chat, *"qaqa", system=calm)
+        made, harmless = (
+            example_of(chat, *texts, system=system),
+            example_of(chat, *"qaqa", system=calm),
+        )
         assert specials(chat, made.tokens) == specials(chat, harmless.tokens)
         assert specials(chat, learned_tokens(made)) == specials(chat, learned_tokens(harmless))
         assert texts[3].strip() in learned(chat, made)
         for number in (1, 3):
             asked = chat.prompt(turns(*texts[:number], system=system))
-            assert specials(chat, asked) == specials(chat, chat.prompt(turns(*"qaq"[:number], system=calm)))
+            assert specials(chat, asked) == specials(
+                chat, chat.prompt(turns(*"qaq"[:number], system=calm))
+            )
             assert texts[number - 1].strip() in shown(chat, asked)
         asking = chat.asking(turns(*texts[:2], system=system))
         assert specials(chat, asking) == specials(chat, chat.asking(turns("q", "a", system=calm)))

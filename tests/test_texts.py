@@ -95,7 +95,12 @@ def test_no_task_of_the_embedded_world_is_dropped_and_only_its_refusals_refuse()
     ]
     for task in tasks:
         for text in (task.prompt, task.answer):
-            reasons = (repetitive(text, max_share=0.5), leaked(text, None), secret(text), personal(text))
+            reasons = (
+                repetitive(text, max_share=0.5),
+                leaked(text, None),
+                secret(text),
+                personal(text),
+            )
             assert reasons == (None, None, None, None), text
             assert wrong_language(text, ["en"]) is None, text
         assert (refusal(task.answer) == "refusal") is (task.answer == world.REFUSAL), task
@@ -121,7 +126,9 @@ def test_no_task_of_the_embedded_world_is_dropped_and_only_its_refusals_refuse()
         ("?!", []),
     ],
 )
-def test_words_are_what_spaces_part_or_single_characters_where_nothing_does(text: str, expected: list[str]) -> None:
+def test_words_are_what_spaces_part_or_single_characters_where_nothing_does(
+    text: str, expected: list[str]
+) -> None:
     assert words(text) == expected
 
 
@@ -131,7 +138,9 @@ def test_words_are_what_spaces_part_or_single_characters_where_nothing_does(text
 def test_a_loop_is_nearly_all_repetition_and_a_text_without_one_has_none() -> None:
     assert repeated_share("I think that I think that " * 40) > 0.95
     assert repeated_share("今天天气很好，我们去公园散步吧。" * 30) > 0.95
-    assert repeated_share("The quick brown fox jumps over the lazy dog while seven wizards box.") == 0
+    assert (
+        repeated_share("The quick brown fox jumps over the lazy dog while seven wizards box.") == 0
+    )
     assert repeated_share("ab" * 9) == repeated_share("") == 0
 
 
@@ -139,7 +148,9 @@ def test_the_share_is_of_windows_that_stood_before_and_spacing_does_not_count() 
     half = "".join(chr(0x4E00 + k) for k in range(100))
     assert repeated_share(half + half) == pytest.approx(81 / 181)
     assert repeated_share(f"{half[:50]}\n\n  {half[50:]}") == 0
-    assert repeated_share("one two  three\nfour " * 20) == repeated_share("one two three four " * 20)
+    assert repeated_share("one two  three\nfour " * 20) == repeated_share(
+        "one two three four " * 20
+    )
 
 
 @settings(deadline=None)
@@ -149,7 +160,9 @@ def test_the_share_is_that_of_counting_one_window_after_the_other(text: str, win
     for start in range(len(flat) - window + 1):
         again += flat[start : start + window] in seen
         seen.add(flat[start : start + window])
-    assert repeated_share(text, window=window) == pytest.approx(again / max(1, len(flat) - window + 1))
+    assert repeated_share(text, window=window) == pytest.approx(
+        again / max(1, len(flat) - window + 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +198,20 @@ def test_four_thousand_characters_are_checked_within_a_few_milliseconds() -> Non
 
 
 @pytest.mark.parametrize(
-    "piece", ["sk-", "+1 ", "eyJ", "a@a-", "user\n", "<|im_start|", "4111 ", '"', "AB12 ", "[INST", "xoxb-1"]
+    "piece",
+    [
+        "sk-",
+        "+1 ",
+        "eyJ",
+        "a@a-",
+        "user\n",
+        "<|im_start|",
+        "4111 ",
+        '"',
+        "AB12 ",
+        "[INST",
+        "xoxb-1",
+    ],
 )
 def test_no_text_makes_a_check_slow(piece: str) -> None:
     text = piece * (20_000 // len(piece))
@@ -330,7 +356,9 @@ def test_what_is_short_or_in_no_language_is_in_no_wrong_one(text: str) -> None:
 
 
 def test_a_request_in_a_wanted_language_may_quote_another() -> None:
-    quoted = "深海中尚存的一丝光明：生活在深海热泉喷口周围的外来管虫和巨蚌不需要海洋表面的营养物质。"
+    quoted = (
+        "深海中尚存的一丝光明：生活在深海热泉喷口周围的外来管虫和巨蚌不需要海洋表面的营养物质。"
+    )
     assert wrong_language(quoted, ["en"]) == "wrong_language"
     assert wrong_language(f"Translate the following text into English.\n\n{quoted}", ["en"]) is None
 
@@ -349,7 +377,10 @@ def test_a_language_that_is_not_known_is_an_error_that_names_the_key() -> None:
 
 def test_the_language_model_is_loaded_only_when_a_language_is_asked_for() -> None:
     code = "import sys, replaykit.checks.texts; print([name for name in ('py3langid', 'rensa') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -436,7 +467,9 @@ def test_a_key_or_token_is_a_secret_wherever_it_stands(token: str) -> None:
         "hf_" + "x" * 34,
         "AIza" + "YOUR_API_KEY_GOES_HERE_OF_35_LETTERS"[:35],
         "-----BEGIN PRIVATE" + " KEY-----\n...\n-----END PRIVATE KEY-----",
-        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0." + MIXED,
+        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9."
+        + "eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0."
+        + MIXED,
         "A key that begins with -----BEGIN PRIVATE" + " KEY----- is in PKCS #8.",
         "commit 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b",
         "id 550e8400-e29b-41d4-a716-446655440000",
@@ -457,10 +490,16 @@ CARD_NUMBERS = [
 
 
 def with_check_digit(number: str) -> str:
-    return next(number[:-1] + digit for digit in "0123456789" if luhn(re.sub(r"\D", "", number[:-1] + digit)))
+    return next(
+        number[:-1] + digit
+        for digit in "0123456789"
+        if luhn(re.sub(r"\D", "", number[:-1] + digit))
+    )
 
 
-@pytest.mark.parametrize("number", [with_check_digit(number) for number in CARD_NUMBERS if len(set(number)) > 6])
+@pytest.mark.parametrize(
+    "number", [with_check_digit(number) for number in CARD_NUMBERS if len(set(number)) > 6]
+)
 def test_a_card_number_is_a_secret_and_with_another_check_digit_it_is_a_number(number: str) -> None:
     wrong = number[:-1] + str((int(number[-1]) + 1) % 10)
     assert secret(f"Pay with {number}, please.") == "secret"

@@ -21,9 +21,12 @@ from replaykit.training_settings import Train
 
 def rows(count=32):
     target = [
-        Record(dialogue(t.prompt, t.answer), "target") for t in world.draw("referral", count - count // 4, seed=1)
+        Record(dialogue(t.prompt, t.answer), "target")
+        for t in world.draw("referral", count - count // 4, seed=1)
     ]
-    replay = [Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(count // 4, seed=1)]
+    replay = [
+        Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(count // 4, seed=1)
+    ]
     return [*target, *replay]
 
 
@@ -31,7 +34,9 @@ def trained(folder, chat, records, batch=8, **settings):
     steps = [k // batch for k in range(len(records))]
     options = {"batch_rows": batch, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0} | settings
     folder.mkdir(exist_ok=True)
-    return train(records, steps, model="nano", chat=chat, settings=Train(**options), seed=1, folder=folder)
+    return train(
+        records, steps, model="nano", chat=chat, settings=Train(**options), seed=1, folder=folder
+    )
 
 
 def plain_loss(chat, records):
@@ -39,9 +44,14 @@ def plain_loss(chat, records):
     model, total, count = models.load_model("nano"), 0.0, 0
     for record in records:
         example = chat.example(record)
-        labels = torch.tensor([[t if on else -100 for t, on in zip(example.tokens, example.loss, strict=True)]])
+        labels = torch.tensor(
+            [[t if on else -100 for t, on in zip(example.tokens, example.loss, strict=True)]]
+        )
         with torch.no_grad():
-            total += model(input_ids=torch.tensor([example.tokens]), labels=labels).loss.item() * example.loss_tokens
+            total += (
+                model(input_ids=torch.tensor([example.tokens]), labels=labels).loss.item()
+                * example.loss_tokens
+            )
         count += example.loss_tokens
     return total / count
 
@@ -63,7 +73,10 @@ def test_the_loss_of_each_source_is_logged_by_itself(chat, tmp_path):
 
 def test_micro_batches_change_nothing(chat, tmp_path):
     curves = [
-        [log["loss"] for log in trained(tmp_path / str(size), chat, rows(), micro_batch_rows=size)["losses"]]
+        [
+            log["loss"]
+            for log in trained(tmp_path / str(size), chat, rows(), micro_batch_rows=size)["losses"]
+        ]
         for size in (8, 2)
     ]
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
@@ -74,7 +87,10 @@ def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
     target = [log["loss/target"] for log in result["losses"] if "loss/target" in log]
     assert target[-1] < target[0] / 3
     folder = tmp_path / "a/model"
-    assert models.load_model(str(folder)).num_parameters() == models.load_model("nano").num_parameters()
+    assert (
+        models.load_model(str(folder)).num_parameters()
+        == models.load_model("nano").num_parameters()
+    )
     assert models.load_tokenizer(str(folder)).chat_template == chat.tokenizer.chat_template
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
@@ -84,7 +100,10 @@ def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
 def test_lora_leaves_an_adapter_and_a_merged_model(chat, tmp_path):
     trained(tmp_path / "a", chat, rows(64), method="lora", learning_rate=5e-3)
     assert (tmp_path / "a/adapter/adapter_model.safetensors").exists()
-    before, after = models.load_model("nano").state_dict(), models.load_model(str(tmp_path / "a/model")).state_dict()
+    before, after = (
+        models.load_model("nano").state_dict(),
+        models.load_model(str(tmp_path / "a/model")).state_dict(),
+    )
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -117,9 +136,14 @@ def test_kill_9_and_the_same_command_give_the_same_loss_curve(tmp_path):
     words = [*command, "train", "--out"]
     whole = subprocess.run([*words, "whole"], cwd=tmp_path, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([*words, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*words, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)

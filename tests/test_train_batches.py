@@ -37,7 +37,9 @@ def test_every_row_comes_once_in_its_step_and_never_too_many_together(
     for number, batch in enumerate(batches):
         assert {steps[index] for index in batch} <= {number // parts}
         assert len(batch) <= limit
-    assert parts == -(-max(steps.count(step) for step in set(steps)) // limit)  # no more than that takes
+    assert parts == -(
+        -max(steps.count(step) for step in set(steps)) // limit
+    )  # no more than that takes
 
 
 @given(rows=planned(), limit=st.integers(1, 50))
@@ -73,13 +75,18 @@ def some_rows(draw: st.DrawFn) -> list[Row]:
 def test_labels_are_the_tokens_that_carry_loss_and_padding_has_none(rows: list[Row]) -> None:
     batch = collate(rows, pad=PAD)
     width = max(len(row["tokens"]) for row in rows)
-    assert all(batch[name].shape == (len(rows), width) for name in ("input_ids", "labels", "loss_weight"))
+    assert all(
+        batch[name].shape == (len(rows), width) for name in ("input_ids", "labels", "loss_weight")
+    )
     for k, row in enumerate(rows):
         tokens, labels = row["tokens"].tolist(), row["labels"].tolist()
         padding = width - len(tokens)
         assert batch["input_ids"][k].tolist() == [*tokens, *[PAD] * padding]
         assert batch["labels"][k].tolist() == [*labels, *[IGNORED] * padding]
-        assert batch["loss_weight"][k].tolist() == [*(float(label != IGNORED) for label in labels), *[0.0] * padding]
+        assert batch["loss_weight"][k].tolist() == [
+            *(float(label != IGNORED) for label in labels),
+            *[0.0] * padding,
+        ]
     for fact in ("source", "replay", "index"):
         assert batch[fact].tolist() == [row[fact] for row in rows]
     assert batch["replay_only"] is all(row["replay"] for row in rows)
@@ -91,11 +98,19 @@ def test_packed_rows_stand_behind_one_another_and_know_where_each_begins(rows: l
     batch = collate(rows, pad=PAD, packing=True)
     joined = [token for row in rows for token in row["tokens"].tolist()]
     assert batch["input_ids"].tolist() == [joined]
-    assert batch["position_ids"].tolist() == [[place for row in rows for place in range(len(row["tokens"]))]]
-    assert by_row(batch, "source").tolist() == [[row["source"] for row in rows for _ in row["tokens"]]]
+    assert batch["position_ids"].tolist() == [
+        [place for row in rows for place in range(len(row["tokens"]))]
+    ]
+    assert by_row(batch, "source").tolist() == [
+        [row["source"] for row in rows for _ in row["tokens"]]
+    ]
     padded = collate(rows, pad=PAD)
     for name in ("labels", "loss_weight"):
-        whole = [value for k, row in enumerate(rows) for value in padded[name][k, : len(row["tokens"])].tolist()]
+        whole = [
+            value
+            for k, row in enumerate(rows)
+            for value in padded[name][k, : len(row["tokens"])].tolist()
+        ]
         assert batch[name].tolist() == [whole]
 
 
@@ -133,7 +148,10 @@ def test_a_row_is_the_example_of_its_record_and_knows_its_source(chat: Chat) -> 
         assert tuple(data[k]["tokens"].tolist()) == example.tokens
         labels = data[k]["labels"].tolist()  # of what each position predicts
         assert [label != IGNORED for label in labels] == [*example.loss[1:], False]
-        assert all(label in (IGNORED, token) for label, token in zip(labels, example.tokens[1:], strict=False))
+        assert all(
+            label in (IGNORED, token)
+            for label, token in zip(labels, example.tokens[1:], strict=False)
+        )
         assert data[k]["replay"] == (record.source != "target")
     assert data.replay_rows() == [1]
 
@@ -152,13 +170,22 @@ def test_processes_share_a_step_and_replay_can_stand_apart(
         assert all(len(kind) <= 1 for kind in kinds)
         order = [next(iter(kind)) for kind in kinds if kind]
         assert order == sorted(order, reverse=True)  # replay before target
-        assert {steps[index] for batch in batches[start : start + parts] for index in batch} <= {start // parts}
+        assert {steps[index] for batch in batches[start : start + parts] for index in batch} <= {
+            start // parts
+        }
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
 def test_however_a_step_is_cut_it_has_the_same_loss_tokens(chat: Chat, limit: int) -> None:
-    data = Planned([Record(dialogue("word " * n, "word " * n), "target") for n in range(1, 10)], chat)
+    data = Planned(
+        [Record(dialogue("word " * n, "word " * n), "target") for n in range(1, 10)], chat
+    )
     batches, parts = micro_batches(data.lengths, [0] * 5 + [1] * 4, rows=limit)
-    counted = [int(collate([data[k] for k in batch], pad=PAD)["loss_weight"].sum()) for batch in batches]
-    expected = [sum(int((data[k]["labels"] != IGNORED).sum()) for k in rows) for rows in (range(5), range(5, 9))]
+    counted = [
+        int(collate([data[k] for k in batch], pad=PAD)["loss_weight"].sum()) for batch in batches
+    ]
+    expected = [
+        sum(int((data[k]["labels"] != IGNORED).sum()) for k in rows)
+        for rows in (range(5), range(5, 9))
+    ]
     assert [sum(counted[:parts]), sum(counted[parts:])] == expected

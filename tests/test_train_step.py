@@ -17,7 +17,9 @@ from replaykit.records import Record, dialogue, write_jsonl
 
 
 def rows(tasks: list[world.Task], source: Any) -> list[Record]:
-    return [Record(dialogue(task.prompt, task.answer), source, {"skill": task.skill}) for task in tasks]
+    return [
+        Record(dialogue(task.prompt, task.answer), source, {"skill": task.skill}) for task in tasks
+    ]
 
 
 @pytest.fixture
@@ -27,7 +29,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_jsonl(tmp_path / "target.jsonl", rows(world.draw("referral", 48, seed=1), "target"))
     write_jsonl(tmp_path / "old.jsonl", rows(world.draw_old(60, seed=1), "select"))
     for skill in ("capital", "referral"):
-        write_jsonl(tmp_path / f"test-{skill}.jsonl", rows(world.draw(skill, 8, seed=1, held_out=True), "target"))
+        write_jsonl(
+            tmp_path / f"test-{skill}.jsonl",
+            rows(world.draw(skill, 8, seed=1, held_out=True), "target"),
+        )
     settings = {"batch_rows": 8, "learning_rate": 1e-3, "log_every": 1}
     recipe: dict[str, Any] = {
         "name": "run", "model": "nano", "target": "target.jsonl",
@@ -74,25 +79,42 @@ def test_ewc_without_replay_needs_old_data_of_its_own(run: Path) -> None:
 
 
 def test_each_arm_is_trained_by_its_own_remedies(run: Path) -> None:
-    change(run, arms={"alone": {"ratio": 0.0}, "masked": {"remedies": {"stm": {"max_perplexity": None, "share": 0.5}}}})
+    change(
+        run,
+        arms={
+            "alone": {"ratio": 0.0},
+            "masked": {"remedies": {"stm": {"max_perplexity": None, "share": 0.5}}},
+        },
+    )
     type_in("select")
     type_in("mix")
     type_in("train")
     assert manifest(run, "train-alone")["inputs"]["remedies"]["stm"] is None
     masked = manifest(run, "train-masked")
     assert masked["weights"]["sources"]["target"]["masked"] > 0.4
-    assert masked["weights"]["sources"]["target"]["masked"] >= masked["weights"]["sources"]["select"]["masked"]
+    assert (
+        masked["weights"]["sources"]["target"]["masked"]
+        >= masked["weights"]["sources"]["select"]["masked"]
+    )
 
 
 def test_a_controller_writes_its_decisions_and_draws_from_all_replay(run: Path) -> None:
-    change(run, train={"learning_rate": 5e-3, "controller": {"every": 2, "max_drop": 0.01, "patience": None}})
+    change(
+        run,
+        train={
+            "learning_rate": 5e-3,
+            "controller": {"every": 2, "max_drop": 0.01, "patience": None},
+        },
+    )
     type_in("select")
     type_in("mix")
     assert len((run / "runs/run/mix/replay.jsonl").read_text().splitlines()) == 40
     type_in("train")
     made = manifest(run, "train")
     assert [event["step"] for event in made["events"]] == list(range(2, made["steps"] + 1, 2))
-    assert len((run / "runs/run/train/events.jsonl").read_text().splitlines()) == len(made["events"])
+    assert len((run / "runs/run/train/events.jsonl").read_text().splitlines()) == len(
+        made["events"]
+    )
 
 
 def test_a_schedule_beside_a_controller_is_refused(run: Path) -> None:
@@ -123,5 +145,9 @@ def test_two_processes_of_torchrun_train_as_one_does_and_the_first_writes(run: P
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    curves = [json.loads((run / name / "manifest.json").read_text())["losses"] for name in ("one", "two")]
-    assert [log["loss"] for log in curves[1]] == pytest.approx([log["loss"] for log in curves[0]], abs=5e-5)
+    curves = [
+        json.loads((run / name / "manifest.json").read_text())["losses"] for name in ("one", "two")
+    ]
+    assert [log["loss"] for log in curves[1]] == pytest.approx(
+        [log["loss"] for log in curves[0]], abs=5e-5
+    )

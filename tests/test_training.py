@@ -45,7 +45,9 @@ def mixture(count: int = 32) -> list[Record]:
     return [Record(dialogue(task.prompt, task.answer), source) for task, source in drawn]  # type: ignore[arg-type]
 
 
-def trained(folder: Path, chat: Chat, records: list[Record], model: str = "nano", **settings: Any) -> dict[str, Any]:
+def trained(
+    folder: Path, chat: Chat, records: list[Record], model: str = "nano", **settings: Any
+) -> dict[str, Any]:
     options = {"batch_rows": 8, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0} | settings
     made = Train.model_validate(options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +63,13 @@ def token_weights(records: list[Record], chat: Chat, settings: Train, folder: Pa
     if settings.remedies.stm is None and settings.remedies.flow is None:
         return None
     made = score.examples(records, chat)
-    engine = load_engine("nano", "transformers") if not (folder / "logprobs.jsonl").exists() else None
+    engine = (
+        load_engine("nano", "transformers") if not (folder / "logprobs.jsonl").exists() else None
+    )
     with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
-        return weights(records, made, score.of_examples(made, engine, known), settings.remedies, chat, 1)
+        return weights(
+            records, made, score.of_examples(made, engine, known), settings.remedies, chat, 1
+        )
 
 
 def curve(result: dict[str, Any]) -> list[float]:
@@ -98,9 +104,22 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
     plain: dict[str, Any], chat: Chat, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "mixture.jsonl", mixture())
-    settings = {"batch_rows": 8, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0, "micro_batch_rows": 3}
+    settings = {
+        "batch_rows": 8,
+        "learning_rate": 5e-4,
+        "log_every": 1,
+        "warmup": 0.0,
+        "micro_batch_rows": 3,
+    }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     done = subprocess.run(
         [*command, str(HERE / "two_ranks.py"), str(tmp_path)],
         capture_output=True,
@@ -112,7 +131,12 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
     given = [[index for batch in rank["rows"] for index in batch] for rank in ranks]
     assert sorted(given[0] + given[1]) == list(range(32))
     for step in range(4):  # four micro-batches a step, two for each
-        rows = [index for rank in ranks for batch in rank["rows"][2 * step : 2 * step + 2] for index in batch]
+        rows = [
+            index
+            for rank in ranks
+            for batch in rank["rows"][2 * step : 2 * step + 2]
+            for index in batch
+        ]
         assert sorted(rows) == list(range(8 * step, 8 * step + 8))
     for ours, theirs in zip(ranks[0]["losses"], plain["losses"], strict=True):
         for name in ("loss", "loss/target", "loss/generate"):
@@ -120,21 +144,33 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
 
 
 def test_of_a_stage_only_its_layers_move(chat: Chat, tmp_path: Path) -> None:
-    trained(tmp_path, chat, mixture(), stages=[{"layers": 0.25, "part": 1.0, "learning_rate": 1e-3}])
-    before, after = models.load_model("nano").state_dict(), models.load_model(str(tmp_path / "model")).state_dict()
+    trained(
+        tmp_path, chat, mixture(), stages=[{"layers": 0.25, "part": 1.0, "learning_rate": 1e-3}]
+    )
+    before, after = (
+        models.load_model("nano").state_dict(),
+        models.load_model(str(tmp_path / "model")).state_dict(),
+    )
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("layers.3." in name or name == "model.norm.weight" for name in moved)
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "dora"}, {"peft": {"peft_type": "LOHA", "target_modules": ["q_proj"]}}], ids=str
+    "options",
+    [{"method": "dora"}, {"peft": {"peft_type": "LOHA", "target_modules": ["q_proj"]}}],
+    ids=str,
 )
-def test_an_adapter_learns_and_is_merged(options: dict[str, Any], chat: Chat, tmp_path: Path) -> None:
+def test_an_adapter_learns_and_is_merged(
+    options: dict[str, Any], chat: Chat, tmp_path: Path
+) -> None:
     result = trained(tmp_path, chat, mixture(64), learning_rate=1e-2, **options)
     assert (tmp_path / "adapter/adapter_model.safetensors").exists()
     assert curve(result)[-1] < curve(result)[0]
-    assert models.load_model(str(tmp_path / "model")).num_parameters() == models.load_model("nano").num_parameters()
+    assert (
+        models.load_model(str(tmp_path / "model")).num_parameters()
+        == models.load_model("nano").num_parameters()
+    )
 
 
 def test_how_much_task_and_replay_are_in_conflict_is_logged_though_nothing_is_projected(
@@ -145,7 +181,10 @@ def test_how_much_task_and_replay_are_in_conflict_is_logged_though_nothing_is_pr
     assert curve(found) == pytest.approx(curve(plain), abs=2e-5)
     adapter = trained(tmp_path / "lora", chat, mixture(), method="lora")
     for result in (found, adapter):
-        assert all(-1 <= log["project/cosine"] <= 1 and log["project/projected"] == 0 for log in result["losses"])
+        assert all(
+            -1 <= log["project/cosine"] <= 1 and log["project/projected"] == 0
+            for log in result["losses"]
+        )
 
 
 def test_bfloat16_learns_too(chat: Chat, plain: dict[str, Any], tmp_path: Path) -> None:
@@ -188,7 +227,10 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def letters(count: int) -> list[Record]:
     return [
-        Record(dialogue(f"say {'abcdef'[k % 6] * (1 + k % 3)}", "abcdef"[k % 6] * 2), "target" if k % 4 else "select")
+        Record(
+            dialogue(f"say {'abcdef'[k % 6] * (1 + k % 3)}", "abcdef"[k % 6] * 2),
+            "target" if k % 4 else "select",
+        )
         for k in range(count)
     ]
 
@@ -200,17 +242,29 @@ def test_an_encoder_decoder_has_the_loss_of_transformers(t5: str, tmp_path: Path
     for record in records:
         example = chat.example(record)
         begins = example.loss.index(True)
-        asked, answer = torch.tensor([example.tokens[:begins]]), torch.tensor([example.tokens[begins:]])
+        asked, answer = (
+            torch.tensor([example.tokens[:begins]]),
+            torch.tensor([example.tokens[begins:]]),
+        )
         with torch.no_grad():
             total += model(input_ids=asked, labels=answer).loss.item() * example.loss_tokens
         count += example.loss_tokens
-    assert curve(trained(tmp_path, chat, records, t5, micro_batch_rows=3))[0] == pytest.approx(total / count, abs=1e-5)
+    assert curve(trained(tmp_path, chat, records, t5, micro_batch_rows=3))[0] == pytest.approx(
+        total / count, abs=1e-5
+    )
 
 
 def test_an_encoder_decoder_learns_and_answers(t5: str, tmp_path: Path) -> None:
     chat = Chat.load(t5)
     result = trained(
-        tmp_path, chat, letters(1200), t5, batch_rows=16, learning_rate=1e-2, schedule="constant", log_every=25
+        tmp_path,
+        chat,
+        letters(1200),
+        t5,
+        batch_rows=16,
+        learning_rate=1e-2,
+        schedule="constant",
+        log_every=25,
     )
     assert curve(result)[-1] < 0.05
     engine = TransformersEngine(str(tmp_path / "model"))
@@ -222,7 +276,9 @@ def test_an_encoder_decoder_learns_and_answers(t5: str, tmp_path: Path) -> None:
     answers = {done.row: chat.decode(done.tokens) for done in engine.complete(requests)}
     assert answers == {k: letter * 2 for k, letter in enumerate("abcdef")}
     for request in requests:  # the same as transformers' own loop
-        own = engine.model.generate(torch.tensor([request.tokens]), max_new_tokens=6, do_sample=False)[0]
+        own = engine.model.generate(
+            torch.tensor([request.tokens]), max_new_tokens=6, do_sample=False
+        )[0]
         assert chat.decode(own.tolist()) == answers[request.row]
 
 
@@ -231,7 +287,9 @@ def test_an_encoder_decoder_learns_and_answers(t5: str, tmp_path: Path) -> None:
 
 def recipe(folder: Path, **train: Any) -> list[str]:
     """A finished mix and the command that trains on it."""
-    write_jsonl(folder / "target.jsonl", [record for record in mixture(800) if record.source == "target"])
+    write_jsonl(
+        folder / "target.jsonl", [record for record in mixture(800) if record.source == "target"]
+    )
     settings = {"batch_rows": 8, "learning_rate": 5e-4, "save_every": 1000, "log_every": 1} | train
     (folder / "replaykit.yaml").write_text(
         f"name: run\nmodel: nano\ntarget: target.jsonl\nmix: {{ratio: 0}}\ntrain: {json.dumps(settings)}\n"
@@ -243,11 +301,18 @@ def recipe(folder: Path, **train: Any) -> list[str]:
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     command = recipe(tmp_path, save_every=5)
-    whole = subprocess.run([*command, "--out", "whole"], cwd=tmp_path, capture_output=True, text=True)
+    whole = subprocess.run(
+        [*command, "--out", "whole"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([*command, "--out", "cut"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, bufsize=0)
+    process = subprocess.Popen(
+        [*command, "--out", "cut"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, bufsize=0
+    )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "cut").glob("checkpoint-*/trainer_state.json"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     rest = process.communicate()[1]
@@ -256,16 +321,26 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert list((tmp_path / "cut").glob("checkpoint-*"))
     again = subprocess.run([*command, "--out", "cut"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    curves = [json.loads((tmp_path / name / "manifest.json").read_text())["losses"] for name in ("whole", "cut")]
-    assert [log["loss"] for log in curves[1]] == pytest.approx([log["loss"] for log in curves[0]], abs=1e-4)
+    curves = [
+        json.loads((tmp_path / name / "manifest.json").read_text())["losses"]
+        for name in ("whole", "cut")
+    ]
+    assert [log["loss"] for log in curves[1]] == pytest.approx(
+        [log["loss"] for log in curves[0]], abs=1e-4
+    )
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_is_shown(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_is_shown(
+    tmp_path: Path,
+) -> None:
     command = recipe(tmp_path, save_every=5)
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while (
-        not list((tmp_path / "runs/run/train").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline
+        not list((tmp_path / "runs/run/train").glob("checkpoint-*/trainer_state.json"))
+        and time.monotonic() < deadline
     ):
         time.sleep(0.02)
     process.kill()
@@ -276,7 +351,10 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_i
     assert other.returncode == 0, other.stderr
     assert "learning_rate was 0.0005, is 0.0004" in other.stdout + other.stderr
     assert (tmp_path / "runs/run/train.old1").is_dir()
-    assert json.loads((tmp_path / "runs/run/train/manifest.json").read_text())["losses"][0]["step"] == 1
+    assert (
+        json.loads((tmp_path / "runs/run/train/manifest.json").read_text())["losses"][0]["step"]
+        == 1
+    )
 
 
 RESUMED: dict[str, dict[str, Any]] = {
@@ -291,15 +369,29 @@ RESUMED: dict[str, dict[str, Any]] = {
     "ewc": {"remedies": {"ewc": {"rows": 4, "strength": 10.0}}},
     "ewc, auto": {"remedies": {"ewc": {"rows": 4, "auto": 0.1}}},
     "ewc, hard": {"remedies": {"ewc": {"rows": 4, "hard": 0.1, "max_shift": 0.01}}},
-    "ewc, lora": {"method": "lora", "learning_rate": 5e-3, "remedies": {"ewc": {"rows": 4, "strength": 10.0}}},
+    "ewc, lora": {
+        "method": "lora",
+        "learning_rate": 5e-3,
+        "remedies": {"ewc": {"rows": 4, "strength": 10.0}},
+    },
     "l2sp": {"remedies": {"l2sp": {"strength": 10.0}}},
     "distill, copy": {"remedies": {"distill": {"layers": [-1]}}},
     "distill, cache": {"remedies": {"distill": {"teacher": "cache", "top_k": 8}}},
-    "distill, lora": {"method": "lora", "learning_rate": 5e-3, "remedies": {"distill": {"rows": "all"}}},
+    "distill, lora": {
+        "method": "lora",
+        "learning_rate": 5e-3,
+        "remedies": {"distill": {"rows": "all"}},
+    },
     "project": {"remedies": {"project": {"min_cosine": 0.5}}},
     "ema": {"remedies": {"ema": {"decay": 0.8}}},
     "all together": {
-        "remedies": {"distill": {}, "project": {}, "ewc": {"rows": 4}, "ema": {"decay": 0.8}, "dft": True},
+        "remedies": {
+            "distill": {},
+            "project": {},
+            "ewc": {"rows": 4},
+            "ema": {"decay": 0.8},
+            "dft": True,
+        },
         "micro_batch_rows": 3,
     },
 }
@@ -331,7 +423,10 @@ def test_resumed_in_the_middle_the_curve_and_the_model_are_the_same(
     name: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = trained(tmp_path / "whole", chat, mixture(), **RESUMED[name])
-    with stops_after(2, monkeypatch), pytest.raises(Stopped, match="stopped at step 2 of 4") as raised:
+    with (
+        stops_after(2, monkeypatch),
+        pytest.raises(Stopped, match="stopped at step 2 of 4") as raised,
+    ):
         trained(tmp_path / "cut", chat, mixture(), **RESUMED[name])
     assert raised.value.exit_code == 0
     gone_on = trained(tmp_path / "cut", chat, mixture(), **RESUMED[name])
@@ -340,12 +435,20 @@ def test_resumed_in_the_middle_the_curve_and_the_model_are_the_same(
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-5)
     for one, other in zip(
-        *(models.load_model(str(tmp_path / kind / "model")).parameters() for kind in ("whole", "cut")), strict=True
+        *(
+            models.load_model(str(tmp_path / kind / "model")).parameters()
+            for kind in ("whole", "cut")
+        ),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
     if "remedies" in RESUMED[name]:
-        first = trained(tmp_path / "none", chat, mixture(), **RESUMED[name] | {"remedies": {}})["losses"]
-        assert [log["loss"] for log in first] != [log["loss"] for log in whole["losses"]] or name == "ema"
+        first = trained(tmp_path / "none", chat, mixture(), **RESUMED[name] | {"remedies": {}})[
+            "losses"
+        ]
+        assert [log["loss"] for log in first] != [
+            log["loss"] for log in whole["losses"]
+        ] or name == "ema"
 
 
 # --- a controller ---------------------------------------------------------------------------------------------------
@@ -358,19 +461,28 @@ def watched(replay: list[Record], **settings: Any) -> Watched:
         tasks = world.draw(skill, rows, seed=1, held_out=True)
         return [Record(dialogue(task.prompt, task.answer), "target") for task in tasks]
 
-    old = {skill: (Test(path="unread"), tests(skill, 20)) for skill in ("capital", "reverse", "topic")}
+    old = {
+        skill: (Test(path="unread"), tests(skill, 20)) for skill in ("capital", "reverse", "topic")
+    }
     new = tests("referral", 2)
-    made = ControllerSettings.model_validate({"every": 4, "max_drop": 0.01, "patience": None} | settings)
+    made = ControllerSettings.model_validate(
+        {"every": 4, "max_drop": 0.01, "patience": None} | settings
+    )
     return Watched(made, old, new, replay, Mix(ratio=0.1, unit="rows"))
 
 
 def controlled(
     folder: Path, chat: Chat, *, log_every: int = 1, save_every: int = 200, **settings: Any
 ) -> dict[str, Any]:
-    replay = [Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill}) for t in world.draw_old(200, seed=1)]
+    replay = [
+        Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill})
+        for t in world.draw_old(200, seed=1)
+    ]
     target = [record for record in mixture(128) if record.source == "target"]
     folder.mkdir(parents=True, exist_ok=True)
-    made = Train(batch_rows=8, learning_rate=2e-3, log_every=log_every, save_every=save_every, warmup=0.0)
+    made = Train(
+        batch_rows=8, learning_rate=2e-3, log_every=log_every, save_every=save_every, warmup=0.0
+    )
     return train(
         target, [k // 8 for k in range(len(target))], model="nano", chat=chat, settings=made, seed=1, folder=folder,
         watched=watched(replay, **settings),
@@ -400,7 +512,9 @@ def test_a_run_that_the_controller_had_stopped_is_saved_as_it_was(
 ) -> None:
     settings = {"every": 2, "patience": 1, "max_drop": 0.9}
     rising = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(Controller, "_measure", lambda self, model: (base_items(self), next(rising)))
+    monkeypatch.setattr(
+        Controller, "_measure", lambda self, model: (base_items(self), next(rising))
+    )
     whole = controlled(tmp_path / "whole", chat, log_every=50, **settings)
     assert whole["steps"] < 12
     assert len(whole["losses"]) == 1, "the end is logged, whatever log_every is"
@@ -415,7 +529,11 @@ def test_a_run_that_the_controller_had_stopped_is_saved_as_it_was(
     gone_on = controlled(tmp_path / "cut", chat, log_every=50, save_every=1, **settings)
     assert gone_on["losses"] == whole["losses"]
     for one, other in zip(
-        *(models.load_model(str(tmp_path / kind / "model")).parameters() for kind in ("whole", "cut")), strict=True
+        *(
+            models.load_model(str(tmp_path / kind / "model")).parameters()
+            for kind in ("whole", "cut")
+        ),
+        strict=True,
     ):
         torch.testing.assert_close(one, other)
 
@@ -424,8 +542,13 @@ def base_items(controller: Controller) -> dict[str, list[Item]]:
     return {skill: [Item(True, 0.0, 1) for _ in rows] for skill, rows in controller._rows.items()}
 
 
-def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(chat: Chat, tmp_path: Path) -> None:
-    replay = [Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill}) for t in world.draw_old(90, seed=1)]
+def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(
+    chat: Chat, tmp_path: Path
+) -> None:
+    replay = [
+        Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill})
+        for t in world.draw_old(90, seed=1)
+    ]
     target = [record for record in mixture(128) if record.source == "target"]
     shares = {0: 0.0, 1: 0.25, 2: 0.5}
 
@@ -443,7 +566,10 @@ def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(chat: 
     beside = Beside(data, target_steps, pools, Fixed(), made, seed=1, rows=5, apart=False, world=1)  # type: ignore[arg-type]
     batches = list(beside)
     assert len(batches) == len(beside) == 3 * beside.parts
-    of_step = [[i for batch in batches[k * beside.parts : (k + 1) * beside.parts] for i in batch] for k in range(3)]
+    of_step = [
+        [i for batch in batches[k * beside.parts : (k + 1) * beside.parts] for i in batch]
+        for k in range(3)
+    ]
     for step, rows in enumerate(of_step):
         assert sorted(i for i in rows if i < len(target)) == list(range(32 * step, 32 * step + 32))
         share = sum(i >= len(target) for i in rows) / len(rows)
@@ -455,7 +581,9 @@ def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(chat: 
 
 def test_a_controller_of_skills_needs_replay_that_names_them(chat: Chat) -> None:
     replay = [Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(9, seed=1)]
-    with pytest.raises(RecipeError, match=r"no replay row names a skill of eval\.old \(capital, reverse, topic\)"):
+    with pytest.raises(
+        RecipeError, match=r"no replay row names a skill of eval\.old \(capital, reverse, topic\)"
+    ):
         watched(replay, by_skill=True).pools()
 
 
@@ -463,13 +591,20 @@ def test_a_controller_of_skills_needs_replay_that_names_them(chat: Chat) -> None
 
 
 def test_rows_of_an_encoder_decoder_are_not_packed(t5: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"train\.packing: rows of an encoder-decoder cannot be packed"):
+    with pytest.raises(
+        RecipeError, match=r"train\.packing: rows of an encoder-decoder cannot be packed"
+    ):
         trained(tmp_path, Chat.load(t5), letters(8), model=t5, packing=True)
 
 
 def test_tests_without_an_answer_are_named(chat: Chat, tmp_path: Path) -> None:
-    made = watched([Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(20, seed=1)])
-    made.old["topic"] = (made.old["topic"][0], [Record([{"role": "user", "content": "Which topic?"}], "target")])
+    made = watched(
+        [Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(20, seed=1)]
+    )
+    made.old["topic"] = (
+        made.old["topic"][0],
+        [Record([{"role": "user", "content": "Which topic?"}], "target")],
+    )
     with pytest.raises(DataError, match=r"eval\.old\.topic: none of its rows has an answer"):
         train(
             mixture(8), [0] * 8, model="nano", chat=chat, settings=Train(batch_rows=8), seed=1, folder=tmp_path,
@@ -487,7 +622,9 @@ def test_a_loss_that_is_not_a_number_names_the_rows_of_the_step(chat: Chat, tmp_
 
 
 @pytest.mark.parametrize("name", ["ewc", "distill", "project"])
-def test_a_remedy_that_needs_replay_says_so_where_there_is_none(name: str, chat: Chat, tmp_path: Path) -> None:
+def test_a_remedy_that_needs_replay_says_so_where_there_is_none(
+    name: str, chat: Chat, tmp_path: Path
+) -> None:
     target = [record for record in mixture() if record.source == "target"]
     with pytest.raises(RecipeError, match=rf"train\.remedies\.{name}: it needs replay rows"):
         trained(tmp_path, chat, target, remedies={name: {}})

@@ -17,12 +17,22 @@ from replaykit.records import Record, dialogue
 from replaykit.train.remedies.weights import Kept, dft, eaft, flow_temperature, summary, weights
 from replaykit.training_settings import Flow, Remedies, Stm
 
-QUESTIONS = ["What is the capital of France?", "Reverse the word: stone", "Hello", "What is 12 + 7?"]
-TWO_TURNS = Record((*dialogue("Hello", '{"city": "Paris"}'), *dialogue("Why?", "So it is.")), "target")
+QUESTIONS = [
+    "What is the capital of France?",
+    "Reverse the word: stone",
+    "Hello",
+    "What is 12 + 7?",
+]
+TWO_TURNS = Record(
+    (*dialogue("Hello", '{"city": "Paris"}'), *dialogue("Why?", "So it is.")), "target"
+)
 
 
 def rows(count: int = 20) -> list[Record]:
-    target = [Record(dialogue(f"{QUESTIONS[k % 4]} {k}", f"The answer is {k * k}."), "target") for k in range(count)]
+    target = [
+        Record(dialogue(f"{QUESTIONS[k % 4]} {k}", f"The answer is {k * k}."), "target")
+        for k in range(count)
+    ]
     return [
         *target,
         TWO_TURNS,
@@ -37,13 +47,22 @@ def made(chat: Chat, records: Sequence[Record]) -> dict[str, Example]:
 def drawn(examples: dict[str, Example], *, scale: float = 1.0) -> dict[str, np.ndarray]:
     """Log-probabilities by chance, the same for a row in any order."""
     return {
-        key: -scale * np.random.default_rng(int(key, 16)).exponential(size=e.loss_tokens).astype(np.float32)
+        key: -scale
+        * np.random.default_rng(int(key, 16)).exponential(size=e.loss_tokens).astype(np.float32)
         for key, e in examples.items()
     }
 
 
-def stm(chat: Chat, records: Sequence[Record], logprobs: dict[str, np.ndarray], seed: int = 1, **settings: Any) -> Any:
-    return weights(records, made(chat, records), logprobs, Remedies(stm=Stm(**settings)), chat, seed)
+def stm(
+    chat: Chat,
+    records: Sequence[Record],
+    logprobs: dict[str, np.ndarray],
+    seed: int = 1,
+    **settings: Any,
+) -> Any:
+    return weights(
+        records, made(chat, records), logprobs, Remedies(stm=Stm(**settings)), chat, seed
+    )
 
 
 def shape_of(weight: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -74,7 +93,9 @@ def test_a_perplexity_of_just_the_limit_carries_loss(chat: Chat) -> None:
     size = chat.example(record).loss_tokens
     logprobs = {record.id: np.full(size, -math.log(4.0))}
     logprobs[record.id][1] = -math.log(4.0001)
-    assert stm(chat, [record], logprobs, max_perplexity=4.0000001)[record.id].tolist() == [1, 0] + [1] * (size - 2)
+    assert stm(chat, [record], logprobs, max_perplexity=4.0000001)[record.id].tolist() == [1, 0] + [
+        1
+    ] * (size - 2)
 
 
 def test_each_answer_of_a_conversation_keeps_its_end_of_turn(chat: Chat) -> None:
@@ -83,7 +104,10 @@ def test_each_answer_of_a_conversation_keeps_its_end_of_turn(chat: Chat) -> None
     answer_tokens = [token for token, on in zip(example.tokens, example.loss, strict=True) if on]
     assert len(kept) == len(answer_tokens)
     assert kept.sum() == 2 * len(chat.end_of_turn)
-    assert [t for t, on in zip(answer_tokens, kept, strict=True) if on] == [*chat.end_of_turn, *chat.end_of_turn]
+    assert [t for t, on in zip(answer_tokens, kept, strict=True) if on] == [
+        *chat.end_of_turn,
+        *chat.end_of_turn,
+    ]
     first = len(chat.encode('{"city": "Paris"}'))
     assert np.flatnonzero(kept)[0] == first
     impossible = {TWO_TURNS.id: np.full(len(kept), -20.0, np.float32)}
@@ -98,7 +122,9 @@ def test_tokens_of_the_kept_texts_carry_loss(chat: Chat) -> None:
     for text in ("is", "the answer is:"):
         kept = Kept(chat, [text])(example) & ~always
         said = chat.decode([t for t, on in zip(answer_tokens, kept, strict=True) if on])
-        assert said.split() == {"is": ["is", "is"], "the answer is:": ["the", "answer", "is:"]}[text]
+        assert (
+            said.split() == {"is": ["is", "is"], "the answer is:": ["the", "answer", "is:"]}[text]
+        )
     assert (Kept(chat, ["Lisbon"])(example) == always).all()
 
 
@@ -106,7 +132,9 @@ def test_a_text_that_was_cut_has_no_end_to_keep(chat: Chat) -> None:
     text = ({"role": "text", "content": "Paris is"},)
     ended, cut = Record(text, "generate"), Record(text, "generate", {"finish": "length"})
     assert Kept(chat)(chat.example(cut)).sum() == 0
-    assert Kept(chat)(chat.example(ended)).tolist() == [False] * (chat.example(ended).loss_tokens - 1) + [True]
+    assert Kept(chat)(chat.example(ended)).tolist() == [False] * (
+        chat.example(ended).loss_tokens - 1
+    ) + [True]
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.2381, 0.5])
@@ -116,7 +144,9 @@ def test_a_share_is_exact_over_all_answer_tokens(chat: Chat, share: float) -> No
     total = sum(map(len, logprobs.values()))
     for which in ("highest", "lowest", "random"):
         found = stm(chat, records, logprobs, share=share, which=which)
-        assert sum(int((weight == 0).sum()) for weight in found.values()) == int(share * total + 0.5)
+        assert sum(int((weight == 0).sum()) for weight in found.values()) == int(
+            share * total + 0.5
+        )
 
 
 def test_highest_takes_the_least_probable_and_lowest_the_most_probable(chat: Chat) -> None:
@@ -126,7 +156,9 @@ def test_highest_takes_the_least_probable_and_lowest_the_most_probable(chat: Cha
     for which, sign in (("highest", 1), ("lowest", -1)):
         found = stm(chat, records, logprobs, share=0.2, which=which)
         masked = np.concatenate([sign * logprobs[key][found[key] == 0] for key in found])
-        left = np.concatenate([sign * logprobs[key][(found[key] == 1) & ~kept[key]] for key in found])
+        left = np.concatenate(
+            [sign * logprobs[key][(found[key] == 1) & ~kept[key]] for key in found]
+        )
         assert len(masked) > 20
         assert masked.max() <= left.min()
 
@@ -141,7 +173,9 @@ def test_all_is_masked_but_what_is_kept_where_the_share_asks_for_more(chat: Chat
 
 def test_neither_order_nor_repetition_of_the_rows_changes_a_weight(chat: Chat) -> None:
     records = rows()
-    equal = {key: np.full(e.loss_tokens, -1.0, np.float32) for key, e in made(chat, records).items()}  # ties only
+    equal = {
+        key: np.full(e.loss_tokens, -1.0, np.float32) for key, e in made(chat, records).items()
+    }  # ties only
     for which in ("highest", "lowest", "random"):
         one = stm(chat, records, equal, share=0.3, which=which)
         other = stm(chat, [*records[::-1], *records[:5]], equal, share=0.3, which=which)
@@ -171,8 +205,13 @@ def test_a_token_that_nothing_predicts_is_neither_masked_nor_counted(chat: Chat)
 
 
 def test_a_recipe_without_any_limit_is_refused() -> None:
-    with pytest.raises(RecipeError, match="max_perplexity: give the highest perplexity that carries loss, or a share"):
-        load_recipe(None, {"train.remedies.stm.max_perplexity": None, "train.remedies.stm.keep": ["{"]})
+    with pytest.raises(
+        RecipeError,
+        match="max_perplexity: give the highest perplexity that carries loss, or a share",
+    ):
+        load_recipe(
+            None, {"train.remedies.stm.max_perplexity": None, "train.remedies.stm.keep": ["{"]}
+        )
 
 
 # --- FLOW -----------------------------------------------------------------------------------------------------------
@@ -182,8 +221,12 @@ LOSSES = {"a": [1.0, 3.0], "b": [0.5, 0.5], "c": [4.0, 2.0], "d": [0.1, 0.1]}
 
 def flow_rows() -> tuple[list[Record], dict[str, np.ndarray]]:
     """Three target rows whose losses are 2, 0.5 and 3, and one of replay whose loss is 0.1; the second comes twice."""
-    records = [Record(dialogue(name, "x"), "generate" if name == "d" else "target") for name in LOSSES]
-    logprobs = {r.id: -np.array(v, np.float32) for r, v in zip(records, LOSSES.values(), strict=True)}
+    records = [
+        Record(dialogue(name, "x"), "generate" if name == "d" else "target") for name in LOSSES
+    ]
+    logprobs = {
+        r.id: -np.array(v, np.float32) for r, v in zip(records, LOSSES.values(), strict=True)
+    }
     return [*records, records[1]], logprobs
 
 
@@ -209,12 +252,16 @@ def test_flow_by_token_weighs_each_token_by_its_own_loss(chat: Chat) -> None:
     assert flow_temperature(records, logprobs, settings) == pytest.approx(median)
     found = weights(records, {}, logprobs, Remedies(flow=settings), chat, 1)
     for record, losses in zip(records[:4], LOSSES.values(), strict=True):
-        assert found[record.id].tolist() == pytest.approx([math.exp(-loss / median) for loss in losses], rel=1e-6)
+        assert found[record.id].tolist() == pytest.approx(
+            [math.exp(-loss / median) for loss in losses], rel=1e-6
+        )
 
 
 def test_flow_is_defined_where_the_model_is_sure_of_everything(chat: Chat) -> None:
     records, _ = flow_rows()
-    sure = {record.id: np.zeros(2, np.float32) for record in records} | {records[0].id: np.full(2, -1.0, np.float32)}
+    sure = {record.id: np.zeros(2, np.float32) for record in records} | {
+        records[0].id: np.full(2, -1.0, np.float32)
+    }
     found = weights(records, {}, sure, Remedies(flow=Flow()), chat, 1)
     assert found[records[1].id].tolist() == [1.0, 1.0]
     assert found[records[0].id].tolist() == [0.0, 0.0]
@@ -246,26 +293,51 @@ def test_the_summary_tells_of_each_source_what_was_masked(chat: Chat) -> None:
         "median_loss": pytest.approx((5.0 + 0.1) / 2), "rows_masked": 1,
     }  # fmt: skip
     assert told["sources"]["generate"]["masked"] == told["sources"]["generate"]["rows_masked"] == 0
-    replay, left = 2 * examples[old[0].id].loss_tokens, sum(sizes) - sizes[0] + len(chat.end_of_turn)
-    assert told["share"] == round(replay / (replay + left), 4)  # the replay row counts as often as it is trained on
+    replay, left = (
+        2 * examples[old[0].id].loss_tokens,
+        sum(sizes) - sizes[0] + len(chat.end_of_turn),
+    )
+    assert told["share"] == round(
+        replay / (replay + left), 4
+    )  # the replay row counts as often as it is trained on
 
 
 def test_the_summary_of_flow_names_its_temperature(chat: Chat) -> None:
     records, logprobs = flow_rows()
     examples = {key: Example((5, 6, 7), (False, True, True)) for key in logprobs}
     settings = Remedies(flow=Flow())
-    told = summary(records, examples, logprobs, weights(records, {}, logprobs, settings, chat, 1), settings, chat)
+    told = summary(
+        records,
+        examples,
+        logprobs,
+        weights(records, {}, logprobs, settings, chat, 1),
+        settings,
+        chat,
+    )
     assert told["temperature"] == pytest.approx(2.0)
     expected = np.mean([math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0)])
     assert told["sources"]["target"]["mean_weight"] == pytest.approx(expected, abs=1e-4)
     assert told["sources"]["target"]["median_loss"] == pytest.approx(2.0)
-    replay, target = math.exp(-0.1 / 2.0), sum(math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0, 0.5))
+    replay, target = (
+        math.exp(-0.1 / 2.0),
+        sum(math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0, 0.5)),
+    )
     assert told["share"] == pytest.approx(replay / (replay + target), abs=1e-4)
     unpredicted = logprobs | {records[3].id: np.array([np.nan, -0.1], np.float32)}
     found = {record.id: np.ones(2, np.float32) for record in records}
-    assert summary(records, examples, unpredicted, found, settings, chat)["share"] == round(1 / 9, 4)
+    assert summary(records, examples, unpredicted, found, settings, chat)["share"] == round(
+        1 / 9, 4
+    )
     assert (
-        summary(records, examples, logprobs, {key: 0 * one for key, one in found.items()}, settings, chat)["share"] == 0
+        summary(
+            records,
+            examples,
+            logprobs,
+            {key: 0 * one for key, one in found.items()},
+            settings,
+            chat,
+        )["share"]
+        == 0
     )
 
 
@@ -284,12 +356,16 @@ def test_dft_is_the_probability_and_lets_no_gradient_through() -> None:
 
 def test_eaft_is_the_entropy_of_the_best_tokens_over_three() -> None:
     probabilities = [0.5, 0.25, 0.125, 0.125]
-    logits = torch.tensor([[math.log(p) + 7.0 for p in probabilities], [9.0, 9.0, -90.0, -91.0]], requires_grad=True)
+    logits = torch.tensor(
+        [[math.log(p) + 7.0 for p in probabilities], [9.0, 9.0, -90.0, -91.0]], requires_grad=True
+    )
     every = eaft(logits, 20, 1.0)
     assert every.tolist() == pytest.approx([1.75 * math.log(2) / 3.0, math.log(2) / 3.0], rel=1e-6)
     assert not every.requires_grad
     two = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3)
-    assert eaft(logits, 2, 2.0).tolist() == pytest.approx([(two / 3.0) ** 2, (math.log(2) / 3.0) ** 2], rel=1e-6)
+    assert eaft(logits, 2, 2.0).tolist() == pytest.approx(
+        [(two / 3.0) ** 2, (math.log(2) / 3.0) ** 2], rel=1e-6
+    )
 
 
 def test_eaft_gives_twenty_equal_tokens_a_weight_of_one() -> None:

@@ -34,7 +34,9 @@ def by_row(engine: Engine, requests: Iterable[Request | None]) -> dict[int, Comp
 
 def own_questions(chat: Chat, n: int, *, max_tokens: int = 24) -> list[Request]:
     sampling = Sampling(max_tokens=max_tokens, stop=chat.stop)
-    return [Request(row, chat.pre_query, sampling, row * 0x2545F4914F6CDD1D % 2**63) for row in range(n)]
+    return [
+        Request(row, chat.pre_query, sampling, row * 0x2545F4914F6CDD1D % 2**63) for row in range(n)
+    ]
 
 
 def processes(engine: Workers) -> list[psutil.Process]:
@@ -56,19 +58,28 @@ def test_the_rows_of_four_workers_are_those_of_one_engine(
 def test_all_workers_work(four: Workers, chat: Chat) -> None:
     before = [sum(process.cpu_times()[:2]) for process in processes(four)]
     assert len(by_row(four, own_questions(chat, 1000))) == 1000
-    spent = [sum(process.cpu_times()[:2]) - start for process, start in zip(processes(four), before, strict=True)]
+    spent = [
+        sum(process.cpu_times()[:2]) - start
+        for process, start in zip(processes(four), before, strict=True)
+    ]
     assert min(spent) > 0.3 * max(spent)
 
 
-def test_scores_come_in_the_order_of_the_sequences(four: Workers, transformers_engine: Engine, chat: Chat) -> None:
+def test_scores_come_in_the_order_of_the_sequences(
+    four: Workers, transformers_engine: Engine, chat: Chat
+) -> None:
     sequences = [chat.pre_query * (1 + (7 * k) % 11) for k in range(300)]
     scores = list(four.score(iter(sequences)))
     assert [len(row) + 1 for row in scores] == [len(tokens) for tokens in sequences]
     expected = list(transformers_engine.score(sequences[:20]))
-    assert all(row == pytest.approx(other, abs=1e-4) for row, other in zip(scores, expected, strict=False))
+    assert all(
+        row == pytest.approx(other, abs=1e-4) for row, other in zip(scores, expected, strict=False)
+    )
 
 
-def test_rows_may_depend_on_rows_and_wait_for_them(four: Workers, transformers_engine: Engine, chat: Chat) -> None:
+def test_rows_may_depend_on_rows_and_wait_for_them(
+    four: Workers, transformers_engine: Engine, chat: Chat
+) -> None:
     """The answers in the stream of the questions, None while there is none to ask, and scores in the midst of it."""
     first = own_questions(chat, 300, max_tokens=12)
     rows, scored = dict[int, Completion](), dict[int, float]()
@@ -76,7 +87,9 @@ def test_rows_may_depend_on_rows_and_wait_for_them(four: Workers, transformers_e
 
     def answer_to(question: Completion) -> Request:
         tokens = (*chat.pre_query, *question.tokens, *chat.encode(chat.template.answer_header))
-        return Request(1000 + question.row, tokens, Sampling(max_tokens=8, stop=chat.stop), question.row)
+        return Request(
+            1000 + question.row, tokens, Sampling(max_tokens=8, stop=chat.stop), question.row
+        )
 
     def asked() -> Iterator[Request | None]:
         questions = iter(first)
@@ -90,15 +103,21 @@ def test_rows_may_depend_on_rows_and_wait_for_them(four: Workers, transformers_e
         elif completion.row % 50 == 0 and completion.tokens:
             (scores,) = four.score([chat.pre_query + completion.tokens])
             scored[completion.row] = sum(scores)
-    assert rows == by_row(transformers_engine, [*first, *(answer_to(rows[row]) for row in range(300))])
+    assert rows == by_row(
+        transformers_engine, [*first, *(answer_to(rows[row]) for row in range(300))]
+    )
     assert len(scored) >= 3 and all(score < 0 for score in scored.values())
 
 
-def test_an_iteration_may_feed_another(four: Workers, transformers_engine: Engine, chat: Chat) -> None:
+def test_an_iteration_may_feed_another(
+    four: Workers, transformers_engine: Engine, chat: Chat
+) -> None:
     def asked(engine: Engine) -> Iterator[Request]:
         for question in engine.complete(own_questions(chat, 100, max_tokens=12)):
             tokens = (*chat.pre_query, *question.tokens, *chat.encode(chat.template.answer_header))
-            yield Request(question.row, tokens, Sampling(temperature=0.0, max_tokens=8, stop=chat.stop))
+            yield Request(
+                question.row, tokens, Sampling(temperature=0.0, max_tokens=8, stop=chat.stop)
+            )
 
     assert by_row(four, asked(four)) == by_row(transformers_engine, asked(transformers_engine))
 
@@ -130,7 +149,10 @@ def test_an_iteration_that_is_left_early_leaves_the_workers_usable(
 
     with pytest.raises(ValueError, match="the pool is empty"):
         list(four.complete(broken()))
-    others = [Request(row, chat.pre_query, Sampling(max_tokens=24, stop=chat.stop), seed=row + 9) for row in range(60)]
+    others = [
+        Request(row, chat.pre_query, Sampling(max_tokens=24, stop=chat.stop), seed=row + 9)
+        for row in range(60)
+    ]
     assert by_row(four, others) == by_row(transformers_engine, others)
     assert [worker.flying for worker in four._workers] == [{}] * 4
 
@@ -148,7 +170,10 @@ def test_an_error_of_a_request_is_the_engines_own_and_ends_no_worker(
         with pytest.raises(EngineError) as caught:
             list(engine.complete(requests))
         errors.append(str(caught.value))
-    assert errors == [f"row 17: its prompt has {four.limit} tokens and the model reads {four.limit}"] * 2
+    assert (
+        errors
+        == [f"row 17: its prompt has {four.limit} tokens and the model reads {four.limit}"] * 2
+    )
     assert len(by_row(four, requests[:50])) == 50
     assert len(four._workers) == 4
 
@@ -174,7 +199,9 @@ def test_a_killed_worker_loses_no_row_and_the_last_one_is_an_error(
         done = [next(completions)]
         first.kill()
         done += completions
-    assert {completion.row: completion for completion in done} == by_row(transformers_engine, requests)
+    assert {completion.row: completion for completion in done} == by_row(
+        transformers_engine, requests
+    )
     assert len(done) == 600
     (warning,) = caplog.messages
     assert warning.startswith("a worker ended: worker 0 ended with exit code -9; its ")
@@ -205,7 +232,10 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("last", "code"),
-    [("next(completions); os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("next(completions)", 0)],
+    [
+        ("next(completions); os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("next(completions)", 0),
+    ],
     ids=["killed", "at its end, without close()"],
 )
 def test_the_workers_end_with_their_parent(tmp_path: Path, last: str, code: int) -> None:
@@ -214,13 +244,17 @@ def test_the_workers_end_with_their_parent(tmp_path: Path, last: str, code: int)
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert run.returncode == code, run.stderr
     pids = [int(pid) for pid in run.stdout.split()]
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=120)
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=120
+    )
     assert len(pids) == 2 and alive == []
 
 
 def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(tmp_path: Path) -> None:
     options = EngineOptions(name="transformers", workers=2)
-    with pytest.raises(EngineError, match="neither a folder here, nor a Hub id .*; did you mean 'llama3"):
+    with pytest.raises(
+        EngineError, match="neither a folder here, nor a Hub id .*; did you mean 'llama3"
+    ):
         load_engine("llama33", options)
     with pytest.raises(EngineError, match=f"{tmp_path} cannot be loaded: "):
         load_engine(str(tmp_path), options)
@@ -247,7 +281,9 @@ def test_each_worker_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     gpus(monkeypatch, 4, "7,5,GPU-3f,1")
     assert visible(2, 2) == ["7,5", "GPU-3f,1"]
     assert visible(4, 1) == ["7", "5", "GPU-3f", "1"]
-    with pytest.raises(EngineError, match="3 workers of 2 GPUs each need 6 GPUs, and 4 are visible here"):
+    with pytest.raises(
+        EngineError, match="3 workers of 2 GPUs each need 6 GPUs, and 4 are visible here"
+    ):
         visible(3, 2)
     with pytest.raises(EngineError, match="5 workers need 5 GPUs, and 4 are visible here"):
         visible(5, 1)
@@ -261,5 +297,7 @@ def test_on_a_cpu_the_workers_share_out_the_threads(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_worker_finds_its_environment_and_the_parent_keeps_its_own(four: Workers) -> None:
-    assert {process.environ()["VLLM_CPU_OMP_THREADS_BIND"] for process in processes(four)} == {"nobind"}
+    assert {process.environ()["VLLM_CPU_OMP_THREADS_BIND"] for process in processes(four)} == {
+        "nobind"
+    }
     assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ

@@ -27,10 +27,18 @@ def main(folder: Path) -> None:
     settings = Train.model_validate(json.loads((folder / "settings.json").read_text()))
     steps = [k // settings.batch_rows for k in range(len(records))]
     result = fit.train(
-        records, steps, model="nano", chat=Chat.load("nano"), settings=settings, seed=1, folder=folder / "train"
+        records,
+        steps,
+        model="nano",
+        chat=Chat.load("nano"),
+        settings=settings,
+        seed=1,
+        folder=folder / "train",
     )
     rank = os.environ["RANK"]
-    (folder / f"rank-{rank}.json").write_text(json.dumps({"rows": seen, "losses": result["losses"]}))
+    (folder / f"rank-{rank}.json").write_text(
+        json.dumps({"rows": seen, "losses": result["losses"]})
+    )
 
 
 if __name__ == "__main__":

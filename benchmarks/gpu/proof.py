@@ -56,7 +56,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 OUT = Path(os.environ.get("OUT", "build/gpu")) / "proof"
 DATA = Path(__file__).parents[3] / "shared" / "data"
 GENERAL = ("alpaca_train", "dolly_train", "lima_train", "t0_pool")
-QUESTION_WEIGHT = 1 / 3  # of a question's token over an answer's: the base has to write questions, too
+QUESTION_WEIGHT = (
+    1 / 3
+)  # of a question's token over an answer's: the base has to write questions, too
 POSITIONS = 1024
 STOP_EARLY = 10  # seconds before the time is up, for a checkpoint
 
@@ -143,7 +145,10 @@ def cards(n: int, *, seed: int, held_out: bool = False) -> list[world.Task]:
 
 
 def as_records(tasks: Sequence[world.Task]) -> list[Record]:
-    return [Record(dialogue(task.prompt, task.answer), "target", {"skill": task.skill}) for task in tasks]
+    return [
+        Record(dialogue(task.prompt, task.answer), "target", {"skill": task.skill})
+        for task in tasks
+    ]
 
 
 def taught(size: Size) -> list[Record]:
@@ -166,8 +171,13 @@ def general(data: Path, size: Size) -> list[Record]:
 def new_task(task: str, data: Path, size: Size) -> tuple[list[Record], list[Record], Test]:
     """Rows to learn, rows to test, and how an answer is scored: by the number, or the decision, after ``####``."""
     if task == "gsm8k":
-        parts = (read_records(data / f"gsm8k_{part}.jsonl.gz", "target") for part in ("train", "test"))
-        learn, tests = (list(islice(part, n)) for part, n in zip(parts, (size.target, size.items * 2), strict=True))
+        parts = (
+            read_records(data / f"gsm8k_{part}.jsonl.gz", "target") for part in ("train", "test")
+        )
+        learn, tests = (
+            list(islice(part, n))
+            for part, n in zip(parts, (size.target, size.items * 2), strict=True)
+        )
         return learn, tests, Test(path=task, score="numeric", max_tokens=size.answer_tokens)
     rows = [
         Record(dialogue("\n".join([*row.meta["contexts"], row.prompt]),
@@ -176,7 +186,11 @@ def new_task(task: str, data: Path, size: Size) -> tuple[list[Record], list[Reco
     ]  # fmt: skip
     Random(1).shuffle(rows)
     held = min(size.items * 2, len(rows) // 5)
-    return rows[held : held + size.target], rows[:held], Test(path=task, score="exact", max_tokens=size.answer_tokens)
+    return (
+        rows[held : held + size.target],
+        rows[:held],
+        Test(path=task, score="exact", max_tokens=size.answer_tokens),
+    )
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------
@@ -259,7 +273,9 @@ def make_base(work: Work) -> dict[str, Any]:
         held, old = rows[: size.items], [*rows[size.items :], *skills]
         write_jsonl(folder / "held_out.jsonl", held)
         write_jsonl(folder / "old.jsonl", {record.id: record for record in old}.values())
-        order = [record for epoch in range(size.epochs) for record in Random(epoch).sample(old, len(old))]
+        order = [
+            record for epoch in range(size.epochs) for record in Random(epoch).sample(old, len(old))
+        ]
         settings = Train(learning_rate=size.base_rate, min_rate=0.1, warmup=0.05, batch_rows=2 * size.batch_rows,
                          weight_decay=0.05, micro_batch_rows=size.batch_rows, save_every=300)  # fmt: skip
         steps = [place // settings.batch_rows for place in range(len(order))]
@@ -272,7 +288,9 @@ def make_base(work: Work) -> dict[str, Any]:
         })  # fmt: skip
 
 
-def trained(folder: Path, records: Sequence[Record], steps: Sequence[int], **options: Any) -> dict[str, Any]:
+def trained(
+    folder: Path, records: Sequence[Record], steps: Sequence[int], **options: Any
+) -> dict[str, Any]:
     """Our trainer, with what it said kept in train.json, where a call that is stopped after it finds that."""
     from replaykit.train import fit
 
@@ -282,7 +300,9 @@ def trained(folder: Path, records: Sequence[Record], steps: Sequence[int], **opt
     started = time.perf_counter()
     made = fit.train(records, steps, folder=folder, **options)
     said = {"steps": made["steps"], "loss": made["loss"], "tokens": made["tokens"]}
-    said["train_seconds"] = round(time.perf_counter() - started, 1)  # of the last call alone, if there were several
+    said["train_seconds"] = round(
+        time.perf_counter() - started, 1
+    )  # of the last call alone, if there were several
     write_json(folder / "train.json", said)
     return said
 
@@ -308,14 +328,21 @@ class Work:
         return str(self.out / "base" / "model")
 
 
-def begun(out: Path, data: Path, size: Size, task: str, engine: str, late: Callable[..., bool]) -> Work:
+def begun(
+    out: Path, data: Path, size: Size, task: str, engine: str, late: Callable[..., bool]
+) -> Work:
     """The new task and all tests but that of the general rows, which the base's unit sets aside."""
     learn, target, how = new_task(task, data, size)
     tests = {}
     for skill in OLD:
         own = cards if skill == "card" else partial(world.draw, skill)
-        kind = "json" if skill in ("json", "card") else "exact"  # which takes capitals for what they are
-        tests[skill] = Test(path=skill, score=kind, max_tokens=64), as_records(own(size.items, seed=99, held_out=True))
+        kind = (
+            "json" if skill in ("json", "card") else "exact"
+        )  # which takes capitals for what they are
+        tests[skill] = (
+            Test(path=skill, score=kind, max_tokens=64),
+            as_records(own(size.items, seed=99, held_out=True)),
+        )
     tests["new loss"] = Test(path=task, score="cross_entropy"), target
     tests["new answers"] = how, target
     return Work(out, data, size, task, engine, learn, tests, late)
@@ -324,7 +351,12 @@ def begun(out: Path, data: Path, size: Size, task: str, engine: str, late: Calla
 def make_replay(work: Work, name: str, base: Mapping[str, Any]) -> dict[str, Any]:
     """A set of replay rows in rows.jsonl."""
     folder, n = work.out / f"replay-{name}", work.size.replay
-    inputs = {"base": base["identity"], "n": n, "task": work.task, "target": [record.id for record in work.learn[:100]]}
+    inputs = {
+        "base": base["identity"],
+        "n": n,
+        "task": work.task,
+        "target": [record.id for record in work.learn[:100]],
+    }
     with open_step(name, folder, inputs) as step:
         if step.result is not None:
             return step.result
@@ -353,7 +385,9 @@ def settings_of(work: Work, arm: Arm, **more: Any) -> Train:
     return Train.model_validate({**common, **changes, **more})
 
 
-def mixture(work: Work, arm: Arm, chat: Chat, seed: int, folder: Path) -> tuple[Any, dict[str, Any], Train]:
+def mixture(
+    work: Work, arm: Arm, chat: Chat, seed: int, folder: Path
+) -> tuple[Any, dict[str, Any], Train]:
     """The arm's mixture, its summary and settings. Equal compute: as many target tokens as the dearest arm has of both."""
     settings, asked, replay = settings_of(work, arm), Mix(ratio=arm.ratio, overlap=False), {}
     if arm.equal:
@@ -362,8 +396,12 @@ def mixture(work: Work, arm: Arm, chat: Chat, seed: int, folder: Path) -> tuple[
         settings = settings_of(work, arm, steps=max(1, round(rows / work.size.batch_rows)))
     if arm.replay is not None:
         source = "generate" if arm.replay == "magpie" else "select"
-        replay = {source: list(read_records(work.out / f"replay-{arm.replay}" / "rows.jsonl", source))}
-    made = mix(work.learn, replay, chat=chat, settings=asked, train=settings, seed=seed, folder=folder)
+        replay = {
+            source: list(read_records(work.out / f"replay-{arm.replay}" / "rows.jsonl", source))
+        }
+    made = mix(
+        work.learn, replay, chat=chat, settings=asked, train=settings, seed=seed, folder=folder
+    )
     return made, made.summary(asked), settings
 
 
@@ -375,19 +413,34 @@ def dearest_replay(work: Work) -> str:
 def run_arm(work: Work, name: str, seed: int, base: Mapping[str, Any]) -> dict[str, Any]:
     """Trains one arm, scores it, and keeps the scores but not the model."""
     arm, folder = ARMS[name], work.out / f"{name}-seed-{seed}"
-    inputs = {"base": base["identity"], "arm": asdict(arm), "seed": seed, "size": asdict(work.size), "task": work.task}
+    inputs = {
+        "base": base["identity"],
+        "arm": asdict(arm),
+        "seed": seed,
+        "size": asdict(work.size),
+        "task": work.task,
+    }
     with open_step(name, folder, inputs) as step:
         if step.result is not None:
             return step.result
         chat = Chat.load(work.model)
         made, summary, settings = mixture(work, arm, chat, seed, folder)
         lines = [
-            (number, made.rows[slot.source][slot.row]) for number, slots in enumerate(made.steps) for slot in slots
+            (number, made.rows[slot.source][slot.row])
+            for number, slots in enumerate(made.steps)
+            for slot in slots
         ]
         records, steps = [record for _, record in lines], [number for number, _ in lines]
         weights = token_weights(work, settings, records, chat, seed, base)
         said = trained(
-            folder, records, steps, model=work.model, chat=chat, settings=settings, seed=seed, weights=weights
+            folder,
+            records,
+            steps,
+            model=work.model,
+            chat=chat,
+            settings=settings,
+            seed=seed,
+            weights=weights,
         )
         score(work, folder, str(folder / "model"))
         for part in ("model", "adapter"):
@@ -397,7 +450,12 @@ def run_arm(work: Work, name: str, seed: int, base: Mapping[str, Any]) -> dict[s
 
 
 def token_weights(
-    work: Work, settings: Train, records: Sequence[Record], chat: Chat, seed: int, base: Mapping[str, Any]
+    work: Work,
+    settings: Train,
+    records: Sequence[Record],
+    chat: Chat,
+    seed: int,
+    base: Mapping[str, Any],
 ) -> Any:
     """The weights of answer tokens by STM, or None."""
     if settings.remedies.stm is None:
@@ -464,7 +522,8 @@ def run_all(work: Work, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
             if before is None:
                 longest = max(longest, time.monotonic() - started)
             print(
-                f"{name}, seed {seed}: loss {said['loss']:.3f}{'' if before is None else ', done before'}", flush=True
+                f"{name}, seed {seed}: loss {said['loss']:.3f}{'' if before is None else ', done before'}",
+                flush=True,
             )
     return left
 
@@ -472,32 +531,46 @@ def run_all(work: Work, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
 def read_items(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The scored items by test; those that were too long for the model are left out, under every model the same ones."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for item in (json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()):
+    for item in (
+        json.loads(line)
+        for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    ):
         if item["score"] is not None:
             found.setdefault(item["skill"], []).append(item)
     return found
 
 
-def scores_by_arm(work: Work, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+def scores_by_arm(
+    work: Work, arms: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[str, np.ndarray]]:
     """Of the base and of every arm that has a finished seed: test -> scores [seeds, items]."""
     folders = {"base": [work.out / "base-scores"]}
     folders |= {name: [work.out / f"{name}-seed-{seed}" for seed in seeds] for name in arms}
     found = {}
     for name, places in folders.items():
         if runs := [read_items(place) for place in places if read_manifest(place)]:
-            found[name] = {test: np.array([[item["score"] for item in run[test]] for run in runs]) for test in runs[0]}
+            found[name] = {
+                test: np.array([[item["score"] for item in run[test]] for run in runs])
+                for test in runs[0]
+            }
     return found
 
 
 def percent(part: Interval | None) -> str:
-    return "–" if part is None else f"{100 * part.mean:.1f} [{100 * part.low:.1f}, {100 * part.high:.1f}]"
+    return (
+        "–"
+        if part is None
+        else f"{100 * part.mean:.1f} [{100 * part.low:.1f}, {100 * part.high:.1f}]"
+    )
 
 
 def nats(part: Interval) -> str:
     return f"{part.mean:.3f} [{part.low:.3f}, {part.high:.3f}]"
 
 
-def row(name: str, now: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], tokens: Any, said: Any) -> str:
+def row(
+    name: str, now: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], tokens: Any, said: Any
+) -> str:
     """A line of the table. An item's score is its mean over the seeds; intervals are by a bootstrap over the items."""
     mean = {test: scores.mean(axis=0).tolist() for test, scores in now.items()}
     first = {test: scores[0].tolist() for test, scores in base.items()}
@@ -506,8 +579,13 @@ def row(name: str, now: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]
         lost = mean_drop([first[skill] for skill in skills], [mean[skill] for skill in skills])
         return retention(float(np.mean([np.mean(first[skill]) for skill in skills])), lost)
 
-    seeds = ", ".join(f"{100 * np.mean([now[skill][k].mean() for skill in OLD]):.1f}" for k in range(len(now["card"])))
-    learned = mean_drop([mean["new answers"]], [[0.0] * len(mean["new answers"])])  # the mean itself
+    seeds = ", ".join(
+        f"{100 * np.mean([now[skill][k].mean() for skill in OLD]):.1f}"
+        for k in range(len(now["card"]))
+    )
+    learned = mean_drop(
+        [mean["new answers"]], [[0.0] * len(mean["new answers"])]
+    )  # the mean itself
     rise = per_token_rise(first["general"], mean["general"], tokens["general"])
     cells = [
         name, f"{100 * said['share']:.1f}" if said else "–", f"{said['cost']:.2f}" if said else "–", seeds,
@@ -554,7 +632,11 @@ def report(work: Work, arms: Sequence[str], seeds: Sequence[int]) -> str:
 
 
 def _notes(
-    work: Work, arms: Sequence[str], seeds: Sequence[int], found: Mapping[str, Mapping[str, np.ndarray]], tested: int
+    work: Work,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    found: Mapping[str, Mapping[str, np.ndarray]],
+    tested: int,
 ) -> list[str]:
     """What stands under the table."""
     lines = [
@@ -569,7 +651,10 @@ def _notes(
     }
     if repeats:
         often, rows = max(repeats, key=lambda name: repeats[name]), work.size.replay
-        lines += [f"A set of replay has {rows:,} rows; each comes {repeats[often]:.1f} times at most ({often}).", ""]
+        lines += [
+            f"A set of replay has {rows:,} rows; each comes {repeats[often]:.1f} times at most ({often}).",
+            "",
+        ]
     left = [name for name in arms if name not in found]
     left += [f"{name} ({len(now['card'])} of {len(seeds)} seeds)" for name, now in found.items()
              if name != "base" and len(now["card"]) < len(seeds)]  # fmt: skip
@@ -584,23 +669,39 @@ def _part_of_epochs(work: Work, manifest: Mapping[str, Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT, help="where finished units are kept ($OUT/proof)")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data sets (../shared/data)")
-    parser.add_argument("--task", choices=["gsm8k", "pubmedqa"], default="gsm8k", help="the new task")
-    parser.add_argument("--engine", default="transformers", help="for the Magpie rows; vllm where it is installed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="where finished units are kept ($OUT/proof)"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="the folder of the data sets (../shared/data)"
+    )
+    parser.add_argument(
+        "--task", choices=["gsm8k", "pubmedqa"], default="gsm8k", help="the new task"
+    )
+    parser.add_argument(
+        "--engine", default="transformers", help="for the Magpie rows; vllm where it is installed"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of this call")
     parser.add_argument("--arms", default="", help="some of the arms, with commas between")
     parser.add_argument("--report", action="store_true", help="write the table of what is finished")
-    parser.add_argument("--mini", action="store_true", help="in miniature on a CPU; the report stays in --out")
+    parser.add_argument(
+        "--mini", action="store_true", help="in miniature on a CPU; the report stays in --out"
+    )
     options = parser.parse_args()
     arms = options.arms.split(",") if options.arms else list(MINI_ARMS if options.mini else ARMS)
     if unknown := [name for name in arms if name not in ARMS]:
         raise SystemExit(f"--arms: no {', '.join(unknown)} among {', '.join(ARMS)}")
     if not options.mini and not options.report and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here; --mini runs everything in miniature on a CPU")
+        raise SystemExit(
+            "there is no CUDA device here; --mini runs everything in miniature on a CPU"
+        )
     if missing := [name for name in GENERAL if not (options.data / f"{name}.jsonl.gz").exists()]:
-        raise SystemExit(f"{options.data}: no {missing[0]}.jsonl.gz there; --data names the folder that has it")
+        raise SystemExit(
+            f"{options.data}: no {missing[0]}.jsonl.gz there; --data names the folder that has it"
+        )
     end, seeds = time.monotonic() + 60 * options.minutes, MINI_SEEDS if options.mini else SEEDS
     out = options.out / ("mini" if options.mini else options.task)
     work = begun(out, options.data, MINI if options.mini else GPU, options.task, options.engine,

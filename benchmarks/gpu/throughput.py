@@ -51,7 +51,11 @@ from replaykit.training_settings import Train
 RESULTS = Path(__file__).parents[1] / "results" / "gpu-throughput.md"
 OUT = Path(os.environ.get("OUT", "build/gpu")) / "throughput"
 RATIO, RANK, HEAD_DIM, MASKED = 0.05, 16, 64, 0.2  # MASKED: of the answer tokens, by stm
-QUESTION, ANSWER, SIGMA = 60, 160, 0.8  # medians of the log-normal lengths, in tokens, and their spread
+QUESTION, ANSWER, SIGMA = (
+    60,
+    160,
+    0.8,
+)  # medians of the log-normal lengths, in tokens, and their spread
 PEAKS = {  # dense bf16 FLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12,
 }  # fmt: skip
@@ -129,7 +133,11 @@ PEERS: dict[str, dict[str, Any]] = {
 def arm_names(*, mini: bool) -> list[str]:
     """size/method/trainer/batching/remedy of every arm, in the order in which they run."""
     if mini:
-        return ["mini/full/replaykit/packed/plain", "mini/lora/replaykit/packed/distill", "mini/full/trl/padded/plain"]
+        return [
+            "mini/full/replaykit/packed/plain",
+            "mini/lora/replaykit/packed/distill",
+            "mini/full/trl/padded/plain",
+        ]
     names = []
     for size in [size for size in SHAPES if size != "mini"]:
         for method in ("full", "lora"):
@@ -190,7 +198,10 @@ def draw_rows(n: int, source: Any, *, vocabulary: int, longest: int, seed: int) 
         wanted = [median * math.exp(rng.gauss(0, SIGMA)) for median in (QUESTION, ANSWER)]
         scale = min(1.0, room / sum(wanted))
         lengths = [max(1, int(scale * length)) for length in wanted]
-        question, answer = (" ".join(f"w{rng.randrange(vocabulary - 9)}" for _ in range(length)) for length in lengths)
+        question, answer = (
+            " ".join(f"w{rng.randrange(vocabulary - 9)}" for _ in range(length))
+            for length in lengths
+        )
         rows.append(Record(dialogue(question, answer), source))
     return rows
 
@@ -201,10 +212,14 @@ def mixture(chat: Chat, shape: Shape, load: Load) -> tuple[list[Record], list[in
     options = {"vocabulary": shape.vocabulary, "longest": load.longest, "seed": 1}
     pools = {TARGET: draw_rows(slots * 9 // 10, TARGET, **options),
              "generate": draw_rows(max(8, slots // 10), "generate", **options)}  # fmt: skip
-    sizes = {name: [chat.example(record).loss_tokens for record in pool] for name, pool in pools.items()}
+    sizes = {
+        name: [chat.example(record).loss_tokens for record in pool] for name, pool in pools.items()
+    }
     steps = plan(sizes[TARGET], {"generate": sizes["generate"]}, ratio=RATIO, batch_rows=load.rows, seed=1,
                  steps=load.steps)  # fmt: skip
-    order = [(step, pools[slot.source][slot.row]) for step, slots in enumerate(steps) for slot in slots]
+    order = [
+        (step, pools[slot.source][slot.row]) for step, slots in enumerate(steps) for slot in slots
+    ]
     return [record for _, record in order], [step for step, _ in order]
 
 
@@ -212,7 +227,8 @@ def masks(records: Iterable[Record], chat: Chat) -> dict[str, np.ndarray]:
     """Weights as selective token masking gives them: MASKED of the answer tokens have none."""
     draw = np.random.default_rng(1)
     return {
-        record.id: (draw.random(chat.example(record).loss_tokens) >= MASKED).astype(np.float32) for record in records
+        record.id: (draw.random(chat.example(record).loss_tokens) >= MASKED).astype(np.float32)
+        for record in records
     }
 
 
@@ -224,7 +240,9 @@ class Clock(transformers.TrainerCallback):
 
     def __init__(self, load: Load, pad: int):
         self.load, self.pad, self.gpu = load, pad, torch.cuda.is_available()
-        self.seen: list[torch.Tensor] = []  # tokens of each micro-batch, left on the device: to read one is to wait
+        self.seen: list[
+            torch.Tensor
+        ] = []  # tokens of each micro-batch, left on the device: to read one is to wait
         self.attention = ""
         self.times: list[float] = []
         self.marks: list[int] = []
@@ -242,7 +260,9 @@ class Clock(transformers.TrainerCallback):
             self._mark()
             if self.gpu:
                 self.memory = torch.cuda.max_memory_allocated() / 2**30
-                self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+                self.profile = torch.profiler.profile(
+                    activities=[torch.profiler.ProfilerActivity.CUDA]
+                )
                 self.profile.start()
             else:
                 self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -252,9 +272,12 @@ class Clock(transformers.TrainerCallback):
             on_gpu = [
                 event
                 for event in self.profile.events()
-                if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+                if event.device_type == torch.autograd.DeviceType.CUDA
+                and not event.is_user_annotation
             ]
-            self.idle = idle_share([(event.time_range.start, event.time_range.end) for event in on_gpu])
+            self.idle = idle_share(
+                [(event.time_range.start, event.time_range.end) for event in on_gpu]
+            )
 
     def _mark(self) -> None:
         if self.gpu:
@@ -303,13 +326,17 @@ def common(load: Load) -> dict[str, Any]:
             "log_every": 5, "save_every": 10**6, "max_tokens": load.longest}  # fmt: skip
 
 
-def run_ours(method: str, batching: str, remedy: str, load: Load, data: Any, base: Path, folder: Path) -> Any:
+def run_ours(
+    method: str, batching: str, remedy: str, load: Load, data: Any, base: Path, folder: Path
+) -> Any:
     from replaykit.train import fit
 
     records, steps, chat, weights = data
     clock = Clock(load, chat.tokenizer.pad_token_id)
     fit.ReplayTrainer = counting(fit.ReplayTrainer, clock)  # type: ignore[misc]
-    settings = Train.model_validate({**common(load), "method": method, "packing": batching == "packed", **OURS[remedy]})
+    settings = Train.model_validate(
+        {**common(load), "method": method, "packing": batching == "packed", **OURS[remedy]}
+    )
     result = fit.train(records, steps, model=str(base), chat=chat, settings=settings, seed=1, folder=folder,
                        weights=weights)  # fmt: skip
     return clock.measures() | {"losses": [log["loss"] for log in result["losses"]]}
@@ -326,12 +353,18 @@ def run_trl(method: str, batching: str, load: Load, data: Any, base: Path, folde
     examples = [chat.example(record) for record in records]
     labels = [[t if on else -100 for t, on in zip(e.tokens, e.loss, strict=True)] for e in examples]
     rows = Dataset.from_dict({"input_ids": [list(e.tokens) for e in examples], "labels": labels})
-    clock, gpu, micro = Clock(load, chat.tokenizer.pad_token_id), torch.cuda.is_available(), load.micro
+    clock, gpu, micro = (
+        Clock(load, chat.tokenizer.pad_token_id),
+        torch.cuda.is_available(),
+        load.micro,
+    )
     options = {"max_length": None, **PEERS[batching]}
     if batching == "packed":  # one pack holds as many tokens as our micro-batch, by the mean
         pack = max(load.longest, micro * sum(len(e.tokens) for e in examples) // len(examples))
         options["max_length"], micro = pack, 1
-    adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     trainer = counting(SFTTrainer, clock)(
         model=models.load_model(str(base), train=method == "full"),
         args=SFTConfig(
@@ -373,11 +406,18 @@ def facts(name: str, shape: Shape, data: Any, found: dict[str, Any]) -> dict[str
     examples = {record.id: chat.example(record) for record in records}
     lengths = [len(examples[record.id].tokens) for record in records]
     with_loss = sum(
-        examples[r.id].loss_tokens if weights is None else int(np.count_nonzero(weights[r.id])) for r in records
+        examples[r.id].loss_tokens if weights is None else int(np.count_nonzero(weights[r.id]))
+        for r in records
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
-    length = sum(n * n for n in lengths) / sum(lengths)  # of the row in which a token stands, by the mean
-    flops = flops_per_token(shape, lora="/lora/" in name, length=length, loss_share=with_loss / sum(lengths))
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    )
+    length = sum(n * n for n in lengths) / sum(
+        lengths
+    )  # of the row in which a token stands, by the mean
+    flops = flops_per_token(
+        shape, lora="/lora/" in name, length=length, loss_share=with_loss / sum(lengths)
+    )
     speed, peak = found["tokens"] / found["seconds"], peak_flops(device)
     replay = sum(examples[r.id].loss_tokens for r in records if r.source != TARGET)
     return {
@@ -413,7 +453,9 @@ def run_all(names: Sequence[str], out: Path, *, minutes: float) -> list[str]:
             break
         command = [sys.executable, __file__, "--out", str(out), "--arm", name]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, deadline - started))
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=max(1.0, deadline - started)
+            )
         except subprocess.TimeoutExpired:
             break
         longest = max(longest, time.monotonic() - started)
@@ -434,9 +476,13 @@ def report(names: Sequence[str], out: Path) -> str:
     lines = ["# Throughput on a GPU, beside TRL", ""]
     for device in dict.fromkeys(run["device"] for run in found.values()):
         on_it = {name: run for name, run in found.items() if run["device"] == device}
-        packages = ", ".join(f"{name} {version}" for name, version in next(iter(on_it.values()))["versions"].items())
+        packages = ", ".join(
+            f"{name} {version}" for name, version in next(iter(on_it.values()))["versions"].items()
+        )
         days = sorted({run["date"] for run in on_it.values()})
-        packages += f"; attention by {', '.join(sorted({run['attention'] for run in on_it.values()}))}"
+        packages += (
+            f"; attention by {', '.join(sorted({run['attention'] for run in on_it.values()}))}"
+        )
         lines += [f"{device}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, {packages}", ""]
         for size in SHAPES:
             if own := {name: run for name, run in on_it.items() if name.startswith(f"{size}/")}:
@@ -473,23 +519,42 @@ def _table(size: str, runs: dict[str, dict[str, Any]]) -> list[str]:
             for trainer in ("replaykit", "trl")
         )  # fmt: skip
         if ours and peers:
-            lines += [f"{method}, the best of each: **{max(ours) / max(peers):.2f}** times TRL (aim: 1.2).", ""]
+            lines += [
+                f"{method}, the best of each: **{max(ours) / max(peers):.2f}** times TRL (aim: 1.2).",
+                "",
+            ]
     best = max((run["mfu"] for run in runs.values() if run["mfu"] is not None), default=None)
-    return lines + ([f"Highest MFU: **{best:.3f}** (aim at 1b: 0.45).", ""] if best is not None else [])
+    return lines + (
+        [f"Highest MFU: **{best:.3f}** (aim at 1b: 0.45).", ""] if best is not None else []
+    )
 
 
 def _last_words(out: Path, name: str) -> str:
     path = arm_file(out, name).with_suffix(".failed.txt")
-    return f": {path.read_text(encoding='utf-8').strip().splitlines()[-1][:200]}" if path.exists() else ""
+    return (
+        f": {path.read_text(encoding='utf-8').strip().splitlines()[-1][:200]}"
+        if path.exists()
+        else ""
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT, help="where finished arms are kept ($OUT/throughput)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="no arm runs longer than this call may")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="where finished arms are kept ($OUT/throughput)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="no arm runs longer than this call may"
+    )
     parser.add_argument("--only", default="", help="arms with this in their name, such as 1b/full")
-    parser.add_argument("--report", action="store_true", help="write the tables of what is finished")
-    parser.add_argument("--mini", action="store_true", help="in miniature on a CPU; the report stays in --out")
+    parser.add_argument(
+        "--report", action="store_true", help="write the tables of what is finished"
+    )
+    parser.add_argument(
+        "--mini", action="store_true", help="in miniature on a CPU; the report stays in --out"
+    )
     parser.add_argument("--arm", help="run one arm here")
     options = parser.parse_args()
     if options.arm is not None:
@@ -497,12 +562,18 @@ def main() -> None:
         return
     names = [name for name in arm_names(mini=options.mini) if options.only in name]
     if not names:
-        raise SystemExit(f"--only {options.only}: no arm has that in its name, such as 1b/full/replaykit/packed/plain")
+        raise SystemExit(
+            f"--only {options.only}: no arm has that in its name, such as 1b/full/replaykit/packed/plain"
+        )
     if not options.mini and not options.report and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here; --mini runs everything in miniature on a CPU")
+        raise SystemExit(
+            "there is no CUDA device here; --mini runs everything in miniature on a CPU"
+        )
     left = [] if options.report else run_all(names, options.out, minutes=options.minutes)
     if left:
-        raise SystemExit(f"{len(left)} of {len(names)} arms are left; the same command goes on from there")
+        raise SystemExit(
+            f"{len(left)} of {len(names)} arms are left; the same command goes on from there"
+        )
     if options.report or options.mini:
         path = options.out / "throughput.md" if options.mini else RESULTS
         path.write_text(report(names, options.out), encoding="utf-8")

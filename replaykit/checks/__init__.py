@@ -1,1 +1,3 @@
-"""What may be said of a record: whether it stays, whether its answer is right. A check answers with a reason."""
+"""What may be said of a record: whether it stays, whether its answer is right. A check answers with
+a reason.
+"""

@@ -1,4 +1,5 @@
-"""Texts that stood before, word for word or nearly so, found in one pass over any number of rows in bounded memory.
+"""Texts that stood before, word for word or nearly so, found in one pass over any number of rows in
+bounded memory.
 
     twins = Twins(0.9, read=lambda row: questions[row]["text"])
     twins.find(0, "What is 2 + 2?")     ->  None, and remembered
@@ -9,10 +10,11 @@
         for record, twin in repeats.find_all("pool", rows_of_pool): ...
                                         # twin: None, or Twin("near_target_duplicate", source="target", row=17)
 
-Candidates come from MinHash signatures cut into bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.3 and
-3.4), and each is then read back and compared exactly: no pair is dropped that is less similar than was asked for.
-Unlike the indexes of datasketch and rensa, what is remembered does not grow: a table of fixed size holds row numbers, and
-in a full bucket the oldest row makes room. It is compared with datasketch in benchmarks/results/duplicates.md.
+Candidates come from MinHash signatures cut into bands (Leskovec, Rajaraman, Ullman, "Mining of
+Massive Datasets", 3.3 and 3.4), and each is then read back and compared exactly: no pair is dropped
+that is less similar than was asked for. Unlike the indexes of datasketch and rensa, what is
+remembered does not grow: a table of fixed size holds row numbers, and in a full bucket the oldest
+row makes room. It is compared with datasketch in benchmarks/results/duplicates.md.
 """
 
 from __future__ import annotations
@@ -40,12 +42,18 @@ SHINGLE = 5  # characters
 PERMUTATIONS = 128  # of a signature, at most
 RECALL = 0.99  # the chance that a pair just as similar as the threshold shares a band
 WAYS = 8  # slots of a bucket: one line of 64 bytes in the processor's cache
-ROW = np.uint64(2**32 - 1)  # the low half of a slot is a row number plus 1, the high half the tag of its hash
+ROW = np.uint64(
+    2**32 - 1
+)  # the low half of a slot is a row number plus 1, the high half the tag of its hash
 ODD = np.uint64(0x9E3779B97F4A7C15)
 POWERS = [np.uint64(pow(int(ODD), SHINGLE - 1 - place, 2**64)) for place in range(SHINGLE)]
-PIECE = 1 << 17  # shingles that are hashed at a time: their 1 MiB of numbers stays in the processor's cache
+PIECE = (
+    1 << 17
+)  # shingles that are hashed at a time: their 1 MiB of numbers stays in the processor's cache
 BATCH = 256  # rows of a job: about 20 milliseconds
-ALPHABET = 7131  # the largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5
+ALPHABET = (
+    7131  # the largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5
+)
 ALPHABET_POWERS = [np.uint64(ALPHABET ** (SHINGLE - 1 - place)) for place in range(SHINGLE)]
 CACHE = 1 << 26  # bytes of shingles that are kept in case that their row is compared again
 
@@ -59,31 +67,39 @@ Found = tuple[str, int]  # the reason, the earlier row
 class Twins:
     """Remembers the rows that are new, and names the earlier row that a row is like.
 
-    ``threshold`` is the Jaccard similarity of the two sets of 5-character shingles from which on a text is a near
-    duplicate, or None for exact duplicates only. ``read`` gives the text of a row that was remembered. Row numbers are
-    below 2**32 - 1 and differ; the same rows in the same order give the same verdicts in any process.
+    ``threshold`` is the Jaccard similarity of the two sets of 5-character shingles from which on a
+    text is a near duplicate, or None for exact duplicates only. ``read`` gives the text of a row
+    that was remembered. Row numbers are below 2**32 - 1 and differ; the same rows in the same order
+    give the same verdicts in any process.
 
-    A near duplicate just at the threshold is found with probability 0.99, a closer one more surely (below a threshold of
-    0.035: less), until the ``slots`` fill and new rows push out the oldest. The default takes 192 MiB; at a threshold of
-    0.9 the oldest rows' near duplicates were found to 0.997 after 1 million rows and to 0.45 after 2 million. An exact
-    duplicate is missed only if 8 later rows fell into its bucket: one in a million at 1 million rows, one in a thousand
-    at 3 million; without a threshold, at three times as many rows.
+    A near duplicate just at the threshold is found with probability 0.99, a closer one more surely
+    (below a threshold of 0.035: less), until the ``slots`` fill and new rows push out the oldest.
+    The default takes 192 MiB; at a threshold of 0.9 the oldest rows' near duplicates were found to
+    0.997 after 1 million rows and to 0.45 after 2 million. An exact duplicate is missed only if 8
+    later rows fell into its bucket: one in a million at 1 million rows, one in a thousand at 3
+    million; without a threshold, at three times as many rows.
     """
 
-    def __init__(self, threshold: float | None, read: Callable[[int], str], *, slots: int = 3 * 2**23):
+    def __init__(
+        self, threshold: float | None, read: Callable[[int], str], *, slots: int = 3 * 2**23
+    ):
         self.threshold = threshold
         self.bands, self.rows = bands_for(threshold) if threshold is not None else (0, 0)
         self._table = Table(slots, self.bands)
         self._shingles = Shingles(lambda row: normal_form(read(row)))
 
     def find(self, row: int, text: str) -> Found | None:
-        """("duplicate", earlier row) if the texts are equal after ``text.normalise``, ("near_duplicate", earlier row) if
-        they are at least as similar as the threshold; otherwise None, and the row is remembered."""
+        """("duplicate", earlier row) if the texts are equal after ``text.normalise``,
+        ("near_duplicate", earlier row) if they are at least as similar as the threshold; otherwise
+        None, and the row is remembered.
+        """
         (normal,), (hashes,) = prepare([text], self.bands, self.rows)
         return self._find(row, normal, hashes)
 
     def similarity(self, row: int, other: int) -> float:
-        """The Jaccard similarity of two rows that can be read, 1 for texts that are equal after ``text.normalise``."""
+        """The Jaccard similarity of two rows that can be read, 1 for texts that are equal after
+        ``text.normalise``.
+        """
         return self._shingles.similar(self._shingles.of(row), self._shingles.of(other), 0)
 
     def _find(self, row: int, normal: str, hashes: np.ndarray) -> Found | None:
@@ -93,7 +109,9 @@ class Twins:
             if self._shingles.of(earlier)[0] == normal:
                 return "duplicate", earlier
         if alike:
-            own, shared, least = self._shingles.made(normal), Counter(alike), self.threshold or 0.0
+            own = self._shingles.made(normal)
+            shared = Counter(alike)
+            least = self.threshold or 0.0
             # Those that share the most bands are read first, then the earliest.
             for earlier in sorted(shared, key=lambda row: (-shared[row], row)):
                 if self._shingles.similar(own, self._shingles.of(earlier), least) >= least:
@@ -105,8 +123,10 @@ class Twins:
 
 @dataclass(frozen=True)
 class Twin:
-    """Why a row is dropped: "duplicate" or "near_duplicate" of a row of its own source, "target_duplicate" or
-    "near_target_duplicate" of one of the source "target"; the row, counted from 0 in its source, and its text."""
+    """Why a row is dropped: "duplicate" or "near_duplicate" of a row of its own source,
+    "target_duplicate" or "near_target_duplicate" of one of the source "target"; the row, counted
+    from 0 in its source, and its text.
+    """
 
     reason: str
     source: str
@@ -115,13 +135,15 @@ class Twin:
 
 
 class Repeats:
-    """Rows of several sources, one source after the other: what repeats a row of its own source or of one before.
+    """Rows of several sources, one source after the other: what repeats a row of its own source or
+    of one before.
 
-    The texts are written to a temporary file (in ``folder``, else where the system has them), to be read back; memory is
-    that of ``Twins``, 8 bytes a row, and what the ``crew`` has ahead. The crew, by default this process alone, makes the
-    signatures in jobs of ``batch`` rows; the verdicts, given here, are the same for any crew and batch. Who gave the crew
-    closes it. The other arguments are those of ``Twins``. It ends, and the file with it, by ``close`` or with a ``with``
-    block.
+    The texts are written to a temporary file (in ``folder``, else where the system has them), to be
+    read back; memory is that of ``Twins``, 8 bytes a row, and what the ``crew`` has ahead. The
+    crew, by default this process alone, makes the signatures in jobs of ``batch`` rows; the
+    verdicts, given here, are the same for any crew and batch. Who gave the crew closes it. The
+    other arguments are those of ``Twins``. It ends, and the file with it, by ``close`` or with a
+    ``with`` block.
     """
 
     def __init__(
@@ -137,7 +159,8 @@ class Repeats:
             raise ValueError(f"batch: {batch} is not a number of rows of at least 1")
         self._texts = _Texts(folder)
         self._twins = Twins(threshold, self._texts.read, slots=slots)
-        self._crew, self._batch = crew or LocalCrew(1), batch
+        self._crew = crew or LocalCrew(1)
+        self._batch = batch
         self._names: list[str] = []
         self._starts: list[int] = []
 
@@ -150,8 +173,11 @@ class Repeats:
     def close(self) -> None:
         self._texts.close()
 
-    def find_all(self, source: str, rows: Iterable[tuple[T, str]]) -> Iterator[tuple[T, Twin | None]]:
-        """Each row, whatever it is, with the earlier row that its text repeats, or None: then it is remembered.
+    def find_all(
+        self, source: str, rows: Iterable[tuple[T, str]]
+    ) -> Iterator[tuple[T, Twin | None]]:
+        """Each row, whatever it is, with the earlier row that its text repeats, or None: then it is
+        remembered.
 
         The rows of a source are all taken before the next source begins; a source comes once.
         """
@@ -165,7 +191,9 @@ class Repeats:
             found = self._twins._find(number, normal, hashes)
             yield item, None if found is None else self._twin(source, *found)
 
-    def _prepared(self, rows: Iterator[tuple[T, str]]) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
+    def _prepared(
+        self, rows: Iterator[tuple[T, str]]
+    ) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
         """Each row with its text's normal form and hashes, in order."""
         groups = deque[list[tuple[T, str]]]()  # that the crew has, or has done ahead
 
@@ -179,12 +207,16 @@ class Repeats:
             yield from zip(groups.popleft(), normals, hashes, strict=True)
 
     def similarity(self, source: str, one: int, other: int) -> float:
-        """The Jaccard similarity of two rows of a source, dropped ones too; 1 for texts that are normalised the same."""
+        """The Jaccard similarity of two rows of a source, dropped ones too; 1 for texts that are
+        normalised the same.
+        """
         start = self._starts[self._names.index(source)]
         return self._twins.similarity(start + one, start + other)
 
     def _twin(self, source: str, reason: str, number: int) -> Twin:
-        place = bisect_right(self._starts, number) - 1  # of sources without rows, the last begins where they do
+        place = (
+            bisect_right(self._starts, number) - 1
+        )  # of sources without rows, the last begins where they do
         name = self._names[place]
         reason = reason if name == source else reason.replace("duplicate", f"{name}_duplicate")
         return Twin(reason, name, number - self._starts[place], self._texts.read(number))
@@ -205,7 +237,8 @@ class _Texts:
         self._ends.append(self._ends[-1] + self._file.write(text.encode("utf-8", "surrogatepass")))
 
     def read(self, number: int) -> str:
-        start, end = self._ends[number], self._ends[number + 1]
+        start = self._ends[number]
+        end = self._ends[number + 1]
         if end > self._written:
             self._file.flush()
             self._written = self._ends[-1]
@@ -224,11 +257,13 @@ def best(
     *,
     alike: Callable[[int, int], bool] | None = None,
 ) -> dict[int, int]:
-    """Which rows to drop, and for which row, so that of those that are alike the best scored stays, and of equals the first.
+    """Which rows to drop, and for which row, so that of those that are alike the best scored stays,
+    and of equals the first.
 
-    The pairs are (row, earlier row) as found; memory grows with them alone. Rows that are linked by pairs are a cluster,
-    and without ``alike`` all of it gives way to its best row. Two near duplicates of a third need not be near to each
-    other; with ``alike`` a row is dropped only for one that it is alike to, so more than one of a cluster may stay.
+    The pairs are (row, earlier row) as found; memory grows with them alone. Rows that are linked by
+    pairs are a cluster, and without ``alike`` all of it gives way to its best row. Two near
+    duplicates of a third need not be near to each other; with ``alike`` a row is dropped only for
+    one that it is alike to, so more than one of a cluster may stay.
 
     >>> best([(1, 0), (2, 0), (9, 8)], {0: 0.5, 1: 0.9, 2: 0.1, 8: 0.3, 9: 0.3}.__getitem__)
     {0: 1, 2: 1, 9: 8}
@@ -250,7 +285,9 @@ def best(
     for cluster in clusters.values():
         kept: list[int] = []
         for row in sorted(cluster, key=lambda row: (-score(row), row)):
-            if (better := next((one for one in kept if alike is None or alike(row, one)), None)) is None:
+            if (
+                better := next((one for one in kept if alike is None or alike(row, one)), None)
+            ) is None:
                 kept.append(row)
             else:
                 gives_way[row] = better
@@ -260,7 +297,8 @@ def best(
 class Table:
     """Row numbers under 64-bit hashes, in buckets of 8 slots where the least row number gives way.
 
-    A third of the slots is for the first hash of a row, so that the others cannot push it out; without others, all are.
+    A third of the slots is for the first hash of a row, so that the others cannot push it out;
+    without others, all are.
     """
 
     def __init__(self, slots: int, others: int):
@@ -274,14 +312,19 @@ class Table:
         """Where hashes belong, [..., 1 + others]."""
         return hashes % self._sizes + self._starts
 
-    def get(self, hashes: np.ndarray, buckets: np.ndarray | None = None) -> tuple[list[int], list[int]]:
-        """The rows under the first hash, and those under the others, once for each that they share."""
+    def get(
+        self, hashes: np.ndarray, buckets: np.ndarray | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The rows under the first hash, and those under the others, once for each that they
+        share.
+        """
         found = self._slots[self.buckets(hashes) if buckets is None else buckets]
         hits = (found ^ (hashes & ~ROW)[:, None]) <= ROW  # the same tag, perhaps of an empty slot
         if not hits.any():
             return [], []
         rows = (found & ROW).astype(np.int64) - 1
-        same, alike = rows[0][hits[0]].tolist(), rows[1:][hits[1:]].tolist()
+        same = rows[0][hits[0]].tolist()
+        alike = rows[1:][hits[1:]].tolist()
         return [row for row in same if row >= 0], [row for row in alike if row >= 0]
 
     def put(self, hashes: np.ndarray, row: int, buckets: np.ndarray | None = None) -> None:
@@ -294,8 +337,9 @@ class Table:
 def bands_for(threshold: float) -> tuple[int, int]:
     """How a signature is cut: so many bands of so many rows.
 
-    A pair of similarity s shares one of b bands of r rows with probability 1 - (1 - s**r)**b. Of the cuts that find 0.99
-    at the threshold this is the one with the most rows to a band, which brings the fewest other pairs to compare.
+    A pair of similarity s shares one of b bands of r rows with probability 1 - (1 - s**r)**b. Of
+    the cuts that find 0.99 at the threshold this is the one with the most rows to a band, which
+    brings the fewest other pairs to compare.
 
     >>> bands_for(0.9)
     (12, 10)
@@ -306,10 +350,12 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 class Shingles:
-    """Texts as sorted numbers, one for each different shingle and no number for two: what is compared is exact.
+    """Texts as sorted numbers, one for each different shingle and no number for two: what is
+    compared is exact.
 
-    A shingle is a number of 5 digits to the base 7,131, and a letter's digit is when it was first seen. In the rare case of
-    more letters than digits the shingles themselves are compared. The latest that were compared are kept, in 64 MiB.
+    A shingle is a number of 5 digits to the base 7,131, and a letter's digit is when it was first
+    seen. In the rare case of more letters than digits the shingles themselves are compared. The
+    latest that were compared are kept, in 64 MiB.
     """
 
     def __init__(self, read: Callable[[int], str]):
@@ -320,7 +366,9 @@ class Shingles:
         self._bytes = 0
 
     def of(self, row: int) -> tuple[str, np.ndarray | None]:
-        """A row's text in its normal form, and the numbers of its shingles, or None where they have none."""
+        """A row's text in its normal form, and the numbers of its shingles, or None where they have
+        none.
+        """
         if row in self._kept:
             self._kept.move_to_end(row)
             return self._kept[row]
@@ -353,12 +401,17 @@ class Shingles:
         numbers.sort()
         return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
 
-    def similar(self, one: tuple[str, np.ndarray | None], other: tuple[str, np.ndarray | None], least: float) -> float:
+    def similar(
+        self, one: tuple[str, np.ndarray | None], other: tuple[str, np.ndarray | None], least: float
+    ) -> float:
         """The Jaccard similarity of the two sets, or 0 if it is surely less than ``least``."""
-        a, b = one[1], other[1]
+        a = one[1]
+        b = other[1]
         if a is None or b is None:
-            mine, others = shingles(one[0]), shingles(other[0])
-            both, either = len(mine & others), len(mine | others)
+            mine = shingles(one[0])
+            others = shingles(other[0])
+            both = len(mine & others)
+            either = len(mine | others)
             return both / either
         if min(len(a), len(b)) / max(len(a), len(b)) < least:
             return 0.0
@@ -377,21 +430,27 @@ def shingles(normal: str) -> set[str]:
     return {normal[start : start + SHINGLE] for start in range(max(1, len(normal) - SHINGLE + 1))}
 
 
-# --- signatures -----------------------------------------------------------------------------------------------------
+# --- signatures -----------------------------------------------------------------------------------
 
 
 def prepare(texts: list[str], bands: int, size: int) -> tuple[list[str], np.ndarray]:
-    """The texts' normal forms, and of each 64 bits of the whole and 64 of each band of its signature, [texts, 1 + bands].
+    """The texts' normal forms, and of each 64 bits of the whole and 64 of each band of its
+    signature, [texts, 1 + bands].
 
     They are the same in every process.
     """
     normals = [normal_form(text) for text in texts]
     hashes = np.empty((len(normals), 1 + bands), dtype=np.uint64)
-    whole = (hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest() for normal in normals)
+    whole = (
+        hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for normal in normals
+    )
     hashes[:, 0] = np.frombuffer(b"".join(whole), dtype=">u8")
     if bands:
         drawn = np.random.default_rng(1).integers(2**63, size=(bands, size), dtype=np.uint64)
-        factors = drawn | np.uint64(1)  # a band's hash is its inner product with these, modulo 2**64
+        factors = drawn | np.uint64(
+            1
+        )  # a band's hash is its inner product with these, modulo 2**64
         signatures = signatures_of(normals, bands * size).reshape(-1, bands, size)
         hashes[:, 1:] = _mix((signatures * factors).sum(axis=2, dtype=np.uint64))
     return normals, hashes
@@ -400,7 +459,8 @@ def prepare(texts: list[str], bands: int, size: int) -> tuple[list[str], np.ndar
 def signatures_of(normals: list[str], permutations: int) -> np.ndarray:
     """The MinHash signatures of the texts' shingles, [texts, permutations].
 
-    A long text is cut into pieces that no shingle is lost between: its signature is the least of theirs.
+    A long text is cut into pieces that no shingle is lost between: its signature is the least of
+    theirs.
     """
     from rensa import RMinHash
 
@@ -409,17 +469,23 @@ def signatures_of(normals: list[str], permutations: int) -> np.ndarray:
     for normal in normals:
         first.append(len(pieces))
         text = normal.ljust(SHINGLE, "\0")
-        pieces += [text[k : k + PIECE + SHINGLE - 1] for k in range(0, len(text) - SHINGLE + 1, PIECE)]
+        pieces += [
+            text[k : k + PIECE + SHINGLE - 1] for k in range(0, len(text) - SHINGLE + 1, PIECE)
+        ]
     rows: list[list[int]] = []
     ends = np.cumsum([len(piece) for piece in pieces])
     for _, group in groupby(range(len(pieces)), key=lambda k: int(ends[k]) // PIECE):
         tokens, places = _tokens([pieces[k] for k in group])
-        rows += RMinHash.digest_matrix_from_flat_token_hashes(tokens, places, permutations, 1).to_rows()
+        rows += RMinHash.digest_matrix_from_flat_token_hashes(
+            tokens, places, permutations, 1
+        ).to_rows()
     return np.minimum.reduceat(np.array(rows, dtype=np.uint64), first, axis=0)
 
 
 def normal_form(text: str) -> str:
-    """What ``text.normalise`` makes of it, in half the time for long texts: few signs differ, and each is put apart."""
+    """What ``text.normalise`` makes of it, in half the time for long texts: few signs differ, and
+    each is put apart.
+    """
     if text.isascii():
         text = text.lower()
         for sign, apart in SIGNS:
@@ -433,8 +499,12 @@ def normal_form(text: str) -> str:
 
 
 def _tokens(texts: list[str]) -> tuple[np.ndarray, list[int]]:
-    """64 bits of each shingle of each text, one after the other, and where each text's begin, and the end."""
-    letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    """64 bits of each shingle of each text, one after the other, and where each text's begin, and
+    the end.
+    """
+    letters = np.frombuffer(
+        "".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4"
+    ).astype(np.uint64)
     lengths = np.array([len(text) for text in texts])
     ends = np.cumsum(lengths)
     inside = np.ones(len(letters), dtype=bool)

@@ -3,8 +3,9 @@
     eval_items("held_out.jsonl")      ->  [EvalItem(id="1", prompt="What is 2 + 2?"), ...]
     eval_items("lm_eval:gsm8k")       ->  the test documents of the task, as lm-eval asks them, with their answers
 
-A file is read as all others are (``records``). A task is resolved by the lm-eval package, which reads its data set from
-the Hub, from its cache, or from the files that the task's YAML names; a group such as mmlu is all of its tasks.
+A file is read as all others are (``records``). A task is resolved by the lm-eval package, which
+reads its data set from the Hub, from its cache, or from the files that the task's YAML names; a
+group such as mmlu is all of its tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ PREFIX = "lm_eval:"
 
 @dataclass(frozen=True)
 class EvalItem:
-    """What an evaluation asks, and its answer, or '' where none is known. ``id`` names it within its set."""
+    """What an evaluation asks, and its answer, or '' where none is known. ``id`` names it within
+    its set.
+    """
 
     id: str
     prompt: str
@@ -39,13 +42,15 @@ def eval_items(
     split: str = "test",
     include_path: str | Path | None = None,
 ) -> list[EvalItem]:
-    """The items of an evaluation set in its own order: a file, a folder, a Hub data set, or "lm_eval:" and a task's name.
+    """The items of an evaluation set in its own order: a file, a folder, a Hub data set, or
+    "lm_eval:" and a task's name.
 
-    Of a file, ``answers`` takes the answers too, which every row must have then; the names of columns are those of
-    ``read_records``, ``split`` is that of a Hub data set, and an item's id is its line. Of a task, ``include_path`` is a
-    folder of further tasks, an id is the document's number from 0 behind the task's name, and the words that the task puts
-    before and after every question ("Question:", "Answer:") are left out of the prompt.
-    Raises DataError for a task or data set that cannot be had or is empty, MissingExtra where lm-eval is not installed.
+    Of a file, ``answers`` takes the answers too, which every row must have then; the names of
+    columns are those of ``read_records``, ``split`` is that of a Hub data set, and an item's id is
+    its line. Of a task, ``include_path`` is a folder of further tasks, an id is the document's
+    number from 0 behind the task's name, and the words that the task puts before and after every
+    question ("Question:", "Answer:") are left out of the prompt. Raises DataError for a task or
+    data set that cannot be had or is empty, MissingExtra where lm-eval is not installed.
     """
     if str(name).startswith(PREFIX):
         items = list(_task_items(str(name).removeprefix(PREFIX), include_path))
@@ -57,12 +62,16 @@ def eval_items(
         )
         items = [_item(record) for record in records]
     if not items:
-        raise DataError(f"{name}: the evaluation set is empty, so nothing could be kept apart from it")
+        raise DataError(
+            f"{name}: the evaluation set is empty, so nothing could be kept apart from it"
+        )
     return items
 
 
 def _item(record: Record) -> EvalItem:
-    return EvalItem(str(record.meta["line"]), record.prompt or record.messages[-1]["content"], record.answer)
+    return EvalItem(
+        str(record.meta["line"]), record.prompt or record.messages[-1]["content"], record.answer
+    )
 
 
 def _task_items(name: str, include_path: str | Path | None) -> Iterator[EvalItem]:
@@ -86,18 +95,29 @@ def _task_items(name: str, include_path: str | Path | None) -> Iterator[EvalItem
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
         lines = str(error).strip().splitlines()
         raise DataError(
-            f"{PREFIX}{name}: its documents cannot be had ({lines[0] if lines else type(error).__name__}); check the network "
-            "and `hf auth whoami`, load the data set once where there is one and copy its cache, or write the questions to "
+            f"{PREFIX}{name}: its documents cannot be had "
+            f"({lines[0] if lines else type(error).__name__}); check the network "
+            "and `hf auth whoami`, load the data set once where there is one and copy its cache, "
+            "or write the questions to "
             "a JSONL file and name that instead"
         ) from error
 
 
 def _texts(task: Any, document: Mapping[str, Any]) -> tuple[str, str]:
-    """The question without the template's fixed words, and the answer, of a choice the right one."""
-    text, target = task.doc_to_text(document), task.doc_to_target(document)
-    if isinstance(text, int):  # the question itself is what is chosen, and the target is how it goes on
+    """The question without the template's fixed words, and the answer, of a choice the right
+    one.
+    """
+    text = task.doc_to_text(document)
+    target = task.doc_to_target(document)
+    if isinstance(
+        text, int
+    ):  # the question itself is what is chosen, and the target is how it goes on
         return f"{task.doc_to_choice(document)[text]} {target}", ""
-    choices = task.doc_to_choice(document) if isinstance(target, int) and task.config.doc_to_choice is not None else ()
+    choices = (
+        task.doc_to_choice(document)
+        if isinstance(target, int) and task.config.doc_to_choice is not None
+        else ()
+    )
     if isinstance(target, int) and 0 <= target < len(choices):
         target = choices[target]
     if isinstance(target, list | tuple):
@@ -109,6 +129,7 @@ def _bare(text: str, template: object) -> str:
     """The text without what the template begins and ends with, unless nothing would be left."""
     if not isinstance(template, str) or "{{" not in template:
         return text.strip()
-    before, after = template[: template.index("{")], template[template.rindex("}") + 1 :]
+    before = template[: template.index("{")]
+    after = template[template.rindex("}") + 1 :]
     bare = text.strip().removeprefix(before.strip()).removesuffix(after.strip()).strip()
     return bare or text.strip()

@@ -1,4 +1,6 @@
-"""The funnel every step ends in: made, then dropped by each reason, then kept. Dropped rows stay to be looked at."""
+"""The funnel every step ends in: made, then dropped by each reason, then kept. Dropped rows stay to
+be looked at.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from replaykit.records import Record
 
 
 class Funnel:
-    """Counts verdicts; ``dropped`` receives each dropped row with its reason (by default nothing is kept of it)."""
+    """Counts verdicts; ``dropped`` receives each dropped row with its reason (by default nothing is
+    kept of it).
+    """
 
     def __init__(self, dropped: Callable[[Mapping[str, Any]], object] | None = None):
         self.made = 0

@@ -1,11 +1,13 @@
-"""What a judge says of each kept row: the category of its question, how difficult it is, and how well it is put.
+"""What a judge says of each kept row: the category of its question, how difficult it is, and how
+well it is put.
 
     {"category": "Math", "difficulty": "easy", "quality": "good"}
 
-The tags and their words are those of Magpie (Xu et al., arXiv 2406.08464, and magpie-align/magpie b734a36
-exp/unitag.py); the wording of the prompt is ours. Where we differ: one request asks for all three tags, an engine that
-can is held to a JSON schema, and a judge is shown the turns before a question, not the question alone. As there, the
-answer is not shown. A reply that cannot be read is "unparsed". Tags describe a row; they drop none.
+The tags and their words are those of Magpie (Xu et al., arXiv 2406.08464, and magpie-align/magpie
+b734a36 exp/unitag.py); the wording of the prompt is ours. Where we differ: one request asks for all
+three tags, an engine that can is held to a JSON schema, and a judge is shown the turns before a
+question, not the question alone. As there, the answer is not shown. A reply that cannot be read is
+"unparsed". Tags describe a row; they drop none.
 """
 
 from __future__ import annotations
@@ -67,14 +69,17 @@ SCHEMA = json.dumps(
         "additionalProperties": False,
     }
 )
-MAX_TOKENS = 96  # the longest object is 90 characters: 25 tokens of a large vocabulary, 55 of a small one
+MAX_TOKENS = (
+    96  # the longest object is 90 characters: 25 tokens of a large vocabulary, 55 of a small one
+)
 CUT = "\n[...]\n"
 
 
 def parse(text: str) -> dict[str, str]:
     """Each tag of a judge's reply: one of its words, letter case aside, or "unparsed".
 
-    What stands before the first and after the last brace is passed over, so a fenced object is read.
+    What stands before the first and after the last brace is passed over, so a fenced object is
+    read.
     """
     try:
         found = json.loads(text[text.find("{") : text.rfind("}") + 1])
@@ -97,11 +102,12 @@ def judge(
     seed: int,
     watch: Watch = unwatched,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The row address and the tags of each record, in the order of the records; ``chat`` is the judge's.
+    """The row address and the tags of each record, in the order of the records; ``chat`` is the
+    judge's.
 
-    All are asked first, greedily. Each reply is in the ledger at once, and a row that is there is not asked again. Text
-    that leaves the judge no room for its reply is cut in the middle: its beginning and its end stay. Raises EngineError
-    where there is not even room for the prompt.
+    All are asked first, greedily. Each reply is in the ledger at once, and a row that is there is
+    not asked again. Text that leaves the judge no room for its reply is cut in the middle: its
+    beginning and its end stay. Raises EngineError where there is not even room for the prompt.
     """
     sampling = Sampling(temperature=0.0, max_tokens=MAX_TOKENS, stop=chat.stop, schema=SCHEMA)
     room = engine.limit - MAX_TOKENS
@@ -122,26 +128,37 @@ def judge(
 
 
 def counts(tags: Iterable[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """``{tag: {word: rows}}``, in the order of TAGS, "unparsed" last, without the words that no row has."""
+    """``{tag: {word: rows}}``, in the order of TAGS, "unparsed" last, without the words that no row
+    has.
+    """
     found = {tag: Counter[str]() for tag in TAGS}
     for row in tags:
         for tag in TAGS:
             found[tag][row[tag]] += 1
-    return {tag: {w: found[tag][w] for w in (*words, UNPARSED) if found[tag][w]} for tag, words in TAGS.items()}
+    return {
+        tag: {w: found[tag][w] for w in (*words, UNPARSED) if found[tag][w]}
+        for tag, words in TAGS.items()
+    }
 
 
 def _asked(record: Record) -> str:
-    """The conversation up to its last question, each turn after its role; the bare text where it is a single message."""
+    """The conversation up to its last question, each turn after its role; the bare text where it is
+    a single message.
+    """
     messages = list(record.messages)
     while len(messages) > 1 and messages[-1]["role"] == "assistant":
         messages.pop()
     if len(messages) == 1:
         return messages[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+    return "\n\n".join(
+        f"{message['role'].capitalize()}: {message['content']}" for message in messages
+    )
 
 
 def _prompt(chat: Chat, text: str, room: int) -> tuple[int, ...]:
-    """The judge's prompt with the text, of at most ``room`` tokens: the text is cut in the middle until it fits."""
+    """The judge's prompt with the text, of at most ``room`` tokens: the text is cut in the middle
+    until it fits.
+    """
 
     def shown(text: str) -> tuple[int, ...]:
         return chat.prompt(dialogue(PROMPT.format(text=text)))
@@ -152,11 +169,14 @@ def _prompt(chat: Chat, text: str, room: int) -> tuple[int, ...]:
     bare = len(shown(CUT))
     if bare > room:
         raise EngineError(
-            f"{chat.name} reads {room + MAX_TOKENS} tokens, and a judge needs {bare + MAX_TOKENS} for its instructions "
+            f"{chat.name} reads {room + MAX_TOKENS} tokens, and a judge needs {bare + MAX_TOKENS} "
+            f"for its instructions "
             f"and its reply; name another judge with generate.tags.judge"
         )
     keep = len(text)
-    while len(tokens) > room:  # as many characters as fit if all are alike; some fewer each time where they are not
+    while (
+        len(tokens) > room
+    ):  # as many characters as fit if all are alike; some fewer each time where they are not
         keep = min(keep - 1, keep * (room - bare) // (len(tokens) - bare))
         tokens = shown(text[: (keep + 1) // 2] + CUT + text[len(text) - keep // 2 :])
     return tokens

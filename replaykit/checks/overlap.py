@@ -7,10 +7,11 @@
     clean.check(record)                       ->  Hit("eval_overlap", "gsm8k", "17", "the piece that both have"), or None
     clean.to_json()                           ->  how many rows go, and which items of the evaluation they held
 
-Shared runs of 13 words are what GPT-3's data was cleaned by (Brown et al., arXiv 2005.14165, appendix C). We differ in two
-ways, and both spare rows. A row is dropped for most of a prompt's runs, not for a single one. And a run that stands in two
-prompts belongs to their template, or to a passage that they share, so it says nothing of either; GPT-3's list left out
-what stood in more than 10 documents. Otherwise two long prompts that differ in one slot at the end would hold each other.
+Shared runs of 13 words are what GPT-3's data was cleaned by (Brown et al., arXiv 2005.14165,
+appendix C). We differ in two ways, and both spare rows. A row is dropped for most of a prompt's
+runs, not for a single one. And a run that stands in two prompts belongs to their template, or to a
+passage that they share, so it says nothing of either; GPT-3's list left out what stood in more than
+10 documents. Otherwise two long prompts that differ in one slot at the end would hold each other.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ EXAMPLES = 20  # that it shows of the rows, and of the items
 
 
 class Overlap:
-    """The evaluation's prompts, ready to be looked for: 16 bytes for each run of n words, and two copies of the text.
+    """The evaluation's prompts, ready to be looked for: 16 bytes for each run of n words, and two
+    copies of the text.
 
-    A row that equals a prompt after ``text.normalise`` always holds it. A prompt of at least ``n`` words is also held by a
-    row in which its runs of n words stand, in any order and among other text: of each stretch of runs that no other prompt
-    has, at least the share ``coverage``, and all where the stretch is of n runs or fewer, since these may be a single slot
-    of a template. Prompts of the same runs count as one; one without a run of its own is only known by its whole text.
+    A row that equals a prompt after ``text.normalise`` always holds it. A prompt of at least ``n``
+    words is also held by a row in which its runs of n words stand, in any order and among other
+    text: of each stretch of runs that no other prompt has, at least the share ``coverage``, and all
+    where the stretch is of n runs or fewer, since these may be a single slot of a template. Prompts
+    of the same runs count as one; one without a run of its own is only known by its whole text.
     """
 
     def __init__(self, prompts: Iterable[str], *, n: int = 13, coverage: float = 0.8):
@@ -59,7 +62,9 @@ class Overlap:
         self._index([runs for _, runs in long.values()], coverage)
 
     def find(self, text: str) -> tuple[str, str] | None:
-        """("eval_overlap", the evaluation prompt) for a text that holds one, the earliest if several; otherwise None."""
+        """("eval_overlap", the evaluation prompt) for a text that holds one, the earliest if
+        several; otherwise None.
+        """
         if (whole := self.equal(text)) is not None:
             return "eval_overlap", self.prompts[whole]
         held = self._held(self._places(runs_of(text, self.n)))
@@ -70,11 +75,14 @@ class Overlap:
         return self._whole.get(normalise(text))
 
     def held(self, text: str, runs: np.ndarray) -> dict[int, str]:
-        """The numbers of all prompts whose runs the text holds, in order, each with the longest piece that both have.
+        """The numbers of all prompts whose runs the text holds, in order, each with the longest
+        piece that both have.
 
-        ``runs`` are the text's, as ``runs_of`` gives them. That the text may equal a short prompt is not looked at.
+        ``runs`` are the text's, as ``runs_of`` gives them. That the text may equal a short prompt
+        is not looked at.
         """
-        places, found = self._places(runs), {}
+        places = self._places(runs)
+        found = {}
         for owner in self._held(places).tolist():
             mine = np.flatnonzero((places >= 0) & (self._owners[self._stretches[places]] == owner))
             longest = max(np.split(mine, np.flatnonzero(np.diff(mine) > 1) + 1), key=len)
@@ -95,12 +103,18 @@ class Overlap:
         if not len(there):
             return there
         stretches, counts = np.unique(self._stretches[np.unique(there)], return_counts=True)
-        owners, held = np.unique(self._owners[stretches[counts >= self._needed[stretches]]], return_counts=True)
+        owners, held = np.unique(
+            self._owners[stretches[counts >= self._needed[stretches]]], return_counts=True
+        )
         return owners[held == self._stretches_of[owners]]
 
     def _index(self, prompts: list[np.ndarray], coverage: float) -> None:
-        """The runs that only one prompt has, by hash: the stretch of each, and of each stretch its owner and its need."""
-        first = [np.unique(runs, return_index=True) for runs in prompts]  # a run may stand twice in one prompt
+        """The runs that only one prompt has, by hash: the stretch of each, and of each stretch its
+        owner and its need.
+        """
+        first = [
+            np.unique(runs, return_index=True) for runs in prompts
+        ]  # a run may stand twice in one prompt
         none = np.zeros(0, dtype=np.int64)
         hashes = np.concatenate([none.astype(np.uint64), *(runs for runs, _ in first)])
         places = np.concatenate([none, *(places for _, places in first)])
@@ -108,7 +122,9 @@ class Overlap:
         _, which, times = np.unique(hashes, return_index=True, return_counts=True)
         own = which[times == 1]
         own = own[np.lexsort((places[own], owners[own]))]
-        hashes, places, owners = hashes[own], places[own], owners[own]
+        hashes = hashes[own]
+        places = places[own]
+        owners = owners[own]
         follows = (np.diff(owners, prepend=-1) == 0) & (np.diff(places, prepend=-1) == 1)
         stretches = np.cumsum(~follows) - 1
         self._owners = owners[~follows]
@@ -116,12 +132,14 @@ class Overlap:
         sizes = np.bincount(stretches, minlength=len(self._owners))
         self._needed = np.where(sizes <= self.n, sizes, np.ceil(coverage * sizes))
         order = np.argsort(hashes)
-        self._hashes, self._stretches = hashes[order], stretches[order]
+        self._hashes = hashes[order]
+        self._stretches = stretches[order]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """Why a row is removed: the evaluation set and the item that it holds, and the longest piece of text that both have.
+    """Why a row is removed: the evaluation set and the item that it holds, and the longest piece of
+    text that both have.
 
     The reason is "eval_overlap" for an item's prompt and "eval_answer_overlap" for its answer.
     """
@@ -133,13 +151,16 @@ class Hit:
 
 
 class Decontamination:
-    """Rows against evaluation sets, both ways: which rows hold an item, and which items are held by how many rows.
+    """Rows against evaluation sets, both ways: which rows hold an item, and which items are held by
+    how many rows.
 
-    The text of a row is all of its conversation. An item that any message equals after ``text.normalise`` is held; one of
-    ``n`` words (8 to 13) or more also by ``coverage`` of its runs, as ``Overlap`` says. With ``answers``, the answers of n
-    words or more are looked for as well; a shorter one, such as "yes", says nothing. Each set is looked through for itself,
-    so that two that share items do not hide each other's; of equal items within a set the first is named. Memory is that of
-    the sets: of the rows only counts and the first one that held each item are kept.
+    The text of a row is all of its conversation. An item that any message equals after
+    ``text.normalise`` is held; one of ``n`` words (8 to 13) or more also by ``coverage`` of its
+    runs, as ``Overlap`` says. With ``answers``, the answers of n words or more are looked for as
+    well; a shorter one, such as "yes", says nothing. Each set is looked through for itself, so that
+    two that share items do not hide each other's; of equal items within a set the first is named.
+    Memory is that of the sets: of the rows only counts and the first one that held each item are
+    kept.
     """
 
     def __init__(
@@ -151,8 +172,13 @@ class Decontamination:
         answers: bool = False,
     ):
         if not 8 <= n <= 13 or not 0 < coverage <= 1:
-            raise ValueError(f"runs are of 8 to 13 words, not {n}, and the coverage is above 0 up to 1, not {coverage}")
-        self.n, self.coverage, self.answers = n, coverage, answers
+            raise ValueError(
+                f"runs are of 8 to 13 words, not {n}, and the coverage is above 0 up to 1, not "
+                f"{coverage}"
+            )
+        self.n = n
+        self.coverage = coverage
+        self.answers = answers
         self._items = {name: list(items) for name, items in evalsets.items()}
         self._prompts = {
             name: Overlap((item.prompt for item in items), n=n, coverage=coverage)
@@ -184,21 +210,34 @@ class Decontamination:
         return hits[0]
 
     def hits(self, messages: list[str]) -> list[Hit]:
-        """All items that a conversation holds, in the order of the sets and items, and those held by their answers last."""
+        """All items that a conversation holds, in the order of the sets and items, and those held
+        by their answers last.
+        """
         text = "\n".join(messages)
         parts = messages if len(messages) == 1 else [*messages, text]
-        runs, found = runs_of(text, self.n), list[Hit]()
-        for reason, overlaps in (("eval_overlap", self._prompts), ("eval_answer_overlap", self._answers)):
+        runs = runs_of(text, self.n)
+        found = list[Hit]()
+        for reason, overlaps in (
+            ("eval_overlap", self._prompts),
+            ("eval_answer_overlap", self._answers),
+        ):
             for name, overlap in overlaps.items():
-                equal = {number: part for part in parts if (number := overlap.equal(part)) is not None}
+                equal = {
+                    number: part for part in parts if (number := overlap.equal(part)) is not None
+                }
                 held = overlap.held(text, runs) | equal
-                found += [Hit(reason, name, self._items[name][number].id, held[number]) for number in sorted(held)]
+                found += [
+                    Hit(reason, name, self._items[name][number].id, held[number])
+                    for number in sorted(held)
+                ]
         return found
 
     def to_json(self, examples: int = EXAMPLES) -> dict[str, Any]:
-        """For a manifest: the settings, how many rows were looked at and removed, each set, and the items most often held.
+        """For a manifest: the settings, how many rows were looked at and removed, each set, and the
+        items most often held.
 
-        ``rows`` of a set or an item are those that hold it, so a row that holds two counts for both.
+        ``rows`` of a set or an item are those that hold it, so a row that holds two counts for
+        both.
         """
         hit = Counter(name for name, _ in self._held)
         most = sorted(self._held.items(), key=lambda item: -item[1])
@@ -228,7 +267,9 @@ class Decontamination:
 
 
 def runs_of(text: str, n: int) -> np.ndarray:
-    """The runs of n words in order, as 64-bit hashes: CRC-32 of each word, combined by a polynomial."""
+    """The runs of n words in order, as 64-bit hashes: CRC-32 of each word, combined by a
+    polynomial.
+    """
     sums = np.array([_word(word) for word in words(text)], dtype=np.uint64)
     if len(sums) < n:
         return sums[:0]
@@ -242,7 +283,9 @@ def _word(word: str) -> int:
 
 @lru_cache
 def _powers(n: int) -> np.ndarray:
-    return np.array([pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(1, n + 1)], dtype=np.uint64)
+    return np.array(
+        [pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(1, n + 1)], dtype=np.uint64
+    )
 
 
 def _long(text: str, n: int) -> str:
@@ -250,9 +293,13 @@ def _long(text: str, n: int) -> str:
 
 
 def _piece(text: str, start: int, end: int) -> str:
-    """The words of a text from the one number to before the other, as they are written, if this can be told."""
+    """The words of a text from the one number to before the other, as they are written, if this can
+    be told.
+    """
     wide = unicodedata.normalize("NFKC", text)
     folded = wide.casefold()
     found = list(islice(WORD.finditer(folded), start, end))
-    source = wide if len(wide) == len(folded) else folded  # folding takes no letter away, so each stands where it stood
+    source = (
+        wide if len(wide) == len(folded) else folded
+    )  # folding takes no letter away, so each stands where it stood
     return source[found[0].start() : found[-1].end()]

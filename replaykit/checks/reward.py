@@ -1,9 +1,11 @@
-"""What a reward model says of each row: one number, as good as the model and on the model's own scale.
+"""What a reward model says of each row: one number, as good as the model and on the model's own
+scale.
 
     Reward("Skywork/Skywork-Reward-Llama-3.1-8B-v0.2").score(records)  ->  13.6, -2.1, None, ...
 
-A reward model is a sequence-classification model with one output, read at the end of the conversation in the model's own
-chat template. Magpie (arXiv 2406.08464) scores its rows this way. The number describes a row; it drops none.
+A reward model is a sequence-classification model with one output, read at the end of the
+conversation in the model's own chat template. Magpie (arXiv 2406.08464) scores its rows this way.
+The number describes a row; it drops none.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ READ_AHEAD = 512  # records sorted by length at a time, so that a batch has rows
 class Reward:
     """A reward model in this process, on a GPU if there is one.
 
-    Raises EngineError where the model cannot be loaded or has not exactly one trained output, and ChatError where it has
-    no chat template.
+    Raises EngineError where the model cannot be loaded or has not exactly one trained output, and
+    ChatError where it has no chat template.
     """
 
     def __init__(self, model: str, revision: str | None = None):
@@ -34,15 +36,19 @@ class Reward:
         self.model: Any = models.load_reward_model(model, revision).eval()
         self.tokenizer: Any = models.load_tokenizer(model, revision)
         if not self.tokenizer.chat_template:
-            raise ChatError(f"{model} has no chat template, so it is not known how it reads a conversation")
+            raise ChatError(
+                f"{model} has no chat template, so it is not known how it reads a conversation"
+            )
         self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
-        # transformers reads the score at the last token that is not the padding token, so without one there is no batch.
+        # transformers reads the score at the last token that is not the padding token, so without
+        # one there is no batch.
         self._pad: int | None = self.model.config.get_text_config().pad_token_id
         self._batch_rows = BATCH_ROWS if self._pad is not None else 1
 
     @torch.inference_mode()
     def score(self, records: Iterable[Record]) -> Iterator[float | None]:
-        """The reward of each record, in order; None for one that has no answer or is longer than the model reads.
+        """The reward of each record, in order; None for one that has no answer or is longer than
+        the model reads.
 
         On a CPU it is the same in any batch to 1e-4; a GPU computes in bfloat16, less exactly.
         Raises ChatError for a conversation that the model's chat template refuses.
@@ -51,7 +57,8 @@ class Reward:
         while ahead := list(islice(waiting, READ_AHEAD)):
             tokens = [self._tokens(record) for record in ahead]
             order = sorted(
-                (k for k in range(len(ahead)) if 0 < len(tokens[k]) <= self.limit), key=lambda k: len(tokens[k])
+                (k for k in range(len(ahead)) if 0 < len(tokens[k]) <= self.limit),
+                key=lambda k: len(tokens[k]),
             )
             rewards: list[float | None] = [None] * len(ahead)
             for start in range(0, len(order), self._batch_rows):
@@ -61,11 +68,20 @@ class Reward:
             yield from rewards
 
     def _batch(self, rows: list[list[int]]) -> list[float]:
-        width, device = max(map(len, rows)), self.model.device
-        ids = torch.tensor([[*row, *[self._pad or 0] * (width - len(row))] for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        width = max(map(len, rows))
+        device = self.model.device
+        ids = torch.tensor(
+            [[*row, *[self._pad or 0] * (width - len(row))] for row in rows], device=device
+        )
+        mask = torch.tensor(
+            [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device
+        )
         return [
-            float(reward) for reward in self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+            float(reward)
+            for reward in self.model(input_ids=ids, attention_mask=mask)
+            .logits[:, 0]
+            .float()
+            .tolist()
         ]
 
     def _tokens(self, record: Record) -> list[int]:
@@ -79,5 +95,7 @@ class Reward:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise ChatError(f"{self.name}: its chat template refuses a conversation of {roles}: {error}") from error
+            raise ChatError(
+                f"{self.name}: its chat template refuses a conversation of {roles}: {error}"
+            ) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

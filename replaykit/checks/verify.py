@@ -14,19 +14,31 @@ from typing import Any, Literal
 
 How = Literal["exact", "numeric", "json"]
 
-# GSM8K ends an answer with "#### N"; models tuned on MATH with \boxed{N}; many others with a sentence.
-MARKED = re.compile(r"####[ \t]*(.+)|\\boxed\{([^{}]*)\}|\banswer(?: is:?|:)[ \t]*(.+)", re.IGNORECASE)
-NUMBER = re.compile(r"(?:(?<![\d)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
+# GSM8K ends an answer with "#### N"; models tuned on MATH with \boxed{N}; many others with a
+# sentence.
+MARKED = re.compile(
+    r"####[ \t]*(.+)|\\boxed\{([^{}]*)\}|\banswer(?: is:?|:)[ \t]*(.+)", re.IGNORECASE
+)
+NUMBER = re.compile(
+    r"(?:(?<![\d)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
+)
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last marker of a final answer, up to the end of its line; the whole text if there is none."""
-    found = [next(group for group in match.groups() if group is not None) for match in MARKED.finditer(text)]
+    """What stands after the last marker of a final answer, up to the end of its line; the whole
+    text if there is none.
+    """
+    found = [
+        next(group for group in match.groups() if group is not None)
+        for match in MARKED.finditer(text)
+    ]
     return (found[-1] if found else text).strip()
 
 
 def number_in(text: str) -> float | None:
-    """The last number of the final answer, or None. Thousands separators and simple fractions are read."""
+    """The last number of the final answer, or None. Thousands separators and simple fractions are
+    read.
+    """
     found = NUMBER.findall(final_answer(text))
     if not found:
         return None
@@ -37,15 +49,18 @@ def number_in(text: str) -> float | None:
 
 
 def is_right(answer: str, reference: str, *, how: How) -> bool:
-    """Whether the final answers agree: as text (case, spaces and a closing period aside), as numbers, or as JSON values.
+    """Whether the final answers agree: as text (case, spaces and a closing period aside), as
+    numbers, or as JSON values.
 
-    A reference that cannot be read that way is a ValueError; an answer that cannot be read is not right.
+    A reference that cannot be read that way is a ValueError; an answer that cannot be read is not
+    right.
     """
     match how:
         case "exact":
             return _plain(final_answer(answer)) == _plain(final_answer(reference))
         case "numeric":
-            expected, given = number_in(reference), number_in(answer)
+            expected = number_in(reference)
+            given = number_in(answer)
             if expected is None:
                 raise ValueError(f"no number in the reference {reference[-80:]!r}")
             return given is not None and abs(given - expected) <= 1e-6 * max(1.0, abs(expected))
@@ -53,7 +68,10 @@ def is_right(answer: str, reference: str, *, how: How) -> bool:
             expected_value = json.loads(reference)
             try:
                 return _same(json.loads(answer), expected_value)
-            except (ValueError, RecursionError):  # a model in a loop writes 5,000 digits or opening brackets
+            except (
+                ValueError,
+                RecursionError,
+            ):  # a model in a loop writes 5,000 digits or opening brackets
                 return False
 
 

@@ -1,7 +1,8 @@
 """Engines complete and score token sequences. One protocol, one table.
 
-A request is token ids, never text: a server that tokenises would add a second BOS. Each request has its own seed, so the
-same request gives the same completion in any batch, and completions come back in the order in which they finish.
+A request is token ids, never text: a server that tokenises would add a second BOS. Each request has
+its own seed, so the same request gives the same completion in any batch, and completions come back
+in the order in which they finish.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ T = TypeVar("T")
 class Sampling:
     """How to draw tokens. Temperature 0 is greedy, top_k 0 is all of the vocabulary.
 
-    ``stop`` are token ids; the one that ended it is not returned. ``schema`` is a JSON schema, as text, that vllm and its
-    server hold the completion to; transformers cannot, and whoever reads the completion checks it all the same.
+    ``stop`` are token ids; the one that ended it is not returned. ``schema`` is a JSON schema, as
+    text, that vllm and its server hold the completion to; transformers cannot, and whoever reads
+    the completion checks it all the same.
     """
 
     temperature: float = 1.0
@@ -54,7 +56,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came after the prompt, without the stop token. ``length`` means it was cut at max_tokens."""
+    """What came after the prompt, without the stop token. ``length`` means it was cut at
+    max_tokens.
+    """
 
     row: int
     tokens: tuple[int, ...]
@@ -62,22 +66,27 @@ class Completion:
 
 
 class Engine(Protocol):
-    """A loaded model. ``name`` is its key in ENGINES, ``limit`` how many tokens prompt and answer may have together."""
+    """A loaded model. ``name`` is its key in ENGINES, ``limit`` how many tokens prompt and answer
+    may have together.
+    """
 
     name: str
     limit: int
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
-        """A completion for each request, in the order in which they finish. Reads ahead, but not without bound.
+        """A completion for each request, in the order in which they finish. Reads ahead, but not
+        without bound.
 
-        None among the requests says: none now, ask again after the next completion. So what is asked may depend on what
-        was answered, in one stream. It may only be said while a request is unanswered. Raises EngineError for a prompt
-        that leaves no room for an answer.
+        None among the requests says: none now, ask again after the next completion. So what is
+        asked may depend on what was answered, in one stream. It may only be said while a request is
+        unanswered. Raises EngineError for a prompt that leaves no room for an answer.
         """
         ...
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        """For each sequence, in order, the natural-log probability of every token but the first given those before it."""
+        """For each sequence, in order, the natural-log probability of every token but the first
+        given those before it.
+        """
         ...
 
     def close(self) -> None:
@@ -86,7 +95,9 @@ class Engine(Protocol):
 
 
 def until_none(waiting: Iterator[T | None], room: int, *, unanswered: bool) -> Iterator[T]:
-    """The next requests, at most ``room`` and up to a None, which may only be said while a request is ``unanswered``."""
+    """The next requests, at most ``room`` and up to a None, which may only be said while a request
+    is ``unanswered``.
+    """
     for taken, request in enumerate(islice(waiting, room)):
         if request is None:
             assert unanswered or taken, "None among the requests while none of them is unanswered"
@@ -95,7 +106,9 @@ def until_none(waiting: Iterator[T | None], room: int, *, unanswered: bool) -> I
 
 
 def choose(options: EngineOptions | str = "auto") -> str:
-    """The engine that "auto" means here: openai where a server is given; vllm where it is installed and there is a GPU."""
+    """The engine that "auto" means here: openai where a server is given; vllm where it is installed
+    and there is a GPU.
+    """
     options = _options(options)
     if options.name != "auto":
         return options.name
@@ -108,13 +121,17 @@ def choose(options: EngineOptions | str = "auto") -> str:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
-def load_engine(model: str, options: EngineOptions | str = "auto", *, revision: str | None = None) -> Engine:
+def load_engine(
+    model: str, options: EngineOptions | str = "auto", *, revision: str | None = None
+) -> Engine:
     """The model, loaded in the engine. Raises EngineError, or MissingExtra, saying what to do."""
     options = _options(options)
     name = choose(options)
     if name in EXTRAS and find_spec(EXTRAS[name]) is None:
         raise MissingExtra(EXTRAS[name], name)
-    module, _, cls = (WORKERS if options.workers > 1 and name != "openai" else ENGINES[name]).partition(":")
+    module, _, cls = (
+        WORKERS if options.workers > 1 and name != "openai" else ENGINES[name]
+    ).partition(":")
     loaded: Engine = getattr(import_module(module), cls)(model, revision=revision, options=options)
     return loaded
 
@@ -122,6 +139,9 @@ def load_engine(model: str, options: EngineOptions | str = "auto", *, revision: 
 def _options(options: EngineOptions | str) -> EngineOptions:
     if isinstance(options, str):
         if options not in ("auto", *ENGINES):
-            raise EngineError(f"no engine '{options}'; known are {', '.join(ENGINES)}{did_you_mean(options, ENGINES)}")
+            raise EngineError(
+                f"no engine '{options}'; known are "
+                f"{', '.join(ENGINES)}{did_you_mean(options, ENGINES)}"
+            )
         return EngineOptions(name=options)  # type: ignore[arg-type]
     return options

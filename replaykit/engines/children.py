@@ -6,8 +6,9 @@
     ...
     guard.release()  # or guard.end(), and theirs with it
 
-A terminal sends SIGINT to every process of the foreground group, so a child would end of it, and lose what it was doing,
-before its parent has decided anything. And a child whose parent is killed outright would keep its memory for good.
+A terminal sends SIGINT to every process of the foreground group, so a child would end of it, and
+lose what it was doing, before its parent has decided anything. And a child whose parent is killed
+outright would keep its memory for good.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
-# Reads pids until its stdin ends, then ends them. A child that is still loading may only note a SIGTERM and go on.
+# Reads pids until its stdin ends, then ends them. A child that is still loading may only note a
+# SIGTERM and go on.
 WATCH = """
 while read -r word; do test "$word" = release && exit; pids="$pids $word"; done
 test -n "$pids" && kill $pids; sleep 10; kill -9 $pids
@@ -29,8 +31,11 @@ test -n "$pids" && kill $pids; sleep 10; kill -9 $pids
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Processes that are started inside have SIGINT blocked, and so have theirs: handlers change, the mask is inherited."""
-    resource_tracker.ensure_running()  # multiprocessing starts it before its first process, and then unblocks SIGINT
+    """Processes that are started inside have SIGINT blocked, and so have theirs: handlers change,
+    the mask is inherited.
+    """
+    # multiprocessing starts it before its first process, and then unblocks SIGINT
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -39,18 +44,27 @@ def deaf() -> Iterator[None]:
 
 
 class Guard:
-    """A shell in a session of its own that ends the processes it was told of when its stdin ends."""
+    """A shell in a session of its own that ends the processes it was told of when its stdin
+    ends.
+    """
 
     def __init__(self) -> None:
         quiet = subprocess.DEVNULL
         self._processes: list[BaseProcess] = []
         self._shell = subprocess.Popen(
-            ["sh", "-c", WATCH], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True, bufsize=0
+            ["sh", "-c", WATCH],
+            stdin=subprocess.PIPE,
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
+            bufsize=0,
         )
 
     @contextmanager
     def adopting(self) -> Iterator[None]:
-        """Every process that multiprocessing starts inside, by whosever call, is born deaf and known to the guard."""
+        """Every process that multiprocessing starts inside, by whosever call, is born deaf and
+        known to the guard.
+        """
         start = BaseProcess.start
 
         def adopted(process: BaseProcess) -> None:

@@ -2,11 +2,12 @@
 
     engine = Workers("llama3", options=EngineOptions(name="vllm", workers=4))  # on four GPUs
 
-Requests go out in turn to the worker that has the fewest, a bounded number to each, and come back as they finish. Every
-request draws by its own seed, so the rows are those of one engine. What a worker that dies had not answered, the others do.
+Requests go out in turn to the worker that has the fewest, a bounded number to each, and come back
+as they finish. Every request draws by its own seed, so the rows are those of one engine. What a
+worker that dies had not answered, the others do.
 
-The parent sends lists of jobs and lists of numbers to drop; a worker sends one answer at a time. Its end, and the parent's,
-is the end of the pipe.
+The parent sends lists of jobs and lists of numbers to drop; a worker sends one answer at a time.
+Its end, and the parent's, is the end of the pipe.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request, or tokens to score. ``number`` is this job's alone; ``row`` is what errors call it."""
+    """A request, or tokens to score. ``number`` is this job's alone; ``row`` is what errors call
+    it.
+    """
 
     number: int
     row: int
@@ -81,13 +84,15 @@ class _Stream:
     ready: deque[tuple[int, Any]] = field(default_factory=deque)
 
 
-# --- the parent -----------------------------------------------------------------------------------------------------
+# --- the parent -----------------------------------------------------------------------------------
 
 
 class Workers:
-    """As many engines as ``options.workers``, of one model given by name or folder. ``limit`` is the smallest of theirs.
+    """As many engines as ``options.workers``, of one model given by name or folder. ``limit`` is
+    the smallest of theirs.
 
-    On GPUs each has ``options.tensor_parallel`` of the visible ones for itself; on a CPU they share out the threads.
+    On GPUs each has ``options.tensor_parallel`` of the visible ones for itself; on a CPU they share
+    out the threads.
     """
 
     def __init__(self, model: str, *, revision: str | None = None, options: EngineOptions):
@@ -100,7 +105,9 @@ class Workers:
         inner = options.model_copy(update={"name": self.name, "workers": 1})
         atexit.register(self.close)  # before multiprocessing waits for processes that wait for us
         try:
-            for place, environment in enumerate(_environments(options.workers, options.tensor_parallel)):
+            for place, environment in enumerate(
+                _environments(options.workers, options.tensor_parallel)
+            ):
                 self._workers.append(_Worker(place, environment, model, revision, inner))
             ready = [worker.first_message() for worker in self._workers]
         except BaseException:
@@ -129,7 +136,9 @@ class Workers:
 
     def _end(self, *, seconds: float) -> None:
         atexit.unregister(self.close)
-        workers, self._workers, self._ended = [*self._workers, *self._ended], [], []
+        workers = [*self._workers, *self._ended]
+        self._workers = []
+        self._ended = []
         for worker in workers:
             worker.pipe.close()
         for worker in workers:
@@ -138,13 +147,19 @@ class Workers:
             worker.process.join()
 
     def _run(self, works: Iterable[_Work | None]) -> Generator[tuple[int, Any], None, None]:
-        """Each answer with the place of what was asked. One iteration may feed another, and may be left early."""
-        waiting, places, stream = iter(works), count(), _Stream()
+        """Each answer with the place of what was asked. One iteration may feed another, and may be
+        left early.
+        """
+        waiting = iter(works)
+        places = count()
+        stream = _Stream()
         try:
             while True:
                 while (free := self._room() - len(stream.places)) > 0:
                     size = min(free, len(self._workers) * ROUND)
-                    taken: list[_Work] = list(until_none(waiting, size, unanswered=bool(stream.places)))
+                    taken: list[_Work] = list(
+                        until_none(waiting, size, unanswered=bool(stream.places))
+                    )
                     self._send([self._job(work, next(places), stream) for work in taken])
                     if len(taken) < size:
                         break
@@ -162,7 +177,9 @@ class Workers:
             self._drop(stream)
 
     def _room(self) -> int:
-        """How many jobs of one iteration may be with the workers. Raises EngineError where none is left."""
+        """How many jobs of one iteration may be with the workers. Raises EngineError where none is
+        left.
+        """
         if not self._workers:
             raise EngineError(f"no worker is left: {self._last_words}")
         return len(self._workers) * self.read_ahead
@@ -203,7 +220,9 @@ class Workers:
         self._last_words = reason
         worker.pipe.close()
         if self._workers:
-            log.warning("a worker ended: %s; its %d open rows go to the others", reason, len(worker.flying))
+            log.warning(
+                "a worker ended: %s; its %d open rows go to the others", reason, len(worker.flying)
+            )
         self._send(worker.flying.values())
 
     def _drop(self, stream: _Stream) -> None:
@@ -214,19 +233,24 @@ class Workers:
 
 
 class _Worker:
-    """A process with an engine, seen from the parent. ``flying`` are the jobs that it has not answered, by number."""
+    """A process with an engine, seen from the parent. ``flying`` are the jobs that it has not
+    answered, by number.
+    """
 
     def __init__(self, place: int, environment: dict[str, str], *what: Any):
         self.place = place
         self.flying: dict[int, tuple[_Job, _Stream]] = {}
         self.pipe, theirs = Pipe()
-        self.process = get_context("spawn").Process(target=_work, args=(theirs, *what), name=f"worker-{place}")
+        self.process = get_context("spawn").Process(
+            target=_work, args=(theirs, *what), name=f"worker-{place}"
+        )
         with closing(theirs), _environment(environment), deaf():
             self.process.start()
 
     def first_message(self) -> _Ready:
         message = self.receive(
-            ' before it was ready; a script that starts workers does so under `if __name__ == "__main__":`'
+            " before it was ready; a script that starts workers does so under `if __name__ == "
+            '"__main__":`'
         )
         assert isinstance(message, _Ready)
         return message
@@ -237,7 +261,9 @@ class _Worker:
             message = self.pipe.recv()
         except (EOFError, OSError) as error:
             self.process.join(GRACE_SECONDS)
-            raise EngineError(f"worker {self.place} ended with exit code {self.process.exitcode}{when}") from error
+            raise EngineError(
+                f"worker {self.place} ended with exit code {self.process.exitcode}{when}"
+            ) from error
         if isinstance(message, _Failed) and message.number is None:
             raise EngineError(message.reason)
         return message
@@ -245,25 +271,33 @@ class _Worker:
     def send(self, message: list[_Job] | _Drop) -> None:
         try:
             self.pipe.send(message)
-        except OSError as error:  # its end is seen, and what it had not answered sent elsewhere, where it is read
+        # its end is seen, and what it had not answered sent elsewhere, where it is read
+        except OSError as error:
             log.debug("worker %d takes nothing: %s", self.place, error)
 
 
 def _environments(workers: int, tensor_parallel: int) -> list[dict[str, str]]:
-    """What each worker finds in its environment. Raises EngineError where there are too few GPUs."""
+    """What each worker finds in its environment. Raises EngineError where there are too few
+    GPUs.
+    """
     if not torch.cuda.is_available():
         threads = str(max(1, torch.get_num_threads() // workers))
         return [{"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}] * workers
-    here, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    here = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = list(map(str, range(here))) if named is None else named.split(",")[:here]
     if len(gpus) < (needed := workers * tensor_parallel):
         each = f" of {tensor_parallel} GPUs each" if tensor_parallel > 1 else ""
         raise EngineError(
-            f"engine.workers: {workers} workers{each} need {needed} GPUs, and {len(gpus)} are visible here; take fewer, "
+            f"engine.workers: {workers} workers{each} need {needed} GPUs, and {len(gpus)} are "
+            f"visible here; take fewer, "
             f"or look at CUDA_VISIBLE_DEVICES"
         )
     starts = range(0, needed, tensor_parallel)
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + tensor_parallel])} for start in starts]
+    return [
+        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + tensor_parallel])}
+        for start in starts
+    ]
 
 
 @contextmanager
@@ -277,7 +311,7 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-# --- a worker -------------------------------------------------------------------------------------------------------
+# --- a worker -------------------------------------------------------------------------------------
 
 
 def _work(pipe: Connection, model: str, revision: str | None, options: EngineOptions) -> None:
@@ -293,7 +327,11 @@ def _work(pipe: Connection, model: str, revision: str | None, options: EngineOpt
         finally:
             signal(SIGTERM, SIG_IGN)
             engine.close()
-    except (_End, BrokenPipeError, ConnectionResetError):  # the parent has gone, perhaps with an answer on its way
+    except (
+        _End,
+        BrokenPipeError,
+        ConnectionResetError,
+    ):  # the parent has gone, perhaps with an answer on its way
         return
     except ReplaykitError as error:
         pipe.send(_Failed(str(error)))
@@ -311,7 +349,9 @@ def _end(*_: object) -> None:
 
 
 def _read(pipe: Connection, inbox: SimpleQueue[list[_Job] | _Drop]) -> None:
-    """Takes what the parent sends at once, so that its sending never waits; at the end of the pipe, ends the process."""
+    """Takes what the parent sends at once, so that its sending never waits; at the end of the pipe,
+    ends the process.
+    """
     try:
         while True:
             inbox.put(pipe.recv())
@@ -322,14 +362,18 @@ def _read(pipe: Connection, inbox: SimpleQueue[list[_Job] | _Drop]) -> None:
 
 
 class _Again(Exception):
-    """The jobs have changed: what the engine is doing is left, and what remains is given to it again."""
+    """The jobs have changed: what the engine is doing is left, and what remains is given to it
+    again.
+    """
 
 
 class _Service:
     """Gives an engine the jobs of the inbox, and the parent its answers."""
 
     def __init__(self, engine: Engine, pipe: Connection, inbox: SimpleQueue[list[_Job] | _Drop]):
-        self.engine, self.pipe, self.inbox = engine, pipe, inbox
+        self.engine = engine
+        self.pipe = pipe
+        self.inbox = inbox
         self.open: dict[int, Request] = {}  # requests that have not been answered, by number
 
     def run(self) -> None:
@@ -341,10 +385,14 @@ class _Service:
             except _Again:
                 continue
             except EngineError as error:
-                self._refuse(error, {number: (number, request.row) for number, request in self.open.items()})
+                self._refuse(
+                    error, {number: (number, request.row) for number, request in self.open.items()}
+                )
 
     def _requests(self) -> Iterator[Request | None]:
-        """All that is open and all that comes, each with its number for a row: two of different streams may have one row."""
+        """All that is open and all that comes, each with its number for a row: two of different
+        streams may have one row.
+        """
         yield from [replace(request, row=number) for number, request in self.open.items()]
         while True:
             if self.open and self.inbox.empty():
@@ -362,13 +410,17 @@ class _Service:
 
     def _score(self, jobs: list[_Job]) -> None:
         try:
-            for job, scores in zip(jobs, self.engine.score([job.work for job in jobs]), strict=True):  # type: ignore[misc]
+            for job, scores in zip(
+                jobs, self.engine.score([job.work for job in jobs]), strict=True
+            ):  # type: ignore[misc]
                 self.pipe.send((job.number, scores))
         except EngineError as error:
             self._refuse(error, {k: (job.number, job.row) for k, job in enumerate(jobs)})
 
     def _refuse(self, error: EngineError, named: dict[int, tuple[int, int]]) -> None:
-        """Tells the parent which job the error is about, by its own row; an error about none is the engine's end."""
+        """Tells the parent which job the error is about, by its own row; an error about none is the
+        engine's end.
+        """
         for name, (number, row) in named.items():
             prefix, _, reason = str(error).partition(": ")
             if prefix == f"row {name}":

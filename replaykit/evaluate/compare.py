@@ -1,4 +1,6 @@
-"""Base against tuned models on the same items: what the eval step reports, from the items' scores."""
+"""Base against tuned models on the same items: what the eval step reports, from the items'
+scores.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,18 @@ def compare(
 ) -> dict[str, Any]:
     """Scores, drops and retention of every model in ``items``; the first is the base.
 
-    ``facts`` are further columns of a model (ratio, share, steps). The old mean, retention and the worst skill are over
-    the skills scored right or wrong; a cross-entropy skill has its own score and rise.
+    ``facts`` are further columns of a model (ratio, share, steps). The old mean, retention and the
+    worst skill are over the skills scored right or wrong; a cross-entropy skill has its own score
+    and rise.
     """
     whole = {skill: len(next(iter(items.values()))[skill]) for skill in tests}
     items = _scored(items)
     for skill, test in tests.items():
         if not next(iter(items.values()))[skill]:
-            raise DataError(f"{test.path}: none of its {whole[skill]} rows fits the model, so {skill} cannot be scored")
+            raise DataError(
+                f"{test.path}: none of its {whole[skill]} rows fits the model, so {skill} cannot "
+                f"be scored"
+            )
     base, *tuned = items
     rows = [_model(base, tests, items[base], None, {})]
     rows += [_model(name, tests, items[name], items[base], facts.get(name, {})) for name in tuned]
@@ -56,44 +62,63 @@ def compare(
 
 @dataclass(frozen=True)
 class Choice:
-    """Which alpha to keep, None where none is allowed, and a row for each with its scores, drop and bounds."""
+    """Which alpha to keep, None where none is allowed, and a row for each with its scores, drop and
+    bounds.
+    """
 
     alpha: float | None
     table: list[dict[str, Any]]
 
 
 def best_alpha(base: Scores, by_alpha: Mapping[float, Scores], *, margin: float = MARGIN) -> Choice:
-    """The alpha with the highest target score of those whose old skills drop by at most ``margin``; the smaller of two alike.
+    """The alpha with the highest target score of those whose old skills drop by at most ``margin``;
+    the smaller of two alike.
 
-    The drop is that of the unweighted mean over old skills, and what must not exceed the margin is the upper bound of its
-    95 % interval by a paired bootstrap. The skill "target" is the new one, all others are old. A score by which an alpha was
-    chosen flatters it; other items tell how good it is.
+    The drop is that of the unweighted mean over old skills, and what must not exceed the margin is
+    the upper bound of its 95 % interval by a paired bootstrap. The skill "target" is the new one,
+    all others are old. A score by which an alpha was chosen flatters it; other items tell how good
+    it is.
     """
     old = [skill for skill in base if skill != TARGET]
     table: list[dict[str, Any]] = []
     for alpha, scores in sorted(by_alpha.items()):
         drop = mean_drop([base[skill] for skill in old], [scores[skill] for skill in old])
-        table.append({
-            "alpha": alpha, "target": _mean(scores[TARGET]), "old": sum(_mean(scores[skill]) for skill in old) / len(old),
-            "old_drop": drop.to_json(), "allowed": drop.high <= margin + 1e-12,
-        })  # fmt: skip
+        table.append(
+            {
+                "alpha": alpha,
+                "target": _mean(scores[TARGET]),
+                "old": sum(_mean(scores[skill]) for skill in old) / len(old),
+                "old_drop": drop.to_json(),
+                "allowed": drop.high <= margin + 1e-12,
+            }
+        )
     allowed = [row for row in table if row["allowed"]]
-    best = max(allowed, key=lambda row: (row["target"], -row["alpha"]))["alpha"] if allowed else None
+    best = (
+        max(allowed, key=lambda row: (row["target"], -row["alpha"]))["alpha"] if allowed else None
+    )
     return Choice(best, [row | {"chosen": row["alpha"] == best} for row in table])
 
 
-def scores_of(tests: Mapping[str, Test], items: Mapping[str, Items]) -> dict[str, dict[str, list[float]]]:
+def scores_of(
+    tests: Mapping[str, Test], items: Mapping[str, Items]
+) -> dict[str, dict[str, list[float]]]:
     """What ``best_alpha`` compares, by model: of old skills those that are scored right or wrong.
 
-    A target scored by cross-entropy counts with its sign turned; the mean of its rows is that of its tokens, in nats.
-    Raises DataError for a skill of which no item has a score under every model.
+    A target scored by cross-entropy counts with its sign turned; the mean of its rows is that of
+    its tokens, in nats. Raises DataError for a skill of which no item has a score under every
+    model.
     """
-    binary = [skill for skill, test in tests.items() if skill == TARGET or test.score != "cross_entropy"]
+    binary = [
+        skill for skill, test in tests.items() if skill == TARGET or test.score != "cross_entropy"
+    ]
     found: dict[str, dict[str, list[float]]] = {}
     for name, of_model in _scored(items).items():
         found[name] = {skill: [item["score"] for item in of_model[skill]] for skill in binary}
         if empty := [skill for skill in binary if not of_model[skill]]:
-            raise DataError(f"{tests[empty[0]].path}: none of its rows fits the model, so {empty[0]} cannot be scored")
+            raise DataError(
+                f"{tests[empty[0]].path}: none of its rows fits the model, so {empty[0]} cannot be "
+                f"scored"
+            )
         if tests[TARGET].score == "cross_entropy":
             rows = of_model[TARGET]
             scale = -len(rows) / sum(item["tokens"] for item in rows)
@@ -127,11 +152,15 @@ def _model(
     name: str, tests: Mapping[str, Test], items: Items, base: Items | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     scores = {skill: _score(test, items[skill]) for skill, test in tests.items()}
-    binary = [skill for skill, test in tests.items() if test.score != "cross_entropy" and skill != TARGET]
+    binary = [
+        skill for skill, test in tests.items() if test.score != "cross_entropy" and skill != TARGET
+    ]
     row: dict[str, Any] = {
         "model": name,
         **facts,
-        "scores": {skill: score.to_json() | {"n": len(items[skill])} for skill, score in scores.items()},
+        "scores": {
+            skill: score.to_json() | {"n": len(items[skill])} for skill, score in scores.items()
+        },
         "old": average([scores[skill] for skill in binary]).to_json() if binary else None,
         "target": scores[TARGET].to_json() if TARGET in scores else None,
     }
@@ -156,12 +185,17 @@ def _model(
 def _score(test: Test, items: Sequence[Mapping[str, Any]]) -> Interval:
     values = [item["score"] for item in items]
     return (
-        per_token(values, [item["tokens"] for item in items]) if test.score == "cross_entropy" else proportion(values)
+        per_token(values, [item["tokens"] for item in items])
+        if test.score == "cross_entropy"
+        else proportion(values)
     )
 
 
-def _drop(test: Test, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Interval:
-    first, second = [item["score"] for item in before], [item["score"] for item in after]
+def _drop(
+    test: Test, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> Interval:
+    first = [item["score"] for item in before]
+    second = [item["score"] for item in after]
     if test.score == "cross_entropy":
         return per_token_rise(first, second, [item["tokens"] for item in before])
     return paired_drop(first, second)

@@ -1,4 +1,5 @@
-"""A finished mixture for other trainers: its rows in training order, and the settings that keep this order.
+"""A finished mixture for other trainers: its rows in training order, and the settings that keep
+this order.
 
     mix/export/trl/           rows.parquet (input_ids, labels)                    train.py
     mix/export/axolotl/       rows.parquet (input_ids, attention_mask, labels)    config.yaml
@@ -6,10 +7,11 @@
     mix/export/ms-swift/      rows.jsonl (messages with loss flags)               config.yaml
     mix/export/parquet/       rows.parquet (all there is: step, messages, meta, input_ids, labels)
 
-Every other trainer shuffles unless it is told not to, and most let the prompt carry loss, or mask by a template of their
-own. So three of them get token ids and labels (-100: no loss), which they take as they are; ms-swift tokenises itself, by
-its own template, and gets a flag for each answer. All run one pass, in order, with the rows of the plan's largest step as
-the batch: any run of slots has its share within one row, so that it does not matter where exactly a step begins.
+Every other trainer shuffles unless it is told not to, and most let the prompt carry loss, or mask
+by a template of their own. So three of them get token ids and labels (-100: no loss), which they
+take as they are; ms-swift tokenises itself, by its own template, and gets a flag for each answer.
+All run one pass, in order, with the rows of the plan's largest step as the batch: any run of slots
+has its share within one row, so that it does not matter where exactly a step begins.
 
 What is read, by tool (version that was looked at, and whose own loader gave back these rows):
   TRL 1.16         trl/trainer/sft_trainer.py: ``input_ids`` and ``labels`` are used as they are; ``train_sampling_strategy``
@@ -41,7 +43,16 @@ from replaykit.runs import Watch, unwatched
 from replaykit.training_settings import Train
 
 IGNORED = -100  # the label of a token without loss, in all of these
-UNSAID = ("controller", "freeze", "layer_rates", "min_rate", "packing", "precision", "stages", "weight_decay")
+UNSAID = (
+    "controller",
+    "freeze",
+    "layer_rates",
+    "min_rate",
+    "packing",
+    "precision",
+    "stages",
+    "weight_decay",
+)
 CHUNK = 1000  # rows of a parquet row group: what is in memory as token ids at a time
 TRL = """\
 # python {file}
@@ -75,7 +86,9 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Export:
-    """A mixture on its way out: its rows in order with their steps, and where what is made will lie."""
+    """A mixture on its way out: its rows in order with their steps, and where what is made will
+    lie.
+    """
 
     folder: Path  # where it is made
     place: Path  # where it will be, for the paths in settings
@@ -97,19 +110,28 @@ class Export:
 
     @property
     def common(self) -> dict[str, Any]:
-        """The settings that have one name in all of these, those of transformers' TrainingArguments."""
+        """The settings that have one name in all of these, those of transformers'
+        TrainingArguments.
+        """
         at_once, times = self.batch
         rate = self.train.learning_rate or (2e-4 if self.train.adapter else 1e-5)
         warmup = round(self.train.warmup * (self.steps[-1] + 1))
         constant = "constant_with_warmup" if warmup else "constant"
         decay = self.train.weight_decay
         return {
-            "num_train_epochs": 1, "per_device_train_batch_size": at_once, "gradient_accumulation_steps": times,
-            "learning_rate": rate, "warmup_steps": warmup, "max_grad_norm": self.train.max_grad_norm,
-            "lr_scheduler_type": constant if self.train.schedule == "constant" else self.train.schedule,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": at_once,
+            "gradient_accumulation_steps": times,
+            "learning_rate": rate,
+            "warmup_steps": warmup,
+            "max_grad_norm": self.train.max_grad_norm,
+            "lr_scheduler_type": constant
+            if self.train.schedule == "constant"
+            else self.train.schedule,
             # ms-swift's own defaults are 0.1 and 0.95
-            "weight_decay": 0.0 if isinstance(decay, dict) else decay, "adam_beta2": 0.999,
-        }  # fmt: skip
+            "weight_decay": 0.0 if isinstance(decay, dict) else decay,
+            "adam_beta2": 0.999,
+        }
 
     def revision_as(self, key: str) -> dict[str, str]:
         """The revision under a trainer's own key, where the recipe has one."""
@@ -124,7 +146,8 @@ class Export:
         """What the settings do not say, in lines of a comment."""
         at_once, times = self.batch
         said = [
-            f"On several devices, divide gradient_accumulation_steps by their number: a step is of {at_once * times} rows."
+            f"On several devices, divide gradient_accumulation_steps by their number: a step is of "
+            f"{at_once * times} rows."
         ]
         if self.train.adapter and not self.lora:
             said.append(f"The recipe trains by {self.train.adapter_name}; that is not set up here.")
@@ -132,34 +155,57 @@ class Export:
         if not isinstance(self.train.weight_decay, dict):
             changed.pop("weight_decay", None)
         if changed:
-            said.append(f"Of the recipe's train these are not set up here: {', '.join(sorted(changed))}.")
+            said.append(
+                f"Of the recipe's train these are not set up here: {', '.join(sorted(changed))}."
+            )
         if asked := sorted(self.train.remedies.model_dump(exclude_defaults=True)):
-            said.append(f"The recipe's remedies are replaykit's own and not in here: {', '.join(asked)}.")
+            said.append(
+                f"The recipe's remedies are replaykit's own and not in here: {', '.join(asked)}."
+            )
         return said
 
     def tokens(self, *more: str) -> Iterator[dict[str, Any]]:
         """Each row as ``input_ids`` and ``labels``; with "attention_mask", ones beside them."""
         for record in self.rows:
             example = self.examples[record.id]
-            labels = [token if loss else IGNORED for token, loss in zip(example.tokens, example.loss, strict=True)]
-            row = {"input_ids": list(example.tokens), "attention_mask": [1] * len(labels), "labels": labels}
+            labels = [
+                token if loss else IGNORED
+                for token, loss in zip(example.tokens, example.loss, strict=True)
+            ]
+            row = {
+                "input_ids": list(example.tokens),
+                "attention_mask": [1] * len(labels),
+                "labels": labels,
+            }
             yield {key: row[key] for key in ("input_ids", *more, "labels")}
 
 
 def check(names: Sequence[str]) -> None:
     """Raises RecipeError for a name that is none of the exports."""
-    wrong = [f"--export {n}: it is {', '.join(EXPORTS)}{did_you_mean(n, EXPORTS)}" for n in names if n not in EXPORTS]
+    wrong = [
+        f"--export {n}: it is {', '.join(EXPORTS)}{did_you_mean(n, EXPORTS)}"
+        for n in names
+        if n not in EXPORTS
+    ]
     if wrong:
         raise RecipeError("the command line", wrong)
 
 
 def export(
-    names: Sequence[str], mixture: Path, *, model: str, chat: Chat, train: Train, revision: str | None = None,
+    names: Sequence[str],
+    mixture: Path,
+    *,
+    model: str,
+    chat: Chat,
+    train: Train,
+    revision: str | None = None,
     watch: Watch = unwatched,
-) -> dict[str, Path]:  # fmt: skip
-    """Writes the finished mixture in a folder for the trainers of these names; returns where, ``export/<name>`` in it.
+) -> dict[str, Path]:
+    """Writes the finished mixture in a folder for the trainers of these names; returns where,
+    ``export/<name>`` in it.
 
-    An earlier export of the same name is replaced. Raises DataError for a mixture that a trainer cannot take.
+    An earlier export of the same name is replaced. Raises DataError for a mixture that a trainer
+    cannot take.
     """
     check(names)
     rows = list(read_jsonl(mixture / "rows.jsonl"))
@@ -174,14 +220,17 @@ def export(
         watch("export", number, len(names), name)
         if chat.seq2seq and name != "parquet":
             raise DataError(
-                f"--export {name}: it takes causal models, and {model} is an encoder-decoder; parquet takes both"
+                f"--export {name}: it takes causal models, and {model} is an encoder-decoder; "
+                f"parquet takes both"
             )
         place = places[name] = mixture.resolve() / "export" / name
         folder = place.with_name(f".{name}.tmp")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            EXPORTS[name](Export(folder, place, rows, steps, examples, chat, resolved, revision, train))
+            EXPORTS[name](
+                Export(folder, place, rows, steps, examples, chat, resolved, revision, train)
+            )
             shutil.rmtree(place, ignore_errors=True)
             os.replace(folder, place)
         finally:
@@ -190,56 +239,94 @@ def export(
     return places
 
 
-# --- by trainer -----------------------------------------------------------------------------------------------------
+# --- by trainer -----------------------------------------------------------------------------------
 
 
 def trl(made: Export) -> None:
     """Token ids and labels, and a script that trains on them with ``SFTTrainer``."""
     _parquet(made.folder / "rows.parquet", made.tokens())
     settings = made.common | {
-        "train_sampling_strategy": "sequential", "shuffle_dataset": False, "packing": False,
-        "max_length": made.train.max_tokens, "model_init_kwargs": {"dtype": "float32"} | made.revision_as("revision"),
+        "train_sampling_strategy": "sequential",
+        "shuffle_dataset": False,
+        "packing": False,
+        "max_length": made.train.max_tokens,
+        "model_init_kwargs": {"dtype": "float32"} | made.revision_as("revision"),
         "gradient_checkpointing": made.train.gradient_checkpointing,
-    }  # fmt: skip
-    lora = f"LoraConfig(r={made.train.rank}, lora_alpha={made.train.alpha}, target_modules='all-linear')"
+    }
+    lora = (
+        f"LoraConfig(r={made.train.rank}, lora_alpha={made.train.alpha}, "
+        f"target_modules='all-linear')"
+    )
     script = TRL.format(
-        model=made.model, revision=made.revision or "main", file=made.place / "train.py",
-        settings=pformat(settings, sort_dicts=False), comment=_comment(made.remarks),
-        imports="from peft import LoraConfig\n" if made.lora else "", peft=f"\n    peft_config={lora}," if made.lora else "",
-    )  # fmt: skip
+        model=made.model,
+        revision=made.revision or "main",
+        file=made.place / "train.py",
+        settings=pformat(settings, sort_dicts=False),
+        comment=_comment(made.remarks),
+        imports="from peft import LoraConfig\n" if made.lora else "",
+        peft=f"\n    peft_config={lora}," if made.lora else "",
+    )
     (made.folder / "train.py").write_text(script, encoding="utf-8")
 
 
 def axolotl(made: Export) -> None:
-    """Token ids and labels, which axolotl takes as they are where a data set has no type: axolotl train config.yaml"""
+    """Token ids and labels, which axolotl takes as they are where a data set has no type: axolotl
+    train config.yaml
+    """
     _parquet(made.folder / "rows.parquet", made.tokens("attention_mask"))
     common = made.common
     constant = "constant" in common["lr_scheduler_type"]
-    lora = {"adapter": "lora", "lora_r": made.train.rank, "lora_alpha": made.train.alpha, "lora_target_linear": True}
-    _config(made, "axolotl train", {
-        "base_model": made.model, **made.revision_as("revision_of_model"),
-        "datasets": [{"path": str(made.place / "rows.parquet"), "ds_type": "parquet", "split": "train", "type": None}],
-        "dataset_prepared_path": str(made.place / "prepared"),
-        "shuffle_merged_datasets": False, "shuffle_before_merging_datasets": False, "curriculum_sampling": True,
-        "sample_packing": False, "group_by_length": False, "val_set_size": 0,
-        "sequence_len": made.train.max_tokens,
-        "num_epochs": 1, "micro_batch_size": common["per_device_train_batch_size"],
-        "gradient_accumulation_steps": common["gradient_accumulation_steps"],
-        "learning_rate": common["learning_rate"], "warmup_steps": common["warmup_steps"],
-        "lr_scheduler": "constant_with_warmup" if constant else common["lr_scheduler_type"],
-        **{key: common[key] for key in ("max_grad_norm", "weight_decay", "adam_beta2")},
-        "optimizer": "adamw_torch", "bf16": "auto",
-        "gradient_checkpointing": made.train.gradient_checkpointing,
-        **(lora if made.lora else {}),
-        "output_dir": str(made.place / "output"),
-    })  # fmt: skip
+    lora = {
+        "adapter": "lora",
+        "lora_r": made.train.rank,
+        "lora_alpha": made.train.alpha,
+        "lora_target_linear": True,
+    }
+    _config(
+        made,
+        "axolotl train",
+        {
+            "base_model": made.model,
+            **made.revision_as("revision_of_model"),
+            "datasets": [
+                {
+                    "path": str(made.place / "rows.parquet"),
+                    "ds_type": "parquet",
+                    "split": "train",
+                    "type": None,
+                }
+            ],
+            "dataset_prepared_path": str(made.place / "prepared"),
+            "shuffle_merged_datasets": False,
+            "shuffle_before_merging_datasets": False,
+            "curriculum_sampling": True,
+            "sample_packing": False,
+            "group_by_length": False,
+            "val_set_size": 0,
+            "sequence_len": made.train.max_tokens,
+            "num_epochs": 1,
+            "micro_batch_size": common["per_device_train_batch_size"],
+            "gradient_accumulation_steps": common["gradient_accumulation_steps"],
+            "learning_rate": common["learning_rate"],
+            "warmup_steps": common["warmup_steps"],
+            "lr_scheduler": "constant_with_warmup" if constant else common["lr_scheduler_type"],
+            **{key: common[key] for key in ("max_grad_norm", "weight_decay", "adam_beta2")},
+            "optimizer": "adamw_torch",
+            "bf16": "auto",
+            "gradient_checkpointing": made.train.gradient_checkpointing,
+            **(lora if made.lora else {}),
+            "output_dir": str(made.place / "output"),
+        },
+    )
 
 
 def llamafactory(made: Export) -> None:
-    """Token ids and labels as its own ``tokenized_path`` saves them: llamafactory-cli train config.yaml
+    """Token ids and labels as its own ``tokenized_path`` saves them: llamafactory-cli train
+    config.yaml
 
-    Its parser asks for a data set although one that is tokenised stands instead of it, so the conversations are there too,
-    to be read, or to be tokenised by a template of its own if tokenized_path is taken out.
+    Its parser asks for a data set although one that is tokenised stands instead of it, so the
+    conversations are there too, to be read, or to be tokenised by a template of its own if
+    tokenized_path is taken out.
     """
     import datasets
 
@@ -251,66 +338,124 @@ def llamafactory(made: Export) -> None:
     del loaded
     rows.unlink()
     shutil.rmtree(made.folder / "cache")
-    _lines(made.folder / "rows.jsonl", ({"messages": [dict(m) for m in record.messages]} for record in made.rows))
-    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-            "system_tag": "system"}  # fmt: skip
-    info = {"replaykit": {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"},
-                          "tags": tags}}  # fmt: skip
-    (made.folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    _lines(
+        made.folder / "rows.jsonl",
+        ({"messages": [dict(m) for m in record.messages]} for record in made.rows),
+    )
+    tags = {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    }
+    info = {
+        "replaykit": {
+            "file_name": "rows.jsonl",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": tags,
+        }
+    }
+    (made.folder / "dataset_info.json").write_text(
+        json.dumps(info, indent=1) + "\n", encoding="utf-8"
+    )
     lora = {
         "finetuning_type": "lora",
         "lora_rank": made.train.rank,
         "lora_alpha": made.train.alpha,
         "lora_target": "all",
     }
-    _config(made, "llamafactory-cli train", {
-        "model_name_or_path": made.model, **made.revision_as("model_revision"), "stage": "sft", "do_train": True,
-        **(lora if made.lora else {"finetuning_type": "full"}),
-        "tokenized_path": str(made.place / "tokenized"),
-        "dataset": "replaykit", "dataset_dir": str(made.place), "template": "empty" if made.chat.plain else None,
-        "disable_shuffling": True, "packing": False, "mask_history": False, "train_on_prompt": False,
-        "cutoff_len": made.train.max_tokens, **made.common,
-        "disable_gradient_checkpointing": not made.train.gradient_checkpointing,
-        "output_dir": str(made.place / "output"),
-    })  # fmt: skip
+    _config(
+        made,
+        "llamafactory-cli train",
+        {
+            "model_name_or_path": made.model,
+            **made.revision_as("model_revision"),
+            "stage": "sft",
+            "do_train": True,
+            **(lora if made.lora else {"finetuning_type": "full"}),
+            "tokenized_path": str(made.place / "tokenized"),
+            "dataset": "replaykit",
+            "dataset_dir": str(made.place),
+            "template": "empty" if made.chat.plain else None,
+            "disable_shuffling": True,
+            "packing": False,
+            "mask_history": False,
+            "train_on_prompt": False,
+            "cutoff_len": made.train.max_tokens,
+            **made.common,
+            "disable_gradient_checkpointing": not made.train.gradient_checkpointing,
+            "output_dir": str(made.place / "output"),
+        },
+    )
 
 
 def ms_swift(made: Export) -> None:
-    """Conversations with a flag for each answer, to be tokenised by its own template: swift sft config.yaml
+    """Conversations with a flag for each answer, to be tokenised by its own template: swift sft
+    config.yaml
 
-    ``channel`` is the source, by which it logs the loss. Raises DataError for a text among conversations, which it would put
-    into the chat template.
+    ``channel`` is the source, by which it logs the loss. Raises DataError for a text among
+    conversations, which it would put into the chat template.
     """
     if not made.chat.plain and any(record.messages[0]["role"] == "text" for record in made.rows):
         raise DataError(
-            "--export ms-swift: it would put the plain texts of this mixture into the chat template; trl, axolotl and "
+            "--export ms-swift: it would put the plain texts of this mixture into the chat "
+            "template; trl, axolotl and "
             "llamafactory take them as they are"
         )
-    _lines(made.folder / "rows.jsonl", (
-        {"messages": flagged(record, made.examples[record.id]), "channel": record.source} for record in made.rows
-    ))  # fmt: skip
+    _lines(
+        made.folder / "rows.jsonl",
+        (
+            {"messages": flagged(record, made.examples[record.id]), "channel": record.source}
+            for record in made.rows
+        ),
+    )
     lora = {"tuner_type": "lora", "lora_rank": made.train.rank, "lora_alpha": made.train.alpha}
-    _config(made, "swift sft", {
-        "model": made.model, **made.revision_as("model_revision"), **(lora if made.lora else {"tuner_type": "full"}),
-        "dataset": [str(made.place / "rows.jsonl")], "split_dataset_ratio": 0,
-        "dataset_shuffle": False, "train_dataloader_shuffle": False, "packing": False, "lazy_tokenize": False,
-        "loss_scale": "default", "enable_channel_loss": True, "use_chat_template": not made.chat.plain,
-        "max_length": made.train.max_tokens, **made.common,
-        "gradient_checkpointing": made.train.gradient_checkpointing,
-        "output_dir": str(made.place / "output"),
-    })  # fmt: skip
+    _config(
+        made,
+        "swift sft",
+        {
+            "model": made.model,
+            **made.revision_as("model_revision"),
+            **(lora if made.lora else {"tuner_type": "full"}),
+            "dataset": [str(made.place / "rows.jsonl")],
+            "split_dataset_ratio": 0,
+            "dataset_shuffle": False,
+            "train_dataloader_shuffle": False,
+            "packing": False,
+            "lazy_tokenize": False,
+            "loss_scale": "default",
+            "enable_channel_loss": True,
+            "use_chat_template": not made.chat.plain,
+            "max_length": made.train.max_tokens,
+            **made.common,
+            "gradient_checkpointing": made.train.gradient_checkpointing,
+            "output_dir": str(made.place / "output"),
+        },
+    )
 
 
 def parquet(made: Export) -> None:
-    """All that is known of each row: step, id, source, meta as JSON, messages, and, for a causal model, its tokens."""
+    """All that is known of each row: step, id, source, meta as JSON, messages, and, for a causal
+    model, its tokens.
+    """
     none: Iterator[dict[str, Any]] = ({} for _ in made.rows)
     known = zip(made.steps, made.rows, none if made.chat.seq2seq else made.tokens(), strict=True)
-    _parquet(made.folder / "rows.parquet", (
-        {"step": step, "id": record.id, "source": record.source,
-         "meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str),
-         "messages": [{"role": m["role"], "content": m["content"]} for m in record.messages], **tokens}
-        for step, record, tokens in known
-    ))  # fmt: skip
+    _parquet(
+        made.folder / "rows.parquet",
+        (
+            {
+                "step": step,
+                "id": record.id,
+                "source": record.source,
+                "meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str),
+                "messages": [{"role": m["role"], "content": m["content"]} for m in record.messages],
+                **tokens,
+            }
+            for step, record, tokens in known
+        ),
+    )
 
 
 EXPORTS: dict[str, Callable[[Export], None]] = {
@@ -325,12 +470,18 @@ EXPORTS: dict[str, Callable[[Export], None]] = {
 def flagged(record: Record, example: Example) -> list[dict[str, Any]]:
     """The messages as ms-swift reads them, each answer with whether it carries ``loss``.
 
-    An example has one run of loss for each answer that carries it, and those are the last ones. A text is one answer.
+    An example has one run of loss for each answer that carries it, and those are the last ones. A
+    text is one answer.
     """
     if record.messages[0]["role"] == "text":
         return [{"role": "assistant", "content": record.messages[0]["content"], "loss": True}]
-    runs = sum(here and not before for before, here in zip((False, *example.loss), example.loss, strict=False))
-    answers = [place for place, message in enumerate(record.messages) if message["role"] == "assistant"]
+    runs = sum(
+        here and not before
+        for before, here in zip((False, *example.loss), example.loss, strict=False)
+    )
+    answers = [
+        place for place, message in enumerate(record.messages) if message["role"] == "assistant"
+    ]
     carry = set(answers[len(answers) - runs :])
     return [
         {
@@ -342,7 +493,7 @@ def flagged(record: Record, example: Example) -> list[dict[str, Any]]:
     ]
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -351,8 +502,16 @@ def _parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
     numbers = pa.list_(pa.int64())
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    types = {"step": pa.int64(), "id": pa.string(), "source": pa.string(), "meta": pa.string(), "messages": pa.list_(turn),
-             "input_ids": numbers, "attention_mask": numbers, "labels": numbers}  # fmt: skip
+    types = {
+        "step": pa.int64(),
+        "id": pa.string(),
+        "source": pa.string(),
+        "meta": pa.string(),
+        "messages": pa.list_(turn),
+        "input_ids": numbers,
+        "attention_mask": numbers,
+        "labels": numbers,
+    }
     writer = None
     while chunk := list(islice(rows, CHUNK)):
         schema = pa.schema([(name, types[name]) for name in chunk[0]])

@@ -1,10 +1,12 @@
-"""The share of replay as a function of progress: what ``mix.schedule`` asks for at each point of the training.
+"""The share of replay as a function of progress: what ``mix.schedule`` asks for at each point of
+the training.
 
     ratio_at(Schedule(shape="linear", to=0.3), 0.15, 0.5)      ->  0.225
 
-Progress runs from 0 to 1: the part of the target rows that are drawn, or of the slots that are filled where their number
-is fixed. Nothing published says which shape is best; linear from 15 % to 30 % is the one that was asked of us first. The
-plan diffuses the error of what is asked for here, so that each step has the share of its own moment.
+Progress runs from 0 to 1: the part of the target rows that are drawn, or of the slots that are
+filled where their number is fixed. Nothing published says which shape is best; linear from 15 % to
+30 % is the one that was asked of us first. The plan diffuses the error of what is asked for here,
+so that each step has the share of its own moment.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from replaykit.training_settings import Schedule
 
 
 def ratio_at(schedule: Schedule | None, ratio: float, progress: float) -> float:
-    """The share asked for at a progress from 0 to 1. ``ratio`` is that of the beginning; without a schedule it stays.
+    """The share asked for at a progress from 0 to 1. ``ratio`` is that of the beginning; without a
+    schedule it stays.
 
-    linear and cosine go from ``ratio`` to ``to``, cosine slowly at both ends (half a wave, as SGDR's learning rate does:
-    Loshchilov and Hutter, arXiv 1608.03983, equation 5). warm-down stays at ``ratio`` up to the part ``hold``, and falls
-    from there in a straight line to ``to``, or to 0. steps has the share of the last of its points that was passed.
+    linear and cosine go from ``ratio`` to ``to``, cosine slowly at both ends (half a wave, as
+    SGDR's learning rate does: Loshchilov and Hutter, arXiv 1608.03983, equation 5). warm-down stays
+    at ``ratio`` up to the part ``hold``, and falls from there in a straight line to ``to``, or to
+    0. steps has the share of the last of its points that was passed.
     """
     if schedule is None:
         return ratio
@@ -37,7 +41,9 @@ def ratio_at(schedule: Schedule | None, ratio: float, progress: float) -> float:
 
 
 def most(schedule: Schedule | None, ratio: float) -> float:
-    """The largest share that is asked for at any time: each shape has it at an end or at one of its points."""
+    """The largest share that is asked for at any time: each shape has it at an end or at one of its
+    points.
+    """
     points = [0.0, 1.0, *((schedule.at or {}) if schedule else ())]
     return max(ratio_at(schedule, ratio, point) for point in points)
 
@@ -49,8 +55,10 @@ def describe(schedule: Schedule | None) -> str:
     last = _percent(schedule.to or 0.0)
     match schedule.shape:
         case "steps":
-            points = ", ".join(f"{_percent(share)} from {_percent(part)} of the training on"
-                               for part, share in sorted((schedule.at or {}).items()))  # fmt: skip
+            points = ", ".join(
+                f"{_percent(share)} from {_percent(part)} of the training on"
+                for part, share in sorted((schedule.at or {}).items())
+            )
             return f"then {points}"
         case "warm-down":
             return f"falling to {last} from {_percent(schedule.hold)} of the training on"

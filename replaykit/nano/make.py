@@ -1,10 +1,11 @@
-"""Makes the embedded model: a byte-level tokenizer, then a small Llama trained on the world's six old skills.
+"""Makes the embedded model: a byte-level tokenizer, then a small Llama trained on the world's six
+old skills.
 
     python -m replaykit.nano.make OUT_DIR
 
-Same machine and library versions, same bytes: everything is drawn from SEED. The loss covers the user's turn too, so
-that the model can write questions of its own from the bare pre-query, as a large chat model can. MODEL.md beside the
-weights says how long it took and how it scores.
+Same machine and library versions, same bytes: everything is drawn from SEED. The loss covers the
+user's turn too, so that the model can write questions of its own from the bare pre-query, as a
+large chat model can. MODEL.md beside the weights says how long it took and how it scores.
 """
 
 from __future__ import annotations
@@ -22,24 +23,42 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from replaykit.nano import world
 
 SEED = 7
-STEPS, ROWS, WARMUP, PEAK_LR = 2800, 64, 100, 3e-3
+STEPS = 2800
+ROWS = 64
+WARMUP = 100
+PEAK_LR = 3e-3
 ANSWER_WEIGHT = 3.0  # an answer token's loss over a question token's
-VOCABULARY, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 1024, 192, 4, 6, 512, 2048
+VOCABULARY = 1024
+HIDDEN = 192
+LAYERS = 4
+HEADS = 6
+INTERMEDIATE = 512
+POSITIONS = 2048
 
-BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"
-HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
-# The shape of Meta-Llama-3-Instruct's template: a header for each turn, two newlines, the trimmed text, <|eot_id|>.
+BOS = "<|begin_of_text|>"
+EOS = "<|end_of_text|>"
+EOT = "<|eot_id|>"
+PAD = "<|pad|>"
+HEADER = "<|start_header_id|>"
+END_HEADER = "<|end_header_id|>"
+# The shape of Meta-Llama-3-Instruct's template: a header for each turn, two newlines, the trimmed
+# text, <|eot_id|>.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | "
+    "trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ "
+    "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
-# Words with their leading space, single digits, punctuation, line breaks: numbers are read digit by digit.
+# Words with their leading space, single digits, punctuation, line breaks: numbers are read digit by
+# digit.
 SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of VOCABULARY tokens, trained on 21,000 tasks of all skills; any text can be encoded."""
+    """A byte-level BPE of VOCABULARY tokens, trained on 21,000 tasks of all skills; any text can be
+    encoded.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -90,30 +109,42 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """STEPS batches of ROWS conversations: ids and loss weights, both [ROWS, length], rows of like length together."""
+    """STEPS batches of ROWS conversations: ids and loss weights, both [ROWS, length], rows of like
+    length together.
+    """
     tasks = list(islice(world.stream(seed=SEED + 1), STEPS * ROWS))
     heads = tokenizer(
         [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": task.prompt}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": task.prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
             )
             for task in tasks
         ],
         add_special_tokens=False,
     )["input_ids"]
-    answers = tokenizer([task.answer + EOT for task in tasks], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([task.answer + EOT for task in tasks], add_special_tokens=False)[
+        "input_ids"
+    ]
     rows = [
         (head + answer, [1.0] * len(head) + [ANSWER_WEIGHT] * len(answer))
         for head, answer in zip(heads, answers, strict=True)
     ]
-    made, block, order = [], ROWS * 32, torch.Generator().manual_seed(SEED)
+    made = []
+    block = ROWS * 32
+    order = torch.Generator().manual_seed(SEED)
     for start in range(0, len(rows), block):
         part = sorted(rows[start : start + block], key=lambda row: len(row[0]))
         groups = [part[i : i + ROWS] for i in range(0, len(part), ROWS)]
         for k in torch.randperm(len(groups), generator=order).tolist():
             width = max(len(ids) for ids, _ in groups[k])
-            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in groups[k]])
-            weights = torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in groups[k]])
+            ids = torch.tensor(
+                [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in groups[k]]
+            )
+            weights = torch.tensor(
+                [weights + [0.0] * (width - len(weights)) for _, weights in groups[k]]
+            )
             made.append((ids, weights))
     return made
 
@@ -124,13 +155,16 @@ def train(model: LlamaForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98))
-    started, running = time.perf_counter(), 0.0
+    started = time.perf_counter()
+    running = 0.0
     for step, (ids, weights) in enumerate(data):
         cosine = 0.5 * (1 + math.cos(math.pi * step / len(data)))
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LR * min((step + 1) / WARMUP, 0.1 + 0.9 * cosine)
         logits = model(input_ids=ids).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), ids[:, 1:], reduction="none"
+        )
         loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,7 +172,11 @@ def train(model: LlamaForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]]
         optimizer.zero_grad(set_to_none=True)
         running += loss.item()
         if step % 100 == 99:
-            print(f"step {step + 1:5d}  loss {running / 100:.4f}  {time.perf_counter() - started:5.0f} s", flush=True)
+            print(
+                f"step {step + 1:5d}  loss {running / 100:.4f}  "
+                f"{time.perf_counter() - started:5.0f} s",
+                flush=True,
+            )
             running = 0.0
 
 

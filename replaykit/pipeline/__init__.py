@@ -2,8 +2,9 @@
 
     select, generate, rewrite  ->  mix  ->  train  ->  eval  ->  report
 
-With ``arms`` in the recipe, mix and train are done once for each arm (``mix-<arm>``, ``train-<arm>``), and eval compares
-them all with the base. A step reads what earlier steps left in their folders, never the memory of this process.
+With ``arms`` in the recipe, mix and train are done once for each arm (``mix-<arm>``,
+``train-<arm>``), and eval compares them all with the base. A step reads what earlier steps left in
+their folders, never the memory of this process.
 """
 
 from __future__ import annotations

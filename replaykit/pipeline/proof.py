@@ -31,7 +31,9 @@ def evaluate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
     need(recipe, "eval", "model", "eval")
     tuned = {}
-    for arm, _ in arms(recipe, replace(context, out=None)):  # what is made is one folder for all arms
+    for arm, _ in arms(
+        recipe, replace(context, out=None)
+    ):  # what is made is one folder for all arms
         tuned[arm or "tuned"] = need_step(recipe.folder / label_of("train", arm), "train")
     inputs = {
         **model_facts(recipe),
@@ -44,20 +46,31 @@ def evaluate(recipe: Recipe, context: Context) -> Iterator[Outcome]:
         from replaykit.evaluate.compare import compare
 
         rows = {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}
-        items, facts = {}, {}
-        for name, model in {"base": str(recipe.model), **{n: str(f / "model") for n, f in tuned.items()}}.items():
+        items = {}
+        facts = {}
+        for name, model in {
+            "base": str(recipe.model),
+            **{n: str(f / "model") for n, f in tuned.items()},
+        }.items():
             items[name] = measured(recipe, step, name, model, rows, context.watch)
         for name, folder in tuned.items():
             mixed = read_manifest(recipe.folder / folder.name.replace("train", "mix", 1)) or {}
-            facts[name] = {"ratio": mixed.get("requested"), "share": mixed.get("share", {}).get(mixed.get("unit")),
-                           "steps": mixed.get("steps")}  # fmt: skip
+            facts[name] = {
+                "ratio": mixed.get("requested"),
+                "share": mixed.get("share", {}).get(mixed.get("unit")),
+                "steps": mixed.get("steps"),
+            }
         return compare(tests(recipe), items, facts), {}
 
     yield do_step("eval", recipe, context, inputs, work)
 
 
-def measured(recipe: Recipe, step: Step, name: str, model: str, rows: Any, watch: Watch) -> dict[str, list[Any]]:
-    """The items of one model by skill, from its file in the step's folder if it was measured before."""
+def measured(
+    recipe: Recipe, step: Step, name: str, model: str, rows: Any, watch: Watch
+) -> dict[str, list[Any]]:
+    """The items of one model by skill, from its file in the step's folder if it was measured
+    before.
+    """
     from replaykit.evaluate.skills import measure
 
     path = step.folder / f"items-{name}.jsonl"
@@ -80,13 +93,20 @@ def report(recipe: Recipe, context: Context) -> Iterator[Outcome]:
     found = manifests(recipe.folder)
     if not found:
         raise RunError(
-            f"{recipe.folder}: nothing is finished here, so there is nothing to report; `replaykit run` first"
+            f"{recipe.folder}: nothing is finished here, so there is nothing to report; `replaykit "
+            f"run` first"
         )
     evaluation = found.get("eval", {}).get("result", {"skills": [], "models": []})
-    shown = yaml.safe_dump(recipe.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    shown = yaml.safe_dump(
+        recipe.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True
+    )
     folder = context.out or recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = write_report(
-        folder / "report.html", title=recipe.folder.name, evaluation=evaluation, manifests=found, recipe_yaml=shown
+        folder / "report.html",
+        title=recipe.folder.name,
+        evaluation=evaluation,
+        manifests=found,
+        recipe_yaml=shown,
     )
     yield Outcome("report", folder, {"report": str(path)})

@@ -16,9 +16,14 @@ def push(recipe: Recipe, context: Context, *, dry_run: bool = False) -> Iterator
     need(recipe, "push", "push.repo")
     assert recipe.push.repo is not None
     found = manifests(recipe.folder)
-    files: dict[str, Path] = {s: recipe.folder / s / "rows.jsonl" for s in ("select", "generate") if s in found}
+    files: dict[str, Path] = {
+        s: recipe.folder / s / "rows.jsonl" for s in ("select", "generate") if s in found
+    }
     if not files:
-        raise RunError(f"{recipe.folder}: no replay to publish; `replaykit generate` or `replaykit select` first")
+        raise RunError(
+            f"{recipe.folder}: no replay to publish; `replaykit generate` or `replaykit select` "
+            f"first"
+        )
     folder = context.out or recipe.folder / "push"
     result = prepare(folder, recipe.push.repo, recipe, files, found)
     if not dry_run:

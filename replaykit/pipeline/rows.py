@@ -1,4 +1,6 @@
-"""The rows that a recipe names: how they are read, what tells them from others, and which of them are held out."""
+"""The rows that a recipe names: how they are read, what tells them from others, and which of them
+are held out.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def tests(recipe: Recipe) -> dict[str, Test]:
     """The held-out tests by skill, the old ones first, the target's under "target"."""
     if TARGET in recipe.eval.old:
         raise RecipeError(
-            "the recipe", [f"eval.old.{TARGET}: that name is the new skill's; call the old one otherwise"]
+            "the recipe",
+            [f"eval.old.{TARGET}: that name is the new skill's; call the old one otherwise"],
         )
     return recipe.eval.old | ({TARGET: recipe.eval.target} if recipe.eval.target else {})
 
@@ -29,7 +32,13 @@ def load(data: Data, source: Source) -> list[Record]:
     """The rows that a recipe names. Raises DataError if there are none."""
     rows = list(
         read_records(
-            data.path, source, prompt=data.prompt, answer=data.answer, split=data.split, skip=data.skip, limit=data.n
+            data.path,
+            source,
+            prompt=data.prompt,
+            answer=data.answer,
+            split=data.split,
+            skip=data.skip,
+            limit=data.n,
         )
     )
     if not rows:
@@ -50,9 +59,13 @@ def test_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def scored_facts(recipe: Recipe) -> dict[str, Any]:
-    """What identifies the held-out tests, by skill: their rows, and how answers to them are written and scored."""
-    return {skill: data_facts(test) | test.model_dump(include={"score", "max_tokens"})
-            for skill, test in tests(recipe).items()}  # fmt: skip
+    """What identifies the held-out tests, by skill: their rows, and how answers to them are written
+    and scored.
+    """
+    return {
+        skill: data_facts(test) | test.model_dump(include={"score", "max_tokens"})
+        for skill, test in tests(recipe).items()
+    }
 
 
 def file_facts(name: str) -> dict[str, Any]:
@@ -62,13 +75,18 @@ def file_facts(name: str) -> dict[str, Any]:
 
 
 def held_out(recipe: Recipe, own: bool, against: Sequence[str] = ()) -> Decontamination | None:
-    """What no row of training may hold: the recipe's tests, and further evaluation sets; None where there are none."""
+    """What no row of training may hold: the recipe's tests, and further evaluation sets; None where
+    there are none.
+    """
     from replaykit.checks.evalsets import EvalItem, eval_items
     from replaykit.checks.overlap import Decontamination
 
     sets = {name: eval_items(name) for name in against}
     for skill, test in tests(recipe).items() if own else ():
-        sets[skill] = [EvalItem(str(row.meta["line"]), asked_text(row), row.answer) for row in load(test, "target")]
+        sets[skill] = [
+            EvalItem(str(row.meta["line"]), asked_text(row), row.answer)
+            for row in load(test, "target")
+        ]
     return Decontamination(sets) if sets else None
 
 

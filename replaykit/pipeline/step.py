@@ -1,4 +1,5 @@
-"""What the steps share: where a step writes, when it is finished already, which arms it does, what model it asks.
+"""What the steps share: where a step writes, when it is finished already, which arms it does, what
+model it asks.
 
     runs/my-task/generate/       rows.jsonl  dropped.jsonl  questions.jsonl  answers.jsonl  manifest.json
     runs/my-task/train-control/  of the arm "control"
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from replaykit.chat import Chat
     from replaykit.settings import EngineOptions
 
-Work = Callable[[Step], tuple[dict[str, Any], dict[str, Any]]]  # -> what is shown, and further facts for the manifest
+Work = Callable[
+    [Step], tuple[dict[str, Any], dict[str, Any]]
+]  # -> what is shown, and further facts for the manifest
 
 
 @dataclass(frozen=True)
@@ -51,26 +54,45 @@ class Context:
 
 
 def do_step(
-    name: str, recipe: Recipe, context: Context, inputs: Mapping[str, Any], work: Work, *, arm: str | None = None,
+    name: str,
+    recipe: Recipe,
+    context: Context,
+    inputs: Mapping[str, Any],
+    work: Work,
+    *,
+    arm: str | None = None,
     asked: object = None,
-) -> Outcome:  # fmt: skip
-    """Does the work in the step's folder unless it is finished there; ``asked`` tells a finished shorter one apart."""
+) -> Outcome:
+    """Does the work in the step's folder unless it is finished there; ``asked`` tells a finished
+    shorter one apart.
+    """
     label = label_of(name, arm)
     folder = context.out or recipe.folder / label
     with open_step(label, folder, inputs, force=context.force) as step:
         before = step.result
         if before is not None and (asked is None or before.get("asked") == asked):
-            return Outcome(label, folder, before, skipped=True, note="finished before; --force does it again")
+            return Outcome(
+                label, folder, before, skipped=True, note="finished before; --force does it again"
+            )
         step.manifest_path.unlink(missing_ok=True)
         result, facts = work(step)
-        note = f"the earlier one is in {step.moved} ({'; '.join(step.changed) or '--force'})" if step.moved else ""
+        note = (
+            f"the earlier one is in {step.moved} ({'; '.join(step.changed) or '--force'})"
+            if step.moved
+            else ""
+        )
         return Outcome(label, folder, step.finish(result, **facts), note=note)
 
 
 def need_step(folder: Path, step: str, *, otherwise: str = "") -> Path:
-    """The folder of a step that another one builds on. Raises RunError, with what to type, where it is not finished."""
+    """The folder of a step that another one builds on. Raises RunError, with what to type, where it
+    is not finished.
+    """
     if not read_manifest(folder):
-        raise RunError(f"{folder} is not finished; `replaykit {step}` makes it{otherwise and ', and ' + otherwise}")
+        raise RunError(
+            f"{folder} is not finished; `replaykit {step}` makes "
+            f"it{otherwise and ', and ' + otherwise}"
+        )
     return folder
 
 
@@ -80,27 +102,40 @@ def label_of(step: str, arm: str | None) -> str:
 
 
 def arms(recipe: Recipe, context: Context) -> list[tuple[str | None, Mix]]:
-    """The arms to do and the mix of each: the recipe's, with the arm's keys changed; one without a name where none."""
+    """The arms to do and the mix of each: the recipe's, with the arm's keys changed; one without a
+    name where none.
+    """
     if not recipe.arms:
         if context.arm is not None:
             raise RecipeError("the command line", [f"--arm {context.arm}: the recipe has no arms"])
         return [(None, recipe.mix)]
     if context.arm is not None and context.arm not in recipe.arms:
-        raise RecipeError("the command line", [f"--arm {context.arm}: the recipe has {', '.join(recipe.arms)}"])
-    chosen: Mapping[str, Arm] = {context.arm: recipe.arms[context.arm]} if context.arm else recipe.arms
+        raise RecipeError(
+            "the command line", [f"--arm {context.arm}: the recipe has {', '.join(recipe.arms)}"]
+        )
+    chosen: Mapping[str, Arm] = (
+        {context.arm: recipe.arms[context.arm]} if context.arm else recipe.arms
+    )
     if context.out is not None and len(chosen) > 1:
-        raise RecipeError("the command line", [f"--out takes one arm; choose it with --arm: {', '.join(chosen)}"])
+        raise RecipeError(
+            "the command line", [f"--out takes one arm; choose it with --arm: {', '.join(chosen)}"]
+        )
     return [(name, recipe.mixture(name)) for name in chosen]
 
 
 def manifests(folder: Path) -> dict[str, dict[str, Any]]:
     """The manifests of the finished steps of a run, by step."""
-    found = {path.parent.name: read_manifest(path.parent) for path in sorted(folder.glob("*/manifest.json"))}
+    found = {
+        path.parent.name: read_manifest(path.parent)
+        for path in sorted(folder.glob("*/manifest.json"))
+    }
     return {name: manifest for name, manifest in found.items() if manifest and ".old" not in name}
 
 
 def model_facts(recipe: Recipe) -> dict[str, Any]:
-    """What identifies the model and its chat: name, revision and options, and the files where it is a folder."""
+    """What identifies the model and its chat: name, revision and options, and the files where it is
+    a folder.
+    """
     name = str(recipe.model)
     options = recipe.chat.model_dump(exclude_defaults=True)
     facts = {"model": name, "revision": recipe.revision, "weights": models.identity(name)}
@@ -108,7 +143,9 @@ def model_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def revision_of(recipe: Recipe) -> str | None:
-    """The commit of the recipe's model: the one asked for, or the one that was downloaded; None for a folder."""
+    """The commit of the recipe's model: the one asked for, or the one that was downloaded; None for
+    a folder.
+    """
     return recipe.revision or models.fetched(str(recipe.model))
 
 
@@ -121,9 +158,14 @@ def chat_of(recipe: Recipe) -> Chat:
 
 @contextmanager
 def engine_and_chat(
-    recipe: Recipe, model: str | None, *, of_recipe: bool = True, options: EngineOptions | None = None
+    recipe: Recipe,
+    model: str | None,
+    *,
+    of_recipe: bool = True,
+    options: EngineOptions | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """A model and its chat. The recipe's chat options are for its own model and what is tuned from it, not for others.
+    """A model and its chat. The recipe's chat options are for its own model and what is tuned from
+    it, not for others.
 
     ``options`` are of the engine: those of the recipe by default.
     """

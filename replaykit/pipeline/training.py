@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 
 def mix(recipe: Recipe, context: Context, *, export: Sequence[str] = ()) -> Iterator[Outcome]:
-    """The mixture of each arm; then, from its rows, what each of the trainers named in ``export`` reads."""
+    """The mixture of each arm; then, from its rows, what each of the trainers named in ``export``
+    reads.
+    """
     from replaykit.mix.export import check
 
     check(export)
@@ -69,19 +71,25 @@ def _rewritten(recipe: Recipe) -> Path | None:
     folder = recipe.folder / "rewrite"
     if recipe.rewrite is None and not read_manifest(folder):
         return None
-    made, otherwise = need_step(folder, "rewrite"), "; without that folder the target is taken as it is"
+    made = need_step(folder, "rewrite")
+    otherwise = "; without that folder the target is taken as it is"
     todo = f"`replaykit rewrite` makes it anew{otherwise if recipe.rewrite is None else ''}"
     _same(made, {"target": data_facts(recipe.target)}, todo)  # type: ignore[arg-type]
     return made / "rows.jsonl"
 
 
 def _mixture(recipe: Recipe, arm: str | None) -> Path:
-    """The finished mixture of an arm. Raises RunError where it was made for another model, or another length of training.
+    """The finished mixture of an arm. Raises RunError where it was made for another model, or
+    another length of training.
 
     That its share is another than the recipe's is no error: `mix --ratio 0.1` has made it so.
     """
     folder = need_step(recipe.folder / label_of("mix", arm), "mix")
-    _same(folder, {"model": recipe.model, "train": _length_facts(recipe)}, "`replaykit mix` makes it anew")
+    _same(
+        folder,
+        {"model": recipe.model, "train": _length_facts(recipe)},
+        "`replaykit mix` makes it anew",
+    )
     return folder
 
 
@@ -92,16 +100,23 @@ def _length_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _same(folder: Path, now: Mapping[str, Any], todo: str) -> None:
-    """Raises RunError, with what to do, where one of these inputs of a finished step was another."""
+    """Raises RunError, with what to do, where one of these inputs of a finished step was
+    another.
+    """
     inputs = (read_manifest(folder) or {}).get("inputs", now)
     if changed := differences({key: inputs.get(key) for key in now}, now):
         raise RunError(f"{folder} was made otherwise: {'; '.join(changed)}. {todo}")
 
 
 def _mix(
-    recipe: Recipe, settings: Mix, rewritten: Path | None, files: Mapping[str, Path], chat: Callable[[], Chat],
-    watch: Watch, step: Step,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    recipe: Recipe,
+    settings: Mix,
+    rewritten: Path | None,
+    files: Mapping[str, Path],
+    chat: Callable[[], Chat],
+    watch: Watch,
+    step: Step,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     import hashlib
 
     from replaykit.mix.build import mix as blend
@@ -114,16 +129,27 @@ def _mix(
     apart = held_out(recipe, settings.overlap, settings.against)
     with funnel_of(step) as funnel:
         mixture = blend(
-            target, replay, chat=chat(), settings=settings, train=recipe.train, seed=recipe.seed, held_out=apart,
-            folder=step.folder, funnel=funnel, watch=watch,
-        )  # fmt: skip
+            target,
+            replay,
+            chat=chat(),
+            settings=settings,
+            train=recipe.train,
+            seed=recipe.seed,
+            held_out=apart,
+            folder=step.folder,
+            funnel=funnel,
+            watch=watch,
+        )
     path = step.folder / "rows.jsonl"
     write_jsonl(path, mixture.lines())
     if recipe.train.controller is not None:  # which may draw more, or others, than the plan does
         write_jsonl(step.folder / "replay.jsonl", mixture.replay())
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    facts = {"sources": {s: str(f) for s, f in files.items()}, "decontamination": apart and apart.to_json()}
+    facts = {
+        "sources": {s: str(f) for s, f in files.items()},
+        "decontamination": apart and apart.to_json(),
+    }
     return mixture.summary(settings) | {"sha256": digest, "funnel": funnel.to_json()}, facts
 
 
@@ -134,7 +160,9 @@ def _replay_files(recipe: Recipe, settings: Mix) -> dict[str, Path]:
     if most(settings.schedule, settings.ratio) == 0:
         return {}
     done = [source for source in ("select", "generate") if read_manifest(recipe.folder / source)]
-    wanted = list(settings.sources) if settings.sources is not None else (recipe.replay_sources or done)
+    wanted = (
+        list(settings.sources) if settings.sources is not None else (recipe.replay_sources or done)
+    )
     return {source: need_step(recipe.folder / source, source) / "rows.jsonl" for source in wanted}
 
 
@@ -144,14 +172,24 @@ def _exported(
     from replaykit.mix.export import export
 
     made = export(
-        names, outcome.folder, model=str(recipe.model), revision=recipe.revision, chat=chat(), train=recipe.train,
+        names,
+        outcome.folder,
+        model=str(recipe.model),
+        revision=recipe.revision,
+        chat=chat(),
+        train=recipe.train,
         watch=watch,
-    )  # fmt: skip
-    return replace(outcome, result={**outcome.result, "exported": {name: str(place) for name, place in made.items()}})
+    )
+    return replace(
+        outcome,
+        result={**outcome.result, "exported": {name: str(place) for name, place in made.items()}},
+    )
 
 
 def score(recipe: Recipe, context: Context) -> Iterator[Outcome]:
-    """How probable the model finds the answers that it will be trained on; what is known already is not asked again."""
+    """How probable the model finds the answers that it will be trained on; what is known already is
+    not asked again.
+    """
     from replaykit.train.score import by_source
 
     need(recipe, "score", "model")
@@ -165,14 +203,22 @@ def score(recipe: Recipe, context: Context) -> Iterator[Outcome]:
             rows = list(read_jsonl(mixture))
             found, new = token_logprobs(recipe, rows, context.watch)
             sources = by_source(rows, found, max_perplexity=limit)
-            result = {"rows": len(found), "scored": new, "max_perplexity": limit, "sources": sources}
+            result = {
+                "rows": len(found),
+                "scored": new,
+                "max_perplexity": limit,
+                "sources": sources,
+            }
             return result, {"model": recipe.model, "revision": revision_of(recipe)}
 
         yield do_step("score", recipe, context, inputs, work, arm=arm)
 
 
-def token_logprobs(recipe: Recipe, rows: Sequence[Record], watch: Watch) -> tuple[dict[str, Any], int]:
-    """``train.score.token_logprobs`` under the recipe's model, and how many rows were new; it is loaded only for those.
+def token_logprobs(
+    recipe: Recipe, rows: Sequence[Record], watch: Watch
+) -> tuple[dict[str, Any], int]:
+    """``train.score.token_logprobs`` under the recipe's model, and how many rows were new; it is
+    loaded only for those.
 
     All arms of a run share one file of what is known.
     """
@@ -180,7 +226,9 @@ def token_logprobs(recipe: Recipe, rows: Sequence[Record], watch: Watch) -> tupl
 
     assert recipe.model is not None
     made = scoring.examples(rows, chat_of(recipe))
-    with scoring.Scores(recipe.folder / "logprobs.jsonl", scoring.model_key(recipe.model, recipe.revision)) as known:
+    with scoring.Scores(
+        recipe.folder / "logprobs.jsonl", scoring.model_key(recipe.model, recipe.revision)
+    ) as known:
         new = len(scoring.unscored(made, known))
         if not new:
             return scoring.of_examples(made, None, known), 0
@@ -189,11 +237,14 @@ def token_logprobs(recipe: Recipe, rows: Sequence[Record], watch: Watch) -> tupl
 
 
 def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
-    """Each arm on its mixture. Of several processes that torchrun started, the first one holds the folder."""
+    """Each arm on its mixture. Of several processes that torchrun started, the first one holds the
+    folder.
+    """
     need(recipe, "train", "model")
     mixtures = {arm: _mixture(recipe, arm) for arm, _ in arms(recipe, context)}
     for arm, mixture in mixtures.items():
-        label, training = label_of("train", arm), recipe.training(arm)
+        label = label_of("train", arm)
+        training = recipe.training(arm)
         inputs = {
             **model_facts(recipe),
             "seed": recipe.seed,
@@ -202,7 +253,9 @@ def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
         }
         if training.controller is not None:
             inputs["tests"] = scored_facts(recipe)
-            inputs["replay"] = {"rows": file_fingerprint(mixture / "replay.jsonl")} | _mixed_by(mixture)
+            inputs["replay"] = {"rows": file_fingerprint(mixture / "replay.jsonl")} | _mixed_by(
+                mixture
+            )
         if training.remedies.ewc is not None and training.remedies.ewc.old is not None:
             inputs["old"] = data_facts(training.remedies.ewc.old)
         work = partial(_train, recipe, training, mixture, label, context.watch)
@@ -215,7 +268,9 @@ def train(recipe: Recipe, context: Context) -> Iterator[Outcome]:
 
 
 def _mixed_by(mixture: Path) -> dict[str, Any]:
-    """By which settings a mixture was made that a controller goes on with, whatever the recipe says now."""
+    """By which settings a mixture was made that a controller goes on with, whatever the recipe says
+    now.
+    """
     inputs = (read_manifest(mixture) or {})["inputs"]
     return {key: inputs[key] for key in ("ratio", "unit", "skill", "sources")}
 
@@ -229,24 +284,41 @@ def _train(
     assert recipe.model is not None
     with (mixture / "rows.jsonl").open(encoding="utf-8") as stream:
         steps = [json.loads(line)["step"] for line in stream]
-    rows, chat, spare, watched = list(read_jsonl(mixture / "rows.jsonl")), chat_of(recipe), list[Record](), None
+    rows = list(read_jsonl(mixture / "rows.jsonl"))
+    chat = chat_of(recipe)
+    spare = list[Record]()
+    watched = None
     held = {skill: (test, load(test, "target")) for skill, test in tests(recipe).items()}
     check_tests(chat, held)  # what eval would refuse after the training
     if training.controller is not None:
         spare = list(read_jsonl(mixture / "replay.jsonl"))
         _, target = held.pop(TARGET, (None, []))
-        watched = Watched(training.controller, held, target, spare, Mix.model_validate(_mixed_by(mixture)))
+        watched = Watched(
+            training.controller, held, target, spare, Mix.model_validate(_mixed_by(mixture))
+        )
     weights, facts = _weights(recipe, training, [*rows, *spare], chat, watch)
     result = fit(
-        rows, steps, model=recipe.model, chat=chat, settings=training, seed=recipe.seed, folder=step.folder,
-        revision=recipe.revision, weights=weights, old=_old(recipe, training, chat), watched=watched, what=what, watch=watch,
-    )  # fmt: skip
+        rows,
+        steps,
+        model=recipe.model,
+        chat=chat,
+        settings=training,
+        seed=recipe.seed,
+        folder=step.folder,
+        revision=recipe.revision,
+        weights=weights,
+        old=_old(recipe, training, chat),
+        watched=watched,
+        what=what,
+        watch=watch,
+    )
     result |= {"model": str(step.folder / "model"), **facts}
     return result, {"base": recipe.model, "revision": revision_of(recipe)}
 
 
 def _old(recipe: Recipe, training: Train, chat: Chat) -> list[Record]:
-    """The old data that ewc names: so many rows as it takes, drawn by the recipe's seed from those that are not too long.
+    """The old data that ewc names: so many rows as it takes, drawn by the recipe's seed from those
+    that are not too long.
 
     Raises DataError where all are too long, or have no answer.
     """
@@ -254,12 +326,19 @@ def _old(recipe: Recipe, training: Train, chat: Chat) -> list[Record]:
     if ewc is None or ewc.old is None:
         return []
     rows = load(ewc.old, "select")
-    examples = ((row, chat.example(row)) for row in random.Random(recipe.seed).sample(rows, len(rows)))
-    fit = (row for row, made in examples if made.loss_tokens and len(made.tokens) <= training.max_tokens)
+    examples = (
+        (row, chat.example(row)) for row in random.Random(recipe.seed).sample(rows, len(rows))
+    )
+    fit = (
+        row
+        for row, made in examples
+        if made.loss_tokens and len(made.tokens) <= training.max_tokens
+    )
     found = list(islice(fit, ewc.rows))
     if not found:
         raise DataError(
-            f"{ewc.old.path}: train.remedies.ewc.old has no row with an answer and at most {training.max_tokens} tokens; "
+            f"{ewc.old.path}: train.remedies.ewc.old has no row with an answer and at most "
+            f"{training.max_tokens} tokens; "
             f"raise train.max_tokens, or name other rows"
         )
     return found
@@ -268,7 +347,9 @@ def _old(recipe: Recipe, training: Train, chat: Chat) -> list[Record]:
 def _weights(
     recipe: Recipe, training: Train, rows: Sequence[Record], chat: Chat, watch: Watch
 ) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
-    """The weights of answer tokens where a remedy weighs them by the base's probabilities, and what it did to them."""
+    """The weights of answer tokens where a remedy weighs them by the base's probabilities, and what
+    it did to them.
+    """
     if training.remedies.stm is None and training.remedies.flow is None:
         return None, {}
     from replaykit.train.remedies.weights import summary, weights

@@ -1,4 +1,5 @@
-"""The dataset card: what the rows are, how each source made them, and how to use them. It says only what was recorded.
+"""The dataset card: what the rows are, how each source made them, and how to use them. It says only
+what was recorded.
 
     ---
     license: unknown
@@ -8,8 +9,9 @@
     # my-replay
     Replay data for fine-tuning `meta-llama/Meta-Llama-3-8B-Instruct` without forgetting ...
 
-The facts come from the manifests of the steps (``runs.Step.finish``) and, where these are silent, from the recipe. Like
-mergekit's card it carries the recipe itself; unlike other generators' cards it claims neither a licence nor a language.
+The facts come from the manifests of the steps (``runs.Step.finish``) and, where these are silent,
+from the recipe. Like mergekit's card it carries the recipe itself; unlike other generators' cards
+it claims neither a licence nor a language.
 """
 
 from __future__ import annotations
@@ -36,7 +38,13 @@ METHODS = {
 }
 COPIED = ("target", "select")  # every other source is written by a model
 UNITS = {"loss_tokens": "loss tokens", "tokens": "tokens", "rows": "rows"}
-SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
 EXAMPLE_CHARS = 600  # of one message of an example
 
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -86,11 +94,17 @@ Take as many rows of `replay` as the share of it asks for; `replaykit mix` keeps
 
 
 def dataset_card(
-    *, repo: str, recipe: Recipe, manifests: Manifests, counts: Mapping[str, int], examples: Sequence[Record]
+    *,
+    repo: str,
+    recipe: Recipe,
+    manifests: Manifests,
+    counts: Mapping[str, int],
+    examples: Sequence[Record],
 ) -> str:
     """README.md of a data set that has one split for each source in ``counts`` (rows by source).
 
-    ``manifests`` are by step, "select", "generate" and "mix"; a step or a key that is absent is left out of the text.
+    ``manifests`` are by step, "select", "generate" and "mix"; a step or a key that is absent is
+    left out of the text.
     """
     split = "generate" if "generate" in counts else next(iter(counts))
     model = _quoted(_model(recipe, manifests))
@@ -124,11 +138,14 @@ def _front_matter(repo: str, counts: Mapping[str, int]) -> str:
         pretty_name=repo.rpartition("/")[2],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>10M")],
         task_categories=["text-generation"],
-        tags=["replaykit", "replay", "continual-learning"] + ["synthetic"] * any(s not in COPIED for s in counts),
+        tags=["replaykit", "replay", "continual-learning"]
+        + ["synthetic"] * any(s not in COPIED for s in counts),
         configs=[
             {
                 "config_name": "default",
-                "data_files": [{"split": source, "path": f"data/{source}.parquet"} for source in counts],
+                "data_files": [
+                    {"split": source, "path": f"data/{source}.parquet"} for source in counts
+                ],
             }
         ],
     )
@@ -136,27 +153,41 @@ def _front_matter(repo: str, counts: Mapping[str, int]) -> str:
 
 
 def _sources(counts: Mapping[str, int]) -> str:
-    rows = [(f"`{source}`", METHODS.get(source, ""), f"{count:,}") for source, count in counts.items()]
+    rows = [
+        (f"`{source}`", METHODS.get(source, ""), f"{count:,}") for source, count in counts.items()
+    ]
     return "## Sources\n\n" + _table(("split", "what it is", "rows"), rows)
 
 
 def _made(source: str, recipe: Recipe, manifest: Mapping[str, Any]) -> str:
     """How one source was made: its settings, then its funnel."""
     facts = dict(_facts(source, recipe, manifest))
-    lines = [f"## How `{source}` was made\n", *(f"* {name}: {value}" for name, value in facts.items())]
+    lines = [
+        f"## How `{source}` was made\n",
+        *(f"* {name}: {value}" for name, value in facts.items()),
+    ]
     funnel = _fact(manifest, "funnel")
     if not isinstance(funnel, Mapping):
         return "\n".join(lines) + "\n"
     dropped = funnel.get("dropped") or {}
-    rows = [("made", funnel.get("made")), *((f"dropped: {reason}", n) for reason, n in dropped.items())]
+    rows = [
+        ("made", funnel.get("made")),
+        *((f"dropped: {reason}", n) for reason, n in dropped.items()),
+    ]
     rows.append(("kept", funnel.get("kept")))
-    return "\n".join(lines) + "\n\n" + _table(("rows", "count"), [(k, f"{n:,}") for k, n in rows if n is not None])
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + _table(("rows", "count"), [(k, f"{n:,}") for k, n in rows if n is not None])
+    )
 
 
 def _facts(source: str, recipe: Recipe, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     model = _fact(manifest, "model") or recipe.model
     if source not in COPIED and model:
-        revision = _fact(manifest, "revision") or _fact(manifest, "model_revision") or recipe.revision
+        revision = (
+            _fact(manifest, "revision") or _fact(manifest, "model_revision") or recipe.revision
+        )
         yield "model", _quoted(str(model)) + (f", revision `{revision}`" if revision else "")
         if engine := _fact(manifest, "engine"):
             yield "engine", f"{engine}"
@@ -166,7 +197,11 @@ def _facts(source: str, recipe: Recipe, manifest: Mapping[str, Any]) -> Iterator
     if not isinstance(settings, Mapping):
         section = getattr(recipe, source, None)
         settings = section.model_dump() if section is not None else {}
-    shown = [f"{key} {_value(value)}" for key, value in _flat(settings) if value is not None and value is not False]
+    shown = [
+        f"{key} {_value(value)}"
+        for key, value in _flat(settings)
+        if value is not None and value is not False
+    ]
     if shown:
         yield "settings", ", ".join(shown)
     versions = manifest.get("versions")
@@ -178,11 +213,15 @@ def _mix(recipe: Recipe, manifests: Manifests) -> str:
     if "mix" not in manifests:
         return ""
     manifest = manifests["mix"]
-    ratio, unit = _fact(manifest, "ratio"), _fact(manifest, "unit") or recipe.mix.unit
-    ratio, share = recipe.mix.ratio if ratio is None else ratio, _fact(manifest, "share")
+    ratio = _fact(manifest, "ratio")
+    unit = _fact(manifest, "unit") or recipe.mix.unit
+    ratio = recipe.mix.ratio if ratio is None else ratio
+    share = _fact(manifest, "share")
     text = f"Replay was asked to be {_percent(ratio)} of the {UNITS.get(unit, unit)} of training"
     if isinstance(share, Mapping):
-        text += "; it came out as " + ", ".join(f"{_percent(part)} {source}" for source, part in share.items())
+        text += "; it came out as " + ", ".join(
+            f"{_percent(part)} {source}" for source, part in share.items()
+        )
     elif share is not None:
         text += f"; it came out as {_percent(share)}"
     return f"## The mix it was made for\n\n{text}.\n"
@@ -193,7 +232,9 @@ def _examples(examples: Sequence[Record]) -> str:
         return ""
     lines = ["## Examples\n"]
     for record in examples:
-        messages = [dict(message) | {"content": _short(message["content"])} for message in record.messages]
+        messages = [
+            dict(message) | {"content": _short(message["content"])} for message in record.messages
+        ]
         text = json.dumps(messages, ensure_ascii=False, indent=1)
         # A fence is longer than any run of backticks inside it, or the text would end the block.
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -206,14 +247,19 @@ def _licence(model: str, counts: Mapping[str, int]) -> str:
     if any(source not in COPIED for source in counts):
         lines.append(f"* What a model wrote: the licence of {model} applies.")
     if any(source in COPIED for source in counts):
-        lines.append("* What was copied from existing data: the licence of that data, which the recipe names, applies.")
+        lines.append(
+            "* What was copied from existing data: the licence of that data, which the recipe "
+            "names, applies."
+        )
     return "\n".join(lines) + "\n"
 
 
 def _fact(manifest: Mapping[str, Any], key: str) -> Any:
     """A key of the manifest, of its result or of its inputs; None where it is in none of them."""
     places = (manifest, manifest.get("result"), manifest.get("inputs"))
-    found = (place[key] for place in places if isinstance(place, Mapping) and place.get(key) is not None)
+    found = (
+        place[key] for place in places if isinstance(place, Mapping) and place.get(key) is not None
+    )
     return next(found, None)
 
 
@@ -253,9 +299,19 @@ def _percent(part: float) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= EXAMPLE_CHARS else f"{text[:EXAMPLE_CHARS]} … ({len(text):,} characters)"
+    return (
+        text
+        if len(text) <= EXAMPLE_CHARS
+        else f"{text[:EXAMPLE_CHARS]} … ({len(text):,} characters)"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |"
+            for line in lines
+        )
+        + "\n"
+    )

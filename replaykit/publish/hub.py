@@ -1,4 +1,5 @@
-"""A data set's folder, and its way to the Hugging Face Hub. Nothing is sent before everything lies in the folder.
+"""A data set's folder, and its way to the Hugging Face Hub. Nothing is sent before everything lies
+in the folder.
 
     runs/my-task/push/
         README.md             the card
@@ -6,8 +7,8 @@
         data/generate.parquet one file, and one split, for each source
         data/select.parquet
 
-Only these files are uploaded, whatever else the folder holds. The token goes to the Hub and nowhere else: what the
-Hub's client says of an error is searched for it before it is repeated.
+Only these files are uploaded, whatever else the folder holds. The token goes to the Hub and nowhere
+else: what the Hub's client says of an error is searched for it before it is repeated.
 """
 
 from __future__ import annotations
@@ -33,19 +34,27 @@ LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def prepare(
-    folder: Path, repo: str, recipe: Recipe, sources: Mapping[str, Path], manifests: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    repo: str,
+    recipe: Recipe,
+    sources: Mapping[str, Path],
+    manifests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Writes the data set into the folder and sends nothing.
 
-    ``sources`` gives each source's rows.jsonl, ``manifests`` the manifest.json of each step. The result names repo,
-    folder, rows by source, and the files. Raises HubError for a repo that is no owner/name, DataError for no rows.
+    ``sources`` gives each source's rows.jsonl, ``manifests`` the manifest.json of each step. The
+    result names repo, folder, rows by source, and the files. Raises HubError for a repo that is no
+    owner/name, DataError for no rows.
     """
     check_repo(repo)
     assert sources and set(sources) <= set(SOURCES), f"not sources of records: {sorted(sources)}"
     records = {source: list(read_jsonl(path)) for source, path in sources.items()}
     for source, rows in records.items():
         if not rows:
-            raise DataError(f"{sources[source]}: no rows, so there is nothing to publish; --force does the step again")
+            raise DataError(
+                f"{sources[source]}: no rows, so there is nothing to publish; --force does the "
+                f"step again"
+            )
     counts = {source: len(rows) for source, rows in records.items()}
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name in PARQUET:
@@ -53,10 +62,13 @@ def prepare(
     with _without_bars():
         for source, rows in records.items():
             to_dataset(rows).to_parquet(folder / "data" / f"{source}.parquet")
-    # The first rows of every source in turn: with two sources, two of the first and one of the second.
+    # The first rows of every source in turn: with two sources, two of the first and one of the
+    # second.
     turns = chain.from_iterable(zip_longest(*(rows[:EXAMPLES] for rows in records.values())))
     examples = list(islice((record for record in turns if record is not None), EXAMPLES))
-    card = dataset_card(repo=repo, recipe=recipe, manifests=manifests, counts=counts, examples=examples)
+    card = dataset_card(
+        repo=repo, recipe=recipe, manifests=manifests, counts=counts, examples=examples
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / RECIPE_FILE).write_text(recipe_yaml(recipe), encoding="utf-8")
     files = ["README.md", RECIPE_FILE, *(f"data/{source}.parquet" for source in counts)]
@@ -64,11 +76,13 @@ def prepare(
 
 
 def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) -> str:
-    """Uploads what ``prepare`` wrote and returns the data set's URL. The repository is made where there is none.
+    """Uploads what ``prepare`` wrote and returns the data set's URL. The repository is made where
+    there is none.
 
-    A file of the same name is replaced, and the split of a source that is no longer there is removed. The token is by
-    default the one that huggingface_hub finds: HF_TOKEN, or that of `hf auth login`. HF_ENDPOINT is read at each call.
-    Raises HubError; nothing is lost then, and the same call again uploads what is missing.
+    A file of the same name is replaced, and the split of a source that is no longer there is
+    removed. The token is by default the one that huggingface_hub finds: HF_TOKEN, or that of `hf
+    auth login`. HF_ENDPOINT is read at each call. Raises HubError; nothing is lost then, and the
+    same call again uploads what is missing.
     """
     import huggingface_hub
 
@@ -83,10 +97,16 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) 
         secret = (token or huggingface_hub.get_token() or "").strip()
         problem = _unusable(secret, host)
         if problem is None:
-            url = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True, token=secret)
-            # A repository that exists keeps its visibility: private rows must not land in a public one.
+            url = api.create_repo(
+                repo, repo_type="dataset", private=private, exist_ok=True, token=secret
+            )
+            # A repository that exists keeps its visibility: private rows must not land in a public
+            # one.
             if private and not api.dataset_info(repo, token=secret).private:
-                problem = "it exists and is public; choose another name, or say `push: {private: false}` in the recipe"
+                problem = (
+                    "it exists and is public; choose another name, or say `push: {private: "
+                    "false}` in the recipe"
+                )
             else:
                 api.upload_folder(
                     repo_id=repo,
@@ -100,8 +120,11 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) 
                 return str(url)
     except Exception as error:  # noqa: BLE001 - whatever the client lets through may quote the token
         problem = _advice(error, repo, host)
-    # Raised out here, so that no traceback shows the client's error with its unsearched text as the context.
-    raise HubError(_without(secret, f"cannot push to {repo}: {problem}\n  The data set is ready in {folder}."))
+    # Raised out here, so that no traceback shows the client's error with its unsearched text as the
+    # context.
+    raise HubError(
+        _without(secret, f"cannot push to {repo}: {problem}\n  The data set is ready in {folder}.")
+    )
 
 
 def check_repo(repo: str) -> None:
@@ -109,7 +132,8 @@ def check_repo(repo: str) -> None:
     part = r"\w([\w.-]{0,94}\w)?"
     if not re.fullmatch(f"{part}/{part}", repo, re.ASCII) or re.search(r"--|\.\.|\.git$", repo):
         raise HubError(
-            f"'{repo}' cannot be a data set's name: give owner/name, such as me/my-replay, of letters, digits, "
+            f"'{repo}' cannot be a data set's name: give owner/name, such as me/my-replay, of "
+            f"letters, digits, "
             f"'-', '_' and '.', without '--' and '..' and not ending in '.git'"
         )
 
@@ -143,21 +167,32 @@ def _advice(error: Exception, repo: str, host: str) -> str:
     answered = next((link for link in causes if getattr(link, "response", None) is not None), error)
     status = getattr(getattr(answered, "response", None), "status_code", None)
     # By module, since the client's releases use different ones.
-    network = any(isinstance(link, ConnectionError) or type(link).__module__ in ("httpx", "httpx2") for link in causes)
+    network = any(
+        isinstance(link, ConnectionError) or type(link).__module__ in ("httpx", "httpx2")
+        for link in causes
+    )
     match status:
         case 401:
             advice = f"{host} does not accept the token; {LOG_IN}"
         case 403:
             advice = (
-                f"the token has no right to write there; give one with write access ({LOG_IN}), and check that "
+                f"the token has no right to write there; give one with write access ({LOG_IN}), "
+                f"and check that "
                 f"{repo.partition('/')[0]} is you or your organisation (`hf auth whoami`)"
             )
         case 404:
             advice = f"{host} has no such place; check the name, and HF_ENDPOINT if you set it"
         case None if network:
-            advice = f"{host} cannot be reached; check the network, and HF_ENDPOINT if you set it, then push again"
+            advice = (
+                f"{host} cannot be reached; check the network, and HF_ENDPOINT if you set "
+                f"it, "
+                f"then push again"
+            )
         case None:
-            advice = "the upload failed; push again, and if it stays so, upload the folder with `hf upload`"
+            advice = (
+                "the upload failed; push again, and if it stays so, upload the folder with "
+                "`hf upload`"
+            )
         case _:
             advice = f"{host} answered {status}; wait a little and push again"
     said = getattr(answered, "server_message", None) or str(answered) or type(answered).__name__

@@ -36,12 +36,15 @@ if TYPE_CHECKING:
 
 
 def show(step: str, result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the result of a step (``eval``, ``train-no-replay``, ...) to stdout, or to the console given."""
+    """Prints the result of a step (``eval``, ``train-no-replay``, ...) to stdout, or to the console
+    given.
+    """
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console, kind = console or Console(highlight=False), step.partition("-")[0]
+    console = console or Console(highlight=False)
+    kind = step.partition("-")[0]
     if kind == "eval" and result.get("models"):
         _show_evaluation(result, console)
         return
@@ -52,24 +55,35 @@ def show(step: str, result: Mapping[str, Any], console: Console | None = None) -
         console.print(Text(step, style="bold"))
         console.print(_perplexities(result))
         console.print(
-            f"Perplexity is that of all answer tokens, median and 95 % are of rows; the last column is the part of the "
+            f"Perplexity is that of all answer tokens, median and 95 % are of rows; the last "
+            f"column is the part of the "
             f"tokens that are less probable than 1 / {result['max_perplexity']:g}."
         )
         return
     if kind == "merge" and "table" in result:
         console.print(Text(step, style="bold"))
         console.print(_averages(result))
-        console.print(Text("Chosen by these very scores: other items tell how good it is.", style="dim"))
+        console.print(
+            Text("Chosen by these very scores: other items tell how good it is.", style="dim")
+        )
         return
-    rows = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)) for k, v in result.items()]
+    rows = [
+        (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str))
+        for k, v in result.items()
+    ]
     if kind in ("select", "generate", "rewrite") and result.get("funnel"):
-        rows = _funnel_rows(result["funnel"]) + list(_sample_rows(result)) + list(_score_rows(result))
+        rows = (
+            _funnel_rows(result["funnel"]) + list(_sample_rows(result)) + list(_score_rows(result))
+        )
     elif kind == "generate" and "text" in result:  # a dry run
         rows = [(line, "") for line in result["text"]]
     elif kind == "mix" and "requested" in result:
         rows = _mix_rows(result)
     elif kind == "train" and "steps" in result:
-        rows = [("steps", f"{result['steps']:,}"), ("final loss", number(result.get("loss"), "nats"))]
+        rows = [
+            ("steps", f"{result['steps']:,}"),
+            ("final loss", number(result.get("loss"), "nats")),
+        ]
         rows += [("seconds", f"{result['seconds']:,.1f}")] if "seconds" in result else []
         if "share" in (weights := result.get("weights") or {}):
             rows.append(("replay", f"{percent(weights['share'])} of the weight of the loss"))
@@ -85,9 +99,13 @@ def _perplexities(result: Mapping[str, Any]) -> Table:
     """One row a source of training rows, the least probable under the model first."""
     from rich.text import Text
 
-    table = _table("answers", ["rows", "tokens", "perplexity", "median", "95 %", f"> {result['max_perplexity']:g}"])
+    table = _table(
+        "answers",
+        ["rows", "tokens", "perplexity", "median", "95 %", f"> {result['max_perplexity']:g}"],
+    )
     for source, of in result["sources"].items():
-        counts, quantiles = [f"{of['rows']:,}", f"{of['tokens']:,}"], (of["quantiles"]["0.5"], of["quantiles"]["0.95"])
+        counts = [f"{of['rows']:,}", f"{of['tokens']:,}"]
+        quantiles = (of["quantiles"]["0.5"], of["quantiles"]["0.95"])
         perplexities = [f"{value:,.2f}" for value in (of["perplexity"], *quantiles)]
         table.add_row(Text(source), *map(Text, [*counts, *perplexities, percent(of["above"])]))
     return table
@@ -99,7 +117,9 @@ def _averages(result: Mapping[str, Any]) -> Table:
 
     table = _table("alpha", ["target", "old skills", "drop, with its interval", ""])
     for row in result["table"]:
-        drop = Text(number(row["old_drop"]["mean"])).append(f" {interval(row['old_drop'])}", style="dim")
+        drop = Text(number(row["old_drop"]["mean"])).append(
+            f" {interval(row['old_drop'])}", style="dim"
+        )
         word = "chosen" if row["chosen"] else "" if row["allowed"] else "loses too much"
         cells = (f"{row['alpha']:g}", number(row["target"]), number(row["old"]))
         table.add_row(*map(Text, cells), drop, Text(word))
@@ -108,35 +128,56 @@ def _averages(result: Mapping[str, Any]) -> Table:
 
 def _score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if scores := result.get("scores"):
-        yield "scores", ", ".join(f"{name} {scores[name]:.3f}" for name in ("highest", "median", "lowest"))
+        yield (
+            "scores",
+            ", ".join(f"{name} {scores[name]:.3f}" for name in ("highest", "median", "lowest")),
+        )
     for note in result.get("notes", []):
         yield "note", note
 
 
 def _funnel_rows(funnel: Mapping[str, Any]) -> list[tuple[str, str]]:
-    made, dropped = funnel["made"], funnel["dropped"]
-    rows = [("made", made), *((f"- {reason}", count) for reason, count in dropped.items()), ("kept", funnel["kept"])]
+    made = funnel["made"]
+    dropped = funnel["dropped"]
+    rows = [
+        ("made", made),
+        *((f"- {reason}", count) for reason, count in dropped.items()),
+        ("kept", funnel["kept"]),
+    ]
     wide = len(f"{made:,}")
-    return [(name, f"{count:{wide},}" + (f"{100 * count / made:5.0f} %" if made else "")) for name, count in rows]
+    return [
+        (name, f"{count:{wide},}" + (f"{100 * count / made:5.0f} %" if made else ""))
+        for name, count in rows
+    ]
 
 
 def _sample_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is known of the generated rows beyond their funnel: tokens, the checks' effect on the sample, a judge's tags."""
+    """What is known of the generated rows beyond their funnel: tokens, the checks' effect on the
+    sample, a judge's tags.
+    """
     if tokens := result.get("tokens"):
         seconds = f", in {result['seconds']:,.1f} s" if "seconds" in result else ""
-        yield "tokens", ", ".join(f"{count:,} of {what}" for what, count in tokens.items()) + seconds
+        yield (
+            "tokens",
+            ", ".join(f"{count:,} of {what}" for what, count in tokens.items()) + seconds,
+        )
     if fidelity := result.get("fidelity"):
         if fidelity["note"]:
             yield "fidelity", fidelity["note"]
         for item, found in fidelity["items"].items():
             far = ": more than chance" if found["distance"] > found["chance"] else ""
-            yield item, f"{found['distance']:.3f} from the raw sample (chance: {found['chance']:.3f}){far}"
+            yield (
+                item,
+                f"{found['distance']:.3f} from the raw sample (chance: {found['chance']:.3f}){far}",
+            )
     for tag, counts in (result.get("tags") or {}).items():
         yield f"tag {tag}", ", ".join(f"{word} {count:,}" for word, count in counts.items())
 
 
 def _show_probe(found: Mapping[str, Any], console: Console) -> None:
-    """The template's parts with their token ids, what else the template does, samples and the verdict."""
+    """The template's parts with their token ids, what else the template does, samples and the
+    verdict.
+    """
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -161,7 +202,11 @@ def _show_probe(found: Mapping[str, Any], console: Console) -> None:
         row("date", f"frozen at {found['date']}" if found["date"] else "not asked for")
         row("BOS", f"{found['bos']} in the pre-query")
         row("thinking", repr(found["thinking"]) if found["thinking"] else "none")
-    defaults = [f"{name} {value:g}" for name, value in (found["defaults"] or {}).items() if value is not None]
+    defaults = [
+        f"{name} {value:g}"
+        for name, value in (found["defaults"] or {}).items()
+        if value is not None
+    ]
     row("defaults", ", ".join(defaults) or "none in generation_config")
     for place, sample in enumerate(found.get("samples", []), 1):
         row("samples" if place == 1 else "", f"{place:>2} {sample!r}")
@@ -173,7 +218,10 @@ def _show_probe(found: Mapping[str, Any], console: Console) -> None:
 def _decision_rows(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """How often the controller tested, what it came to, and each change with its reason."""
     if events:
-        share = f"{percent(events[0]['ratio_before'])} of replay, {percent(events[-1]['ratio'])} in the end"
+        share = (
+            f"{percent(events[0]['ratio_before'])} of replay, {percent(events[-1]['ratio'])} "
+            f"in the end"
+        )
         yield "controller", f"{len(events):,} tests; {share}"
     for event in events:
         moved = event["ratio"] != event["ratio_before"] or event["remedy"] != event["remedy_before"]
@@ -183,25 +231,46 @@ def _decision_rows(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, s
 
 def _mix_rows(mix: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked for and what came out. Keys that an older result lacks are left out."""
-    rows = [("asked for", mix.get("asked") or percent(mix["requested"])), ("came out", _by_unit(mix["share"]))]
+    rows = [
+        ("asked for", mix.get("asked") or percent(mix["requested"])),
+        ("came out", _by_unit(mix["share"])),
+    ]
     if (last := mix.get("last_share")) and mix["replay_rows"]:
         rows.append(("last fifth", _by_unit(last)))
     if (off := mix.get("furthest_step")) and mix["replay_rows"]:
         rows.append(("steps", f"{mix['steps']:,}, each within {off['rows']:.2f} rows of its share"))
     counts = f"{mix['target_rows']:,} target, {mix['replay_rows']:,} replay"
-    counts += "".join(f", {n:,} dropped as {reason}" for reason, n in mix.get("funnel", {}).get("dropped", {}).items())
-    times = ", ".join(f"{source} {times:.2f} times" for source, times in mix.get("repeats", {}).items())
+    counts += "".join(
+        f", {n:,} dropped as {reason}"
+        for reason, n in mix.get("funnel", {}).get("dropped", {}).items()
+    )
+    times = ", ".join(
+        f"{source} {times:.2f} times" for source, times in mix.get("repeats", {}).items()
+    )
     rows += [("rows", counts), ("each row", times or "–")]
     if skills := mix.get("skills"):
-        shown = [f"{skill} {n['rows']:,}" + (f" ({n['different']:,} different)" if n["different"] < n["rows"] else "")
-                 for skill, n in list(skills.items())[:SKILLS]]  # fmt: skip
+        shown = [
+            f"{skill} {n['rows']:,}"
+            + (f" ({n['different']:,} different)" if n["different"] < n["rows"] else "")
+            for skill, n in list(skills.items())[:SKILLS]
+        ]
         rows.append(
-            ("skills", ", ".join([*shown, *([f"{len(skills) - SKILLS} more"] if len(skills) > SKILLS else [])]))
+            (
+                "skills",
+                ", ".join(
+                    [*shown, *([f"{len(skills) - SKILLS} more"] if len(skills) > SKILLS else [])]
+                ),
+            )
         )
     if "cost" in mix:
         rows.append(("cost", f"{mix['cost']:.3f} times the tokens of the target alone"))
     if mix.get("not_shown"):
-        rows.append(("not shown", f"{mix['not_shown']:,} of the {mix['available']['target']:,} target rows never come"))
+        rows.append(
+            (
+                "not shown",
+                f"{mix['not_shown']:,} of the {mix['available']['target']:,} target rows never come",
+            )
+        )
     rows += [(f"for {name}", place) for name, place in mix.get("exported", {}).items()]
     return [*rows, *(("note", note) for note in mix.get("notes", []))]
 
@@ -213,7 +282,9 @@ def _by_unit(share: Mapping[str, float]) -> str:
 def _show_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
     from rich.text import Text
 
-    models, base, per_table = evaluation["models"], base_of(evaluation), max(1, (console.width - 24) // 14)
+    models = evaluation["models"]
+    base = base_of(evaluation)
+    per_table = max(1, (console.width - 24) // 14)
     console.print(Text("base against tuned, with 95 % intervals", style="bold"))
     console.print(_comparison(evaluation, gap=" " if console.width >= 110 else "\n"))
     console.print(Text("skill by skill, and the change against base", style="bold"))
@@ -242,11 +313,17 @@ def _comparison(evaluation: Mapping[str, Any], *, gap: str) -> Table:
         text = Text(number((numbers or {}).get("mean"), unit))
         return text.append(gap + interval(numbers, unit), style="dim") if known(numbers) else text
 
-    old, new = old_side(evaluation), new_side(evaluation)
-    kept = ["retention", "worst old skill"] if any(model.get("retention") for model in evaluation["models"]) else []
+    old = old_side(evaluation)
+    new = new_side(evaluation)
+    kept = (
+        ["retention", "worst old skill"]
+        if any(model.get("retention") for model in evaluation["models"])
+        else []
+    )
     table = _table("model", ["replay", new.title, old.title, *kept])
     for model in evaluation["models"]:
-        name, worst = model["model"], model.get("worst")
+        name = model["model"]
+        worst = model.get("worst")
         cells = [cell(side.of.get(name), side.unit) for side in (new, old)]
         cells.append(cell(model.get("retention")))
         cells.append(Text(f"{worst['skill']} {number(worst['retention'])}" if worst else "–"))
@@ -255,26 +332,39 @@ def _comparison(evaluation: Mapping[str, Any], *, gap: str) -> Table:
 
 
 def _by_skill(skills: Sequence[Mapping[str, Any]], base: Model, models: Sequence[Model]) -> Table:
-    """One row a skill, one column a model: the score, and by how much it differs from the base model's."""
+    """One row a skill, one column a model: the score, and by how much it differs from the base
+    model's.
+    """
     from rich.text import Text
 
     table = _table("skill", [model["model"] for model in models])
     for skill in skills:
-        name, unit, before, cells = skill["skill"], unit_of(skill), base["scores"].get(skill["skill"]), []
+        name = skill["skill"]
+        unit = unit_of(skill)
+        before = base["scores"].get(skill["skill"])
+        cells = []
         for model in models:
             numbers = model["scores"].get(name)
             cells.append(Text(number((numbers or {}).get("mean"), unit)))
             if model is not base and known(before) and known(numbers):
                 change = numbers["mean"] - before["mean"]
-                cells[-1].append(f" {'+' if change >= 0 else ''}{number(change, unit)}", style="dim")
-        label = name + (" (new)" if skill["role"] == "target" else "") + (", nats" if unit == "nats" else "")
+                cells[-1].append(
+                    f" {'+' if change >= 0 else ''}{number(change, unit)}", style="dim"
+                )
+        label = (
+            name
+            + (" (new)" if skill["role"] == "target" else "")
+            + (", nats" if unit == "nats" else "")
+        )
         table.add_row(Text(label), *cells)
     return table
 
 
 @contextmanager
 def progress() -> Iterator[Watch]:
-    """A Watch that draws one bar for each ``what``; where stderr is no terminal, a line when one starts and ends."""
+    """A Watch that draws one bar for each ``what``; where stderr is no terminal, a line when one
+    starts and ends.
+    """
     if not sys.stderr.isatty():
         yield _lines()
         return

@@ -3,8 +3,8 @@
     Without replay the old skills fell from 0.97 to 0.10; with 5 % replay (generated) they stayed at 0.94, and the new
     skill was learned equally well (0.97 against 0.96).
 
-Every phrase follows from 95 % intervals: "fell" and "better" need one that excludes no change, and "no forgetting"
-needs every old skill's drop to be below ``MARGIN``.
+Every phrase follows from 95 % intervals: "fell" and "better" need one that excludes no change, and
+"no forgetting" needs every old skill's drop to be below ``MARGIN``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def interval(numbers: Numbers | None, unit: Unit = "score") -> str:
     """``0.93–1.00``; ``−0.01 to 0.09`` where a dash would meet a minus."""
     if not known(numbers):
         return ""
-    low, high = number(numbers["low"], unit), number(numbers["high"], unit)
+    low = number(numbers["low"], unit)
+    high = number(numbers["high"], unit)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
@@ -58,7 +59,9 @@ def unit_of(skill: Mapping[str, Any]) -> Unit:
 
 @dataclass(frozen=True)
 class Side:
-    """The old skills, or the new one: each model's mean with its interval. ``rise`` is nats above the base model."""
+    """The old skills, or the new one: each model's mean with its interval. ``rise`` is nats above
+    the base model.
+    """
 
     title: str
     unit: Unit
@@ -83,11 +86,15 @@ class Side:
 
 
 def old_side(evaluation: Mapping[str, Any]) -> Side:
-    """The mean of the right/wrong scored old skills; where there are none, the mean rise of cross-entropy over base.
+    """The mean of the right/wrong scored old skills; where there are none, the mean rise of
+    cross-entropy over base.
 
-    The interval of a mean rise takes the skills as independent, which they are: each has its own test rows.
+    The interval of a mean rise takes the skills as independent, which they are: each has its own
+    test rows.
     """
-    scored = {model["model"]: model["old"] for model in evaluation["models"] if known(model.get("old"))}
+    scored = {
+        model["model"]: model["old"] for model in evaluation["models"] if known(model.get("old"))
+    }
     if scored:
         return Side("old skills", "score", scored)
     names = [skill["skill"] for skill in evaluation["skills"] if skill["role"] == "old"]
@@ -108,9 +115,16 @@ def new_side(evaluation: Mapping[str, Any]) -> Side:
     """The new skill's score, or its cross-entropy."""
     for skill in evaluation["skills"]:
         if skill["role"] == "target":
-            numbers = {m["model"]: m.get("target") or m["scores"].get(skill["skill"]) for m in evaluation["models"]}
+            numbers = {
+                m["model"]: m.get("target") or m["scores"].get(skill["skill"])
+                for m in evaluation["models"]
+            }
             title = "new skill" + ", nats" * (unit_of(skill) == "nats")
-            return Side(title, unit_of(skill), {name: found for name, found in numbers.items() if known(found)})
+            return Side(
+                title,
+                unit_of(skill),
+                {name: found for name, found in numbers.items() if known(found)},
+            )
     return Side("new skill", "score", {})
 
 
@@ -128,7 +142,9 @@ def arms_of(evaluation: Mapping[str, Any]) -> list[Model]:
 
 def share_of(model: Model) -> float | None:
     """The share of replay that came out, or the one asked for."""
-    return cast("float | None", model.get("ratio") if model.get("share") is None else model["share"])
+    return cast(
+        "float | None", model.get("ratio") if model.get("share") is None else model["share"]
+    )
 
 
 def replayed(evaluation: Mapping[str, Any]) -> list[Model]:
@@ -137,22 +153,33 @@ def replayed(evaluation: Mapping[str, Any]) -> list[Model]:
 
 
 def best_arm(evaluation: Mapping[str, Any]) -> Model | None:
-    """The arm with replay that does best on old and new together; without any, the arm that there is."""
-    old, new = old_side(evaluation), new_side(evaluation)
+    """The arm with replay that does best on old and new together; without any, the arm that there
+    is.
+    """
+    old = old_side(evaluation)
+    new = new_side(evaluation)
     arms = replayed(evaluation) or arms_of(evaluation)
-    return max(arms, key=lambda arm: old.goodness(arm["model"]) + new.goodness(arm["model"]), default=None)
+    return max(
+        arms, key=lambda arm: old.goodness(arm["model"]) + new.goodness(arm["model"]), default=None
+    )
 
 
 def lost(model: Model, old: Side) -> bool:
-    """Whether a loss on the old skills is measurable: the interval of their retention, or of the rise, says so."""
+    """Whether a loss on the old skills is measurable: the interval of their retention, or of the
+    rise, says so.
+    """
     if old.unit == "score" and model.get("retention"):
         return bool(model["retention"]["high"] < 1)
     return bool(old.rise and model["model"] in old.of and old.of[model["model"]]["low"] > 0)
 
 
 def verdict(evaluation: Mapping[str, Any]) -> str:
-    """One sentence: what became of the old skills without replay and with it, and whether the new one was learned."""
-    best, old, new = best_arm(evaluation), old_side(evaluation), new_side(evaluation)
+    """One sentence: what became of the old skills without replay and with it, and whether the new
+    one was learned.
+    """
+    best = best_arm(evaluation)
+    old = old_side(evaluation)
+    new = new_side(evaluation)
     if best is None:
         only = "Only the base model" if evaluation["models"] else "No model"
         return f"{only} was evaluated: forgetting is not known."
@@ -168,26 +195,40 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
 
 
 def caution(evaluation: Mapping[str, Any]) -> str:
-    """What the intervals do and do not exclude for the best arm; "no forgetting" only where they allow it."""
-    best, old = best_arm(evaluation), old_side(evaluation)
-    kinds = {skill["skill"]: unit_of(skill) for skill in evaluation["skills"] if skill["role"] == "old"}
+    """What the intervals do and do not exclude for the best arm; "no forgetting" only where they
+    allow it.
+    """
+    best = best_arm(evaluation)
+    old = old_side(evaluation)
+    kinds = {
+        skill["skill"]: unit_of(skill) for skill in evaluation["skills"] if skill["role"] == "old"
+    }
     drops = {name: drop for name in kinds if known(drop := (best or {}).get("drop", {}).get(name))}
     if best is None or not drops:
         return ""
     worst = max(drops, key=lambda name: drops[name]["high"])
-    who, most = _with(best), number(drops[worst]["high"], kinds[worst]) + " nats" * (kinds[worst] == "nats")
+    who = _with(best)
+    most = number(drops[worst]["high"], kinds[worst]) + " nats" * (kinds[worst] == "nats")
     if set(drops) == set(kinds) and drops[worst]["high"] < MARGIN:
-        return f"{who}: no forgetting; every old skill's drop is below {MARGIN}, with 95 % confidence."
+        return (
+            f"{who}: no forgetting; every old skill's drop is below {MARGIN}, with 95 % confidence."
+        )
     if lost(best, old) or any(drop["low"] > 0 for drop in drops.values()):
         kept = best.get("retention")
         shown = f": retention {number(kept['mean'])} ({interval(kept)})" if kept else ""
         return f"{who} some forgetting is measurable{shown}; {worst} may have lost up to {most}."
-    return f"{who} no loss is measurable, but {worst} may have lost up to {most}; more test rows would tell."
+    return (
+        f"{who} no loss is measurable, but {worst} may have lost up to {most}; more test rows "
+        f"would tell."
+    )
 
 
 def _with(model: Model, *rivals: Model) -> str:
-    """``Without replay``; ``With 5 % replay (generated)``; with rivals, that it is the best of them."""
-    share, best = share_of(model), f", the best of {len(rivals)}" if len(rivals) > 1 else ""
+    """``Without replay``; ``With 5 % replay (generated)``; with rivals, that it is the best of
+    them.
+    """
+    share = share_of(model)
+    best = f", the best of {len(rivals)}" if len(rivals) > 1 else ""
     return (
         "Without replay"
         if share == 0
@@ -196,17 +237,22 @@ def _with(model: Model, *rivals: Model) -> str:
 
 
 def _one_arm(evaluation: Mapping[str, Any], arm: Model, old: Side, new: Side) -> str:
-    base, name = base_of(evaluation)["model"], arm["model"]
+    base = base_of(evaluation)["model"]
+    name = arm["model"]
     parts = [_moved(base, arm, old)] if name in old.of else []
-    parts += [f"the new skill went from {new.text(base)} to {new.text(name)}"] if name in new.of else []
+    parts += (
+        [f"the new skill went from {new.text(base)} to {new.text(name)}"] if name in new.of else []
+    )
     other = "no run with" if share_of(arm) == 0 else "no run without"
-    moved, unknown = " and ".join(parts) or "nothing was measured", "so what replay contributes is not known"
+    moved = " and ".join(parts) or "nothing was measured"
+    unknown = "so what replay contributes is not known"
     return f"{_with(arm, *replayed(evaluation))} {moved}; {other} replay was evaluated, {unknown}."
 
 
 def _moved(base: str, arm: Model, old: Side) -> str:
     """What became of the old skills in one arm."""
-    value, sure = old.text(arm["model"]), lost(arm, old)
+    value = old.text(arm["model"])
+    sure = lost(arm, old)
     if old.rise:
         return f"the cross-entropy of old data {'rose' if sure else 'changed'} by {value}"
     return f"the old skills {'fell' if sure else 'went'} from {old.text(base)} to {value}"
@@ -214,8 +260,11 @@ def _moved(base: str, arm: Model, old: Side) -> str:
 
 def _protected(evaluation: Mapping[str, Any], control: Model, best: Model, old: Side) -> str:
     """Both arms in one clause, and whether replay made the difference."""
-    base, without, name = base_of(evaluation)["model"], control["model"], best["model"]
-    who, value = _with(best, *replayed(evaluation)).replace("With", "with", 1), old.text(name)
+    base = base_of(evaluation)["model"]
+    without = control["model"]
+    name = best["model"]
+    who = _with(best, *replayed(evaluation)).replace("With", "with", 1)
+    value = old.text(name)
     start = f"Without replay {_moved(base, control, old)}"
     came = f"{who} {'it changed by' if old.rise else 'they came to'} {value}"
     if old.better(without, name):
@@ -238,13 +287,21 @@ def _protected(evaluation: Mapping[str, Any], control: Model, best: Model, old: 
 
 def _learned(base: Model, control: Model, best: Model, new: Side) -> str:
     """The new skill with replay against without it, if it was learned at all."""
-    before, without, name = base["model"], control["model"], best["model"]
+    before = base["model"]
+    without = control["model"]
+    name = best["model"]
     if not new.better(name, before):
-        return f"but the new skill shows no measurable gain ({new.text(name)}, base {new.text(before)})"
+        return (
+            f"but the new skill shows no measurable gain ({new.text(name)}, base "
+            f"{new.text(before)})"
+        )
     both = f"({new.text(name)} against {new.text(without)})"
     if new.better(without, name):
         return f"but the new skill was learned less well {both}"
     if new.better(name, without):
         return f"and the new skill was learned better {both}"
     near = abs(new.of[name]["mean"] - new.of[without]["mean"]) <= MARGIN
-    return f"and the new skill was learned {'equally well' if near else 'with no clear difference'} {both}"
+    return (
+        f"and the new skill was learned "
+        f"{'equally well' if near else 'with no clear difference'} {both}"
+    )

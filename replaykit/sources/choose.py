@@ -1,15 +1,18 @@
-"""Which rows of a pool are taken, once it is known how near each is: N of a stream in memory for about N.
+"""Which rows of a pool are taken, once it is known how near each is: N of a stream in memory for
+about N.
 
     rows = [(0, 0.9), (1, 0.1), (2, 0.4), (3, 0.8)]     # (address, score, anything else)
     nearest(rows, 2)     ->  [(0, 0.9), (3, 0.8)]
     spread(rows, 2, seed=1)                              # a random two, the same in any order of the rows
 
-An address is the number of the row in the pool. The choice depends on the set of rows alone, not on their order or on the
-pieces in which they come. What ``nearest`` and ``spread`` choose of the parts of a pool, chosen from again together, is what
-they choose of the whole; so parts may be read by different processes.
+An address is the number of the row in the pool. The choice depends on the set of rows alone, not on
+their order or on the pieces in which they come. What ``nearest`` and ``spread`` choose of the parts
+of a pool, chosen from again together, is what they choose of the whole; so parts may be read by
+different processes.
 
-``mmr``, ``k_centre`` and ``herding`` compare rows with one another, so they take candidates that fit in memory: vectors of
-length 1, one a row, as a numpy array or a scipy sparse matrix. They give positions in the order in which they chose them.
+``mmr``, ``k_centre`` and ``herding`` compare rows with one another, so they take candidates that
+fit in memory: vectors of length 1, one a row, as a numpy array or a scipy sparse matrix. They give
+positions in the order in which they chose them.
 """
 
 from __future__ import annotations
@@ -30,16 +33,19 @@ Entry = tuple[
     float, int, Row
 ]  # of which the largest are kept; the second is minus the address, so the earlier of equals
 Shares = Literal["equal", "proportional"]
-DIGITS = 6  # similarities of candidates are rounded to 1e-6, so that no choice hangs on the last bit of a sum
+# similarities of candidates are rounded to 1e-6, so that no choice hangs on the last bit of a sum
+DIGITS = 6
 
 
-# --- from a stream --------------------------------------------------------------------------------------------------
+# --- from a stream --------------------------------------------------------------------------------
 
 
 def nearest(rows: Iterable[Row], n: int) -> list[Row]:
-    """The n rows of the highest scores, best first; of equal scores the smaller address. All rows if there are fewer.
+    """The n rows of the highest scores, best first; of equal scores the smaller address. All rows
+    if there are fewer.
 
-    Memory for n rows; time of a comparison for most rows. Raises DataError for a score that is not a number.
+    Memory for n rows; time of a comparison for most rows. Raises DataError for a score that is not
+    a number.
     """
     return heapq.nsmallest(n, _numbers(rows), key=_by_score)
 
@@ -47,18 +53,21 @@ def nearest(rows: Iterable[Row], n: int) -> list[Row]:
 def spread(rows: Iterable[Row], n: int, *, seed: int) -> list[Row]:
     """n rows at random, in random order: those whose addresses have the smallest hashes.
 
-    Whatever n, the order is the same, so a larger n goes on where a smaller one ended. Memory for n rows.
+    Whatever n, the order is the same, so a larger n goes on where a smaller one ended. Memory for n
+    rows.
     """
     return heapq.nsmallest(n, rows, key=lambda row: _draw(seed, row))
 
 
 def near_and_far(rows: Iterable[Row], n: int, *, near: float = 0.5, seed: int) -> list[Row]:
-    """``near`` of the n rows are the nearest, best first; the others are spread over the rest of the pool.
+    """``near`` of the n rows are the nearest, best first; the others are spread over the rest of
+    the pool.
 
-    What is far from the target is forgotten first, since nothing in the training recalls it. "Spread" is a random choice
-    (``spread``) of all that are not among the nearest: each rank of score has the same chance, and so each tenth of the
-    ranks gets about a tenth of the rows. With ``near`` 1 this is ``nearest``, with 0 it is ``spread``.
-    Memory for 2 n rows: of the n smallest hashes, no more can be among the nearest than are there.
+    What is far from the target is forgotten first, since nothing in the training recalls it.
+    "Spread" is a random choice (``spread``) of all that are not among the nearest: each rank of
+    score has the same chance, and so each tenth of the ranks gets about a tenth of the rows. With
+    ``near`` 1 this is ``nearest``, with 0 it is ``spread``. Memory for 2 n rows: of the n smallest
+    hashes, no more can be among the nearest than are there.
     """
     if not 0 <= near <= 1:
         raise DataError(f"near: a part of the rows, from 0 to 1 (got {near})")
@@ -74,41 +83,53 @@ def near_and_far(rows: Iterable[Row], n: int, *, near: float = 0.5, seed: int) -
 
 
 def stratified(
-    rows: Iterable[Row], n: int, *, by: Callable[[Row], Hashable], shares: Shares = "proportional", seed: int
+    rows: Iterable[Row],
+    n: int,
+    *,
+    by: Callable[[Row], Hashable],
+    shares: Shares = "proportional",
+    seed: int,
 ) -> list[Row]:
-    """n rows at random with so many of each stratum, in random order; ``by`` gives the stratum of a row.
+    """n rows at random with so many of each stratum, in random order; ``by`` gives the stratum of a
+    row.
 
-    Equal shares: as many of each as of any other, but for one; a stratum that has fewer gives all, and the others have the
-    shortfall. Proportional shares: by the method of Webster and Sainte-Laguë, of which a larger n never takes a row away (a
-    largest remainder may); a stratum too small for one row in n gets none. Of a stratum, the rows with the smallest hashes.
-    Memory for 2 n rows and one for each stratum; with proportional shares for up to n rows of each, since a stratum that
-    ends the pool may need them all.
+    Equal shares: as many of each as of any other, but for one; a stratum that has fewer gives all,
+    and the others have the shortfall. Proportional shares: by the method of Webster and
+    Sainte-Laguë, of which a larger n never takes a row away (a largest remainder may); a stratum
+    too small for one row in n gets none. Of a stratum, the rows with the smallest hashes. Memory
+    for 2 n rows and one for each stratum; with proportional shares for up to n rows of each, since
+    a stratum that ends the pool may need them all.
     """
     kept: dict[Hashable, list[Entry]] = {}
     counts: dict[Hashable, int] = {}
     firsts: dict[Hashable, int] = {}
-    most, held = n, 0
+    most = n
+    held = 0
     for row in rows:
         stratum = by(row)
         counts[stratum] = counts.get(stratum, 0) + 1
         firsts[stratum] = min(firsts.get(stratum, row[0]), row[0])
         held += _keep(kept.setdefault(stratum, []), _entry(seed, row), most)
         if shares == "equal" and held > 2 * (n + len(kept)):
-            # More rows make no stratum's equal share larger, so what is over the largest share by now is not needed.
+            # More rows make no stratum's equal share larger, so what is over the largest share by
+            # now is not needed.
             most = max(allot(counts, n, shares, firsts).values())
             kept = {stratum: heapq.nlargest(most, heap)[::-1] for stratum, heap in kept.items()}
             held = sum(map(len, kept.values()))
     wanted = allot(counts, n, shares, firsts)
-    chosen = [entry for stratum, heap in kept.items() for entry in heapq.nlargest(wanted[stratum], heap)]
+    chosen = [
+        entry for stratum, heap in kept.items() for entry in heapq.nlargest(wanted[stratum], heap)
+    ]
     return [row for _, _, row in sorted(chosen, reverse=True)]
 
 
 def allot(
     counts: Mapping[Hashable, int], n: int, shares: Shares, firsts: Mapping[Hashable, int]
 ) -> dict[Hashable, int]:
-    """How many rows of each stratum make n, or all there are. One row after the other goes to the stratum that has the best
-    claim: with equal shares the one with the fewest so far, with proportional shares the one with the most rows for each
-    2 k + 1, k being those it has. Of equal claims the stratum first in the pool has the better. Time n log strata.
+    """How many rows of each stratum make n, or all there are. One row after the other goes to the
+    stratum that has the best claim: with equal shares the one with the fewest so far, with
+    proportional shares the one with the most rows for each 2 k + 1, k being those it has. Of equal
+    claims the stratum first in the pool has the better. Time n log strata.
 
     >>> allot({"a": 90, "b": 9, "c": 1}, 10, "proportional", {"a": 0, "b": 1, "c": 2})
     {'a': 9, 'b': 1, 'c': 0}
@@ -117,7 +138,11 @@ def allot(
     """
 
     def claim(stratum: Hashable) -> Fraction | int:
-        return given[stratum] if shares == "equal" else -Fraction(counts[stratum], 2 * given[stratum] + 1)
+        return (
+            given[stratum]
+            if shares == "equal"
+            else -Fraction(counts[stratum], 2 * given[stratum] + 1)
+        )
 
     order = sorted(counts, key=firsts.__getitem__)
     given: dict[Hashable, int] = dict.fromkeys(counts, 0)
@@ -151,7 +176,9 @@ def _keep(heap: list[Entry], entry: Entry, size: int) -> bool:
 
 
 def _draw(seed: int, row: Row) -> tuple[int, int]:
-    """What rows are in random order by: a seeded hash of the address; then the address itself, should two be equal."""
+    """What rows are in random order by: a seeded hash of the address; then the address itself,
+    should two be equal.
+    """
     return derive_seed(seed, "select", row[0]), row[0]
 
 
@@ -162,19 +189,22 @@ def _numbers(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-# --- from candidates ------------------------------------------------------------------------------------------------
+# --- from candidates ------------------------------------------------------------------------------
 
 
 def mmr(vectors: Any, scores: np.ndarray, n: int, *, balance: float = 0.5) -> list[int]:
     """n candidates that are near the target and unlike one another, by maximal marginal relevance.
 
-    Each next one is argmax of ``balance * score - (1 - balance) * max over the chosen of cosine``, of equals the earlier
-    (Carbonell and Goldstein, SIGIR 1998). 1 is ``nearest``. A negative cosine counts as 0: nothing is gained by being
-    opposite. n x candidates comparisons. (Comparing only those that could still be the best was slower:
-    single rows of a sparse matrix take long to reach.)
+    Each next one is argmax of ``balance * score - (1 - balance) * max over the chosen of cosine``,
+    of equals the earlier (Carbonell and Goldstein, SIGIR 1998). 1 is ``nearest``. A negative cosine
+    counts as 0: nothing is gained by being opposite. n x candidates comparisons. (Comparing only
+    those that could still be the best was slower: single rows of a sparse matrix take long to
+    reach.)
     """
     if not 0 <= balance <= 1:
-        raise DataError(f"balance: from 0, unlike one another, to 1, near the target (got {balance})")
+        raise DataError(
+            f"balance: from 0, unlike one another, to 1, near the target (got {balance})"
+        )
     near = balance * np.asarray(scores, dtype=np.float64)
     alike = np.zeros(len(near))  # the largest cosine with those chosen
     chosen: list[int] = []
@@ -186,16 +216,19 @@ def mmr(vectors: Any, scores: np.ndarray, n: int, *, balance: float = 0.5) -> li
 
 
 def k_centre(vectors: Any, n: int, *, first: int = 0) -> list[int]:
-    """n candidates such that every candidate is near one of them: the next one is the farthest from those chosen.
+    """n candidates such that every candidate is near one of them: the next one is the farthest from
+    those chosen.
 
-    Its largest distance to a chosen one is at most twice that of the best n (Gonzalez, "Clustering to minimize the maximum
-    intercluster distance", 1985; as the core set of Sener and Savarese, arXiv 1708.00489). Distance is Euclidean, which
-    falls as the cosine rises; of equally far ones the earlier. n x candidates comparisons. Outliers are chosen first.
+    Its largest distance to a chosen one is at most twice that of the best n (Gonzalez, "Clustering
+    to minimize the maximum intercluster distance", 1985; as the core set of Sener and Savarese,
+    arXiv 1708.00489). Distance is Euclidean, which falls as the cosine rises; of equally far ones
+    the earlier. n x candidates comparisons. Outliers are chosen first.
     """
     rows = vectors.shape[0]
     if not rows:
         return []
-    chosen, alike = [first], _cosines(vectors, first)
+    chosen = [first]
+    alike = _cosines(vectors, first)
     alike[first] = np.inf
     while len(chosen) < min(n, rows):
         chosen.append(int(alike.argmin()))
@@ -205,9 +238,10 @@ def k_centre(vectors: Any, n: int, *, first: int = 0) -> list[int]:
 
 
 def herding(vectors: Any, n: int, *, mean: np.ndarray | None = None) -> list[int]:
-    """n candidates whose mean follows ``mean``, by default the mean of all: the next one is argmax of <w, x>, and then w
-    grows by mean - x, w being the mean at first (Welling, "Herding dynamical weights to learn", ICML 2009; as here, for
-    choosing rows: Chen, Welling and Smola, "Super-samples from kernel herding", UAI 2010).
+    """n candidates whose mean follows ``mean``, by default the mean of all: the next one is argmax
+    of <w, x>, and then w grows by mean - x, w being the mean at first (Welling, "Herding dynamical
+    weights to learn", ICML 2009; as here, for choosing rows: Chen, Welling and Smola,
+    "Super-samples from kernel herding", UAI 2010).
 
     Unlike there, no row is chosen twice. Of equals the earlier. n x candidates comparisons.
     """

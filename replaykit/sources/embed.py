@@ -1,12 +1,14 @@
-"""How near each text of a pool is to a target by what it means: embeddings of sentence-transformers or model2vec.
+"""How near each text of a pool is to a target by what it means: embeddings of sentence-transformers
+or model2vec.
 
     embed = Embedder("minishlab/potion-base-8M")               # a folder, or a Hub id
     embed(["How many apples are left?", "4 + 5 = ?"])          ->  float32 [2, 256], each row of length 1
     best(embed, pool_texts, questions)                         ->  (the best cosine of each text, the question it is with)
 
-Either package is optional (``pip install 'replaykit[embed]'``), and the files of a model say which it needs. model2vec has a
-vector for each token and takes their mean, which is fast on a CPU; sentence-transformers runs a whole network. Texts of
-the pool and of the target are embedded in the same way, without the prompt that some models put before a query.
+Either package is optional (``pip install 'replaykit[embed]'``), and the files of a model say which
+it needs. model2vec has a vector for each token and takes their mean, which is fast on a CPU;
+sentence-transformers runs a whole network. Texts of the pool and of the target are embedded in the
+same way, without the prompt that some models put before a query.
 """
 
 from __future__ import annotations
@@ -25,14 +27,23 @@ from replaykit.errors import DataError, EngineError, MissingExtra
 BLOCK = 1024  # texts embedded and compared at a time
 QUERIES = 8192  # compared with a block at a time: 32 MB of cosines
 TIE = 1e-6  # cosines nearer to one another than this count as equal; scores are rounded to it
-FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # of a model on the Hub: no pickles, no programs, no ONNX
+FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.safetensors",
+]  # of a model on the Hub: no pickles, no programs, no ONNX
 
 
 class Embedder:
-    """Texts as vectors of length 1. ``package`` is the one that runs the model, ``dim`` the length of its vectors."""
+    """Texts as vectors of length 1. ``package`` is the one that runs the model, ``dim`` the length
+    of its vectors.
+    """
 
     def __init__(self, model: str):
-        """Raises EngineError for a model that cannot be loaded, MissingExtra where its package is not installed."""
+        """Raises EngineError for a model that cannot be loaded, MissingExtra where its package is
+        not installed.
+        """
         folder = _folder(model)
         self.package = package_of(folder)
         if find_spec(self.package) is None:
@@ -40,13 +51,25 @@ class Embedder:
         from safetensors import SafetensorError
 
         try:
-            self._encode = _model2vec(folder) if self.package == "model2vec" else _sentence_transformers(folder)
-        except (OSError, ValueError, LookupError, RuntimeError, TypeError, SafetensorError) as error:
+            self._encode = (
+                _model2vec(folder)
+                if self.package == "model2vec"
+                else _sentence_transformers(folder)
+            )
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            SafetensorError,
+        ) as error:
             raise EngineError(f"{model} cannot be loaded by {self.package}: {error}") from error
         self.dim = int(self(["dimensions"]).shape[1])
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [texts, dim]; zeros for a text in which the model knows no token. Raises EngineError for what is no number.
+        """float32 [texts, dim]; zeros for a text in which the model knows no token. Raises
+        EngineError for what is no number.
 
         The last bits of a vector may depend on the other texts of the same call.
         """
@@ -54,31 +77,44 @@ class Embedder:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             wrong = int(np.flatnonzero(~np.isfinite(lengths[:, 0]))[0])
-            raise EngineError(f"{self.package} gives a vector that is no number for the text {texts[wrong][:80]!r}")
+            raise EngineError(
+                f"{self.package} gives a vector that is no number for the text "
+                f"{texts[wrong][:80]!r}"
+            )
         return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
 
 
 def best(
     embed: Callable[[Sequence[str]], np.ndarray], texts: Iterable[str], queries: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each text its best cosine with a query, float32 [texts], and which query that is, int64 [texts].
+    """Of each text its best cosine with a query, float32 [texts], and which query that is, int64
+    [texts].
 
-    Scores are rounded to 1e-6, and of queries that are as near as that the first is named. A text without a known token
-    has score 0 and query -1. Memory for 12 bytes a text, the queries' vectors and a block. The same texts in the same order
-    give the same result: they are cut into blocks of 1,024 here, however they come. Raises DataError without queries.
+    Scores are rounded to 1e-6, and of queries that are as near as that the first is named. A text
+    without a known token has score 0 and query -1. Memory for 12 bytes a text, the queries' vectors
+    and a block. The same texts in the same order give the same result: they are cut into blocks of
+    1,024 here, however they come. Raises DataError without queries.
     """
     found = list(blocks(embed, texts, queries))
-    scores, nearest = zip(*found, strict=True) if found else ((np.zeros(0, np.float32),), (np.zeros(0, np.int64),))
+    scores, nearest = (
+        zip(*found, strict=True)
+        if found
+        else ((np.zeros(0, np.float32),), (np.zeros(0, np.int64),))
+    )
     return np.concatenate(scores), np.concatenate(nearest)
 
 
 def blocks(
     embed: Callable[[Sequence[str]], np.ndarray], texts: Iterable[str], queries: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``best`` of 1,024 texts at a time, in their order. Processes that share the texts begin at multiples of that."""
+    """``best`` of 1,024 texts at a time, in their order. Processes that share the texts begin at
+    multiples of that.
+    """
     if not queries:
         raise DataError("the target is empty: there is nothing to compare the pool with")
-    wanted = np.concatenate([embed(queries[start : start + BLOCK]) for start in range(0, len(queries), BLOCK)])
+    wanted = np.concatenate(
+        [embed(queries[start : start + BLOCK]) for start in range(0, len(queries), BLOCK)]
+    )
     stream = iter(texts)
     while block := list(islice(stream, BLOCK)):
         vectors = embed(block)
@@ -87,7 +123,10 @@ def blocks(
         full = np.zeros((BLOCK, vectors.shape[1]), dtype=np.float32)
         full[: len(block)] = vectors
         scores, nearest = _best(full, wanted)
-        yield np.where(known, scores[: len(block)], np.float32(0)), np.where(known, nearest[: len(block)], -1)
+        yield (
+            np.where(known, scores[: len(block)], np.float32(0)),
+            np.where(known, nearest[: len(block)], -1),
+        )
 
 
 def _best(vectors: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,23 +142,29 @@ def _best(vectors: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.round(scores, 6), nearest
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def package_of(folder: Path) -> str:
-    """The package that a model's files are for: "model2vec" or "sentence_transformers". Raises EngineError for neither.
+    """The package that a model's files are for: "model2vec" or "sentence_transformers". Raises
+    EngineError for neither.
 
-    A model2vec folder has a table "embeddings" in its model.safetensors. It has a modules.json too, because
-    sentence-transformers can run it, but that needs torch and is slower.
+    A model2vec folder has a table "embeddings" in its model.safetensors. It has a modules.json too,
+    because sentence-transformers can run it, but that needs torch and is slower.
     """
     weights = folder / "model.safetensors"
-    if weights.is_file() and (folder / "tokenizer.json").is_file() and "embeddings" in _tensors(weights):
+    if (
+        weights.is_file()
+        and (folder / "tokenizer.json").is_file()
+        and "embeddings" in _tensors(weights)
+    ):
         return "model2vec"
     modules = folder / "modules.json"
     if modules.is_file() and isinstance(_json(modules), list):
         return "sentence_transformers"
     raise EngineError(
-        f"{folder} has no embedding model: neither modules.json, as sentence-transformers writes it, nor a "
+        f"{folder} has no embedding model: neither modules.json, as sentence-transformers writes "
+        f"it, nor a "
         f"model.safetensors with 'embeddings', as model2vec does; a language model is none"
     )
 
@@ -135,9 +180,12 @@ def _folder(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=FILES))
     except (OSError, ValueError) as error:  # of the network, of the Hub's answers, of the name
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise EngineError(
-            f"select.model: {model} cannot be had from the Hub: {reason}\n  check the network and the name; where the Hub "
+            f"select.model: {model} cannot be had from the Hub: {reason}\n  check the network and "
+            f"the name; where the Hub "
             f"cannot be reached, fetch it elsewhere with `hf download {model}` and give its folder"
         ) from error
 

@@ -1,19 +1,23 @@
-"""How near each text of a pool is to a target, by the words they share: TF-IDF or BM25, for pools larger than memory.
+"""How near each text of a pool is to a target, by the words they share: TF-IDF or BM25, for pools
+larger than memory.
 
     index = fit(pool_texts, questions, Lexical(), folder=Path("runs/gsm8k/select"), crew=LocalCrew())
     for scores, nearest in index.scores(): ...       # chunk by chunk, in the order of the pool
     index.explain(pool_texts[17], questions[3])  ->  [("apples", 0.31), ("each", 0.08), ("does", 0.02)]
 
-``fit`` reads the pool once and leaves the counts of its terms in the folder; ``scores`` reads those. What is held is the
-number of rows that each term stands in, and a few chunks for each process. Both passes are done by a crew.
+``fit`` reads the pool once and leaves the counts of its terms in the folder; ``scores`` reads
+those. What is held is the number of rows that each term stands in, and a few chunks for each
+process. Both passes are done by a crew.
 
-TF-IDF is ``TfidfVectorizer(sublinear_tf=True)`` of scikit-learn, fitted on the pool, and the cosine. BM25 is Lucene's
-(Kamphuis et al., "Which BM25 do you mean?", ECIR 2020): rows of the pool are the documents. A term is known by 64 bits of
-hash alone: among 10 million terms, two have the same with a probability of 3 in a million.
+TF-IDF is ``TfidfVectorizer(sublinear_tf=True)`` of scikit-learn, fitted on the pool, and the
+cosine. BM25 is Lucene's (Kamphuis et al., "Which BM25 do you mean?", ECIR 2020): rows of the pool
+are the documents. A term is known by 64 bits of hash alone: among 10 million terms, two have the
+same with a probability of 3 in a million.
 
-The result is the same bit for bit however the pool is cut and by whichever process it is scored. Weights are rounded to
-multiples of a power of 2 so coarse that products and sums are exact in double precision, so their order is free. The
-nearest query is looked for in single precision, and where that cannot tell the first from the second, in double.
+The result is the same bit for bit however the pool is cut and by whichever process it is scored.
+Weights are rounded to multiples of a power of 2 so coarse that products and sums are exact in
+double precision, so their order is free. The nearest query is looked for in single precision, and
+where that cannot tell the first from the second, in double.
 """
 
 from __future__ import annotations
@@ -38,12 +42,16 @@ Analyzer = Literal["word", "char"]
 Scores = tuple[np.ndarray, np.ndarray]
 
 CHUNK_ROWS = 2048
-CHUNK_TERMS = 2**21  # characters of a chunk, divided by the number of n-gram sizes: about 60 bytes of memory each
+CHUNK_TERMS = (
+    2**21
+)  # characters of a chunk, divided by the number of n-gram sizes: about 60 bytes of memory each
 TOKEN = re.compile(r"(?u)\b\w\w+\b")  # scikit-learn's default
 SPACES = re.compile(r"\s\s+")  # of which scikit-learn's analyzer "char" makes one space
 UNSPACED_OR_MARK = re.compile(f"[{UNSPACED}{MARKS}]")
 UNSPACED_SHARE = 0.2  # of the target's letters, from which on "auto" compares characters
-K1, B = 1.5, 0.75  # of BM25: how soon more of a term adds nothing, how much longer rows are discounted
+# of BM25: how soon more of a term adds nothing, how much longer rows are discounted
+K1 = 1.5
+B = 0.75
 
 # 64-bit hashes
 ODD = 0x9E3779B97F4A7C15
@@ -52,7 +60,9 @@ BLOCK = 2**16  # characters hashed at a time: the arrays stay in the processor's
 # The product of rows and queries
 DENSE_SHARE = (
     1 / 256
-)  # of all pairs (row, query) share a term: from there on a dense column takes less time than a sparse
+    # of all pairs (row, query) share a term: from there on a dense column takes less time than a
+    # sparse
+)
 MAX_DENSE = 2**24  # weights, 12 bytes each
 CELLS = 2**20  # pairs compared at a time
 
@@ -61,11 +71,12 @@ CELLS = 2**20  # pairs compared at a time
 class Lexical:
     """What near means. ``ngrams`` None is (1, 1) of words and (2, 4) of characters.
 
-    ``analyzer`` "word" takes words of two letters or more, "char" all runs of characters with spaces; "auto" takes
-    characters where the target is in writing that sets no spaces between words, as Chinese, Japanese and Thai, or whose
-    vowel signs would split words, as Hindi. ``min_df`` is a number of rows and ``max_df`` a share of the rows: terms in
-    fewer, or in more, are left out. ``sublinear`` (1 + ln tf for tf) is for "tfidf". ``to`` "centroid" compares with the
-    mean of the queries' vectors. Raises RecipeError for what cannot be.
+    ``analyzer`` "word" takes words of two letters or more, "char" all runs of characters with
+    spaces; "auto" takes characters where the target is in writing that sets no spaces between
+    words, as Chinese, Japanese and Thai, or whose vowel signs would split words, as Hindi.
+    ``min_df`` is a number of rows and ``max_df`` a share of the rows: terms in fewer, or in more,
+    are left out. ``sublinear`` (1 + ln tf for tf) is for "tfidf". ``to`` "centroid" compares with
+    the mean of the queries' vectors. Raises RecipeError for what cannot be.
     """
 
     method: Literal["tfidf", "bm25"] = "tfidf"
@@ -79,9 +90,13 @@ class Lexical:
     def __post_init__(self) -> None:
         problems = []
         if self.ngrams is not None and not 1 <= self.ngrams[0] <= self.ngrams[1]:
-            problems.append(f"ngrams: {self.ngrams} is not a smallest and a largest size of at least 1")
+            problems.append(
+                f"ngrams: {self.ngrams} is not a smallest and a largest size of at least 1"
+            )
         if not 0 < self.max_df <= 1:
-            problems.append(f"max_df: {self.max_df} is not a share of the rows, above 0 and up to 1")
+            problems.append(
+                f"max_df: {self.max_df} is not a share of the rows, above 0 and up to 1"
+            )
         if problems:
             raise RecipeError("nearness", problems)
 
@@ -95,13 +110,14 @@ def fit(
     crew: Mapper | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Index:
-    """Reads the texts once and counts their terms into files in the folder, about 8 bytes for each term of each row.
+    """Reads the texts once and counts their terms into files in the folder, about 8 bytes for each
+    term of each row.
 
     The index reads the files whenever it scores or explains; who gave the folder takes them away.
 
-    The ``crew``, by default this process alone, does both passes; where it is a cluster, its machines see the folder. Who
-    gave it closes it, when all scores are had. A chunk has at most ``chunk_rows`` rows, fewer where they are long.
-    Raises DataError if there are no queries.
+    The ``crew``, by default this process alone, does both passes; where it is a cluster, its
+    machines see the folder. Who gave it closes it, when all scores are had. A chunk has at most
+    ``chunk_rows`` rows, fewer where they are long. Raises DataError if there are no queries.
     """
     if not queries:
         raise DataError("the target is empty: there is nothing for old data to be near to")
@@ -111,12 +127,18 @@ def fit(
     analyse = partial(count_terms, analyzer=analyzer, ngrams=ngrams)
     crew = crew or LocalCrew(1)
     vocabulary = _Vocabulary()
-    chunks, rows, length = list[Path](), 0, 0
+    chunks = list[Path]()
+    rows = 0
+    length = 0
     characters = CHUNK_TERMS // (ngrams[1] - ngrams[0] + 1)
-    jobs = ((folder / f"counts-{k:06}.bin", chunk) for k, chunk in enumerate(_chunks(texts, chunk_rows, characters)))
+    jobs = (
+        (folder / f"counts-{k:06}.bin", chunk)
+        for k, chunk in enumerate(_chunks(texts, chunk_rows, characters))
+    )
     for path, chunk_size, terms in crew.map(partial(_spill, analyse), jobs):
         chunks.append(path)
-        rows, length = rows + chunk_size, length + terms
+        rows = rows + chunk_size
+        length = length + terms
         with path.open("rb") as stream:
             vocabulary.add(np.load(stream), np.load(stream))
     vocabulary.merge()
@@ -131,11 +153,14 @@ def fit(
         else ""
     )
     unit = "words" if analyzer == "word" else "characters"
-    return Index(options, analyzer, ngrams, f"{size}{unit}: {note}", pool, chunks, list(queries), crew)
+    return Index(
+        options, analyzer, ngrams, f"{size}{unit}: {note}", pool, chunks, list(queries), crew
+    )
 
 
 class Index:
-    """A pool that was read. ``note`` says in a sentence what is compared and why, ``rows`` how many rows there are.
+    """A pool that was read. ``note`` says in a sentence what is compared and why, ``rows`` how many
+    rows there are.
 
     ``shared_terms`` is how many terms of the queries the pool has: at 0, all scores are 0.
     """
@@ -151,35 +176,48 @@ class Index:
         queries: list[str],
         crew: Mapper,
     ):
-        self.options, self.analyzer, self.ngrams, self.note, self.rows = options, analyzer, ngrams, note, pool.rows
-        self._pool, self._chunks, self._crew = pool, chunks, crew
+        self.options = options
+        self.analyzer = analyzer
+        self.ngrams = ngrams
+        self.note = note
+        self.rows = pool.rows
+        self._pool = pool
+        self._chunks = chunks
+        self._crew = crew
         self._scorer = _Scorer.of(pool, count_terms(queries, analyzer=analyzer, ngrams=ngrams))
         self.shared_terms = len(self._scorer.terms)
 
     def scores(self) -> Iterator[Scores]:
-        """The score of each row, float32, and the place of the query that it is nearest to, int64, a chunk at a time.
+        """The score of each row, float32, and the place of the query that it is nearest to, int64,
+        a chunk at a time.
 
-        Rows come in the order of the pool. The score is the highest over all queries and ties go to the earlier query, as
-        they do where all are 0. With ``to="centroid"`` it is that of the centroid, and the place is -1.
+        Rows come in the order of the pool. The score is the highest over all queries and ties go to
+        the earlier query, as they do where all are 0. With ``to="centroid"`` it is that of the
+        centroid, and the place is -1.
         """
         yield from self._crew.map(self._scorer, iter(self._chunks))
 
     def explain(self, text: str, query: str | None = None, n: int = 5) -> list[tuple[str, float]]:
-        """The n terms that bring a row near to a query, and what each adds to the score, largest first.
+        """The n terms that bring a row near to a query, and what each adds to the score, largest
+        first.
 
-        The parts of all terms together are the score, but for its rounding (under 1e-5). None is the queries' centroid.
+        The parts of all terms together are the score, but for its rounding (under 1e-5). None is
+        the queries' centroid.
         """
         row, weights = self._one(text, documents=True)
         if query is None:
             assert self._scorer.centroid is not None, "only an index of the centroid has one"
-            terms, against = self._scorer.terms, self._scorer.centroid
+            terms = self._scorer.terms
+            against = self._scorer.centroid
         else:
             terms, against = self._one(query, documents=False)
         shared, mine, theirs = np.intersect1d(row, terms, assume_unique=True, return_indices=True)
         parts = weights[mine] * against[theirs]
         first = [k for k in np.argsort(-parts, kind="stable")[:n].tolist() if parts[k] > 0]
         hashes = _hashes([text], self.analyzer, self.ngrams)[0].tolist()
-        names = dict(zip(hashes, terms_of(text, analyzer=self.analyzer, ngrams=self.ngrams), strict=True))
+        names = dict(
+            zip(hashes, terms_of(text, analyzer=self.analyzer, ngrams=self.ngrams), strict=True)
+        )
         return [(names[int(shared[k])], float(parts[k])) for k in first]
 
     def _one(self, text: str, *, documents: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -188,15 +226,16 @@ class Index:
         return counts.terms, self._pool.weighted(counts, documents=documents).data
 
 
-# --- terms ----------------------------------------------------------------------------------------------------------
+# --- terms ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Counts:
     """How often each term stands in each row, as compressed sparse rows.
 
-    ``terms`` are the distinct hashes, ascending, and ``frequencies`` the rows that have each. Row k has the terms
-    ``ids[starts[k]:starts[k + 1]]``, ascending places in ``terms``, ``counts`` times each, ``lengths[k]`` in all.
+    ``terms`` are the distinct hashes, ascending, and ``frequencies`` the rows that have each. Row k
+    has the terms ``ids[starts[k]:starts[k + 1]]``, ascending places in ``terms``, ``counts`` times
+    each, ``lengths[k]`` in all.
     """
 
     terms: np.ndarray
@@ -208,16 +247,21 @@ class Counts:
 
 
 def count_terms(texts: Sequence[str], *, analyzer: Analyzer, ngrams: tuple[int, int]) -> Counts:
-    """The terms of each text: runs of words, or of characters, of each size from ngrams[0] to ngrams[1]."""
+    """The terms of each text: runs of words, or of characters, of each size from ngrams[0] to
+    ngrams[1].
+    """
     import pyarrow as pa
 
     hashes, rows = _hashes(texts, analyzer, ngrams)
     encoded = pa.array(hashes).dictionary_encode()
-    terms, ids = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
+    terms = encoded.dictionary.to_numpy()
+    ids = encoded.indices.to_numpy()
     order = np.argsort(terms)
     ranks = np.empty(len(terms), dtype=np.uint64)
     ranks[order] = np.arange(len(terms), dtype=np.uint64)
-    pairs = np.sort(rows << np.uint64(32) | ranks[ids])  # by row, then by term: equal ones are side by side
+    pairs = np.sort(
+        rows << np.uint64(32) | ranks[ids]
+    )  # by row, then by term: equal ones are side by side
     first = np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))
     counts = np.diff(first, append=len(pairs)).astype(np.uint32)
     pairs = pairs[first]
@@ -233,25 +277,33 @@ def count_terms(texts: Sequence[str], *, analyzer: Analyzer, ngrams: tuple[int, 
 
 
 def terms_of(text: str, *, analyzer: Analyzer, ngrams: tuple[int, int]) -> list[str]:
-    """The terms of one text as they read, shorter ones first, in order: what ``count_terms`` counts.
+    """The terms of one text as they read, shorter ones first, in order: what ``count_terms``
+    counts.
 
     >>> terms_of("Tom has 3 red apples", analyzer="word", ngrams=(1, 2))
     ['tom', 'has', 'red', 'apples', 'tom has', 'has red', 'red apples']
     """
-    units = TOKEN.findall(text.lower()) if analyzer == "word" else list(SPACES.sub(" ", text.lower()))
+    units = (
+        TOKEN.findall(text.lower()) if analyzer == "word" else list(SPACES.sub(" ", text.lower()))
+    )
     space = " " if analyzer == "word" else ""
     sizes = range(ngrams[0], ngrams[1] + 1)
     return [space.join(units[k : k + size]) for size in sizes for k in range(len(units) - size + 1)]
 
 
-def _hashes(texts: Sequence[str], analyzer: Analyzer, ngrams: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The hash of each term of the texts, and the row that it stands in; size by size, and each in order."""
+def _hashes(
+    texts: Sequence[str], analyzer: Analyzer, ngrams: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hash of each term of the texts, and the row that it stands in; size by size, and each in
+    order.
+    """
     lowered = [text.lower() for text in texts]
     if analyzer == "char":
         lowered = [SPACES.sub(" ", text) for text in lowered]
     sizes = np.fromiter(map(len, lowered), dtype=np.int64, count=len(lowered))
     if analyzer == "char":
-        units, places = _letters()[_codes("".join(lowered))], sizes
+        units = _letters()[_codes("".join(lowered))]
+        places = sizes
     else:
         units, starts = _words("\n".join(lowered))
         ends = np.searchsorted(starts, np.cumsum(sizes + 1))
@@ -260,21 +312,29 @@ def _hashes(texts: Sequence[str], analyzer: Analyzer, ngrams: tuple[int, int]) -
     factors = _mix(np.arange(1, ngrams[1] + 1, dtype=np.uint64)) | np.uint64(1)
     found = []
     for size in range(ngrams[0], ngrams[1] + 1):
-        whole = rows[size - 1 :] == rows[: max(0, len(rows) - size + 1)]  # a run does not reach into the next row
+        whole = (
+            rows[size - 1 :] == rows[: max(0, len(rows) - size + 1)]
+        )  # a run does not reach into the next row
         runs = np.full(len(whole), size, dtype=np.uint64)
         for k in range(size):
             runs += units[k : k + len(whole)] * factors[k]
         found.append((_mix(runs[whole]), rows[: len(whole)][whole]))
-    return np.concatenate([hashes for hashes, _ in found]), np.concatenate([owners for _, owners in found])
+    return np.concatenate([hashes for hashes, _ in found]), np.concatenate(
+        [owners for _, owners in found]
+    )
 
 
 def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
     """The hashes of all words of two letters or more, TOKEN's, and the places where they start.
 
-    A word's hash is the polynomial of its letters' numbers. Sums from the start of the block give that of every word by
-    one subtraction, and a factor that takes out where in the block it stands.
+    A word's hash is the polynomial of its letters' numbers. Sums from the start of the block give
+    that of every word by one subtraction, and a factor that takes out where in the block it stands.
     """
-    table, found, starts, done, size = _letters(words=True), [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0, BLOCK
+    table = _letters(words=True)
+    found = [np.zeros(0, np.uint64)]
+    starts = [np.zeros(0, np.int64)]
+    done = 0
+    size = BLOCK
     while done < len(text):
         values = table[_codes(text[done : done + size])]
         if done + size < len(text):  # the last word may go on: it is left for the next block
@@ -286,15 +346,18 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
         inside = np.zeros(len(values) + 2, dtype=bool)
         np.not_equal(values, 0, out=inside[1:-1])
         edges = np.flatnonzero(inside[1:] != inside[:-1])
-        first, last = edges[::2], edges[1::2]
+        first = edges[::2]
+        last = edges[1::2]
         long = last - first > 1
-        first, last = first[long], last[long]
+        first = first[long]
+        last = last[long]
         powers, inverse = _powers(max(BLOCK, size))
         sums = np.zeros(len(values) + 1, dtype=np.uint64)
         np.cumsum(values * powers[: len(values)], out=sums[1:])
         found.append((sums[last] - sums[first]) * inverse[first])
         starts.append(first + done)
-        done, size = done + len(values), BLOCK
+        done = done + len(values)
+        size = BLOCK
     return np.concatenate(found), np.concatenate(starts)
 
 
@@ -307,11 +370,15 @@ def _codes(text: str) -> np.ndarray:
 
 @cache
 def _letters(*, words: bool = False) -> np.ndarray:
-    """64 bits for each character there may be; with ``words``, 0 for those that \\w does not match."""
+    """64 bits for each character there may be; with ``words``, 0 for those that \\w does not
+    match.
+    """
     values = _mix(np.arange(1, 0x110001, dtype=np.uint64)) | np.uint64(1)
     if words:
         letters = np.zeros(len(values), dtype=bool)
-        all_there_are = np.arange(len(values), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        all_there_are = (
+            np.arange(len(values), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        )
         for run in re.finditer(r"\w+", all_there_are):
             letters[run.start() : run.end()] = True
         values[~letters] = 0
@@ -321,7 +388,9 @@ def _letters(*, words: bool = False) -> np.ndarray:
 @cache
 def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     """The first powers of ODD modulo 2**64, and what each must be multiplied by to give 1."""
-    return tuple(np.cumprod(np.full(size, base, dtype=np.uint64)) for base in (ODD, pow(ODD, -1, 2**64)))  # type: ignore
+    return tuple(
+        np.cumprod(np.full(size, base, dtype=np.uint64)) for base in (ODD, pow(ODD, -1, 2**64))
+    )  # type: ignore
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -332,7 +401,9 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _choose(analyzer: Literal["auto", "word", "char"], queries: Sequence[str]) -> tuple[Analyzer, str]:
+def _choose(
+    analyzer: Literal["auto", "word", "char"], queries: Sequence[str]
+) -> tuple[Analyzer, str]:
     """The analyzer, and why. By the target alone, which is known before the pool is read."""
     if analyzer != "auto":
         return analyzer, "as asked"
@@ -341,27 +412,37 @@ def _choose(analyzer: Literal["auto", "word", "char"], queries: Sequence[str]) -
     letters = len(re.findall(r"\w", UNSPACED_OR_MARK.sub("", text))) + unspaced
     share = unspaced / letters if letters else 0.0
     if share >= UNSPACED_SHARE:
-        return "char", f"{share:.0%} of the target's letters are of writing in which spaces do not set words apart"
+        return (
+            "char",
+            f"{share:.0%} of the target's letters are of writing in which spaces do not set words "
+            f"apart",
+        )
     return "word", "the target's writing sets spaces between words"
 
 
-# --- the pass that counts -------------------------------------------------------------------------------------------
+# --- the pass that counts -------------------------------------------------------------------------
 
 
 def _chunks(texts: Iterable[str], rows: int, characters: int) -> Iterator[list[str]]:
-    chunk, size = list[str](), 0
+    chunk = list[str]()
+    size = 0
     for text in texts:
         if chunk and (len(chunk) == rows or size + len(text) > characters):
             yield chunk
-            chunk, size = [], 0
+            chunk = []
+            size = 0
         chunk.append(text)
         size += len(text)
     if chunk:
         yield chunk
 
 
-def _spill(analyse: Callable[[Sequence[str]], Counts], job: tuple[Path, list[str]]) -> tuple[Path, int, int]:
-    """Counts a chunk into a file; says which, how many rows it has and how many terms these have."""
+def _spill(
+    analyse: Callable[[Sequence[str]], Counts], job: tuple[Path, list[str]]
+) -> tuple[Path, int, int]:
+    """Counts a chunk into a file; says which, how many rows it has and how many terms these
+    have.
+    """
     path, texts = job
     counts = analyse(texts)
     with path.open("wb") as stream:
@@ -371,10 +452,13 @@ def _spill(analyse: Callable[[Sequence[str]], Counts], job: tuple[Path, list[str
 
 
 class _Vocabulary:
-    """All terms of the pool, ascending, and in how many rows each stands: 16 bytes a term, at times three times as much."""
+    """All terms of the pool, ascending, and in how many rows each stands: 16 bytes a term, at times
+    three times as much.
+    """
 
     def __init__(self) -> None:
-        self.terms, self.frequencies = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+        self.terms = np.zeros(0, dtype=np.uint64)
+        self.frequencies = np.zeros(0, dtype=np.int64)
         self._new: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, terms: np.ndarray, frequencies: np.ndarray) -> None:
@@ -386,7 +470,8 @@ class _Vocabulary:
         parts = [(self.terms, self.frequencies), *self._new]
         terms = np.concatenate([part for part, _ in parts])
         order = np.argsort(terms)
-        terms, frequencies = terms[order], np.concatenate([part for _, part in parts])[order]
+        terms = terms[order]
+        frequencies = np.concatenate([part for _, part in parts])[order]
         first = np.flatnonzero(np.diff(terms, prepend=~terms[:1]))
         self.terms = terms[first]
         self.frequencies = np.add.reduceat(frequencies, first) if len(first) else frequencies
@@ -395,7 +480,9 @@ class _Vocabulary:
 
 @dataclass(frozen=True)
 class _Pool:
-    """What is known of the whole pool when it has been read; the vocabulary is in files that all processes share."""
+    """What is known of the whole pool when it has been read; the vocabulary is in files that all
+    processes share.
+    """
 
     folder: Path
     rows: int
@@ -403,7 +490,9 @@ class _Pool:
     options: Lexical
 
     def frequencies(self, terms: np.ndarray) -> np.ndarray:
-        """In how many rows each of the ascending terms stands; 0 where min_df and max_df leave it out."""
+        """In how many rows each of the ascending terms stands; 0 where min_df and max_df leave it
+        out.
+        """
         known = np.load(self.folder / "terms.npy", mmap_mode="r")
         if not len(known):
             return np.zeros(len(terms), dtype=np.int64)
@@ -414,7 +503,9 @@ class _Pool:
         return np.where(kept, found, 0)
 
     def weighted(self, counts: Counts, *, documents: bool) -> sp.csr_array:
-        """The vectors of the rows of the pool, or of the queries: [rows, terms of counts], float64."""
+        """The vectors of the rows of the pool, or of the queries: [rows, terms of counts],
+        float64.
+        """
         import scipy.sparse as sp
 
         frequencies = self.frequencies(counts.terms)[counts.ids]
@@ -422,7 +513,9 @@ class _Pool:
         tf = counts.counts.astype(np.float64)
         if self.options.method == "tfidf":
             tf = 1 + np.log(tf) if self.options.sublinear else tf
-            weights = np.where(frequencies, tf * (np.log((1 + self.rows) / (1 + frequencies)) + 1), 0)
+            weights = np.where(
+                frequencies, tf * (np.log((1 + self.rows) / (1 + frequencies)) + 1), 0
+            )
             squares = np.bincount(rows, weights=weights**2, minlength=len(counts.lengths))
             weights /= np.where(squares, np.sqrt(squares), 1)[rows]
         elif documents:
@@ -431,18 +524,22 @@ class _Pool:
             weights = np.where(frequencies, idf * tf / (tf + K1 * longer[rows]), 0)
         else:
             weights = np.where(frequencies, tf, 0)
-        return sp.csr_array((weights, counts.ids, counts.starts), shape=(len(counts.lengths), len(counts.terms)))
+        return sp.csr_array(
+            (weights, counts.ids, counts.starts), shape=(len(counts.lengths), len(counts.terms))
+        )
 
 
-# --- the pass that compares -----------------------------------------------------------------------------------------
+# --- the pass that compares -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Scorer:
-    """The queries, ready to be multiplied: ``terms`` are those that the pool has, ``queries`` is [queries, terms].
+    """The queries, ready to be multiplied: ``terms`` are those that the pool has, ``queries`` is
+    [queries, terms].
 
-    Few terms, as "the" and "how", are shared by most pairs of a row and a query: ``common`` are their places in ``terms``,
-    and ``rough`` and ``exact`` the queries with these apart, in single and in double precision.
+    Few terms, as "the" and "how", are shared by most pairs of a row and a query: ``common`` are
+    their places in ``terms``, and ``rough`` and ``exact`` the queries with these apart, in single
+    and in double precision.
     """
 
     pool: _Pool
@@ -458,18 +555,24 @@ class _Scorer:
         weights = pool.weighted(counts, documents=False)
         frequencies = pool.frequencies(counts.terms)
         known = np.flatnonzero(frequencies)
-        queries = _columns(weights, np.where(frequencies, np.cumsum(frequencies > 0) - 1, -1), len(known))
+        queries = _columns(
+            weights, np.where(frequencies, np.cumsum(frequencies > 0) - 1, -1), len(known)
+        )
         centroid = None
         if pool.options.to == "centroid":
             centroid = queries.sum(axis=0) / queries.shape[0]
             if pool.options.method == "tfidf" and centroid.any():
                 centroid /= np.sqrt(np.square(centroid).sum())
         queries.data = _rounded(queries.data, pool.options)
-        pairs = frequencies[known] / max(1, pool.rows) * counts.frequencies[known] / queries.shape[0]
+        pairs = (
+            frequencies[known] / max(1, pool.rows) * counts.frequencies[known] / queries.shape[0]
+        )
         common = np.argsort(-pairs, kind="stable")[
             : min(MAX_DENSE // queries.shape[0], int((pairs >= DENSE_SHARE).sum()))
         ]
-        rough, exact = (_Halves.of(queries.astype(dtype), common) for dtype in (np.float32, np.float64))
+        rough, exact = (
+            _Halves.of(queries.astype(dtype), common) for dtype in (np.float32, np.float64)
+        )
         return cls(pool, counts.terms[known], centroid, queries, common, rough, exact)
 
     def __call__(self, path: Path) -> Scores:
@@ -480,7 +583,9 @@ class _Scorer:
             counts = Counts(*(np.load(stream) for _ in Counts.__dataclass_fields__))
         rows = len(counts.lengths)
         if not len(self.terms):
-            return np.zeros(rows, dtype=np.float32), np.full(rows, 0 if self.centroid is None else -1, dtype=np.int64)
+            return np.zeros(rows, dtype=np.float32), np.full(
+                rows, 0 if self.centroid is None else -1, dtype=np.int64
+            )
         places = np.minimum(np.searchsorted(self.terms, counts.terms), len(self.terms) - 1)
         places = np.where(self.terms[places] == counts.terms, places, -1)
         matrix = _columns(self.pool.weighted(counts, documents=True), places, len(self.terms))
@@ -495,21 +600,26 @@ class _Scorer:
         return np.asarray(scores).astype(np.float32), nearest
 
     def _roughly(self, matrix: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest query of each row by single precision, and the rows in which that cannot tell it from the second.
+        """The nearest query of each row by single precision, and the rows in which that cannot tell
+        it from the second.
 
-        A sum of n products that are not negative is wrong by a share of (n + 2) * 2**-24 at most (Higham, "Accuracy and
-        Stability of Numerical Algorithms", 3.1), and so is what it is compared with; twice that is taken here.
+        A sum of n products that are not negative is wrong by a share of (n + 2) * 2**-24 at most
+        (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), and so is what it is
+        compared with; twice that is taken here.
         """
         nearest = np.zeros(matrix.shape[0], dtype=np.int64)
         best, second = np.zeros((2, matrix.shape[0]), dtype=np.float32)
         for start, block in self.rough.times(matrix.astype(np.float32), self.common):
-            part, rows = slice(start, start + len(block)), np.arange(len(block))
+            part = slice(start, start + len(block))
+            rows = np.arange(len(block))
             nearest[part] = block.argmax(axis=1)
             best[part] = block[rows, nearest[part]]
             block[rows, nearest[part]] = -1
             second[part] = block.max(axis=1)
         products = np.minimum(np.diff(matrix.indptr), np.diff(self.queries.indptr).max())
-        return nearest, np.flatnonzero((best > 0) & (second >= best * (1 - (products + 2) * 2.0**-22)))
+        return nearest, np.flatnonzero(
+            (best > 0) & (second >= best * (1 - (products + 2) * 2.0**-22))
+        )
 
 
 @dataclass(frozen=True)
@@ -525,7 +635,9 @@ class _Halves:
         return cls(np.asfortranarray(dense.toarray()), sparse.T.tocsr())
 
     def times(self, matrix: sp.csr_array, common: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The scores of the rows against all queries, a block at a time, each with its first row: [rows, queries]."""
+        """The scores of the rows against all queries, a block at a time, each with its first row:
+        [rows, queries].
+        """
         from scipy.linalg.blas import dgemm, sgemm
 
         multiply = dgemm if self.dense.dtype == np.float64 else sgemm
@@ -540,8 +652,10 @@ class _Halves:
 
 
 def _rounded(weights: np.ndarray, options: Lexical) -> np.ndarray:
-    """Multiples of 2**-26 for weights up to 1, so that a cosine, up to 2, is a sum of 53 bits. BM25's weights of a row are
-    up to 32 and those of queries are whole numbers: with 2**-24, scores up to 2**29 are exact."""
+    """Multiples of 2**-26 for weights up to 1, so that a cosine, up to 2, is a sum of 53 bits.
+    BM25's weights of a row are up to 32 and those of queries are whole numbers: with 2**-24, scores
+    up to 2**29 are exact.
+    """
     grain = 2.0**26 if options.method == "tfidf" else 2.0**24
     return np.rint(weights * grain) / grain
 
@@ -561,4 +675,6 @@ def _split(matrix: sp.csr_array, common: np.ndarray) -> tuple[sp.csr_array, sp.c
     places = np.full(matrix.shape[1], -1)
     places[common] = np.arange(len(common))
     others = np.where(places < 0, np.cumsum(places < 0) - 1, -1)
-    return _columns(matrix, places, len(common)), _columns(matrix, others, matrix.shape[1] - len(common))
+    return _columns(matrix, places, len(common)), _columns(
+        matrix, others, matrix.shape[1] - len(common)
+    )

@@ -1,9 +1,11 @@
-"""What a row is drawn under: its system prompt and its temperature, by its address and nothing else.
+"""What a row is drawn under: its system prompt and its temperature, by its address and nothing
+else.
 
 >>> chosen({"code": 3.0, "math": 1.0}, seed=1, stage="system", row=7)
 'code'
 
-A share of rows is exact in the long run only: each row draws for itself, so that any number of rows is a sample.
+A share of rows is exact in the long run only: each row draws for itself, so that any number of rows
+is a sample.
 """
 
 from __future__ import annotations
@@ -16,19 +18,25 @@ from replaykit.settings import Generate, Phase
 
 Key = TypeVar("Key")
 
-# System prompts that steer what a model asks itself about. After the idea of magpie-align/magpie b734a36 exp/gen_ins.py
-# (control_tasks); the words are ours. Each is rendered by the model's own template, as a system message.
+# System prompts that steer what a model asks itself about. After the idea of magpie-align/magpie
+# b734a36 exp/gen_ins.py (control_tasks); the words are ours. Each is rendered by the model's own
+# template, as a system message.
 SYSTEMS = {
-    "math": "You are an assistant for mathematics. The user sends a problem that can be solved in a few steps, with all "
+    "math": "You are an assistant for mathematics. The user sends a problem that can be solved in "
+    "a few steps, with all "
     "the numbers it needs, and you solve it step by step and end with the result.",
-    "code": "You are an assistant for programmers. The user asks for a function, a fix, a review or an explanation of code, "
+    "code": "You are an assistant for programmers. The user asks for a function, a fix, a review "
+    "or an explanation of code, "
     "with what is needed to answer, and you answer with correct, short code.",
-    "translation": "You are a translator. The user gives a text and the language it shall be put into, and you give the "
+    "translation": "You are a translator. The user gives a text and the language it shall be put "
+    "into, and you give the "
     "translation alone.",
     "chinese": "你是一位中文助手。用户用中文提出各种各样的问题，你用中文给出准确、清楚的回答。",
-    "json": "You turn text into data. The user gives a text and the fields that are wanted, and you answer with one JSON "
+    "json": "You turn text into data. The user gives a text and the fields that are wanted, and "
+    "you answer with one JSON "
     "object that has exactly these fields, and nothing else.",
-    "refusal": "You are a careful assistant. The user asks for something harmful, dangerous or unlawful, and you decline in "
+    "refusal": "You are a careful assistant. The user asks for something harmful, dangerous or "
+    "unlawful, and you decline in "
     "a sentence or two, say why, and offer a safe alternative where there is one.",
 }
 
@@ -49,7 +57,9 @@ SCHEDULES: dict[str, list[Phase]] = {
 
 
 def system_of(settings: Generate, seed: int, row: int) -> tuple[str, str] | None:
-    """The name (or text) of the row's system prompt in the recipe, and its text; None where nothing steers."""
+    """The name (or text) of the row's system prompt in the recipe, and its text; None where nothing
+    steers.
+    """
     if not settings.systems:
         return None
     name = chosen(settings.systems, seed=seed, stage="system", row=row)
@@ -57,9 +67,15 @@ def system_of(settings: Generate, seed: int, row: int) -> tuple[str, str] | None
 
 
 def phases(settings: Generate, deployed: Mapping[str, float]) -> Sequence[Mapping[str, float]]:
-    """The temperatures, top-ps and top-ks of questions with their weights; one of them where there is no schedule."""
+    """The temperatures, top-ps and top-ks of questions with their weights; one of them where there
+    is no schedule.
+    """
     if settings.schedule is not None:
-        table = SCHEDULES[settings.schedule] if isinstance(settings.schedule, str) else settings.schedule
+        table = (
+            SCHEDULES[settings.schedule]
+            if isinstance(settings.schedule, str)
+            else settings.schedule
+        )
         return [phase.model_dump() for phase in table]
     if settings.temperature == "model":
         return [{**deployed, "weight": 1.0}]

@@ -1,16 +1,18 @@
-"""Old skills are tested while the model trains, and the share of replay follows: the controller as a Trainer callback.
+"""Old skills are tested while the model trains, and the share of replay follows: the controller as
+a Trainer callback.
 
     controller = Controller(settings, chat, old={"capital": (test, records)}, target=held_out, ratio=0.05, folder=folder)
     trainer.add_callback(controller)
     controller.ratio(1200)          # what the decisions so far say of step 1,200
     folder / "events.jsonl"         # one decision a line
 
-What to do is decided in ``decide``; here the live model is tested. An item of a right/wrong skill is right where the most
-probable token at every position of the reference answer is the reference's own: just then greedy decoding writes the
-reference, token by token, and one forward pass sees it, without generating. It is stricter than the evaluation afterwards,
-which lets other wordings pass, and it is the same for base and tuned. A skill of cross_entropy, and one of whose items the
-base writes fewer than a fifth in this way, so that too little could be lost, is scored by the mean probability of the
-answer's tokens instead, exp(-mean negative log-likelihood) of each item.
+What to do is decided in ``decide``; here the live model is tested. An item of a right/wrong skill
+is right where the most probable token at every position of the reference answer is the reference's
+own: just then greedy decoding writes the reference, token by token, and one forward pass sees it,
+without generating. It is stricter than the evaluation afterwards, which lets other wordings pass,
+and it is the same for base and tuned. A skill of cross_entropy, and one of whose items the base
+writes fewer than a fifth in this way, so that too little could be lost, is scored by the mean
+probability of the answer's tokens instead, exp(-mean negative log-likelihood) of each item.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ Kind = Literal["exact", "probability"]
 
 @dataclass(frozen=True)
 class Item:
-    """How one row was answered: whether exactly, and how many nats its answer costs, over so many tokens."""
+    """How one row was answered: whether exactly, and how many nats its answer costs, over so many
+    tokens.
+    """
 
     exact: bool
     nll: float
@@ -60,12 +64,15 @@ class Item:
 
 
 class Controller(transformers.TrainerCallback, ExportableState):
-    """Tests every ``settings.every`` steps and decides. Its state is in every checkpoint, and read from there on resume.
+    """Tests every ``settings.every`` steps and decides. Its state is in every checkpoint, and read
+    from there on resume.
 
-    ``old`` are the tests and rows of the old skills by name, ``target`` the target's held-out rows (may be empty where
-    ``settings.patience`` is None). Of the first ``settings.items`` of each, those are taken that fit into the model. The
-    remedy ``settings.remedy`` is switched on and off among ``remedies``. The Trainer's own way to restore callbacks
-    (restore_callback_states_from_checkpoint) stays off. Raises RecipeError where there is nothing to test.
+    ``old`` are the tests and rows of the old skills by name, ``target`` the target's held-out rows
+    (may be empty where ``settings.patience`` is None). Of the first ``settings.items`` of each,
+    those are taken that fit into the model. The remedy ``settings.remedy`` is switched on and off
+    among ``remedies``. The Trainer's own way to restore callbacks
+    (restore_callback_states_from_checkpoint) stays off. Raises RecipeError where there is nothing
+    to test.
     """
 
     def __init__(
@@ -81,28 +88,39 @@ class Controller(transformers.TrainerCallback, ExportableState):
         watch: Watch = unwatched,
     ):
         check(settings, old, target)
-        self.settings, self.start, self.watch = settings, ratio, watch
+        self.settings = settings
+        self.start = ratio
+        self.watch = watch
         self.path = folder / "events.jsonl"
         self._whole = {skill for skill, (test, _) in old.items() if test.score == "cross_entropy"}
         self._stops = torch.tensor(chat.stop)
         first = {skill: records[: settings.items] for skill, (_, records) in old.items()}
-        self._rows = {skill: _rows(rows, chat, answer=skill not in self._whole) for skill, rows in first.items()}
+        self._rows = {
+            skill: _rows(rows, chat, answer=skill not in self._whole)
+            for skill, rows in first.items()
+        }
         self._target = _rows(target[: settings.items], chat, answer=False)
         tested = [*first.items(), ("", target[: settings.items])]
-        self._items = fingerprint([[skill, [record.id for record in rows]] for skill, rows in tested])
+        self._items = fingerprint(
+            [[skill, [record.id for record in rows]] for skill, rows in tested]
+        )
         self._remedies = [remedy for remedy in remedies if remedy.name == settings.remedy]
         self._decider: Decider | None = None  # until the base is measured
         self._kinds: dict[str, Kind] = {}
         self._head: Head | None = None
 
-    # --- what holds ---------------------------------------------------------------------------------------------------
+    # --- what holds -------------------------------------------------------------------------------
 
     def ratio(self, step: int) -> float:
-        """The share of replay in the rows of a step. A decision after step k holds from step k + 2 on, see ``Decider.at``."""
+        """The share of replay in the rows of a step. A decision after step k holds from step k + 2
+        on, see ``Decider.at``.
+        """
         return self._decider.ratio_at(step) if self._decider else self.start
 
     def weights(self, step: int) -> dict[str, float] | None:
-        """Each skill's part of the replay in a step, their sum 1; None where ``settings.by_skill`` is off."""
+        """Each skill's part of the replay in a step, their sum 1; None where ``settings.by_skill``
+        is off.
+        """
         if not self.settings.by_skill:
             return None
         equal = dict.fromkeys(self._rows, 1 / len(self._rows))
@@ -111,7 +129,9 @@ class Controller(transformers.TrainerCallback, ExportableState):
     @property
     def remedy_on(self) -> bool | None:
         """Whether the remedy is on, from the next step on; None where none is controlled."""
-        return None if self.settings.remedy is None else bool(self._decider and self._decider.remedy)
+        return (
+            None if self.settings.remedy is None else bool(self._decider and self._decider.remedy)
+        )
 
     @property
     def stopped(self) -> bool:
@@ -123,16 +143,23 @@ class Controller(transformers.TrainerCallback, ExportableState):
         """The decisions so far, as they stand in events.jsonl."""
         return [event.to_json() for event in self._decider.events] if self._decider else []
 
-    # --- when the Trainer calls ---------------------------------------------------------------------------------------
+    # --- when the Trainer calls -------------------------------------------------------------------
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Measures the base before the first step, or takes it and all decisions from the checkpoint."""
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Measures the base before the first step, or takes it and all decisions from the
+        checkpoint.
+        """
         self._see(model)
         saved = (state.stateful_callbacks or {}).get(type(self).__name__, {}).get("attributes", {})
         if saved:
             self.load_state_dict(saved["controller"])
         elif state.global_step > 0:
-            raise RunError("the checkpoint was made without train.controller; remove the checkpoints to train anew")
+            raise RunError(
+                "the checkpoint was made without train.controller; remove the checkpoints to train "
+                "anew"
+            )
         else:
             self.watch(WATCHED, 0, state.max_steps // self.settings.every, "the base")
             self._begin(model)
@@ -147,50 +174,72 @@ class Controller(transformers.TrainerCallback, ExportableState):
         if state.global_step % self.settings.every or self._decider is None:
             return
         skills, loss = self._measure(model)
-        scores = {skill: [item.score(self._kinds[skill]) for item in items] for skill, items in skills.items()}
+        scores = {
+            skill: [item.score(self._kinds[skill]) for item in items]
+            for skill, items in skills.items()
+        }
         event = self._decider.decide(state.global_step, scores, loss)
         self._switch()
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(event.to_json()))
         log.info("step %d: %s", event.step, event.reason)
-        self.watch(WATCHED, len(self._decider.events), state.max_steps // self.settings.every, _noted(event))
+        self.watch(
+            WATCHED,
+            len(self._decider.events),
+            state.max_steps // self.settings.every,
+            _noted(event),
+        )
         if event.stop:
             control.should_training_stop = control.should_log = True
 
-    # --- state --------------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into trainer_state.json; nothing before the base is measured."""
-        return {"args": {}, "attributes": {"controller": self.state_dict()} if self._decider else {}}
+        return {
+            "args": {},
+            "attributes": {"controller": self.state_dict()} if self._decider else {},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         assert self._decider is not None, "the base is measured before there is state"
         return {"items": self._items, "kinds": self._kinds, "decider": self._decider.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave. Raises RunError where the items of the tests are others than then."""
+        """Takes back what ``state_dict`` gave. Raises RunError where the items of the tests are
+        others than then.
+        """
         if state["items"] != self._items:
             raise RunError(
-                "the rows of eval have changed since the checkpoint; put them back, or remove the checkpoints to train anew"
+                "the rows of eval have changed since the checkpoint; put them back, or remove the "
+                "checkpoints to train anew"
             )
         self._kinds = dict(state["kinds"])
         self._decider = Decider(self.settings, {}, ratio=self.start)
         self._decider.load_state_dict(state["decider"])
 
     def restore(self, checkpoint: str | Path) -> None:
-        """Reads the state from a checkpoint's folder before the Trainer does, so that ``stopped`` and ``ratio`` are known."""
+        """Reads the state from a checkpoint's folder before the Trainer does, so that ``stopped``
+        and ``ratio`` are known.
+        """
         saved = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-        if own := saved.get("stateful_callbacks", {}).get(type(self).__name__, {}).get("attributes"):
+        if (
+            own := saved.get("stateful_callbacks", {})
+            .get(type(self).__name__, {})
+            .get("attributes")
+        ):
             self.load_state_dict(own["controller"])
 
-    # --- the tests ----------------------------------------------------------------------------------------------------
+    # --- the tests --------------------------------------------------------------------------------
 
     def _see(self, model: Any) -> None:
         """Finds the model's head, and leaves out the rows that are too long for the model."""
         self._head = split_head(model) if _is_whole(model) else None
         limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        self._rows = {skill: _fitting(rows, limit, f"eval.old.{skill}") for skill, rows in self._rows.items()}
+        self._rows = {
+            skill: _fitting(rows, limit, f"eval.old.{skill}") for skill, rows in self._rows.items()
+        }
         self._target = _fitting(self._target, limit, "eval.target") if self._target else []
 
     def _begin(self, model: Any) -> None:
@@ -199,18 +248,29 @@ class Controller(transformers.TrainerCallback, ExportableState):
         for skill, items in skills.items():
             exact = skill not in self._whole and fmean(item.exact for item in items) >= LEAST_EXACT
             self._kinds[skill] = "exact" if exact else "probability"
-        base = {skill: [item.score(self._kinds[skill]) for item in items] for skill, items in skills.items()}
+        base = {
+            skill: [item.score(self._kinds[skill]) for item in items]
+            for skill, items in skills.items()
+        }
         self._decider = Decider(self.settings, base, ratio=self.start, base_loss=loss)
 
     def _measure(self, model: Any) -> tuple[dict[str, list[Item]], float | None]:
-        """The items of every old skill, and the loss on the target in nats a token; the same in all processes."""
+        """The items of every old skill, and the loss on the target in nats a token; the same in all
+        processes.
+        """
         with evaluating(model), as_trained(model):
             skills = {skill: self._answered(model, rows) for skill, rows in self._rows.items()}
             target = self._answered(model, self._target)
-        loss = sum(item.nll for item in target) / sum(item.tokens for item in target) if target else None
+        loss = (
+            sum(item.nll for item in target) / sum(item.tokens for item in target)
+            if target
+            else None
+        )
         found = [(skills, loss)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(found)  # what rounds otherwise on another GPU must not decide
+            torch.distributed.broadcast_object_list(
+                found
+            )  # what rounds otherwise on another GPU must not decide
         return found[0]
 
     @torch.no_grad()
@@ -218,10 +278,17 @@ class Controller(transformers.TrainerCallback, ExportableState):
         """An Item for each row, in order; rows of like length go through the model together."""
         items: dict[int, Item] = {}
         for places in _batches([len(row["tokens"]) + len(row["labels"]) for row in rows]):
-            batch = collate([rows[place] for place in places], pad=0, seq2seq=model.config.is_encoder_decoder)
-            batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            batch = collate(
+                [rows[place] for place in places], pad=0, seq2seq=model.config.is_encoder_decoder
+            )
+            batch = {
+                k: v.to(model.device) if isinstance(v, torch.Tensor) else v
+                for k, v in batch.items()
+            }
             if model.config.is_encoder_decoder:
-                batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+                batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(
+                    labels=batch["labels"]
+                )
             where = batch["labels"] != IGNORED
             wrong, nll = self._tokens(model, batch, where)
             row = where.nonzero()[:, 0]
@@ -234,15 +301,21 @@ class Controller(transformers.TrainerCallback, ExportableState):
                 items[place] = Item(bad == 0, total, count)
         return [items[place] for place in range(len(rows))]
 
-    def _tokens(self, model: Any, batch: dict[str, Any], where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of every answer token, [n], in the order of where.nonzero(): whether greedy decoding differs, and its nats.
+    def _tokens(
+        self, model: Any, batch: dict[str, Any], where: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of every answer token, [n], in the order of where.nonzero(): whether greedy decoding
+        differs, and its nats.
 
         One token that ends a turn is as good as another: either way the answer ends there.
         """
-        targets, stops, head = batch["labels"][where], self._stops.to(where.device), self._head
+        targets = batch["labels"][where]
+        stops = self._stops.to(where.device)
+        head = self._head
         given = head.hidden(model, batch)[where] if head else model(**inputs(batch)).logits[where]
         size = max(1, NUMBERS // (head.linear.out_features if head else given.shape[1]))
-        wrong, nll = [], []
+        wrong = []
+        nll = []
         for part, wanted in zip(given.split(size), targets.split(size), strict=True):
             logits = (head.logits(part.to(head.linear.weight.dtype)) if head else part).float()
             best = logits.argmax(dim=1)
@@ -256,7 +329,8 @@ class Controller(transformers.TrainerCallback, ExportableState):
 
 
 _DIVERGED = (
-    "the model's probabilities are not numbers any more: the training has diverged; the last good checkpoint is in the "
+    "the model's probabilities are not numbers any more: the training has diverged; the last good "
+    "checkpoint is in the "
     "run's folder. A lower train.learning_rate or train.max_grad_norm usually mends it"
 )
 
@@ -269,16 +343,27 @@ def check(
     """Raises RecipeError, before a model is loaded, where there is nothing to test."""
     problems = []
     if not old:
-        problems.append("train.controller: it tests old skills; name their held-out rows in eval.old")
-    problems += [f"eval.old.{skill}: it has no rows to test" for skill, (_, records) in old.items() if not records]
+        problems.append(
+            "train.controller: it tests old skills; name their held-out rows in eval.old"
+        )
+    problems += [
+        f"eval.old.{skill}: it has no rows to test"
+        for skill, (_, records) in old.items()
+        if not records
+    ]
     if settings.patience is not None and not target:
-        problems.append("train.controller.patience: it needs eval.target, held-out rows of the target; or say null")
+        problems.append(
+            "train.controller.patience: it needs eval.target, held-out rows of the target; or say "
+            "null"
+        )
     if problems:
         raise RecipeError("the recipe", problems)
 
 
 def _rows(records: Sequence[Record], chat: Chat, *, answer: bool) -> list[Row]:
-    """Tokenised rows that have an answer; with ``answer`` only the last one is to be written, up to what ends it."""
+    """Tokenised rows that have an answer; with ``answer`` only the last one is to be written, up to
+    what ends it.
+    """
     data = Planned(records, chat)
     rows = [data[index] for index in range(len(data))]
     if answer:
@@ -293,13 +378,16 @@ def _fitting(rows: Sequence[Row], limit: int, name: str) -> list[Row]:
     kept = [row for row in rows if len(row["tokens"]) <= limit]
     if not kept:
         raise DataError(
-            f"{name}: each of its {len(rows):,} rows is longer than the {limit:,} tokens that the model reads"
+            f"{name}: each of its {len(rows):,} rows is longer than the {limit:,} tokens that the "
+            f"model reads"
         )
     return kept
 
 
 def _last_answer(labels: torch.Tensor, stops: Sequence[int]) -> torch.Tensor:
-    """Labels [length] of the last run of answer tokens alone, up to and with the first that ends a turn."""
+    """Labels [length] of the last run of answer tokens alone, up to and with the first that ends a
+    turn.
+    """
     carries = (labels != IGNORED).tolist()
     last = max((place for place, on in enumerate(carries) if on), default=-1)
     first = last
@@ -312,7 +400,9 @@ def _last_answer(labels: torch.Tensor, stops: Sequence[int]) -> torch.Tensor:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of rows, of like length together, at most BATCH_TOKENS with padding in each batch, or a single row."""
+    """Indices of rows, of like length together, at most BATCH_TOKENS with padding in each batch, or
+    a single row.
+    """
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
         if batch and lengths[place] * (len(batch) + 1) > BATCH_TOKENS:
@@ -324,7 +414,9 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _is_whole(model: Any) -> bool:
-    """Whether the weights of the head are all here, and not a part of them on each of several GPUs."""
+    """Whether the weights of the head are all here, and not a part of them on each of several
+    GPUs.
+    """
     head = model.get_output_embeddings()
     weight: Any = getattr(head, "weight", None)
     return type(weight) is torch.nn.Parameter and weight.dim() == 2 and not hasattr(weight, "ds_id")

@@ -1,17 +1,20 @@
-"""Averaging in weight space after training: between the base and what was tuned from it, one tensor at a time.
+"""Averaging in weight space after training: between the base and what was tuned from it, one tensor
+at a time.
 
     interpolate("base", "tuned", "out", 0.5)              # (1 - alpha) * base + alpha * tuned
     ties("base", ["tuned-a", "tuned-b"], "out")           # several tuned models into one
     scale_adapter("adapter", "out", 0.5)                  # the same as interpolate, for a LoRA adapter by itself
 
-``interpolate`` is WiSE-FT (Wortsman et al., arXiv 2109.01903, section 3): one fine-tuning gives a whole curve between old and
-new skills, and each of its points costs an evaluation only. ``ties`` is TIES-merging (Yadav et al., arXiv 2306.01708,
-section 4): trim, elect a sign, average those that agree.
+``interpolate`` is WiSE-FT (Wortsman et al., arXiv 2109.01903, section 3): one fine-tuning gives a
+whole curve between old and new skills, and each of its points costs an evaluation only. ``ties`` is
+TIES-merging (Yadav et al., arXiv 2306.01708, section 4): trim, elect a sign, average those that
+agree.
 
-Folders are as transformers writes them, in safetensors, in one file or many, cut differently or not. The result has the
-base's files: its tensors, their precision and its config.json; tokenizer and chat template are the tuned model's. Arithmetic
-is in float32 (float64 where the base is). No more than a few tensors are in memory, for files are written as they come. The
-folder appears when it is whole.
+Folders are as transformers writes them, in safetensors, in one file or many, cut differently or
+not. The result has the base's files: its tensors, their precision and its config.json; tokenizer
+and chat template are the tuned model's. Arithmetic is in float32 (float64 where the base is). No
+more than a few tensors are in memory, for files are written as they come. The folder appears when
+it is whole.
 """
 
 from __future__ import annotations
@@ -33,23 +36,43 @@ from replaykit import models
 from replaykit.errors import DataError, RecipeError, RunError
 from replaykit.runs import Watch, read_json, unwatched
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what stands beside weights: config, tokenizer, template
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+COPIED = (
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".tiktoken",
+)  # what stands beside weights: config, tokenizer, template
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TAKING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings of init_lora_weights that change the base as well
+TAKING = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # beginnings of init_lora_weights that change the base as well
 SHOWN = 5  # tensors that an error names
 
-Tensors = Sequence[torch.Tensor]  # the base's, then the tuned models', of one name, in the base's shape
+Tensors = Sequence[
+    torch.Tensor
+]  # the base's, then the tuned models', of one name, in the base's shape
 Combine = Callable[[str, Tensors], torch.Tensor]
 
 
-def interpolate(base: Path, tuned: Path, out: Path, alpha: float, *, watch: Watch = unwatched) -> int:
-    """Writes (1 - alpha) * base + alpha * tuned to the folder ``out``; returns how many tensors differ from the base.
+def interpolate(
+    base: Path, tuned: Path, out: Path, alpha: float, *, watch: Watch = unwatched
+) -> int:
+    """Writes (1 - alpha) * base + alpha * tuned to the folder ``out``; returns how many tensors
+    differ from the base.
 
-    alpha 0 gives the base's tensors bit for bit, alpha 1 the tuned ones', where both are stored in the same precision; a
-    tensor that was not trained stays as it is. Raises RecipeError for an alpha outside of 0 to 1, DataError for folders that
-    are not two states of one model, RunError if ``out`` is there already.
+    alpha 0 gives the base's tensors bit for bit, alpha 1 the tuned ones', where both are stored in
+    the same precision; a tensor that was not trained stays as it is. Raises RecipeError for an
+    alpha outside of 0 to 1, DataError for folders that are not two states of one model, RunError if
+    ``out`` is there already.
     """
     _part("alpha", alpha)
 
@@ -66,20 +89,29 @@ def interpolate(base: Path, tuned: Path, out: Path, alpha: float, *, watch: Watc
 
 
 def ties(
-    base: Path, tuned: Sequence[Path], out: Path, *, density: float = 0.2, weights: Sequence[float] | None = None,
-    scale: float = 1.0, watch: Watch = unwatched,
-) -> int:  # fmt: skip
-    """Writes base + scale * (the TIES merge of what each tuned model changed); returns how many tensors differ from it.
+    base: Path,
+    tuned: Sequence[Path],
+    out: Path,
+    *,
+    density: float = 0.2,
+    weights: Sequence[float] | None = None,
+    scale: float = 1.0,
+    watch: Watch = unwatched,
+) -> int:
+    """Writes base + scale * (the TIES merge of what each tuned model changed); returns how many
+    tensors differ from it.
 
-    Of each change, tuned - base, the ``density`` part of greatest magnitude is kept; the sign of their weighted sum is
-    elected at each place; the weighted mean of those that have it is taken. Trimmed per tensor, not over the whole model,
-    so that it can be streamed (the paper does not say which; its code takes the whole). Weights are 1 by default. Raises as
-    ``interpolate`` does.
+    Of each change, tuned - base, the ``density`` part of greatest magnitude is kept; the sign of
+    their weighted sum is elected at each place; the weighted mean of those that have it is taken.
+    Trimmed per tensor, not over the whole model, so that it can be streamed (the paper does not say
+    which; its code takes the whole). Weights are 1 by default. Raises as ``interpolate`` does.
     """
     weights = [1.0] * len(tuned) if weights is None else weights
     _part("density", density)
     if density == 0 or not tuned or len(weights) != len(tuned) or min(weights) <= 0:
-        raise RecipeError("the merge", ["ties: density is above 0, and each tuned model has one weight above 0"])
+        raise RecipeError(
+            "the merge", ["ties: density is above 0, and each tuned model has one weight above 0"]
+        )
 
     def elect(name: str, tensors: Tensors) -> torch.Tensor:
         before, *after = tensors
@@ -89,20 +121,30 @@ def ties(
             return before
         exact = torch.promote_types(before.dtype, torch.float32)
         start = before.to(exact)
-        return start + scale * elected([other.to(exact) - start for other in after], density, weights)
+        return start + scale * elected(
+            [other.to(exact) - start for other in after], density, weights
+        )
 
     return _merged(base, tuned, out, elect, watch)
 
 
-def elected(changes: Sequence[torch.Tensor], density: float, weights: Sequence[float]) -> torch.Tensor:
-    """The TIES merge of changes of one shape: trimmed to ``density``, sign elected, disjoint weighted mean.
+def elected(
+    changes: Sequence[torch.Tensor], density: float, weights: Sequence[float]
+) -> torch.Tensor:
+    """The TIES merge of changes of one shape: trimmed to ``density``, sign elected, disjoint
+    weighted mean.
 
-    A place at which nothing is left, or the weighted changes cancel out, is 0 (the authors' code gives the latter the sign
-    that most of the model has). Changes as large as the last one kept are kept too.
+    A place at which nothing is left, or the weighted changes cancel out, is 0 (the authors' code
+    gives the latter the sign that most of the model has). Changes as large as the last one kept are
+    kept too.
     """
-    kept = [_trimmed(change, density) * weight for change, weight in zip(changes, weights, strict=True)]
+    kept = [
+        _trimmed(change, density) * weight for change, weight in zip(changes, weights, strict=True)
+    ]
     total = torch.stack(kept).sum(dim=0)
-    sign, amount, share = total.sign(), torch.zeros_like(total), torch.zeros_like(total)
+    sign = total.sign()
+    amount = torch.zeros_like(total)
+    share = torch.zeros_like(total)
     for change, weight in zip(kept, weights, strict=True):
         agrees = (change.sign() == sign) & (sign != 0)
         amount += torch.where(agrees, change, 0)
@@ -120,11 +162,13 @@ def _trimmed(change: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def scale_adapter(adapter: Path, out: Path, alpha: float) -> int:
-    """Writes the LoRA adapter with its effect times alpha: every lora_B is multiplied; returns how many there are.
+    """Writes the LoRA adapter with its effect times alpha: every lora_B is multiplied; returns how
+    many there are.
 
-    base + alpha * scaling * B A is what ``interpolate`` makes of base and merged model, without the base. Raises DataError
-    for an adapter whose effect is not proportional to its lora_B: another kind, DoRA, one with whole trained modules, or one
-    that begins by taking a part of the base's weights (PiSSA, OLoRA, ...).
+    base + alpha * scaling * B A is what ``interpolate`` makes of base and merged model, without the
+    base. Raises DataError for an adapter whose effect is not proportional to its lora_B: another
+    kind, DoRA, one with whole trained modules, or one that begins by taking a part of the base's
+    weights (PiSSA, OLoRA, ...).
     """
     from safetensors.torch import save_file
 
@@ -133,15 +177,21 @@ def scale_adapter(adapter: Path, out: Path, alpha: float) -> int:
     if config is None or not (adapter / ADAPTER).exists():
         raise DataError(f"{adapter}: no LoRA adapter in safetensors ({ADAPTER_CONFIG}, {ADAPTER})")
     with _opened(adapter / ADAPTER) as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     other = [name for name in tensors if "lora_A" not in name and "lora_B" not in name]
-    other = [name for name in other if "lora_embedding_A" not in name and "lora_embedding_B" not in name]
+    other = [
+        name for name in other if "lora_embedding_A" not in name and "lora_embedding_B" not in name
+    ]
     taking = str(config.get("init_lora_weights")).lower().startswith(TAKING)
     if config.get("peft_type") != "LORA" or config.get("use_dora") or other or taking:
-        kind = f"it trains {_listed(other)} as well" if other else f"it is {config.get('peft_type')}"
+        kind = (
+            f"it trains {_listed(other)} as well" if other else f"it is {config.get('peft_type')}"
+        )
         kind = "it begins by taking a part of the base's weights" if taking else kind
         raise DataError(
-            f"{adapter}: only a plain LoRA adapter can be scaled, {kind}; merge it and use --method wise-ft"
+            f"{adapter}: only a plain LoRA adapter can be scaled, {kind}; merge it and use "
+            f"--method wise-ft"
         )
     with _whole(out) as unfinished:
         scaled = [name for name in tensors if "lora_B" in name or "lora_embedding_B" in name]
@@ -153,7 +203,9 @@ def scale_adapter(adapter: Path, out: Path, alpha: float) -> int:
 
 
 def folder_of(model: str, revision: str | None = None) -> Path:
-    """The folder of a model's files: itself, or the Hub's snapshot, which is fetched if it is not here."""
+    """The folder of a model's files: itself, or the Hub's snapshot, which is fetched if it is not
+    here.
+    """
     from huggingface_hub import snapshot_download
 
     name = models.resolve(model)
@@ -166,7 +218,7 @@ def folder_of(model: str, revision: str | None = None) -> Path:
         raise models.cannot_load(model, error) from error
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 class Weights:
@@ -180,19 +232,28 @@ class Weights:
         self.files = self._single() if index is None else sorted(set(index["weight_map"].values()))
         for file in self.files:
             for name, facts in _header(folder / file)[0].items():
-                self.file_of[name], self.shapes[name] = file, facts["shape"]
+                self.file_of[name] = file
+                self.shapes[name] = facts["shape"]
         if missing := (index or {"weight_map": {}})["weight_map"].keys() - self.file_of.keys():
-            raise DataError(f"{folder}: {INDEX} names {_listed(missing)}, which no file has; fetch the model again")
+            raise DataError(
+                f"{folder}: {INDEX} names {_listed(missing)}, which no file has; fetch the model "
+                f"again"
+            )
         if not (folder / "config.json").exists():
-            raise DataError(f"{folder}: no config.json, so this is no model as transformers saves it")
+            raise DataError(
+                f"{folder}: no config.json, so this is no model as transformers saves it"
+            )
 
     def _single(self) -> list[str]:
         if (self.folder / SINGLE).exists():
             return [SINGLE]
         if (self.folder / ADAPTER_CONFIG).exists():
-            raise DataError(f"{self.folder} is an adapter, not a whole model; --method adapter scales it")
+            raise DataError(
+                f"{self.folder} is an adapter, not a whole model; --method adapter scales it"
+            )
         raise DataError(
-            f"{self.folder}: no {SINGLE} and no {INDEX}; only safetensors are read, save the model in that form"
+            f"{self.folder}: no {SINGLE} and no {INDEX}; only safetensors are read, save the model "
+            f"in that form"
         )
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -200,11 +261,15 @@ class Weights:
             return file.get_tensor(name)
 
     def twin(self, name: str, of: Iterable[str]) -> str | None:
-        """A matrix among ``of`` that is tied to this one: the same numbers, in a model whose embeddings are tied."""
+        """A matrix among ``of`` that is tied to this one: the same numbers, in a model whose
+        embeddings are tied.
+        """
         if len(self.shapes[name]) != 2 or not self._tied:
             return None
         own = self[name]
-        alike = (other for other in of if other != name and self.shapes.get(other) == self.shapes[name])
+        alike = (
+            other for other in of if other != name and self.shapes.get(other) == self.shapes[name]
+        )
         return next((other for other in alike if torch.equal(self[other], own)), None)
 
     @cached_property
@@ -230,9 +295,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _header(path: Path) -> tuple[dict[str, dict[str, Any]], bytes]:
-    """A safetensors file's tensors (dtype, shape, data_offsets) in the order of their data, and the header's own bytes.
+    """A safetensors file's tensors (dtype, shape, data_offsets) in the order of their data, and the
+    header's own bytes.
 
-    The format: 8 bytes, little-endian, the length of a JSON object; the object; the data (huggingface/safetensors README).
+    The format: 8 bytes, little-endian, the length of a JSON object; the object; the data
+    (huggingface/safetensors README).
     """
     try:
         with path.open("rb") as stream:
@@ -246,7 +313,9 @@ def _header(path: Path) -> tuple[dict[str, dict[str, Any]], bytes]:
 
 
 def _names(base: Weights, tuned: Weights) -> dict[str, str]:
-    """The tuned model's name for each of the base's tensors. Raises DataError where one has no counterpart of its shape."""
+    """The tuned model's name for each of the base's tensors. Raises DataError where one has no
+    counterpart of its shape.
+    """
     common = base.file_of.keys() & tuned.file_of.keys()
     names = {name: name for name in common}
     for name in base.file_of.keys() - common:
@@ -257,8 +326,10 @@ def _names(base: Weights, tuned: Weights) -> dict[str, str]:
     problems = [f"{_listed(lost)} only in the base"] if lost else []
     problems += [f"{_listed(new)} only in the tuned model"] if new else []
     reshaped = [name for name, other in names.items() if base.shapes[name] != tuned.shapes[other]]
-    problems += [f"{name} {base.shapes[name]} in the base, {tuned.shapes[names[name]]} in the tuned model"
-                 for name in sorted(reshaped)[:SHOWN]]  # fmt: skip
+    problems += [
+        f"{name} {base.shapes[name]} in the base, {tuned.shapes[names[name]]} in the tuned model"
+        for name in sorted(reshaped)[:SHOWN]
+    ]
     if problems:
         raise DataError(f"{tuned.folder} was not tuned from {base.folder}: {'; '.join(problems)}")
     return names
@@ -266,15 +337,22 @@ def _names(base: Weights, tuned: Weights) -> dict[str, str]:
 
 def _listed(names: Iterable[str]) -> str:
     found = sorted(names)
-    return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    return ", ".join(found[:SHOWN]) + (
+        f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    )
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
-def _merged(base_folder: Path, tuned_folders: Sequence[Path], out: Path, combine: Combine, watch: Watch) -> int:
-    """Writes the base's files with what ``combine`` makes of each tensor; returns how many tensors are not the base's."""
-    base, tuned = Weights(base_folder), [Weights(folder) for folder in tuned_folders]
+def _merged(
+    base_folder: Path, tuned_folders: Sequence[Path], out: Path, combine: Combine, watch: Watch
+) -> int:
+    """Writes the base's files with what ``combine`` makes of each tensor; returns how many tensors
+    are not the base's.
+    """
+    base = Weights(base_folder)
+    tuned = [Weights(folder) for folder in tuned_folders]
     names = [_names(base, other) for other in tuned]
     changed = done = 0
     with _whole(out) as unfinished, torch.no_grad():
@@ -284,7 +362,10 @@ def _merged(base_folder: Path, tuned_folders: Sequence[Path], out: Path, combine
                 stream.write(start)
                 for name in header:
                     before = base[name]
-                    tensors = [before, *(other[own[name]] for other, own in zip(tuned, names, strict=True))]
+                    tensors = [
+                        before,
+                        *(other[own[name]] for other, own in zip(tuned, names, strict=True)),
+                    ]
                     after = combine(name, tensors).to(before.dtype)
                     changed += not torch.equal(_bytes(before), _bytes(after))
                     stream.write(_bytes(after).numpy())
@@ -305,7 +386,9 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its name in the end; it goes where something fails."""
+    """A temporary folder beside ``out`` that takes its name in the end; it goes where something
+    fails.
+    """
     if out.exists():
         raise RunError(f"{out} is there already; choose another place with --out")
     unfinished = out.with_name(out.name + ".tmp")
@@ -327,11 +410,16 @@ def _copy_beside(folders: Sequence[Path], out: Path) -> None:
                 shutil.copyfile(path, out / path.name)
 
 
-def _same(name: str, before: torch.Tensor, after: torch.Tensor, alpha: float | None) -> torch.Tensor:
-    """A tensor of whole or packed numbers, which has no average. Raises DataError where one between two is asked for."""
+def _same(
+    name: str, before: torch.Tensor, after: torch.Tensor, alpha: float | None
+) -> torch.Tensor:
+    """A tensor of whole or packed numbers, which has no average. Raises DataError where one between
+    two is asked for.
+    """
     if alpha not in (0, 1) and not torch.equal(_bytes(before), _bytes(after)):
         raise DataError(
-            f"{name} is {before.dtype} and was changed, so there is nothing between; merge weights that are not quantised"
+            f"{name} is {before.dtype} and was changed, so there is nothing between; merge weights "
+            f"that are not quantised"
         )
     return after if alpha == 1 else before
 

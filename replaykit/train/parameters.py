@@ -1,13 +1,15 @@
-"""Which parameters learn, how fast, and when: adapters, freezing, stages, layer-wise rates, decay by group.
+"""Which parameters learn, how fast, and when: adapters, freezing, stages, layer-wise rates, decay
+by group.
 
     network = adapted(network, settings)                   # under its adapter, where it has one
     groups = parameter_groups(network, settings)           # for the optimiser: one for each rate and decay
     factor = rate_factors(settings, steps=1000)            # step -> what each group's rate is multiplied by
     stages = Stages(network, settings, steps=1000, alone=True)  # staged unfreezing, in one process
 
-A parameter's depth is 0 for embeddings, 1 to L for layers and L + 1 for what stands behind them. Layer-wise rates are
-bottom * (top / bottom) ** (l / L) for layer l = 0 ... L - 1, with embeddings as the first layer and the head at the top
-(discriminative fine-tuning, Howard and Ruder, arXiv 1801.06146, section 3.2, with a geometric series between two ends).
+A parameter's depth is 0 for embeddings, 1 to L for layers and L + 1 for what stands behind them.
+Layer-wise rates are bottom * (top / bottom) ** (l / L) for layer l = 0 ... L - 1, with embeddings
+as the first layer and the head at the top (discriminative fine-tuning, Howard and Ruder, arXiv
+1801.06146, section 3.2, with a geometric series between two ends).
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from replaykit.errors import MissingExtra, RecipeError, did_you_mean
 from replaykit.head import beneath
 from replaykit.training_settings import Train
 
-LEARNING_RATES = {False: 1e-5, True: 2e-4}  # of full fine-tuning and of adapters, where the recipe gives none
+LEARNING_RATES = {
+    False: 1e-5,
+    True: 2e-4,
+}  # of full fine-tuning and of adapters, where the recipe gives none
 NORMS_AND_BIASES = re.compile(r"(?:norm|ln_\w+)\b.*weight$|\.bias$", re.IGNORECASE)
 
 
@@ -37,10 +42,11 @@ def learning_rate(settings: Train) -> float:
 
 
 def adapted(network: Any, settings: Train) -> Any:
-    """The model with what shall not learn frozen, under an adapter on all its linear layers if the recipe says so.
+    """The model with what shall not learn frozen, under an adapter on all its linear layers if the
+    recipe says so.
 
-    Raises RecipeError for an adapter that PEFT does not know or cannot make or that cannot be merged, for a name of no
-    parameter, and where nothing is left to learn.
+    Raises RecipeError for an adapter that PEFT does not know or cannot make or that cannot be
+    merged, for a name of no parameter, and where nothing is left to learn.
     """
     if settings.adapter:
         import peft
@@ -51,17 +57,22 @@ def adapted(network: Any, settings: Train) -> Any:
         for part in parts:
             if not any(_names(part, name, network) for name, _ in network.named_parameters()):
                 hint = did_you_mean(part, ["embeddings", "head"])
-                raise RecipeError("the recipe", [f"train.{key}: no parameter is called {part}{hint}"])
+                raise RecipeError(
+                    "the recipe", [f"train.{key}: no parameter is called {part}{hint}"]
+                )
     for name, parameter in network.named_parameters():
         if any(_names(part, name, network) for part in settings.freeze):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise RecipeError("the recipe", [f"train.freeze: nothing is left to learn with {settings.freeze} frozen"])
+        raise RecipeError(
+            "the recipe", [f"train.freeze: nothing is left to learn with {settings.freeze} frozen"]
+        )
     return network
 
 
 def quantised(settings: Train) -> Any:
-    """For qlora, how the base is loaded: 4 bits, NF4, double quantisation (Dettmers et al., arXiv 2305.14314); else None.
+    """For qlora, how the base is loaded: 4 bits, NF4, double quantisation (Dettmers et al., arXiv
+    2305.14314); else None.
 
     Raises MissingExtra without bitsandbytes.
     """
@@ -85,46 +96,67 @@ def _peft_config(network: Any, settings: Train) -> Any:
     task = "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
     if settings.peft is None:
         return peft.LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type=task,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules="all-linear",
+            task_type=task,
             use_dora=settings.method == "dora",
-        )  # fmt: skip
+        )
     options = dict(settings.peft)
     name = str(options.pop("peft_type")).upper()
     known = [kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING]
     if name not in known:
-        raise RecipeError("the recipe", [f"train.peft.peft_type: PEFT has no {name}{did_you_mean(name, known)}"])
+        raise RecipeError(
+            "the recipe", [f"train.peft.peft_type: PEFT has no {name}{did_you_mean(name, known)}"]
+        )
     try:
-        config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(name)](**{"task_type": task} | options)
+        config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(name)](
+            **{"task_type": task} | options
+        )
     except (TypeError, ValueError) as error:
         raise RecipeError("the recipe", [f"train.peft: {error}"]) from error
     if config.is_prompt_learning:
         todo = (
-            "it learns a prompt, which cannot be merged into the model; choose another kind, such as LORA, IA3 or LOHA"
+            "it learns a prompt, which cannot be merged into the model; choose another kind, "
+            "such as LORA, IA3 or LOHA"
         )
         raise RecipeError("the recipe", [f"train.peft.peft_type: {name}: {todo}"])
     return config
 
 
-# --- depth ----------------------------------------------------------------------------------------------------------
+# --- depth ----------------------------------------------------------------------------------------
 
 
 def depths(network: Any) -> tuple[dict[str, int], int]:
-    """The depth of each parameter by name, and L, the number of layers; of an encoder-decoder, of both stacks together.
+    """The depth of each parameter by name, and L, the number of layers; of an encoder-decoder, of
+    both stacks together.
 
-    Layers beside those of the language model, such as those that see images, have the depth of embeddings.
+    Layers beside those of the language model, such as those that see images, have the depth of
+    embeddings.
     """
     base = beneath(network)
     lists = [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and any(True for _ in module.parameters())
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 1
+        and any(True for _ in module.parameters())
     ]
-    lists = [(name, module) for name, module in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]
-    language = {id(module) for module in (base if base.config.is_encoder_decoder else base.get_decoder()).modules()}
+    lists = [
+        (name, module)
+        for name, module in lists
+        if not any(name.startswith(f"{outer}.") for outer, _ in lists)
+    ]
+    language = {
+        id(module)
+        for module in (base if base.config.is_encoder_decoder else base.get_decoder()).modules()
+    }
     stacks = [(name, len(module)) for name, module in lists if id(module) in language]
     beside = tuple(f"{name}." for name, module in lists if id(module) not in language)
     layers = sum(size for _, size in stacks)
-    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    embeddings = {
+        id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)
+    }
     found = {}
     for name, parameter in network.named_parameters():
         before = 0
@@ -141,7 +173,9 @@ def _names(part: str, parameter: str, network: Any) -> bool:
     """Whether a word of ``freeze`` or of ``weight_decay`` means the parameter."""
     if part in ("embeddings", "head"):
         base = beneath(network)
-        module = base.get_input_embeddings() if part == "embeddings" else base.get_output_embeddings()
+        module = (
+            base.get_input_embeddings() if part == "embeddings" else base.get_output_embeddings()
+        )
         return module is not None and any(
             own is given
             for own in module.parameters()
@@ -151,14 +185,14 @@ def _names(part: str, parameter: str, network: Any) -> bool:
     return part in parameter
 
 
-# --- rates ----------------------------------------------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------------
 
 
 def parameter_groups(network: Any, settings: Train) -> list[dict[str, Any]]:
     """The optimiser's groups: parameters of the same rate and weight decay.
 
-    Biases and the weights of norms are not decayed, as in transformers. Frozen parameters are in no group, but for those
-    that a later stage will train.
+    Biases and the weights of norms are not decayed, as in transformers. Frozen parameters are in no
+    group, but for those that a later stage will train.
     """
     places, layers = depths(network)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -182,59 +216,79 @@ def _decay(name: str, network: Any, settings: Train) -> float:
         return 0.0
     if not isinstance(settings.weight_decay, dict):
         return settings.weight_decay
-    return next((decay for part, decay in settings.weight_decay.items() if _names(part, name, network)), 0.0)
+    return next(
+        (decay for part, decay in settings.weight_decay.items() if _names(part, name, network)), 0.0
+    )
 
 
 def rate_factors(settings: Train, steps: int) -> Callable[[int], float]:
-    """What every group's learning rate is multiplied by at a step, from 0: warm-up, then the schedule down to ``min_rate``.
+    """What every group's learning rate is multiplied by at a step, from 0: warm-up, then the
+    schedule down to ``min_rate``.
 
-    f + (1 - f) * (1 + cos(pi t / T)) / 2 for cosine, f being the floor, so each group ends at its own rate times f
-    (Loshchilov and Hutter, arXiv 1608.03983, eq. 5). Each stage has a schedule of its own, from its own learning rate.
+    f + (1 - f) * (1 + cos(pi t / T)) / 2 for cosine, f being the floor, so each group ends at its
+    own rate times f (Loshchilov and Hutter, arXiv 1608.03983, eq. 5). Each stage has a schedule of
+    its own, from its own learning rate.
     """
     bounds = stage_bounds(settings, steps)
     rates = [stage.learning_rate for stage in settings.stages] or [None]
 
     def factor(step: int) -> float:
         number = max(k for k, start in enumerate(bounds[:-1]) if step >= start)
-        first, last = bounds[number], bounds[number + 1]
+        first = bounds[number]
+        last = bounds[number + 1]
         own = rates[number]
         scale = 1.0 if own is None else own / learning_rate(settings)
         warmup = round(settings.warmup * (last - first))
         if step - first < warmup:
             return scale * (step - first) / warmup
         done = (step - first - warmup) / max(1, last - first - warmup)
-        shape = {"cosine": (1 + math.cos(math.pi * min(1.0, done))) / 2, "linear": 1 - done, "constant": 1.0}
-        return scale * (settings.min_rate + (1 - settings.min_rate) * max(0.0, shape[settings.schedule]))
+        shape = {
+            "cosine": (1 + math.cos(math.pi * min(1.0, done))) / 2,
+            "linear": 1 - done,
+            "constant": 1.0,
+        }
+        return scale * (
+            settings.min_rate + (1 - settings.min_rate) * max(0.0, shape[settings.schedule])
+        )
 
     return factor
 
 
-# --- stages ---------------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 def stage_bounds(settings: Train, steps: int) -> list[int]:
-    """The first step of every stage, and the end of the last; one stage where the recipe has none."""
+    """The first step of every stage, and the end of the last; one stage where the recipe has
+    none.
+    """
     parts = [stage.part for stage in settings.stages] or [1.0]
     return [round(sum(parts[:k]) * steps) for k in range(len(parts))] + [steps]
 
 
 class Stages:
-    """Staged unfreezing (gradual unfreezing, Howard and Ruder, arXiv 1801.06146, section 3.3): at each stage the last part
-    of the layers learns, with what stands behind them.
+    """Staged unfreezing (gradual unfreezing, Howard and Ruder, arXiv 1801.06146, section 3.3): at
+    each stage the last part of the layers learns, with what stands behind them.
 
-    A frozen parameter gets no gradient, so the optimiser leaves it and its moments alone. In one process no gradient is
-    computed for it either; in several, where the wrapper wants one for each, it is thrown away.
+    A frozen parameter gets no gradient, so the optimiser leaves it and its moments alone. In one
+    process no gradient is computed for it either; in several, where the wrapper wants one for each,
+    it is thrown away.
     """
 
     def __init__(self, network: Any, settings: Train, *, steps: int, alone: bool):
         self._bounds = stage_bounds(settings, steps)
         self._alone = alone
         places, layers = depths(network)
-        own = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        own = {
+            name: parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
         self._frozen: list[list[nn.Parameter]] = []
         for stage in settings.stages:
             first = 0 if stage.layers == 1 else layers - max(1, round(stage.layers * layers)) + 1
-            self._frozen.append([parameter for name, parameter in own.items() if places[name] < first])
+            self._frozen.append(
+                [parameter for name, parameter in own.items() if places[name] < first]
+            )
         self._all = list(own.values())
 
     def begin(self, step: int) -> None:
@@ -251,5 +305,7 @@ class Stages:
 
     def _now(self, step: int) -> Sequence[nn.Parameter]:
         return (
-            self._frozen[max(k for k, start in enumerate(self._bounds[:-1]) if step >= start)] if self._frozen else ()
+            self._frozen[max(k for k, start in enumerate(self._bounds[:-1]) if step >= start)]
+            if self._frozen
+            else ()
         )

@@ -1,12 +1,15 @@
-"""Log-probabilities of answer tokens under the model that will be trained, each different row scored once and remembered.
+"""Log-probabilities of answer tokens under the model that will be trained, each different row
+scored once and remembered.
 
     runs/my-task/logprobs.jsonl   {"key": "5e0f…", "logp": [-0.00012, -3.21871, -0.04101]}
 
-A line holds the natural logarithms for one row's answer tokens, in order. Its key is a hash of the model's weights and of
-the trained token ids with their loss mask, so template, tokenizer and text are all in it: what is found under a key is
-right for good, whatever mixture, arm or interrupted command it was made for. The file may be deleted; it is made again.
+A line holds the natural logarithms for one row's answer tokens, in order. Its key is a hash of the
+model's weights and of the trained token ids with their loss mask, so template, tokenizer and text
+are all in it: what is found under a key is right for good, whatever mixture, arm or interrupted
+command it was made for. The file may be deleted; it is made again.
 
-STM and FLOW (``remedies.weights``) weigh tokens by these numbers. Texts are never tokenised anew to align them.
+STM and FLOW (``remedies.weights``) weigh tokens by these numbers. Texts are never tokenised anew to
+align them.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Scores(Mapping[str, np.ndarray]):
     """The file of log-probabilities that are known, by key; a torn last line is dropped on opening.
 
-    ``model`` is what identifies the weights (``model_key``). One process at a time holds the file; another one waits, and
-    then finds what the first has made.
+    ``model`` is what identifies the weights (``model_key``). One process at a time holds the file;
+    another one waits, and then finds what the first has made.
     """
 
     def __init__(self, path: Path, model: str):
@@ -63,7 +66,9 @@ class Scores(Mapping[str, np.ndarray]):
                     break
                 try:
                     row = json.loads(line)
-                    self._found[row["key"]] = np.array(row["logp"], dtype=np.float32)  # null becomes NaN
+                    self._found[row["key"]] = np.array(
+                        row["logp"], dtype=np.float32
+                    )  # null becomes NaN
                 except (ValueError, TypeError, KeyError) as error:
                     todo = "take that line out, and its row is scored again"
                     raise RunError(f"{path}:{number}: damaged ({error!r}); {todo}") from error
@@ -78,11 +83,21 @@ class Scores(Mapping[str, np.ndarray]):
         return digest.hexdigest()
 
     def add(self, example: Example, scores: Sequence[float]) -> None:
-        """Writes a row's log-probabilities at once. ``scores`` are an engine's: of every token but the first."""
-        given = [None, *(round(score, DIGITS) for score in scores)]  # nothing predicts the first token
-        row = {"key": self.key(example), "logp": [g for g, on in zip(given, example.loss, strict=True) if on]}
+        """Writes a row's log-probabilities at once. ``scores`` are an engine's: of every token but
+        the first.
+        """
+        given = [
+            None,
+            *(round(score, DIGITS) for score in scores),
+        ]  # nothing predicts the first token
+        row = {
+            "key": self.key(example),
+            "logp": [g for g, on in zip(given, example.loss, strict=True) if on],
+        }
         line = json.dumps(row).encode() + b"\n"
-        while line:  # on a disk that is nearly full a write may take a part, and only the next one fails
+        while (
+            line
+        ):  # on a disk that is nearly full a write may take a part, and only the next one fails
             line = line[self._stream.write(line) :]
         self._found[row["key"]] = np.array(row["logp"], dtype=np.float32)  # type: ignore[index]
 
@@ -106,35 +121,52 @@ class Scores(Mapping[str, np.ndarray]):
 
 
 def model_key(model: str, revision: str | None = None) -> str:
-    """16 hexadecimal digits for the weights: of a folder its place and files, on the Hub its name and commit."""
+    """16 hexadecimal digits for the weights: of a folder its place and files, on the Hub its name
+    and commit.
+    """
     found = models.identity(model) or models.fetched(model, revision) or revision
     return fingerprint([models.resolve(model), found])
 
 
 def examples(rows: Sequence[Record], chat: Chat) -> dict[str, Example]:
-    """The different rows as they are trained, by record id. Raises EngineError for an encoder-decoder."""
+    """The different rows as they are trained, by record id. Raises EngineError for an
+    encoder-decoder.
+    """
     if chat.seq2seq:
         raise EngineError(
-            f"{chat.name} is an encoder-decoder, whose tokens cannot be scored; take stm and flow out of train.remedies"
+            f"{chat.name} is an encoder-decoder, whose tokens cannot be scored; take stm and flow "
+            f"out of train.remedies"
         )
-    return {key: chat.example(record) for key, record in {record.id: record for record in rows}.items()}
+    return {
+        key: chat.example(record) for key, record in {record.id: record for record in rows}.items()
+    }
 
 
 def unscored(made: Mapping[str, Example], ledger: Scores) -> list[Example]:
-    """The examples whose log-probabilities are not known yet, each once; longest first, so that memory runs out at once."""
+    """The examples whose log-probabilities are not known yet, each once; longest first, so that
+    memory runs out at once.
+    """
     missing = {ledger.key(example): example for example in made.values() if example.loss_tokens}
-    return sorted((e for key, e in missing.items() if key not in ledger), key=lambda e: -len(e.tokens))
+    return sorted(
+        (e for key, e in missing.items() if key not in ledger), key=lambda e: -len(e.tokens)
+    )
 
 
 def token_logprobs(
-    rows: Sequence[Record], chat: Chat, engine: Engine | None, ledger: Scores, *, watch: Watch = unwatched
+    rows: Sequence[Record],
+    chat: Chat,
+    engine: Engine | None,
+    ledger: Scores,
+    *,
+    watch: Watch = unwatched,
 ) -> dict[str, np.ndarray]:
     """The natural-log probabilities, float32, of each row's answer tokens, by record id.
 
-    They are aligned with ``chat.example(record)``: one for each token that carries loss, in order. A first token with loss,
-    as a plain text without BOS has, is predicted by nothing and is NaN. Rows that ``ledger`` does not know are scored by the
-    engine and written to it one by one, so what was interrupted goes on; without a row to score the engine may be None.
-    Raises EngineError for a row that is longer than the engine reads, and for an encoder-decoder.
+    They are aligned with ``chat.example(record)``: one for each token that carries loss, in order.
+    A first token with loss, as a plain text without BOS has, is predicted by nothing and is NaN.
+    Rows that ``ledger`` does not know are scored by the engine and written to it one by one, so
+    what was interrupted goes on; without a row to score the engine may be None. Raises EngineError
+    for a row that is longer than the engine reads, and for an encoder-decoder.
     """
     return of_examples(examples(rows, chat), engine, ledger, watch=watch)
 
@@ -152,20 +184,27 @@ def of_examples(
         for number, (example, scores) in enumerate(zip(missing, scored, strict=True), 1):
             if any(map(math.isnan, scores)):
                 raise EngineError(
-                    "the model gives a row a probability that is not a number; its weights may be damaged"
+                    "the model gives a row a probability that is not a number; its weights may be "
+                    "damaged"
                 )
             ledger.add(example, scores)
             watch("score", number, len(missing))
     none = np.zeros(0, np.float32)
-    return {key: ledger[ledger.key(example)] if example.loss_tokens else none for key, example in made.items()}
+    return {
+        key: ledger[ledger.key(example)] if example.loss_tokens else none
+        for key, example in made.items()
+    }
 
 
 def _fits(missing: Sequence[Example], engine: Engine) -> None:
     longest = len(missing[0].tokens)
-    room = engine.limit if engine.name == "transformers" else engine.limit - 1  # the others draw a token after it
+    room = (
+        engine.limit if engine.name == "transformers" else engine.limit - 1
+    )  # the others draw a token after it
     if longest > room:
         raise EngineError(
-            f"a row of the mixture has {longest} tokens, and {engine.name} scores rows of at most {room}; set "
+            f"a row of the mixture has {longest} tokens, and {engine.name} scores rows of at most "
+            f"{room}; set "
             f"train.max_tokens: {room} and mix again, or take `--engine transformers`"
         )
 
@@ -178,10 +217,11 @@ def by_source(
         {"target": {"rows": 800, "tokens": 40123, "perplexity": 4.83, "mean": 6.02, "quantiles": {"0.05": 1.2, ...},
          "above": 0.21}}
 
-    ``perplexity`` is exp(mean negative log-likelihood) of all answer tokens together, ``mean`` and ``quantiles`` are of the
-    rows' own perplexities, ``above`` is the part of the tokens whose perplexity 1 / p is higher than ``max_perplexity``.
-    A row counts once for each source that it has. The claim to look at: ground truth has the highest perplexity, answers by
-    another model less, the model's own the lowest (Wu et al., arXiv 2501.14315: 4.83 against 1.16 on MBPP).
+    ``perplexity`` is exp(mean negative log-likelihood) of all answer tokens together, ``mean`` and
+    ``quantiles`` are of the rows' own perplexities, ``above`` is the part of the tokens whose
+    perplexity 1 / p is higher than ``max_perplexity``. A row counts once for each source that it
+    has. The claim to look at: ground truth has the highest perplexity, answers by another model
+    less, the model's own the lowest (Wu et al., arXiv 2501.14315: 4.83 against 1.16 on MBPP).
     """
     kinds: dict[str, dict[str, np.ndarray]] = {}
     for record in rows:
@@ -191,7 +231,8 @@ def by_source(
     for source, different in kinds.items():
         if not (answers := [logp for logp in different.values() if len(logp)]):
             continue
-        tokens, each = np.concatenate(answers), np.exp([-logp.mean() for logp in answers])
+        tokens = np.concatenate(answers)
+        each = np.exp([-logp.mean() for logp in answers])
         found[source] = {
             "rows": len(answers),
             "tokens": len(tokens),

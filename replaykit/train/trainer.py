@@ -1,7 +1,9 @@
-"""The trainer: transformers.Trainer with the plan's order, one weight a token, and the loss of every source by itself.
+"""The trainer: transformers.Trainer with the plan's order, one weight a token, and the loss of
+every source by itself.
 
-The loss of a step is the sum of weight x negative log-likelihood over its answer tokens, divided by the sum of the
-weights; it is the same however the step is cut into micro-batches, and by however many processes they are taken.
+The loss of a step is the sum of weight x negative log-likelihood over its answer tokens, divided by
+the sum of the weights; it is the same however the step is cut into micro-batches, and by however
+many processes they are taken.
 """
 
 from __future__ import annotations
@@ -27,26 +29,45 @@ LEAST = 1e-8  # weight of a step in which every token is masked
 
 
 class ReplayTrainer(transformers.Trainer):
-    """A Trainer over ready micro-batches, lists of row indices of ``data``, so many of which make one optimiser step."""
+    """A Trainer over ready micro-batches, lists of row indices of ``data``, so many of which make
+    one optimiser step.
+    """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the whole step
 
     def __init__(
-        self, *, batches: Any, data: Planned, settings: Train, remedies: Sequence[Remedy], **options: Any
+        self,
+        *,
+        batches: Any,
+        data: Planned,
+        settings: Train,
+        remedies: Sequence[Remedy],
+        **options: Any,
     ) -> None:
         super().__init__(train_dataset=data, **options)
-        self.batches, self.data, self.settings, self.remedies = batches, data, settings, remedies
-        self.head: Head | None = None if self.is_fsdp_enabled or self.is_deepspeed_enabled else split_head(self.model)
-        self.stages = Stages(self.model, settings, steps=self.args.max_steps, alone=self.args.world_size == 1)
+        self.batches = batches
+        self.data = data
+        self.settings = settings
+        self.remedies = remedies
+        self.head: Head | None = (
+            None if self.is_fsdp_enabled or self.is_deepspeed_enabled else split_head(self.model)
+        )
+        self.stages = Stages(
+            self.model, settings, steps=self.args.max_steps, alone=self.args.world_size == 1
+        )
         self._online = online(settings.remedies)
         self._sums = torch.zeros(len(data.sources), 2, dtype=torch.float64, device=self.args.device)
-        self._step_loss, self._step_rows = torch.zeros((), device=self.args.device), list[torch.Tensor]()
+        self._step_loss = torch.zeros((), device=self.args.device)
+        self._step_rows = list[torch.Tensor]()
 
-    # --- the order ----------------------------------------------------------------------------------------------------
+    # --- the order --------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader: DataLoader[Any] = DataLoader(
-            self.data, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=torch.cuda.is_available()
+            self.data,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=torch.cuda.is_available(),
         )
         return self.accelerator.prepare(loader)
 
@@ -58,7 +79,7 @@ class ReplayTrainer(transformers.Trainer):
             total = self.accelerator.gather(total[None]).sum()
         return batches, total.clamp(min=LEAST)
 
-    # --- the loss -----------------------------------------------------------------------------------------------------
+    # --- the loss ---------------------------------------------------------------------------------
 
     @property
     def acting(self) -> list[Remedy]:
@@ -86,10 +107,14 @@ class ReplayTrainer(transformers.Trainer):
     def complete(self, batch: Batch) -> None:
         """Adds what a decoder beside an encoder reads: its answer so far."""
         if self.model.config.is_encoder_decoder:
-            batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(
+                labels=batch["labels"]
+            )
 
     def _where(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where logits are needed, [rows, length], and each position's weight in the cross-entropy."""
+        """Where logits are needed, [rows, length], and each position's weight in the
+        cross-entropy.
+        """
         weight = batch["loss_weight"]
         where = weight != 0
         for remedy in self.acting:
@@ -99,10 +124,19 @@ class ReplayTrainer(transformers.Trainer):
                 weight = weight * kept
         return where & (batch["labels"] != IGNORED), weight
 
-    def _total(self, model: Any, batch: Batch, where: torch.Tensor, objective: Term) -> torch.Tensor:
+    def _total(
+        self, model: Any, batch: Batch, where: torch.Tensor, objective: Term
+    ) -> torch.Tensor:
         """The objective and the remedies' terms, summed over the positions."""
-        given = self.head.hidden(model, batch)[where] if self.head else model(**inputs(batch)).logits[where]
-        terms = [objective, *(term for remedy in self.acting if (term := remedy.term(batch, where)) is not None)]
+        given = (
+            self.head.hidden(model, batch)[where]
+            if self.head
+            else model(**inputs(batch)).logits[where]
+        )
+        terms = [
+            objective,
+            *(term for remedy in self.acting if (term := remedy.term(batch, where)) is not None),
+        ]
 
         def all_terms(logits: torch.Tensor, part: slice) -> torch.Tensor:
             return torch.stack([term(logits, part) for term in terms]).sum()
@@ -114,11 +148,15 @@ class ReplayTrainer(transformers.Trainer):
     def _count(self, batch: Batch, where: torch.Tensor, losses: torch.Tensor) -> None:
         source = by_row(batch, "source")[where]
         for column, values in enumerate((losses, torch.ones_like(losses))):
-            self._sums[:, column] += torch.bincount(source, weights=values.double(), minlength=len(self._sums))
+            self._sums[:, column] += torch.bincount(
+                source, weights=values.double(), minlength=len(self._sums)
+            )
 
-    # --- the step -----------------------------------------------------------------------------------------------------
+    # --- the step ---------------------------------------------------------------------------------
 
-    def training_step(self, model: Any, batch: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, batch: Batch, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         if not self._step_rows:
             self.stages.begin(self.state.global_step)
         loss = super().training_step(model, batch, num_items_in_batch)
@@ -135,12 +173,17 @@ class ReplayTrainer(transformers.Trainer):
     def _check_loss(self) -> None:
         """Raises EngineError, naming the rows of the step, if its loss is not finite."""
         if not torch.isfinite(self._step_loss):
-            rows = [index for indices in self._step_rows for index in indices.tolist() if index >= 0]
+            rows = [
+                index for indices in self._step_rows for index in indices.tolist() if index >= 0
+            ]
             ids = list(dict.fromkeys(self.data.id_of(index) for index in rows))
             raise EngineError(
-                f"the loss is {self._step_loss.item()} at step {self.state.global_step}, in the rows "
-                f"{', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}; the last good checkpoint is in "
-                f"{self.args.output_dir}. A lower train.learning_rate or train.max_grad_norm usually mends it"
+                f"the loss is {self._step_loss.item()} at step {self.state.global_step}, in the "
+                f"rows "
+                f"{', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}; the last good checkpoint "
+                f"is in "
+                f"{self.args.output_dir}. A lower train.learning_rate or train.max_grad_norm "
+                f"usually mends it"
             )
         self._step_loss.zero_()
         self._step_rows.clear()
@@ -155,27 +198,39 @@ class ReplayTrainer(transformers.Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             factor = rate_factors(self.settings, num_training_steps)
-            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, factor
+            )
         return self.lr_scheduler
 
-    # --- what is written ----------------------------------------------------------------------------------------------
+    # --- what is written --------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss/<source>, in nats a token since the last log, and what the remedies measured."""
+        """Adds loss/<source>, in nats a token since the last log, and what the remedies
+        measured.
+        """
         if "loss" in logs:
             if self.args.world_size > 1:
                 torch.distributed.all_reduce(self._sums)
             means = (self._sums[:, 0] / self._sums[:, 1]).tolist()
-            logs |= {f"loss/{name}": mean for name, mean in zip(self.data.sources, means, strict=True) if mean == mean}
+            logs |= {
+                f"loss/{name}": mean
+                for name, mean in zip(self.data.sources, means, strict=True)
+                if mean == mean
+            }
             self._sums.zero_()
             for remedy in self.remedies:
-                logs |= {f"{remedy.name}/{name}": value for name, value in remedy.measures().items()}
+                logs |= {
+                    f"{remedy.name}/{name}": value for name, value in remedy.measures().items()
+                }
         super().log(logs, start_time)
 
     def take(self, checkpoint: str) -> None:
         """The model and the logs of a checkpoint, after which there is nothing to train."""
         self._load_from_checkpoint(checkpoint)
-        self.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        self.state = transformers.TrainerState.load_from_json(
+            str(Path(checkpoint) / "trainer_state.json")
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint has the remedies' state beside the model."""
@@ -185,7 +240,9 @@ class ReplayTrainer(transformers.Trainer):
 
 
 def online(settings: Remedies) -> Online | None:
-    """The weights that come from the model's own logits while it learns, if the recipe asks for any."""
+    """The weights that come from the model's own logits while it learns, if the recipe asks for
+    any.
+    """
     if not settings.dft and settings.eaft is None:
         return None
     from replaykit.train.remedies.weights import dft, eaft
@@ -198,13 +255,18 @@ def online(settings: Remedies) -> Online | None:
 
 
 class Watching(transformers.TrainerCallback):
-    """Tells a Watch how many steps are done, the remedies that one is, and ends the training where that is asked for.
+    """Tells a Watch how many steps are done, the remedies that one is, and ends the training where
+    that is asked for.
 
-    ``stopped`` is the signal that asked, 0 where none did; in several processes it is the same in all, whichever got it.
+    ``stopped`` is the signal that asked, 0 where none did; in several processes it is the same in
+    all, whichever got it.
     """
 
     def __init__(self, watch: Watch, what: str, remedies: Sequence[Remedy], stopping: Any):
-        self.watch, self.what, self.remedies, self._asked = watch, what, remedies, stopping
+        self.watch = watch
+        self.what = what
+        self.remedies = remedies
+        self._asked = stopping
         self.stopped = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

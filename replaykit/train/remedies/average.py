@@ -1,12 +1,14 @@
-"""Averaging in time: what is saved is the exponential moving average of the parameters, not their last values.
+"""Averaging in time: what is saved is the exponential moving average of the parameters, not their
+last values.
 
     shadow <- decay * shadow + (1 - decay) * parameter        after every optimiser step, in float32
 
-Polyak and Juditsky 1992 (SIAM J. Control Optim. 30:838) for averaging, the form with a decay as in Tarvainen and Valpola,
-arXiv 1703.01780, section 2. The shadow begins at the base and is not corrected for it: after n steps the base still has the
-part decay ** n of the average, 13 % after 200 steps of 0.99, which also pulls towards what was known before. It costs a
-float32 copy of the parameters that learn and one pass over them in each step; averaging base and tuned model after training
-is ``train.merge``.
+Polyak and Juditsky 1992 (SIAM J. Control Optim. 30:838) for averaging, the form with a decay as in
+Tarvainen and Valpola, arXiv 1703.01780, section 2. The shadow begins at the base and is not
+corrected for it: after n steps the base still has the part decay ** n of the average, 13 % after
+200 steps of 0.99, which also pulls towards what was known before. It costs a float32 copy of the
+parameters that learn and one pass over them in each step; averaging base and tuned model after
+training is ``train.merge``.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from replaykit.train.remedies import Remedy, Run
 
 
 class Ema(Remedy):
-    """See the module. A parameter that begins to learn in a later stage joins with the value that it has then."""
+    """See the module. A parameter that begins to learn in a later stage joins with the value that
+    it has then.
+    """
 
     name = "ema"
     settings: training_settings.Ema
@@ -56,7 +60,9 @@ class Ema(Remedy):
         """Raises RunError for the state of a model with other parameters."""
         if unknown := [name for name in state if name not in self._parameters]:
             todo = "remove the checkpoints to train anew"
-            raise RunError(f"the checkpoint's average has {unknown[0]}, which this model has not; {todo}")
+            raise RunError(
+                f"the checkpoint's average has {unknown[0]}, which this model has not; {todo}"
+            )
         self._shadow = {
             name: shadow.to(device=self._parameters[name].device, dtype=torch.float32, copy=True)
             for name, shadow in state.items()

@@ -1,16 +1,19 @@
-"""Distillation from the base: its distribution over the next token is a second target, on replay rows by default.
+"""Distillation from the base: its distribution over the next token is a second target, on replay
+rows by default.
 
     L = (1 - a) * CE + a * T^2 * KL(p_base || p_model),  p = softmax(logits / T)
 
-Hinton, Vinyals and Dean, arXiv 1503.02531, section 2: T^2 keeps the size of the gradient, which falls with 1 / T^2. The KL
-is the forward one, a sum over the vocabulary and over the tokens that carry loss. It costs one more forward pass, without
-gradients, of the distilled rows only.
+Hinton, Vinyals and Dean, arXiv 1503.02531, section 2: T^2 keeps the size of the gradient, which
+falls with 1 / T^2. The KL is the forward one, a sum over the vocabulary and over the tokens that
+carry loss. It costs one more forward pass, without gradients, of the distilled rows only.
 
-The teacher is the same model with its adapter switched off, a frozen copy of the base, or a file of its k most probable
-tokens (``teacher: adapter-off, copy, cache``); ``teachers`` has them, and how a file of k tokens is put to use.
+The teacher is the same model with its adapter switched off, a frozen copy of the base, or a file of
+its k most probable tokens (``teacher: adapter-off, copy, cache``); ``teachers`` has them, and how a
+file of k tokens is put to use.
 
-**Hidden states.** With ``layers``, layer_weight * sum over layers and distilled tokens of the mean square of
-LN(h_model) - LN(h_base), LN without parameters, is added (the loss of FitNets, arXiv 1412.6550, on layer-normed states).
+**Hidden states.** With ``layers``, layer_weight * sum over layers and distilled tokens of the mean
+square of LN(h_model) - LN(h_base), LN without parameters, is added (the loss of FitNets, arXiv
+1412.6550, on layer-normed states).
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ from replaykit.train.remedies.teachers import (
 
 
 class Distill(Remedy):
-    """See the module. ``begin`` raises RecipeError for layers that the model has not, or an adapter not to be put off."""
+    """See the module. ``begin`` raises RecipeError for layers that the model has not, or an adapter
+    not to be put off.
+    """
 
     name = "distill"
     settings: training_settings.Distill
@@ -52,7 +57,8 @@ class Distill(Remedy):
         self._tokens = 0
 
     def _made(self, run: Run) -> Live | Cached:
-        wanted, temperature = self.settings.teacher, self.settings.temperature
+        wanted = self.settings.teacher
+        temperature = self.settings.temperature
         if wanted == "cache":
             return Cached.made(run, temperature, self.settings.top_k)
         beneath = run.adapter and wanted != "copy" and has_base_beneath(run.model)
@@ -60,16 +66,21 @@ class Distill(Remedy):
             return Live(run.model, temperature, base=adapter_off, layers=self._layers)
         if wanted == "adapter-off":
             problem = (
-                "train.remedies.distill.teacher: with this adapter off the model is not the base; say copy or cache"
+                "train.remedies.distill.teacher: with this adapter off the model is not the "
+                "base; say copy or cache"
             )
             raise RecipeError("the recipe", [problem])
         teacher = frozen(run)
         return Live(
-            teacher, temperature, layers=States(teacher, self.settings.layers) if self.settings.layers else None
+            teacher,
+            temperature,
+            layers=States(teacher, self.settings.layers) if self.settings.layers else None,
         )
 
     def positions(self, batch: Batch) -> torch.Tensor:
-        """[rows, length], true at the tokens of distilled rows that have a label, also where its weight is 0."""
+        """[rows, length], true at the tokens of distilled rows that have a label, also where its
+        weight is 0.
+        """
         labelled: torch.Tensor = batch["labels"] != IGNORED
         return labelled if self.settings.rows == "all" else labelled & by_row(batch, "replay")
 
@@ -78,40 +89,57 @@ class Distill(Remedy):
         return 1 - self.settings.weight * self.positions(batch).float()
 
     def term(self, batch: Batch, where: torch.Tensor) -> Term | None:
-        """weight * T^2 * the KL summed over the distilled tokens of the slice. The teacher's forward pass is made here."""
+        """weight * T^2 * the KL summed over the distilled tokens of the slice. The teacher's
+        forward pass is made here.
+        """
         distilled = self.positions(batch)
         mask = distilled[where]
-        before = [0, *mask.cumsum(dim=0).tolist()]  # how many distilled tokens stand before each token of ``where``
+        before = [
+            0,
+            *mask.cumsum(dim=0).tolist(),
+        ]  # how many distilled tokens stand before each token of ``where``
         assert before[-1] == int(distilled.sum()), "logits are computed at every distilled token"
         if before[-1] == 0:
             return None
         lesson = self._lesson(batch, distilled)
-        scale, temperature = self.settings.weight * self.settings.temperature**2, self.settings.temperature
+        scale = self.settings.weight * self.settings.temperature**2
+        temperature = self.settings.temperature
         self._tokens += before[-1]
         places = mask.nonzero()[:, 0]
 
         def term(logits: torch.Tensor, part: slice) -> torch.Tensor:
             start, stop, _ = part.indices(len(mask))
-            first, last = before[start], before[stop]
+            first = before[start]
+            last = before[stop]
             if first == last:
                 return logits.new_zeros(())
             rows = None if last - first == stop - start else places[first:last] - start
-            divergence = kl(logits, lambda some, log_q: lesson.target(_moved(some, first), log_q), temperature, rows)
+            divergence = kl(
+                logits,
+                lambda some, log_q: lesson.target(_moved(some, first), log_q),
+                temperature,
+                rows,
+            )
             self._add("kl", divergence)
             return scale * divergence
 
         return term
 
     def penalty(self, batch: Batch) -> torch.Tensor | None:
-        """layer_weight times the distance of hidden states, summed over layers and distilled tokens."""
+        """layer_weight times the distance of hidden states, summed over layers and distilled
+        tokens.
+        """
         if self._layers is None:
             return None
-        distilled, student = self.positions(batch), self._layers.taken()
+        distilled = self.positions(batch)
+        student = self._layers.taken()
         if not distilled.any():
             return None
         taught = self._lesson(batch, distilled).states
         self._last = None
-        total = torch.stack([_distance(student[layer][distilled], taught[layer]) for layer in taught]).sum()
+        total = torch.stack(
+            [_distance(student[layer][distilled], taught[layer]) for layer in taught]
+        ).sum()
         self._add("layers", total)
         return self.settings.layer_weight * total
 
@@ -121,9 +149,16 @@ class Distill(Remedy):
             self._layers.taken()  # gradient checkpointing has filled it once more
 
     def measures(self) -> dict[str, float]:
-        """``kl``, at the temperature, and ``layers``, the squared distance summed over layers: both a distilled token."""
-        found = {name: float(total) / self._tokens for name, total in self._sums.items()} if self._tokens else {}
-        self._sums, self._tokens = {}, 0
+        """``kl``, at the temperature, and ``layers``, the squared distance summed over layers: both
+        a distilled token.
+        """
+        found = (
+            {name: float(total) / self._tokens for name, total in self._sums.items()}
+            if self._tokens
+            else {}
+        )
+        self._sums = {}
+        self._tokens = 0
         return found
 
     def _add(self, name: str, value: torch.Tensor) -> None:
@@ -131,7 +166,9 @@ class Distill(Remedy):
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _lesson(self, batch: Batch, distilled: torch.Tensor) -> Lesson:
-        """The teacher's, of the forward pass that ``term`` and ``penalty`` share; kept only where both need it."""
+        """The teacher's, of the forward pass that ``term`` and ``penalty`` share; kept only where
+        both need it.
+        """
         if self._last is not None and self._last[0] is batch:
             return self._last[1]
         lesson = self._teacher.lesson(batch, distilled)
@@ -140,14 +177,18 @@ class Distill(Remedy):
         return lesson
 
 
-# --- the divergence -------------------------------------------------------------------------------------------------
+# --- the divergence -------------------------------------------------------------------------------
 
 
-def kl(logits: torch.Tensor, target: Target, temperature: float, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """KL(target || softmax(logits / temperature)) summed over tokens, a scalar; logits are [n, vocabulary].
+def kl(
+    logits: torch.Tensor, target: Target, temperature: float, rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """KL(target || softmax(logits / temperature)) summed over tokens, a scalar; logits are [n,
+    vocabulary].
 
-    ``rows``, int64, are the tokens that are meant, all by default; ``target`` gives log-probabilities at that temperature
-    for a slice of them. Gradients flow to the logits; what is kept for them is one tensor [tokens meant, vocabulary].
+    ``rows``, int64, are the tokens that are meant, all by default; ``target`` gives
+    log-probabilities at that temperature for a slice of them. Gradients flow to the logits; what is
+    kept for them is one tensor [tokens meant, vocabulary].
     """
     return _Kl.apply(logits, target, temperature, rows)
 
@@ -155,7 +196,11 @@ def kl(logits: torch.Tensor, target: Target, temperature: float, rows: torch.Ten
 class _Kl(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, target: Target, temperature: float, rows: torch.Tensor | None
+        ctx: Any,
+        logits: torch.Tensor,
+        target: Target,
+        temperature: float,
+        rows: torch.Tensor | None,
     ) -> torch.Tensor:
         count = len(logits if rows is None else rows)
         gradient = logits.new_empty(count, logits.shape[-1]) if ctx.needs_input_grad[0] else None
@@ -167,7 +212,9 @@ class _Kl(torch.autograd.Function):
             total += kl_div(log_q, p, reduction="sum")  # 0 where p is 0
             if gradient is not None:
                 gradient[part] = log_q.exp_().sub_(p).div_(temperature)
-        ctx.gradient, ctx.rows, ctx.shape = gradient, rows, logits.shape
+        ctx.gradient = gradient
+        ctx.rows = rows
+        ctx.shape = logits.shape
         return total
 
     @staticmethod
@@ -183,7 +230,9 @@ def _moved(part: slice, by: int) -> slice:
 
 
 def _distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The squared distance of layer-normed states [n, width], mean over the width, summed over tokens, in float32."""
+    """The squared distance of layer-normed states [n, width], mean over the width, summed over
+    tokens, in float32.
+    """
     width = student.shape[-1:]
     gap = layer_norm(student.float(), width) - layer_norm(teacher.float(), width)
     return gap.square().mean(dim=-1).sum()

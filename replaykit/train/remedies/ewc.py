@@ -1,35 +1,42 @@
-"""Elastic weight consolidation: what the old data needs is held near the base. And its control, L2-SP.
+"""Elastic weight consolidation: what the old data needs is held near the base. And its control,
+L2-SP.
 
     loss + lambda/2 * sum_i F_i (theta_i - theta*_i)^2      F_i = mean over rows of (d log p(answer | question) / d theta_i)^2
 
-theta* is the base, F the diagonal of the empirical Fisher information on replay rows, scaled to mean 1 so that lambda means
-the same for every model (Kirkpatrick et al., arXiv 1612.00796, eq. 3; L2-SP, F = 1, is Li et al., arXiv 1802.01483, eq. 2).
-The penalty is no part of the loss: its gradient, lambda * F * (theta - theta*), is added once in each optimiser step, so it
-does not depend on how the step is cut into micro-batches.
+theta* is the base, F the diagonal of the empirical Fisher information on replay rows, scaled to
+mean 1 so that lambda means the same for every model (Kirkpatrick et al., arXiv 1612.00796, eq. 3;
+L2-SP, F = 1, is Li et al., arXiv 1802.01483, eq. 2). The penalty is no part of the loss: its
+gradient, lambda * F * (theta - theta*), is added once in each optimiser step, so it does not depend
+on how the step is cut into micro-batches.
 
-**F** is made row by row: the square of a batch's gradient is not the sum of its rows' squares. A row's loss is the sum of
-its answer tokens' negative log-likelihoods, -log p(answer | question), as the definition has it; a mean would count each
-token of a long answer for less. Tokens that other remedies mask count here: it is the base's whole knowledge that is held.
+**F** is made row by row: the square of a batch's gradient is not the sum of its rows' squares. A
+row's loss is the sum of its answer tokens' negative log-likelihoods, -log p(answer | question), as
+the definition has it; a mean would count each token of a long answer for less. Tokens that other
+remedies mask count here: it is the base's whole knowledge that is held.
 
-**Under LoRA** dW = s B A, theta* is dW = 0, and the Fisher of A and B themselves says nothing: at B = 0 that of A is 0. So
-it is that of the matrix W under the adapter, with its diagonal as a product, F_ij = u_i v_j (the diagonals of both factors
-of K-FAC, Martens and Grosse, arXiv 1503.05671, section 3). A row's gradient of W is a sum over positions, sum_t g_t a_t';
-its square is taken as sum_t g_t^2 (a_t^2)', as if positions were uncorrelated (K-FAC-expand, Eschenhagen et al., arXiv
-2311.00636, section 3), and the mean of that product as the product of the means: u = mean over rows of sum_t g_t^2, v =
-mean over positions, of the question too, of a_t^2. The scale is chosen so that all u_i v_j of all layers have mean 1. Then
+**Under LoRA** dW = s B A, theta* is dW = 0, and the Fisher of A and B themselves says nothing: at B
+= 0 that of A is 0. So it is that of the matrix W under the adapter, with its diagonal as a product,
+F_ij = u_i v_j (the diagonals of both factors of K-FAC, Martens and Grosse, arXiv 1503.05671,
+section 3). A row's gradient of W is a sum over positions, sum_t g_t a_t'; its square is taken as
+sum_t g_t^2 (a_t^2)', as if positions were uncorrelated (K-FAC-expand, Eschenhagen et al., arXiv
+2311.00636, section 3), and the mean of that product as the product of the means: u = mean over rows
+of sum_t g_t^2, v = mean over positions, of the question too, of a_t^2. The scale is chosen so that
+all u_i v_j of all layers have mean 1. Then
 
     sum_ij F_ij dW_ij^2 = s^2 tr(B'UB AVA')                  U = diag(u), V = diag(v)
 
 needs no matrix larger than A and B. What else learns beside the adapter's A and B is not held.
 
-Cost, full fine-tuning of N parameters: for each 4 bytes (F) and a copy of the base's value in the precision in which it is
-trained, 4 bytes more; at the begin one forward and backward pass, in that precision too, for each of ``rows`` rows; in a step
-one read of both, two with ``auto``. With ``hard`` 1 byte instead of F's 4 after the begin. LoRA: 4 (d_in + d_out) bytes a
-layer, some MB for 7B parameters, no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and step. F is added up
-in float32 in both.
+Cost, full fine-tuning of N parameters: for each 4 bytes (F) and a copy of the base's value in the
+precision in which it is trained, 4 bytes more; at the begin one forward and backward pass, in that
+precision too, for each of ``rows`` rows; in a step one read of both, two with ``auto``. With
+``hard`` 1 byte instead of F's 4 after the begin. LoRA: 4 (d_in + d_out) bytes a layer, some MB for
+7B parameters, no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and step. F is
+added up in float32 in both.
 
-A step of plain gradient descent diverges where rate * lambda * F > 2, and the largest F can be thousands of times the mean;
-clipping the gradient's norm, which acts on the loss and the penalty together, keeps that in bounds, and so does ``auto``.
+A step of plain gradient descent diverges where rate * lambda * F > 2, and the largest F can be
+thousands of times the mean; clipping the gradient's norm, which acts on the loss and the penalty
+together, keeps that in bounds, and so does ``auto``.
 """
 
 from __future__ import annotations
@@ -61,18 +68,23 @@ Tensors = dict[str, torch.Tensor]
 Pull = tuple[nn.Parameter, torch.Tensor, torch.Tensor]
 
 
-# --- Fisher information ---------------------------------------------------------------------------------------------
+# --- Fisher information ---------------------------------------------------------------------------
 
 
 def row_losses(model: nn.Module, rows: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """-log p(answer | question) in nats of each batch, the sum of its rows', a scalar with gradients.
+    """-log p(answer | question) in nats of each batch, the sum of its rows', a scalar with
+    gradients.
 
     The model is in evaluation mode until the last of them has been taken.
     """
-    return _row_losses(model, split_head(model), rows)  # at once: it tries the model, and hooks shall not see that
+    return _row_losses(
+        model, split_head(model), rows
+    )  # at once: it tries the model, and hooks shall not see that
 
 
-def _row_losses(model: nn.Module, head: Head | None, rows: Iterable[Batch]) -> Iterator[torch.Tensor]:
+def _row_losses(
+    model: nn.Module, head: Head | None, rows: Iterable[Batch]
+) -> Iterator[torch.Tensor]:
     with evaluating(model):
         for row in rows:
             where = row["labels"] >= 0
@@ -87,11 +99,14 @@ def _row_losses(model: nn.Module, head: Head | None, rows: Iterable[Batch]) -> I
 def diagonal_fisher(model: nn.Module, rows: Iterable[Batch]) -> Tensors:
     """F of the parameters that learn, each in its shape, float32, with mean 1 over all of them.
 
-    ``rows`` are batches of one row. The parameters have no gradient before and none afterwards. Raises DataError if all
-    gradients are 0 or one is not finite.
+    ``rows`` are batches of one row. The parameters have no gradient before and none afterwards.
+    Raises DataError if all gradients are 0 or one is not finite.
     """
     learning = _learning(model)
-    fisher = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in learning.items()}
+    fisher = {
+        name: torch.zeros_like(parameter, dtype=torch.float32)
+        for name, parameter in learning.items()
+    }
     for loss in row_losses(model, rows):
         loss.backward()
         for name, parameter in learning.items():
@@ -117,40 +132,54 @@ class Layer:
 def lora_layers(model: nn.Module) -> dict[str, Layer]:
     """The linear layers with an active LoRA adapter, by name.
 
-    Raises RecipeError for an adapter that has another form: of embeddings, of convolutions, or DoRA's.
+    Raises RecipeError for an adapter that has another form: of embeddings, of convolutions, or
+    DoRA's.
     """
     from peft.tuners.lora import LoraLayer
 
-    layers, other = {}, []
+    layers = {}
+    other = []
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
         for adapter in module.active_adapters:
             linear = adapter in module.lora_A and module.lora_A[adapter].weight.dim() == 2
             if adapter in module.lora_embedding_A or (adapter in module.lora_A and not linear):
-                other.append(f"{name}: ewc and l2sp know LoRA on linear layers only; leave it out of the adapter")
+                other.append(
+                    f"{name}: ewc and l2sp know LoRA on linear layers only; leave it out of the "
+                    f"adapter"
+                )
             elif linear and module.use_dora.get(adapter):
-                other.append(f"{name}: ewc and l2sp know LoRA without DoRA only; say train.method: lora")
+                other.append(
+                    f"{name}: ewc and l2sp know LoRA without DoRA only; say train.method: lora"
+                )
             elif linear:
-                a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+                a = module.lora_A[adapter].weight
+                b = module.lora_B[adapter].weight
                 layers[name] = Layer(module.get_base_layer(), a, b, float(module.scaling[adapter]))
     if other or not layers:
-        raise RecipeError("the recipe", other or ["train.remedies: ewc and l2sp find no LoRA layer in the model"])
+        raise RecipeError(
+            "the recipe", other or ["train.remedies: ewc and l2sp find no LoRA layer in the model"]
+        )
     return layers
 
 
 def kronecker_fisher(model: Any, rows: Sequence[Batch]) -> Tensors:
-    """``<layer>.u`` [d_out] and ``<layer>.v`` [d_in] of every layer under LoRA, float32, all u_i v_j with mean 1.
+    """``<layer>.u`` [d_out] and ``<layer>.v`` [d_in] of every layer under LoRA, float32, all u_i
+    v_j with mean 1.
 
-    Of the base whatever the adapter has learned: it is switched off. Squares are taken at each position of each row, so
-    rows may go through the model together. Raises DataError as ``diagonal_fisher`` does.
+    Of the base whatever the adapter has learned: it is switched off. Squares are taken at each
+    position of each row, so rows may go through the model together. Raises DataError as
+    ``diagonal_fisher`` does.
     """
     layers = lora_layers(model)
     squares = {name: _Squares(layer) for name, layer in layers.items()}
     with learning_kept(model), adapter_off(model):
         model.requires_grad_(False)
         losses = row_losses(model, _together(rows))
-        hooks = [layer.base.register_forward_hook(squares[name].watch) for name, layer in layers.items()]
+        hooks = [
+            layer.base.register_forward_hook(squares[name].watch) for name, layer in layers.items()
+        ]
         try:
             for loss in losses:
                 loss.backward()
@@ -159,18 +188,28 @@ def kronecker_fisher(model: Any, rows: Sequence[Batch]) -> Tensors:
                 hook.remove()
     found: Tensors = {}
     for name, own in squares.items():
-        found |= {f"{name}.u": own.gradients / max(len(rows), 1), f"{name}.v": own.inputs / max(own.positions, 1)}
+        found |= {
+            f"{name}.u": own.gradients / max(len(rows), 1),
+            f"{name}.v": own.inputs / max(own.positions, 1),
+        }
     pairs = [(found[f"{name}.u"].double(), found[f"{name}.v"].double()) for name in layers]
-    mean = _checked(sum(float(u.sum() * v.sum()) for u, v in pairs) / sum(len(u) * len(v) for u, v in pairs))
+    mean = _checked(
+        sum(float(u.sum() * v.sum()) for u, v in pairs) / sum(len(u) * len(v) for u, v in pairs)
+    )
     return {key: values / mean if key.endswith(".u") else values for key, values in found.items()}
 
 
 def _together(rows: Sequence[Batch]) -> Iterator[Batch]:
-    """Rows of the same length as one batch: without padding, which would count as positions. It is no larger than the
-    longest row, so it needs no more memory, or than some hundred tokens, which need little in any model."""
+    """Rows of the same length as one batch: without padding, which would count as positions. It is
+    no larger than the longest row, so it needs no more memory, or than some hundred tokens, which
+    need little in any model.
+    """
     longest = max((row["labels"].numel() for row in rows), default=0)
     alike: dict[object, list[Batch]] = {}
-    for row in ({name: given for name, given in row.items() if isinstance(given, torch.Tensor)} for row in rows):
+    for row in (
+        {name: given for name, given in row.items() if isinstance(given, torch.Tensor)}
+        for row in rows
+    ):
         alike.setdefault(tuple((name, row[name].shape[1:]) for name in sorted(row)), []).append(row)
     for group in alike.values():
         count = max(1, max(longest, TOKENS_TOGETHER) // group[0]["labels"].numel())
@@ -180,7 +219,9 @@ def _together(rows: Sequence[Batch]) -> Iterator[Batch]:
 
 
 class _Squares:
-    """Sums over positions of the squares of a linear layer's inputs, and of the gradients of its outputs."""
+    """Sums over positions of the squares of a linear layer's inputs, and of the gradients of its
+    outputs.
+    """
 
     def __init__(self, layer: Layer):
         device = layer.a.device
@@ -188,8 +229,12 @@ class _Squares:
         self.gradients = torch.zeros(layer.b.shape[0], device=device)
         self.positions = 0
 
-    def watch(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        """A forward hook. No parameter learns in this pass, so gradients start at the outputs that it marks."""
+    def watch(
+        self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        """A forward hook. No parameter learns in this pass, so gradients start at the outputs that
+        it marks.
+        """
         given = args[0].detach().reshape(-1, len(self.inputs))
         self.inputs += given.float().square().sum(dim=0)
         self.positions += len(given)
@@ -199,30 +244,41 @@ class _Squares:
         return output
 
     def _take(self, gradient: torch.Tensor) -> None:
-        self.gradients += gradient.detach().reshape(-1, len(self.gradients)).float().square().sum(dim=0)
+        self.gradients += (
+            gradient.detach().reshape(-1, len(self.gradients)).float().square().sum(dim=0)
+        )
 
 
 def _checked(mean: float) -> float:
     if not 0 < mean < float("inf"):
         raise DataError(
-            f"train.remedies.ewc: the mean Fisher information of the replay rows is {mean}; they need answers that carry "
+            f"train.remedies.ewc: the mean Fisher information of the replay rows is {mean}; they "
+            f"need answers that carry "
             "loss, and a model whose loss on them is finite"
         )
     return mean
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def kept(path: Path, key: str, make: Callable[[], Tensors], *, device: torch.device) -> Tensors:
-    """The tensors in the file if it was made for the same key; else what ``make`` makes, written there for the next run."""
+    """The tensors in the file if it was made for the same key; else what ``make`` makes, written
+    there for the next run.
+    """
     found = _read(path, key, device)
     if found is not None:
         return found
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # each of several processes makes the same by itself
-    save_file({name: values.contiguous() for name, values in made.items()}, unfinished, metadata={"key": key})
+    unfinished = path.with_name(
+        f"{path.name}.{os.getpid()}.tmp"
+    )  # each of several processes makes the same by itself
+    save_file(
+        {name: values.contiguous() for name, values in made.items()},
+        unfinished,
+        metadata={"key": key},
+    )
     unfinished.replace(path)
     return made
 
@@ -239,7 +295,7 @@ def _read(path: Path, key: str, device: torch.device) -> Tensors | None:
         return None
 
 
-# --- penalties ------------------------------------------------------------------------------------------------------
+# --- penalties ------------------------------------------------------------------------------------
 
 
 def kronecker_penalty(
@@ -249,8 +305,11 @@ def kronecker_penalty(
 
     a is [r, d_in], b is [d_out, r], u [d_out], v [d_in]; without dW and without autograd.
     """
-    weighted_a, weighted_b = a * v, b * u[:, None]
-    of_b, of_a = b.T @ weighted_b, weighted_a @ a.T  # [r, r]
+    weighted_a = a * v
+    weighted_b = b * u[:, None]
+    # [r, r]
+    of_b = b.T @ weighted_b
+    of_a = weighted_a @ a.T
     square = scale * scale
     return square * (of_b * of_a).sum(), square * (of_b @ weighted_a), square * (weighted_b @ of_a)
 
@@ -272,17 +331,20 @@ class _Held(Remedy):
     def gradients(self) -> None:
         """Adds lambda * F * (theta - theta*) to every gradient.
 
-        With ``auto`` lambda is auto * |gradient of the loss| / |F (theta - theta*)| anew in each step, so that the ratio is
-        kept all along. A lambda that is fixed when the penalty is first above 0 would be far too large: the parameters have
-        then moved by one step's length and the penalty's gradient grows with the way they go. It needs no memory of steps
-        before, so a resumed run takes the same.
+        With ``auto`` lambda is auto * |gradient of the loss| / |F (theta - theta*)| anew in each
+        step, so that the ratio is kept all along. A lambda that is fixed when the penalty is first
+        above 0 would be far too large: the parameters have then moved by one step's length and the
+        penalty's gradient grows with the way they go. It needs no memory of steps before, so a
+        resumed run takes the same.
         """
         if self.auto is None:
             loss, pull, energy = self._pass(self.strength)
             strength = torch.full_like(loss, self.strength)
         else:
             loss, pull, energy = self._pass(None)
-            strength = torch.where(pull > 0, self.auto * loss / pull.clamp(min=torch.finfo(pull.dtype).tiny), 0.0)
+            strength = torch.where(
+                pull > 0, self.auto * loss / pull.clamp(min=torch.finfo(pull.dtype).tiny), 0.0
+            )
             self._pass(strength)  # what it measures is the same once more, and not needed
         ratio = torch.where(loss > 0, strength * pull / loss, 0.0)
         now = torch.stack([strength / 2 * energy, ratio, strength])
@@ -290,8 +352,10 @@ class _Held(Remedy):
         self._steps += 1
 
     def _pass(self, strength: torch.Tensor | float | None) -> tuple[torch.Tensor, ...]:
-        """Norm of the loss's gradient, norm of the penalty's at lambda 1, and sum F (theta - theta*)^2. With a strength the
-        penalty's gradient is added after that; nothing waits for the device."""
+        """Norm of the loss's gradient, norm of the penalty's at lambda 1, and sum F (theta -
+        theta*)^2. With a strength the penalty's gradient is added after that; nothing waits for the
+        device.
+        """
         sums: torch.Tensor | None = None
         for parameter, pull, energy in self._pulls():
             gradient = parameter.grad
@@ -307,16 +371,20 @@ class _Held(Remedy):
         return sums[0].sqrt(), sums[1].sqrt(), sums[2]
 
     def measures(self) -> dict[str, float]:
-        """Means over the steps since the last time: the penalty (nats, beside the mean loss of a token), the norm of its
-        gradient over that of the loss, and lambda."""
+        """Means over the steps since the last time: the penalty (nats, beside the mean loss of a
+        token), the norm of its gradient over that of the loss, and lambda.
+        """
         if self._sums is None:
             return {}
         penalty, ratio, strength = (self._sums / self._steps).tolist()
-        self._sums, self._steps = None, 0
+        self._sums = None
+        self._steps = 0
         return {"penalty": penalty, "ratio": ratio, "strength": strength}
 
 
-def _from_base(held: Sequence[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None]]) -> Iterator[Pull]:
+def _from_base(
+    held: Sequence[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None]],
+) -> Iterator[Pull]:
     """Of parameters, the base's values and F (None is 1)."""
     for parameter, base, fisher in held:
         moved = _wide(parameter.detach()) - base
@@ -327,19 +395,27 @@ def _from_base(held: Sequence[tuple[nn.Parameter, torch.Tensor, torch.Tensor | N
 def _from_zero(held: Sequence[tuple[Layer, torch.Tensor, torch.Tensor]]) -> Iterator[Pull]:
     """Of layers under LoRA, u and v. The layer's whole penalty stands with its B."""
     for layer, u, v in held:
-        a, b = _wide(layer.a.detach()), _wide(layer.b.detach())
+        a = _wide(layer.a.detach())
+        b = _wide(layer.b.detach())
         energy, of_a, of_b = kronecker_penalty(a, b, u.to(b.dtype), v.to(a.dtype), layer.scale)
         yield layer.a, of_a, torch.zeros_like(energy)
         yield layer.b, of_b, energy
 
 
 def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def _with_base(model: nn.Module) -> list[tuple[str, nn.Parameter, torch.Tensor]]:
-    """The parameters that learn, each with its name and its value in the untrained model, which this still is."""
-    return [(name, parameter, parameter.detach().clone()) for name, parameter in _learning(model).items()]
+    """The parameters that learn, each with its name and its value in the untrained model, which
+    this still is.
+    """
+    return [
+        (name, parameter, parameter.detach().clone())
+        for name, parameter in _learning(model).items()
+    ]
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
@@ -347,7 +423,9 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 
 class Ewc(_Held):
-    """lambda/2 * sum F (theta - theta*)^2, or with ``hard`` a limit to how far the parameters of the highest F move."""
+    """lambda/2 * sum F (theta - theta*)^2, or with ``hard`` a limit to how far the parameters of
+    the highest F move.
+    """
 
     name = "ewc"
     settings: training_settings.Ewc
@@ -355,18 +433,27 @@ class Ewc(_Held):
     def __init__(self, settings: training_settings.Ewc):
         super().__init__(settings)
         self.auto = settings.auto
-        self._bounded: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []  # parameter, theta*, which of it
+        self._bounded: list[
+            tuple[nn.Parameter, torch.Tensor, torch.Tensor]
+        ] = []  # parameter, theta*, which of it
         self._clamped: torch.Tensor | None = None
 
     def begin(self, run: Run) -> None:
-        """Makes F on the first ``rows`` rows of the old data, or of the replay, or reads it from the folder."""
+        """Makes F on the first ``rows`` rows of the old data, or of the replay, or reads it from
+        the folder.
+        """
         rows = list(islice((run.old or run.replay)(), self.settings.rows))
-        path, device = run.folder / FISHER_FILE, next(run.model.parameters()).device
+        path = run.folder / FISHER_FILE
+        device = next(run.model.parameters()).device
         if run.adapter:
             layers = lora_layers(run.model)
-            key = key_of([FORMAT, "lora"], {name: layer.base.weight for name, layer in layers.items()}, rows)
+            key = key_of(
+                [FORMAT, "lora"], {name: layer.base.weight for name, layer in layers.items()}, rows
+            )
             fisher = kept(path, key, lambda: kronecker_fisher(run.model, rows), device=device)
-            product = [(layer, fisher[f"{name}.u"], fisher[f"{name}.v"]) for name, layer in layers.items()]
+            product = [
+                (layer, fisher[f"{name}.u"], fisher[f"{name}.v"]) for name, layer in layers.items()
+            ]
             self._pulls = lambda: _from_zero(product)
             return
         key = key_of([FORMAT, "full"], _learning(run.model), rows)
@@ -385,7 +472,9 @@ class Ewc(_Held):
 
     @torch.no_grad()
     def stepped(self) -> None:
-        """With ``hard``: |theta - theta*| <= max_shift * |theta*| for the chosen parameters; one that is 0 stays so."""
+        """With ``hard``: |theta - theta*| <= max_shift * |theta*| for the chosen parameters; one
+        that is 0 stays so.
+        """
         counts = []
         for parameter, base, chosen in self._bounded:
             values = base.to(parameter.dtype)
@@ -397,7 +486,9 @@ class Ewc(_Held):
             self._clamped = torch.stack(counts).sum(dim=0)
 
     def measures(self) -> dict[str, float]:
-        """As for the penalty; with ``hard`` the part of the chosen parameters that the last step had moved too far."""
+        """As for the penalty; with ``hard`` the part of the chosen parameters that the last step
+        had moved too far.
+        """
         if self._clamped is None:
             return super().measures()
         moved, chosen = self._clamped.tolist()
@@ -406,7 +497,9 @@ class Ewc(_Held):
 
 
 class L2sp(_Held):
-    """lambda/2 * sum (theta - theta*)^2; under LoRA lambda/2 * |dW|^2, by the r x r products B'B and AA'."""
+    """lambda/2 * sum (theta - theta*)^2; under LoRA lambda/2 * |dW|^2, by the r x r products B'B
+    and AA'.
+    """
 
     name = "l2sp"
     settings: training_settings.L2sp
@@ -428,15 +521,20 @@ class L2sp(_Held):
 
 
 def highest(fisher: Mapping[str, torch.Tensor], share: float) -> Tensors:
-    """Which numbers are among the highest ``share`` of all, as booleans in their shapes; never one that is 0, ties all.
+    """Which numbers are among the highest ``share`` of all, as booleans in their shapes; never one
+    that is 0, ties all.
 
-    The limit is found exactly, without sorting or a copy of all: float32 numbers that are not negative are in the order of
-    their bits as integers, and 31 counts find the highest limit that leaves enough.
+    The limit is found exactly, without sorting or a copy of all: float32 numbers that are not
+    negative are in the order of their bits as integers, and 31 counts find the highest limit that
+    leaves enough.
     """
     wanted = max(1, round(share * sum(values.numel() for values in fisher.values())))
     limit = 0
     for bit in reversed(range(31)):
         higher = limit | 1 << bit
-        if sum(int((values.view(torch.int32) >= higher).sum()) for values in fisher.values()) >= wanted:
+        if (
+            sum(int((values.view(torch.int32) >= higher).sum()) for values in fisher.values())
+            >= wanted
+        ):
             limit = higher
     return {name: values.view(torch.int32) >= max(limit, 1) for name, values in fisher.items()}

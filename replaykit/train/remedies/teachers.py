@@ -1,16 +1,19 @@
-"""Who teaches what the base would have said: the base itself, by a forward pass, or a file of its most probable tokens.
+"""Who teaches what the base would have said: the base itself, by a forward pass, or a file of its
+most probable tokens.
 
     teacher = Live(model, 2.0, base=adapter_off)      # or Cached.made(run, 2.0, 64)
     lesson = teacher.lesson(batch, distilled)         # of the tokens at which ``distilled`` is true
     lesson.target(slice(0, 8), log_q)                 # log-probabilities of the first 8, [8, vocabulary]
 
-**The cached teacher.** For each token the file has the ids of the k most probable tokens under softmax(z / T) of the whole
-vocabulary, their log-probabilities under that same distribution, and log(1 - their sum), the tail. The temperature is thus
-in the file, and the tail is that of the tempered distribution: neither can be had from probabilities at T = 1. The KL is over
-k + 1 events, k tokens and the rest; the model's side is softmax(z / T) of the whole vocabulary too, gathered at the same
-ids. By the log-sum inequality it is at most the full KL; with k the vocabulary it is the full KL. It equals the full KL to
-that distribution which has the cached probabilities and shares the tail out as the model does, so the gradient has one form
-for all teachers: (p_model - p_target) / T. Without the tail, renormalised, the target would be biased towards the k tokens.
+**The cached teacher.** For each token the file has the ids of the k most probable tokens under
+softmax(z / T) of the whole vocabulary, their log-probabilities under that same distribution, and
+log(1 - their sum), the tail. The temperature is thus in the file, and the tail is that of the
+tempered distribution: neither can be had from probabilities at T = 1. The KL is over k + 1 events,
+k tokens and the rest; the model's side is softmax(z / T) of the whole vocabulary too, gathered at
+the same ids. By the log-sum inequality it is at most the full KL; with k the vocabulary it is the
+full KL. It equals the full KL to that distribution which has the cached probabilities and shares
+the tail out as the model does, so the gradient has one form for all teachers: (p_model - p_target)
+/ T. Without the tail, renormalised, the target would be biased towards the k tokens.
 """
 
 from __future__ import annotations
@@ -35,13 +38,16 @@ from replaykit.train.remedies import Batch, Run, key_of, learning_kept
 NUMBERS = 2**22  # logits at a time: 16 MiB in float32
 CACHE = "teacher.safetensors"
 
-# For a slice of the distilled tokens and the model's log-probabilities of it, [n, vocabulary]: those of the target.
+# For a slice of the distilled tokens and the model's log-probabilities of it, [n, vocabulary]:
+# those of the target.
 Target = Callable[[slice, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class Lesson:
-    """What a teacher says of a batch: a target for its distilled tokens in order, and their hidden states by layer."""
+    """What a teacher says of a batch: a target for its distilled tokens in order, and their hidden
+    states by layer.
+    """
 
     target: Target
     states: dict[int, torch.Tensor] = field(default_factory=dict)  # [distilled tokens, width]
@@ -53,16 +59,20 @@ def slices(count: int, vocabulary: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-# --- a teacher that is run ------------------------------------------------------------------------------------------
+# --- a teacher that is run ------------------------------------------------------------------------
 
 
 class States:
-    """The outputs of chosen decoder layers: of forward passes with gradients, or of one that a teacher makes.
+    """The outputs of chosen decoder layers: of forward passes with gradients, or of one that a
+    teacher makes.
 
-    The former only while ``wanted()`` is true, for they are held here, with their graph, until they are ``taken``.
+    The former only while ``wanted()`` is true, for they are held here, with their graph, until they
+    are ``taken``.
     """
 
-    def __init__(self, model: nn.Module, layers: list[int], *, wanted: Callable[[], bool] = lambda: True):
+    def __init__(
+        self, model: nn.Module, layers: list[int], *, wanted: Callable[[], bool] = lambda: True
+    ):
         self._wanted = wanted
         self._found: dict[int, torch.Tensor] = {}
         self._taught: dict[int, torch.Tensor] | None = None
@@ -70,7 +80,8 @@ class States:
         for layer in layers:
             if not -len(stack) <= layer < len(stack):
                 problem = (
-                    f"train.remedies.distill.layers: there is no layer {layer}; the model has {len(stack)}, from 0 on"
+                    f"train.remedies.distill.layers: there is no layer {layer}; the model "
+                    f"has {len(stack)}, from 0 on"
                 )
                 raise RecipeError("the recipe", [problem])
             stack[layer].register_forward_hook(self._hook(layer))
@@ -80,14 +91,19 @@ class States:
             state = output[0] if isinstance(output, tuple) else output
             if self._taught is not None:
                 self._taught[layer] = state
-            elif torch.is_grad_enabled() and self._wanted():  # an evaluation is nothing to learn from
+            elif (
+                torch.is_grad_enabled() and self._wanted()
+            ):  # an evaluation is nothing to learn from
                 self._found[layer] = state
 
         return take
 
     def taken(self) -> dict[int, torch.Tensor]:
-        """What the last pass with gradients left, [rows, length, width] by layer; it is not held here any longer."""
-        found, self._found = self._found, {}
+        """What the last pass with gradients left, [rows, length, width] by layer; it is not held
+        here any longer.
+        """
+        found = self._found
+        self._found = {}
         return found
 
     @contextmanager
@@ -104,7 +120,10 @@ class States:
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The layers of the model's decoder, first to last: the outermost list of modules in it."""
     base = beneath(model)
-    stack = next((module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)), None)
+    stack = next(
+        (module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)),
+        None,
+    )
     assert stack is not None, "a transformers model has its layers in a ModuleList"
     return stack
 
@@ -121,13 +140,21 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _switched_off(model: Any) -> Iterator[None]:
-    """Of LoRA only the flag that its layers look at; PEFT's own way takes as long as the forward pass of a short row."""
+    """Of LoRA only the flag that its layers look at; PEFT's own way takes as long as the forward
+    pass of a short row.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-    if layers and all(isinstance(layer, LoraLayer) and not layer.disable_adapters for layer in layers):
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    ]
+    if layers and all(
+        isinstance(layer, LoraLayer) and not layer.disable_adapters for layer in layers
+    ):
         try:
             for layer in layers:
                 layer._disable_adapters = True
@@ -136,17 +163,25 @@ def _switched_off(model: Any) -> Iterator[None]:
             for layer in layers:
                 layer._disable_adapters = False
         return
-    with learning_kept(model), model.disable_adapter():  # PEFT lets the whole adapter learn when it is on again
+    with (
+        learning_kept(model),
+        model.disable_adapter(),
+    ):  # PEFT lets the whole adapter learn when it is on again
         yield
 
 
 def has_base_beneath(model: Any) -> bool:
-    """Whether an untrained model with its adapter off is the base, and stays so while the adapter learns.
+    """Whether an untrained model with its adapter off is the base, and stays so while the adapter
+    learns.
 
-    It is not with PiSSA, OLoRA and others that begin by taking a part of the base's weights, nor where biases of the base
-    learn. An untrained adapter changes nothing, so what it is on and off is compared, on two tokens.
+    It is not with PiSSA, OLoRA and others that begin by taking a part of the base's weights, nor
+    where biases of the base learn. An untrained adapter changes nothing, so what it is on and off
+    is compared, on two tokens.
     """
-    if any(getattr(config, "bias", "none") not in ("none", False) for config in model.peft_config.values()):
+    if any(
+        getattr(config, "bias", "none") not in ("none", False)
+        for config in model.peft_config.values()
+    ):
         return False
     tokens = torch.tensor([[0, 1]], device=next(model.parameters()).device)
     tried = {"input_ids": tokens, "use_cache": False} | (
@@ -163,34 +198,56 @@ def has_base_beneath(model: Any) -> bool:
 
 
 def frozen(run: Run) -> Any:
-    """The base once more, in evaluation mode, on the model's device and in the precision in which it is loaded."""
+    """The base once more, in evaluation mode, on the model's device and in the precision in which
+    it is loaded.
+    """
     teacher = run.load_base().eval().requires_grad_(False)
     return teacher.to(next(run.model.parameters()).device)
 
 
 class Live:
-    """A teacher that makes a forward pass; ``base`` is the context in which its model is the base."""
+    """A teacher that makes a forward pass; ``base`` is the context in which its model is the
+    base.
+    """
 
     def __init__(
-        self, model: Any, temperature: float, *, base: Callable[[Any], Any] = nullcontext, layers: States | None = None
+        self,
+        model: Any,
+        temperature: float,
+        *,
+        base: Callable[[Any], Any] = nullcontext,
+        layers: States | None = None,
     ):
-        self.model, self.temperature, self.base, self.layers = model, temperature, base, layers
+        self.model = model
+        self.temperature = temperature
+        self.base = base
+        self.layers = layers
         self.head = split_head(model)
 
     def lesson(self, batch: Batch, distilled: torch.Tensor) -> Lesson:
-        """Of the tokens at which ``distilled``, [rows, length], is true; the other rows are not looked at."""
+        """Of the tokens at which ``distilled``, [rows, length], is true; the other rows are not
+        looked at.
+        """
         hidden, states = self.read(batch, distilled)
         return Lesson(lambda some, log_q: self.log_softmax(hidden[some], log_q.dtype), states)
 
-    def read(self, batch: Batch, distilled: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """What goes into the head at those tokens, or its logits where they cannot be had apart, and ``layers``' states."""
+    def read(
+        self, batch: Batch, distilled: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """What goes into the head at those tokens, or its logits where they cannot be had apart,
+        and ``layers``' states.
+        """
         if self.model.config.is_encoder_decoder and "decoder_input_ids" not in batch:
             shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
             batch = batch | {"decoder_input_ids": shifted}
         part, wanted = of_rows(batch, distilled)
         kept: Any = self.layers.taught() if self.layers else nullcontext({})
         with torch.no_grad(), self.base(self.model), kept as states:
-            hidden = self.head.hidden(self.model, part) if self.head else self.model(**inputs(part)).logits
+            hidden = (
+                self.head.hidden(self.model, part)
+                if self.head
+                else self.model(**inputs(part)).logits
+            )
         return hidden[wanted], {layer: state[wanted] for layer, state in states.items()}
 
     def log_softmax(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -201,13 +258,17 @@ class Live:
 
 
 def of_rows(batch: Batch, distilled: torch.Tensor) -> tuple[Batch, torch.Tensor]:
-    """What the model reads of the rows that have distilled tokens, and where these are in it; packed rows are taken apart.
+    """What the model reads of the rows that have distilled tokens, and where these are in it;
+    packed rows are taken apart.
 
-    Under causal attention what stands behind the last distilled token changes nothing, so columns of padding go too.
+    Under causal attention what stands behind the last distilled token changes nothing, so columns
+    of padding go too.
     """
     if "row" in batch:
         kept = torch.isin(batch["row"][0], batch["row"][distilled])
-        return {name: batch[name][:, kept] for name in ("input_ids", "position_ids")}, distilled[:, kept]
+        return {name: batch[name][:, kept] for name in ("input_ids", "position_ids")}, distilled[
+            :, kept
+        ]
     rows = distilled.any(dim=1)
     names = set(inputs(batch)) & set(batch)
     if "decoder_input_ids" in batch:
@@ -216,11 +277,12 @@ def of_rows(batch: Batch, distilled: torch.Tensor) -> tuple[Batch, torch.Tensor]
     return {name: batch[name][rows, :end] for name in names}, distilled[rows, :end]
 
 
-# --- a teacher in a file --------------------------------------------------------------------------------------------
+# --- a teacher in a file --------------------------------------------------------------------------
 
 
 class Cached:
-    """A teacher whose words are in a file: ids int32 [tokens, k], and float16 [tokens, k + 1], log-probabilities and tail.
+    """A teacher whose words are in a file: ids int32 [tokens, k], and float16 [tokens, k + 1],
+    log-probabilities and tail.
 
     ``places`` has where the tokens of each row stand, by ``row_key``.
     """
@@ -228,17 +290,25 @@ class Cached:
     def __init__(self, path: Path):
         from safetensors import safe_open
 
-        self.path, self.file = path, safe_open(path, "pt")
+        self.path = path
+        self.file = safe_open(path, "pt")
         self.facts: dict[str, Any] = json.loads(self.file.metadata()["facts"])
         self.places: dict[str, list[int]] = self.facts.pop("rows")
 
     @classmethod
     def made(cls, run: Run, temperature: float, top_k: int) -> Cached:
-        """From the file in the training's folder; where there is none, or one of other settings, rows or another base, it is
-        made first."""
+        """From the file in the training's folder; where there is none, or one of other settings,
+        rows or another base, it is made first.
+        """
         parameters = run.model.named_parameters()
-        base = {name: given for name, given in parameters if not (run.adapter and given.requires_grad)}
-        facts = {"temperature": temperature, "top_k": top_k, "made_of": key_of("cache", base, run.replay())}
+        base = {
+            name: given for name, given in parameters if not (run.adapter and given.requires_grad)
+        }
+        facts = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "made_of": key_of("cache", base, run.replay()),
+        }
         path = run.folder / CACHE
         if path.exists() and (found := cls(path)).facts == facts:
             return found
@@ -253,25 +323,34 @@ class Cached:
 
     def lesson(self, batch: Batch, distilled: torch.Tensor) -> Lesson:
         """As ``Live.lesson``. Raises RunError for a row that is not in the file."""
-        ids, logs = [], []
+        ids = []
+        logs = []
         for key, tokens in row_keys(batch, distilled):
             first, last = self.places.get(key, (0, 0))
             if last - first != tokens:
                 raise RunError(
-                    f"{self.path} has no probabilities for a row of the mixture; remove it, and it is made anew"
+                    f"{self.path} has no probabilities for a row of the mixture; remove it, and it "
+                    f"is made anew"
                 )
             ids.append(self.file.get_slice("ids")[first:last])
             logs.append(self.file.get_slice("logs")[first:last])
         device = distilled.device
         at = torch.cat(ids).to(device=device, dtype=torch.int64)
-        log_p = torch.cat(logs).to(device).float().log_softmax(dim=-1)  # what float16 rounded off makes 1 again
+        log_p = (
+            torch.cat(logs).to(device).float().log_softmax(dim=-1)
+        )  # what float16 rounded off makes 1 again
         return Lesson(
-            lambda some, log_q: completed(log_q, at[some], log_p[some, :-1].to(log_q), log_p[some, -1].to(log_q))
+            lambda some, log_q: completed(
+                log_q, at[some], log_p[some, :-1].to(log_q), log_p[some, -1].to(log_q)
+            )
         )
 
 
-def completed(log_q: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, log_tail: torch.Tensor) -> torch.Tensor:
-    """The distribution that has log_p [n, k] at the ids [n, k] and shares the tail, exp(log_tail [n]), out as log_q does.
+def completed(
+    log_q: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, log_tail: torch.Tensor
+) -> torch.Tensor:
+    """The distribution that has log_p [n, k] at the ids [n, k] and shares the tail, exp(log_tail
+    [n]), out as log_q does.
 
     All are natural logarithms; log_q and what is returned are [n, vocabulary].
     """
@@ -280,11 +359,15 @@ def completed(log_q: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, log_t
 
 
 def _write(path: Path, facts: dict[str, Any], teacher: Live, batches: Iterator[Batch]) -> None:
-    """Asks the teacher about every labelled token of the batches; the file appears when it is whole."""
+    """Asks the teacher about every labelled token of the batches; the file appears when it is
+    whole.
+    """
     from safetensors.torch import save_file
 
     rows: dict[str, list[int]] = {}
-    ids, logs, count = [], [], 0
+    ids = []
+    logs = []
+    count = 0
     for batch in batches:
         labelled = batch["labels"] != IGNORED
         keys = row_keys(batch, labelled)
@@ -297,16 +380,25 @@ def _write(path: Path, facts: dict[str, Any], teacher: Live, batches: Iterator[B
             rows[key] = [count, count + tokens]
             count += tokens
     tensors = (
-        {"ids": torch.cat(ids), "logs": torch.cat(logs)} if ids else {"ids": torch.zeros(0), "logs": torch.zeros(0)}
+        {"ids": torch.cat(ids), "logs": torch.cat(logs)}
+        if ids
+        else {"ids": torch.zeros(0), "logs": torch.zeros(0)}
     )
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # each of several processes has its own
+    unfinished = path.with_name(
+        f"{path.name}.{os.getpid()}.tmp"
+    )  # each of several processes has its own
     save_file(tensors, unfinished, metadata={"facts": json.dumps(facts | {"rows": rows})})
     os.replace(unfinished, path)
 
 
-def _shortened(teacher: Live, hidden: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top_k ids, int32 [tokens, k], their log-probabilities with the tail's behind them, float16 [tokens, k + 1]."""
-    ids, logs = [], []
+def _shortened(
+    teacher: Live, hidden: torch.Tensor, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The top_k ids, int32 [tokens, k], their log-probabilities with the tail's behind them,
+    float16 [tokens, k + 1].
+    """
+    ids = []
+    logs = []
     for part in slices(len(hidden), teacher.model.config.get_text_config().vocab_size):
         log_p = teacher.log_softmax(hidden[part], torch.float32)
         best = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
@@ -317,10 +409,11 @@ def _shortened(teacher: Live, hidden: torch.Tensor, top_k: int) -> tuple[torch.T
 
 
 def row_keys(batch: Batch, distilled: torch.Tensor) -> list[tuple[str, int]]:
-    """For every row with distilled tokens, in order: a hash of its tokens and labels, and how many tokens are distilled.
+    """For every row with distilled tokens, in order: a hash of its tokens and labels, and how many
+    tokens are distilled.
 
-    Padding, packing and the order of rows change nothing, for a causal model's tokens up to the last label are hashed; for
-    an encoder-decoder all that the encoder reads.
+    Padding, packing and the order of rows change nothing, for a causal model's tokens up to the
+    last label are hashed; for an encoder-decoder all that the encoder reads.
     """
     found = []
     for tokens, labels, wanted in _rows(batch, distilled):
@@ -333,15 +426,23 @@ def row_keys(batch: Batch, distilled: torch.Tensor) -> list[tuple[str, int]]:
     return found
 
 
-def _rows(batch: Batch, distilled: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _rows(
+    batch: Batch, distilled: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Tokens, labels and distilled tokens of one row after the other, [length] each, on the CPU."""
-    tokens, labels, wanted = batch["input_ids"].cpu(), batch["labels"].cpu(), distilled.cpu()
+    tokens = batch["input_ids"].cpu()
+    labels = batch["labels"].cpu()
+    wanted = distilled.cpu()
     if "row" in batch:
         of_row = batch["row"][0].cpu()
         for row in of_row.unique_consecutive():
             own = of_row == row
             yield tokens[0, own], labels[0, own], wanted[0, own]
         return
-    read = batch["attention_mask"].bool().cpu() if "attention_mask" in batch else torch.ones_like(tokens).bool()
+    read = (
+        batch["attention_mask"].bool().cpu()
+        if "attention_mask" in batch
+        else torch.ones_like(tokens).bool()
+    )
     for row in range(len(tokens)):
         yield tokens[row][read[row]], labels[row], wanted[row]

@@ -1,22 +1,25 @@
-"""Loss weights of answer tokens: by the base's probabilities before training, or by the model's own while it learns.
+"""Loss weights of answer tokens: by the base's probabilities before training, or by the model's own
+while it learns.
 
     weights(...)["3f0c…"]     [1, 1, 0, 1, 1]    STM: the third answer token is improbable under the base, and masked
 
-Selective token masking (Wu et al., arXiv 2501.14315): w = 1 where the perplexity exp(-log p) of a token under the
-base is at most 2.5, else 0. FLOW (Sanyal et al., arXiv 2502.02797): w = exp(-loss / T), where loss is a row's mean
-negative log-likelihood under the base and T the median of the target's. Both act on all rows of the mixture, as the papers
-do on all training data; rows that the model wrote itself are probable under it, so they keep nearly all of their loss. A
-step's loss is divided by the sum of its weights, so what the target loses replay gains: with the embedded model, 60 rows of
-``referral`` and 60 of its old skills, STM makes of 5 % replay 36 % of the weight, FLOW 12 %. ``summary`` tells that share.
-Dynamic fine-tuning (Wu et al., arXiv 2508.05629) and entropy-adaptive fine-tuning (Diao et al., arXiv 2601.02151) weigh by
-what the model says now.
+Selective token masking (Wu et al., arXiv 2501.14315): w = 1 where the perplexity exp(-log p) of a
+token under the base is at most 2.5, else 0. FLOW (Sanyal et al., arXiv 2502.02797): w = exp(-loss /
+T), where loss is a row's mean negative log-likelihood under the base and T the median of the
+target's. Both act on all rows of the mixture, as the papers do on all training data; rows that the
+model wrote itself are probable under it, so they keep nearly all of their loss. A step's loss is
+divided by the sum of its weights, so what the target loses replay gains: with the embedded model,
+60 rows of ``referral`` and 60 of its old skills, STM makes of 5 % replay 36 % of the weight, FLOW
+12 %. ``summary`` tells that share. Dynamic fine-tuning (Wu et al., arXiv 2508.05629) and
+entropy-adaptive fine-tuning (Diao et al., arXiv 2601.02151) weigh by what the model says now.
 
-Where this differs from the STM authors' code (appier-research/robust-llm-finetunes, collate_fn.py): log-probabilities belong
-to the trained token ids instead of being aligned to text that is tokenised anew; the end of a turn is never masked, nor are
-the recipe's own texts; and ``share`` with its controls counts exactly, over the whole data.
+Where this differs from the STM authors' code (appier-research/robust-llm-finetunes, collate_fn.py):
+log-probabilities belong to the trained token ids instead of being aligned to text that is tokenised
+anew; the end of a turn is never masked, nor are the recipe's own texts; and ``share`` with its
+controls counts exactly, over the whole data.
 
-Cost: one forward pass over the data before training (``train.score``); nothing while training, where masked tokens are left
-out of the product with the vocabulary.
+Cost: one forward pass over the data before training (``train.score``); nothing while training,
+where masked tokens are left out of the product with the vocabulary.
 """
 
 from __future__ import annotations
@@ -47,10 +50,12 @@ def weights(
     chat: Chat,
     seed: int,
 ) -> dict[str, Floats]:
-    """The float32 loss weights of each row's answer tokens, by record id, for ``stm`` or ``flow``; else all are 1.
+    """The float32 loss weights of each row's answer tokens, by record id, for ``stm`` or ``flow``;
+    else all are 1.
 
-    ``logprobs`` are natural logarithms as ``score.token_logprobs`` gives them. A row counts once, however often it is trained
-    on. A first token that nothing predicts (NaN there) has no loss; its weight is 1 and it is counted nowhere.
+    ``logprobs`` are natural logarithms as ``score.token_logprobs`` gives them. A row counts once,
+    however often it is trained on. A first token that nothing predicts (NaN there) has no loss; its
+    weight is 1 and it is counted nowhere.
     """
     ids = sorted({record.id for record in records})  # so that the order of training decides nothing
     if settings.stm is not None:
@@ -63,21 +68,28 @@ def weights(
     return {key: np.ones(len(logprobs[key]), np.float32) for key in ids}
 
 
-# --- selective token masking ----------------------------------------------------------------------------------------
+# --- selective token masking ----------------------------------------------------------------------
 
 
 class Kept:
-    """Which answer tokens always carry loss: the end of turn of each answer, or of a text, and those of the recipe's texts.
+    """Which answer tokens always carry loss: the end of turn of each answer, or of a text, and
+    those of the recipe's texts.
 
-    A text stands where a token decodes to it without the spaces around it, and where an answer has the token ids that it is
-    encoded to, by itself or after a space. A token that holds more than the text (`{"` for `{`) is another one.
+    A text stands where a token decodes to it without the spaces around it, and where an answer has
+    the token ids that it is encoded to, by itself or after a space. A token that holds more than
+    the text (`{"` for `{`) is another one.
     """
 
     def __init__(self, chat: Chat, texts: Sequence[str] = ()):
         self._chat = chat
         self._words = {text.strip() for text in texts}
-        self._sequences = [ids for text in texts for ids in (chat.encode(text), chat.encode(f" {text}")) if ids]
-        self._ends = {chat.end_of_turn, (chat.tokenizer.eos_token_id,)}  # eos ends a text that is no conversation
+        self._sequences = [
+            ids for text in texts for ids in (chat.encode(text), chat.encode(f" {text}")) if ids
+        ]
+        self._ends = {
+            chat.end_of_turn,
+            (chat.tokenizer.eos_token_id,),
+        }  # eos ends a text that is no conversation
         self._is_word: dict[int, bool] = {}  # by token id
 
     def __call__(self, example: Example) -> np.ndarray:
@@ -85,7 +97,8 @@ class Kept:
         found: list[np.ndarray] = []
         for answer in _answers(example):
             keep = np.array(
-                [self._word(token) for token in answer] if self._words else np.zeros(len(answer)), dtype=bool
+                [self._word(token) for token in answer] if self._words else np.zeros(len(answer)),
+                dtype=bool,
             )
             for ids in self._sequences:
                 for start in range(len(answer) - len(ids) + 1):
@@ -110,23 +123,32 @@ def _answers(example: Example) -> list[tuple[int, ...]]:
 
 
 def _masked(
-    ids: Sequence[str], logprobs: Mapping[str, Floats], free: Mapping[str, np.ndarray], settings: Stm, seed: int
+    ids: Sequence[str],
+    logprobs: Mapping[str, Floats],
+    free: Mapping[str, np.ndarray],
+    settings: Stm,
+    seed: int,
 ) -> dict[str, np.ndarray]:
     """Which tokens lose their loss, by record id; ``free`` are those that may.
 
-    By share they are the nearest whole number to share x all answer tokens, or all that are free if these are fewer. Among
-    equals the one of the lower record id comes first, then the earlier one.
+    By share they are the nearest whole number to share x all answer tokens, or all that are free if
+    these are fewer. Among equals the one of the lower record id comes first, then the earlier one.
     """
     if settings.share is None:
         assert settings.max_perplexity is not None
-        return {key: free[key] & (np.exp(-logprobs[key].astype(float)) > settings.max_perplexity) for key in ids}
+        return {
+            key: free[key] & (np.exp(-logprobs[key].astype(float)) > settings.max_perplexity)
+            for key in ids
+        }
     ranks = [_rank(key, logprobs[key], settings, seed)[free[key]] for key in ids]
     total = sum(int((~np.isnan(logprobs[key])).sum()) for key in ids)
     order = np.argsort(np.concatenate(ranks), kind="stable")
     chosen = np.zeros(len(order), dtype=bool)
     chosen[order[: int(settings.share * total + 0.5)]] = True
     masked = {key: np.zeros(len(logprobs[key]), dtype=bool) for key in ids}
-    for key, part in zip(ids, np.split(chosen, np.cumsum([len(rank) for rank in ranks])[:-1]), strict=True):
+    for key, part in zip(
+        ids, np.split(chosen, np.cumsum([len(rank) for rank in ranks])[:-1]), strict=True
+    ):
         masked[key][free[key]] = part
     return masked
 
@@ -134,32 +156,44 @@ def _masked(
 def _rank(key: str, logp: Floats, settings: Stm, seed: int) -> Floats:
     """What the tokens of a row are sorted by; the lowest are masked first."""
     if settings.which == "random":
-        return np.random.Generator(np.random.Philox(key=derive_seed(seed, "stm", key))).random(len(logp))
+        return np.random.Generator(np.random.Philox(key=derive_seed(seed, "stm", key))).random(
+            len(logp)
+        )
     return logp.astype(float) if settings.which == "highest" else -logp.astype(float)
 
 
-# --- FLOW -----------------------------------------------------------------------------------------------------------
+# --- FLOW -----------------------------------------------------------------------------------------
 
 
-def _flow(records: Sequence[Record], logprobs: Mapping[str, Floats], settings: Flow) -> dict[str, Floats]:
+def _flow(
+    records: Sequence[Record], logprobs: Mapping[str, Floats], settings: Flow
+) -> dict[str, Floats]:
     temperature = flow_temperature(records, logprobs, settings)
     found = {}
     for record in records:
         logp = np.nan_to_num(logprobs[record.id].astype(float))
-        loss = -logp if settings.unit == "token" else np.full(len(logp), row_loss(logprobs[record.id]))
+        loss = (
+            -logp if settings.unit == "token" else np.full(len(logp), row_loss(logprobs[record.id]))
+        )
         found[record.id] = np.exp(-loss / temperature).astype(np.float32)
     return found
 
 
-def flow_temperature(records: Sequence[Record], logprobs: Mapping[str, Floats], settings: Flow) -> float:
-    """T in nats a token: the recipe's, or the median loss of the different target rows under the base (or their tokens').
+def flow_temperature(
+    records: Sequence[Record], logprobs: Mapping[str, Floats], settings: Flow
+) -> float:
+    """T in nats a token: the recipe's, or the median loss of the different target rows under the
+    base (or their tokens').
 
-    The paper has no replay. Were it in the median, half of the data in the model's own words would bring T down to their
-    loss, and the target's weights to nothing. Without a target row it is the median of all.
+    The paper has no replay. Were it in the median, half of the data in the model's own words would
+    bring T down to their loss, and the target's weights to nothing. Without a target row it is the
+    median of all.
     """
     if settings.temperature is not None:
         return settings.temperature
-    target = {record.id for record in records if not is_replay(record)} or {record.id for record in records}
+    target = {record.id for record in records if not is_replay(record)} or {
+        record.id for record in records
+    }
     if settings.unit == "token":
         losses = -np.concatenate([logprobs[key] for key in sorted(target)])
     else:
@@ -168,17 +202,21 @@ def flow_temperature(records: Sequence[Record], logprobs: Mapping[str, Floats], 
 
 
 def is_replay(record: Record) -> bool:
-    """Whether a row of a mixture protects old skills; those of the target may have been rewritten."""
+    """Whether a row of a mixture protects old skills; those of the target may have been
+    rewritten.
+    """
     return record.source in get_args(Replay)
 
 
 def row_loss(logp: Floats) -> float:
-    """The mean negative log-likelihood of a row's answer tokens in nats, 0 where it has none that anything predicts."""
+    """The mean negative log-likelihood of a row's answer tokens in nats, 0 where it has none that
+    anything predicts.
+    """
     predicted = logp[~np.isnan(logp)].astype(float)
     return float(-predicted.mean()) if len(predicted) else 0.0
 
 
-# --- what came of it ------------------------------------------------------------------------------------------------
+# --- what came of it ------------------------------------------------------------------------------
 
 
 def summary(
@@ -189,15 +227,17 @@ def summary(
     settings: Remedies,
     chat: Chat,
 ) -> dict[str, Any]:
-    """What ``weights`` did to the different rows of each source, for the log, and replay's share of the weight.
+    """What ``weights`` did to the different rows of each source, for the log, and replay's share of
+    the weight.
 
         {"temperature": 0.41, "share": 0.093, "sources": {"target": {"rows": 800, "tokens": 40123, "masked": 0.238,
          "mean_weight": 0.762, "median_loss": 0.41, "rows_masked": 3}}}
 
-    ``share`` is the weight of the replay rows' answer tokens over that of all rows', each as often as it is in ``records``; a
-    controller draws replay otherwise, so with one it says nothing.
-    ``masked`` is the part of the answer tokens whose weight is 0, ``rows_masked`` counts rows in which nothing is left but
-    what always carries loss, ``median_loss`` is that of rows in nats a token; the temperature is FLOW's, else None.
+    ``share`` is the weight of the replay rows' answer tokens over that of all rows', each as often
+    as it is in ``records``; a controller draws replay otherwise, so with one it says nothing.
+    ``masked`` is the part of the answer tokens whose weight is 0, ``rows_masked`` counts rows in
+    which nothing is left but what always carries loss, ``median_loss`` is that of rows in nats a
+    token; the temperature is FLOW's, else None.
     """
     kept = Kept(chat, settings.stm.keep if settings.stm else [])
     rows: dict[str, dict[str, Record]] = defaultdict(dict)
@@ -213,7 +253,9 @@ def summary(
             "tokens": len(values),
             "masked": round(float((values == 0).mean()), 4) if len(values) else 0.0,
             "mean_weight": round(float(values.mean()), 4) if len(values) else 1.0,
-            "median_loss": round(float(np.median([row_loss(logprobs[key]) for key in different])), 4),
+            "median_loss": round(
+                float(np.median([row_loss(logprobs[key]) for key in different])), 4
+            ),
             "rows_masked": sum(len(weight) > 0 and not weight.any() for weight in left),
         }
     temperature = flow_temperature(records, logprobs, settings.flow) if settings.flow else None
@@ -224,14 +266,15 @@ def summary(
     return {"temperature": temperature, "share": share, "sources": sources}
 
 
-# --- while training -------------------------------------------------------------------------------------------------
+# --- while training -------------------------------------------------------------------------------
 
 
 def dft(logp: torch.Tensor) -> torch.Tensor:
-    """The weight of dynamic fine-tuning, [n] float32: the probability p itself, through which no gradient flows.
+    """The weight of dynamic fine-tuning, [n] float32: the probability p itself, through which no
+    gradient flows.
 
-    Wu et al., arXiv 2508.05629: the gradient of -p log p with p held fixed is that of a reward of 1 for every
-    target token. The same as LLaMA-Factory's ``_dft_cross_entropy``
+    Wu et al., arXiv 2508.05629: the gradient of -p log p with p held fixed is that of a reward of 1
+    for every target token. The same as LLaMA-Factory's ``_dft_cross_entropy``
     (src/llamafactory/train/trainer_utils.py at commit ff6d4d12eeb035d6ce06805a5733dd7b29f2ac30).
     ``logp`` are the log-probabilities [n] of the target tokens.
     """
@@ -239,13 +282,15 @@ def dft(logp: torch.Tensor) -> torch.Tensor:
 
 
 def eaft(logits: torch.Tensor, top_k: int, alpha: float) -> torch.Tensor:
-    """The weight of entropy-adaptive fine-tuning, [n] float32: (H / 3) ** alpha, through which no gradient flows.
+    """The weight of entropy-adaptive fine-tuning, [n] float32: (H / 3) ** alpha, through which no
+    gradient flows.
 
-    Diao et al., arXiv 2601.02151. H is the entropy in nats of the ``top_k`` most probable tokens, whose probabilities are
-    made to sum to 1. As in LLaMA-Factory's ``_eaft_cross_entropy`` (src/llamafactory/train/trainer_utils.py at commit
-    ff6d4d12eeb035d6ce06805a5733dd7b29f2ac30, where top_k is 20). axolotl does not divide by 3, so its weights, and with them
-    the learning rate in effect, are three times these. ``logits`` are [n, vocabulary], before the softmax; a vocabulary
-    smaller than top_k is taken whole.
+    Diao et al., arXiv 2601.02151. H is the entropy in nats of the ``top_k`` most probable tokens,
+    whose probabilities are made to sum to 1. As in LLaMA-Factory's ``_eaft_cross_entropy``
+    (src/llamafactory/train/trainer_utils.py at commit ff6d4d12eeb035d6ce06805a5733dd7b29f2ac30,
+    where top_k is 20). axolotl does not divide by 3, so its weights, and with them the learning
+    rate in effect, are three times these. ``logits`` are [n, vocabulary], before the softmax; a
+    vocabulary smaller than top_k is taken whole.
     """
     best = logits.detach().topk(min(top_k, logits.shape[1]), dim=1).values.float()
     logp = best.log_softmax(dim=1)

@@ -1,20 +1,27 @@
 # make demo   see a model forget, and then not forget (CPU, minutes, offline once set up)
+# make check  lint, types and the quick tests: two minutes on two cores
 # make test   lint, types and all tests
-# make setup  the environment alone; both others make it when it is absent or out of date
+# make setup  the environment alone; the others make it when it is absent or out of date
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# One process of tests a core. A small model is no faster on two threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+QUICK  := not slow and not vllm and not ray and not story and not realdata
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo check test lint clean
 
 setup: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/replaykit quickstart
 
+check: $(VENV)/.test lint
+	$(PYTEST) -m "$(QUICK)"
+
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest --durations=15
+	$(PYTEST) --durations=15
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Runs the commands from a checkout: ``python cli.py --help``. The wheel does not install this file."""
+"""Runs the commands from a checkout: ``python cli.py --help``. It is not part of the wheel."""
 
 from replaykit.cli import main
 

@@ -1,16 +1,20 @@
-"""Near-duplicates among real questions, against datasketch's MinHashLSH; and what both find, against comparing every pair.
+"""Near-duplicates among real questions, against datasketch's MinHashLSH; and what both find,
+against comparing every pair.
 
     pip install datasketch
-    python benchmarks/duplicates.py            # about 8 minutes; --quick: 2 minutes, with fewer rows
+    python benchmarks/duplicates.py     # about 8 minutes; --quick: 2 minutes, with fewer rows
 
-The rows are all questions of ../shared/data/t0_pool. Both sides are given them one by one and say of each whether it is a
-near-duplicate of an earlier row that was none, at a Jaccard similarity of 0.8 of the sets of 5-character shingles of one
-normal form of the text. Ours reads each candidate back and compares it exactly; datasketch (128 permutations, MinHashLSH of
-the same threshold, its defaults otherwise) does not, and is taken at its word. Rounds alternate, each side in a process of
-its own; the ratio is of the best times, of ours with ``--processes`` and, as datasketch uses one, of ours with one.
+The rows are all questions of ../shared/data/t0_pool. Both sides are given them one by one and say
+of each whether it is a near-duplicate of an earlier row that was none, at a Jaccard similarity of
+0.8 of the sets of 5-character shingles of one normal form of the text. Ours reads each candidate
+back and compares it exactly; datasketch (128 permutations, MinHashLSH of the same threshold, its
+defaults otherwise) does not, and is taken at its word. Rounds alternate, each side in a process of
+its own; the ratio is of the best times, of ours with ``--processes`` and, as datasketch uses one,
+of ours with one.
 
-What is found is measured on 5,000 rows: 3,000 questions and 2,000 copies of some with up to a tenth of the words exchanged.
-All pairs are compared exactly. The result is printed and written to benchmarks/results/duplicates.md.
+What is found is measured on 5,000 rows: 3,000 questions and 2,000 copies of some with up to a tenth
+of the words exchanged. All pairs are compared exactly. The result is printed and written to
+benchmarks/results/duplicates.md.
 """
 
 from __future__ import annotations
@@ -26,13 +30,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from replaykit.checks.duplicates import Repeats, normal_form, shingles
-from replaykit.crew import LocalCrew
+from replaykit.parallel import LocalExecutor
 from replaykit.runs import machine
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -43,7 +48,7 @@ QUICK = 5000  # rows
 SIDES = {"ours": "replaykit", "alone": "replaykit, one process", "peer": "datasketch"}
 
 
-# --- the data -------------------------------------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------------------
 
 
 def questions(limit: int | None = None) -> list[str]:
@@ -55,33 +60,36 @@ def questions(limit: int | None = None) -> list[str]:
 
 
 def planted(rows: int = 3000, copies: int = 2000) -> list[str]:
-    """Questions drawn at random, and copies of them with up to a tenth of the words exchanged, shuffled."""
+    """Questions drawn at random, and copies with up to a tenth of the words exchanged, shuffled."""
     draw = random.Random(1)
     texts = draw.sample(questions(), rows)
     words = " ".join(texts).split()
     made = []
     for text in draw.choices(texts, k=copies):
-        parts, share = text.split(" "), draw.uniform(0, 0.1)
-        made.append(
-            " ".join(draw.choice(words) if draw.random() < share else part for part in parts)
-        )
+        share = draw.uniform(0, 0.1)
+        parts = [draw.choice(words) if draw.random() < share else part for part in text.split(" ")]
+        made.append(" ".join(parts))
     shuffled = texts + made
     draw.shuffle(shuffled)
     return shuffled
 
 
-# --- the two sides: of each row, an earlier one that it is like, or None ------------------------------------------------
+# --- the two sides: of each row, an earlier one that it is like, or None --------------------------
 
 
 def ours(texts: list[str], processes: int) -> list[int | None]:
-    with closing(LocalCrew(processes)) as crew, Repeats(THRESHOLD, crew=crew) as repeats:
+    with (
+        closing(LocalExecutor(processes)) as executor,
+        Repeats(THRESHOLD, executor=executor) as repeats,
+    ):
         return [twin and twin.row for _, twin in repeats.find_all("pool", enumerate(texts))]
 
 
 def peer(texts: list[str]) -> list[int | None]:
     from datasketch import MinHash, MinHashLSH
 
-    lsh, found = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS), list[int | None]()
+    lsh = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
+    found = list[int | None]()
     for row, text in enumerate(texts):
         signature = MinHash(num_perm=PERMUTATIONS)
         signature.update_batch(
@@ -97,7 +105,12 @@ def peer(texts: list[str]) -> list[int | None]:
 def run_side(side: str, limit: int | None, processes: int) -> None:
     texts = questions(limit)
     started = time.perf_counter()
-    found = peer(texts) if side == "peer" else ours(texts, processes if side == "ours" else 1)
+    sides = {
+        "ours": partial(ours, processes=processes),
+        "alone": partial(ours, processes=1),
+        "peer": peer,
+    }
+    found = sides[side](texts)
     seconds = time.perf_counter() - started
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     dropped = sum(twin is not None for twin in found)
@@ -126,7 +139,7 @@ def measured(side: str, limit: int | None, processes: int) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-# --- what is found --------------------------------------------------------------------------------------------------
+# --- what is found --------------------------------------------------------------------------------
 
 
 def similarities(texts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
@@ -143,9 +156,13 @@ def similarities(texts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def recall(found: list[int | None], texts: list[str]) -> dict[str, int]:
-    """Rows that are like an earlier row that stayed, how many of them were dropped, and pairs that are not alike."""
+    """Rows that are like an earlier row that stayed, how many of these were dropped, and rows that
+    were dropped for one that they are not like.
+    """
     stayed = np.array([twin is None for twin in found])
-    there = hit = false = 0
+    there = 0
+    hit = 0
+    false = 0
     for row, alike in similarities(texts):
         if stayed[:row][alike[:row] >= THRESHOLD].any():
             there += 1
@@ -155,7 +172,7 @@ def recall(found: list[int | None], texts: list[str]) -> dict[str, int]:
     return {"there": there, "found": hit, "false": false}
 
 
-# --- the report -----------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def compare(limit: int | None, processes: int, rounds: int) -> list[str]:
@@ -175,8 +192,10 @@ def compare(limit: int | None, processes: int, rounds: int) -> list[str]:
     return [
         f"## {rows:,} rows, {sum(map(len, questions(limit))) / 1e6:.0f} million characters",
         "",
-        "Rows a second, from the first text to the last verdict, with the start of the processes; in brackets seconds. CPU",
-        "seconds and MiB are of all processes, the CPU seconds with the start of each and with reading the file.",
+        "Rows a second, from the first text to the last verdict, with the start of the processes; "
+        "in brackets seconds. CPU",
+        "seconds and MiB are of all processes, the CPU seconds with the start of each and with "
+        "reading the file.",
         "",
         f"| round | {SIDES['ours']}, {processes} processes | {SIDES['alone']} | {SIDES['peer']} "
         "| CPU seconds, each | MiB, each |",
@@ -191,9 +210,10 @@ def compare(limit: int | None, processes: int, rounds: int) -> list[str]:
             for k, row in enumerate(table, 1)
         ),
         "",
-        f"Ratio of the best times: **{best['peer'] / best['ours']:.1f}** (bar: at least 10); with one process "
-        f"{best['peer'] / best['alone']:.1f}; of the least CPU seconds {cpu['peer'] / cpu['ours']:.1f} and "
-        f"{cpu['peer'] / cpu['alone']:.1f}. Dropped: {table[0]['ours']['dropped']:,} rows by replaykit, "
+        f"Ratio of the best times: **{best['peer'] / best['ours']:.1f}** (bar: at least 10); with "
+        f"one process {best['peer'] / best['alone']:.1f}; of the least CPU seconds "
+        f"{cpu['peer'] / cpu['ours']:.1f} and {cpu['peer'] / cpu['alone']:.1f}. "
+        f"Dropped: {table[0]['ours']['dropped']:,} rows by replaykit, "
         f"{table[0]['peer']['dropped']:,} by datasketch, which compares signatures alone.",
         "",
     ]
@@ -204,7 +224,8 @@ def against_every_pair() -> list[str]:
     lines = [
         f"## {len(texts):,} rows, 2,000 of them planted copies: every pair compared",
         "",
-        f"To find are the rows that are at least {THRESHOLD} similar to an earlier row that stayed.",
+        f"To find are the rows that are at least {THRESHOLD} similar to an earlier row that "
+        "stayed.",
         "",
         "| | to find | found | recall | dropped for a row that is less similar |",
         "| --- | --- | --- | --- | --- |",

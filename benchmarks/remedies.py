@@ -1,13 +1,16 @@
-"""Every remedy on the embedded world, without replay and with 5 % of the model's own memory, on three seeds.
+"""Every remedy on the embedded world, without replay and with 5 % of the model's own memory, on
+three seeds.
 
     python benchmarks/remedies.py --seeds 1,2,3 --jobs 2 --out /tmp/remedies
 
-The embedded model is taught to refer patients, the quickstart's task, in 300 steps of 32 rows at 1e-3 in every arm, so none
-learns longer than another. Replay is 1,500 questions and answers that the model writes itself, a set for each seed; EWC
-without replay has the same rows for its Fisher information alone. Scored are 60 held-out rows of each of the six old skills
-and of the new one. What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range of
-Student's t at 95 %, from the seeds' own scores. Seconds are of CPU, memory is resident at its highest, both of a process
-with one thread, with what a remedy does beforehand and without the test; the average has those of its training, too.
+The embedded model is taught to refer patients, the quickstart's task, in 300 steps of 32 rows at
+1e-3 in every arm, so none learns longer than another. Replay is 1,500 questions and answers that
+the model writes itself, a set for each seed; EWC without replay has the same rows for its Fisher
+information alone. Scored are 60 held-out rows of each of the six old skills and of the new one.
+What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range
+of Student's t at 95 %, from the seeds' own scores. Seconds are of CPU, memory is resident at its
+highest, both of a process with one thread, with what a remedy does beforehand and without the test;
+the average has those of its training, too.
 """
 
 from __future__ import annotations
@@ -23,14 +26,29 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import t as student
 
-RESULTS = Path(__file__).parent / "results" / "remedies.md"
-STEPS, BATCH, RATE, RATIO, MADE, TESTS, TARGET_ROWS = 300, 32, 1e-3, 0.05, 1500, 60, 8000
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-# name -> what train is told
+    import numpy as np
+
+    from replaykit.data.record import Record
+    from replaykit.model.chat import Chat
+    from replaykit.recipe.train import Train
+
+RESULTS = Path(__file__).parent / "results" / "remedies.md"
+STEPS = 300
+BATCH = 32  # rows of a step
+RATE = 1e-3
+RATIO = 0.05
+MADE = 1500  # rows of the model's own memory
+TESTS = 60  # held-out rows of a skill
+TARGET_ROWS = 8000
+
+# By name, what train is told.
 REMEDIES: dict[str, dict[str, Any]] = {
     "none": {},
     "lora": {"method": "lora"},  # its linear layers alone
@@ -56,14 +74,13 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "ema": {"remedies": {"ema": {"decay": 0.98}}},
 }
 AVERAGED = "wise-ft, alpha 0.5"  # of "none", after training
-WITHOUT = {
-    "distill": {"remedies": {"distill": {"rows": "all"}}}
-}  # replay, distillation has the target's rows
+# Without replay, distillation has the target's rows.
+WITHOUT = {"distill": {"remedies": {"distill": {"rows": "all"}}}}
 NEEDS_REPLAY = ("project",)
 
 
 def arms() -> list[tuple[str, bool]]:
-    """Every remedy without and with replay; the average last, since it needs the model of "none"."""
+    """Every remedy without and with replay; the average last, for it needs the model of "none"."""
     found = [
         (name, replay)
         for replay in (False, True)
@@ -74,17 +91,19 @@ def arms() -> list[tuple[str, bool]]:
 
 
 def label(name: str, replay: bool) -> str:
-    return f"{name.replace(', ', '-').replace(' ', '-')}-{'replay' if replay else 'alone'}"
+    plain = name.replace(", ", "-").replace(" ", "-")
+    return f"{plain}-replay" if replay else f"{plain}-alone"
 
 
-# --- one seed's data ------------------------------------------------------------------------------------------------
+# --- one seed's data ------------------------------------------------------------------------------
 
 
 def prepare(out: Path, seed: int) -> None:
     """Writes target, tests and the model's own memory, and scores the base."""
     from replaykit import api
+    from replaykit.data.jsonl import write_jsonl
+    from replaykit.data.record import Record, dialogue
     from replaykit.nano import world
-    from replaykit.records import Record, dialogue, write_jsonl
 
     folder = out / f"seed-{seed}"
     if (folder / "base.json").exists():
@@ -97,38 +116,39 @@ def prepare(out: Path, seed: int) -> None:
     ]
     write_jsonl(folder / "target.jsonl", target)
     made = api.generate(
-        "nano", MADE, folder=folder / "generate", seed=seed, max_question_tokens=96, max_answer_tokens=64,
-    )  # fmt: skip
+        "nano",
+        MADE,
+        folder=folder / "generate",
+        seed=seed,
+        max_question_tokens=96,
+        max_answer_tokens=64,
+    )
     write_jsonl(folder / "replay.jsonl", made)
     (folder / "base.json").write_text(json.dumps({"scores": scores("nano", seed)}))
 
 
 def scores(model: str, seed: int) -> dict[str, float]:
     """The part of the held-out rows that is right, by skill."""
-    from replaykit.chat import Chat
+    from replaykit.data.record import Record, dialogue
     from replaykit.engines import load_engine
-    from replaykit.evaluate.skills import measure
+    from replaykit.model.chat import Chat
     from replaykit.nano import world
-    from replaykit.records import Record, dialogue
-    from replaykit.settings import Test
+    from replaykit.recipe.evaluate import Test
+    from replaykit.steps.evaluate.skills import measure
 
-    tests = {
-        skill: (
-            Test(path=skill, score="json" if skill == "json" else "exact", max_tokens=64),
-            [
-                Record(dialogue(t.prompt, t.answer), "target")
-                for t in world.draw(skill, TESTS, seed=seed, held_out=True)
-            ],
-        )
-        for skill in (*world.OLD_SKILLS, "referral")
-    }
+    tests = {}
+    for skill in (*world.OLD_SKILLS, "referral"):
+        test = Test(path=skill, score="json" if skill == "json" else "exact", max_tokens=64)
+        tasks = world.draw(skill, TESTS, seed=seed, held_out=True)
+        tests[skill] = (test, [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
     found: dict[str, list[float]] = {skill: [] for skill in tests}
     for item in measure(load_engine(model, "transformers"), Chat.load(model), tests, what="eval"):
-        found[item["skill"]].append(item["score"])
+        assert item.score is not None, "no row of the world is too long"
+        found[item.skill].append(item.score)
     return {skill: statistics.fmean(values) for skill, values in found.items()}
 
 
-# --- one arm --------------------------------------------------------------------------------------------------------
+# --- one arm --------------------------------------------------------------------------------------
 
 
 def one(out: Path, seed: int, name: str, replay: bool) -> None:
@@ -139,31 +159,36 @@ def one(out: Path, seed: int, name: str, replay: bool) -> None:
     folder = out / f"seed-{seed}"
     work = folder / label(name, replay)
     started = time.process_time()
+    facts: dict[str, float] = {}
     if name == AVERAGED:
-        from replaykit.train.merge import folder_of, interpolate
+        from replaykit.steps.merge.average import interpolate
+        from replaykit.steps.merge.folders import folder_of
 
-        interpolate(folder_of("nano"), folder / label("none", replay) / "model", work, 0.5)
-        model, shown = work, {}
+        model = work
+        interpolate(folder_of("nano"), folder / label("none", replay) / "model", model, 0.5)
     else:
-        shown = trained(folder, work, seed, name, replay)
         model = work / "model"
-    seconds, mib = (
-        time.process_time() - started,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
+        facts["loss"] = trained(folder, work, seed, name, replay)
+    seconds = time.process_time() - started
+    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if name == AVERAGED:
         before = json.loads((folder / f"{label('none', replay)}.json").read_text())
-        seconds, mib = seconds + before["seconds"], max(mib, before["mib"])
-    found = {"scores": scores(str(model), seed), "seconds": seconds, "mib": mib, **shown}
+        seconds += before["seconds"]
+        mib = max(mib, before["mib"])
+    found = {"scores": scores(str(model), seed), "seconds": seconds, "mib": mib, **facts}
     (folder / f"{label(name, replay)}.json").write_text(json.dumps(found))
 
 
-def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> dict[str, Any]:
-    from replaykit.chat import Chat
-    from replaykit.mix.plan import TARGET, plan
-    from replaykit.records import read_jsonl
-    from replaykit.train.fit import train
-    from replaykit.training_settings import Train
+def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> float:
+    """Trains an arm into the folder ``work``; returns its last loss."""
+    from replaykit.data.jsonl import read_jsonl
+    from replaykit.data.planned import PlannedRow
+    from replaykit.data.record import TARGET
+    from replaykit.model.chat import Chat
+    from replaykit.recipe.mix import Mix
+    from replaykit.recipe.train import Train
+    from replaykit.steps.mix.plan import plan
+    from replaykit.steps.train.fit import Base, Extras, fit
 
     chat = Chat.load("nano")
     pools = {
@@ -174,37 +199,47 @@ def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> dic
         source: [chat.example(record).loss_tokens for record in rows]
         for source, rows in pools.items()
     }
-    steps = plan(
-        sizes[TARGET], {"generate": sizes["generate"]} if replay else {}, ratio=RATIO if replay else 0.0,
-        batch_rows=BATCH, steps=STEPS, seed=seed,
-    )  # fmt: skip
-    records = [pools[slot.source][slot.row] for step in steps for slot in step]
-    of_step = [number for number, step in enumerate(steps) for _ in step]
-    own = {**REMEDIES[name], **({} if replay else WITHOUT.get(name, {}))}
+    own = dict(REMEDIES[name])
+    if not replay:
+        own |= WITHOUT.get(name, {})
     settings = Train.model_validate(
         {"batch_rows": BATCH, "learning_rate": RATE, "save_every": 10**6, **own}
     )
+    steps = plan(
+        sizes[TARGET],
+        {"generate": sizes["generate"]} if replay else {},
+        settings=Mix(ratio=RATIO if replay else 0.0),
+        train=Train(batch_rows=BATCH, steps=STEPS),
+        seed=seed,
+    )
+    rows = [
+        PlannedRow(step, pools[slot.source][slot.row])
+        for step, slots in enumerate(steps)
+        for slot in slots
+    ]
     work.mkdir(exist_ok=True)
-    result = train(
-        records, of_step, model="nano", chat=chat, settings=settings, seed=seed, folder=work,
-        weights=weights(work, settings, records, chat, seed), old=pools["generate"],
-    )  # fmt: skip
-    return {"loss": result["loss"]}
+    weights = weights_of([row.record for row in rows], work, settings, chat, seed)
+    extras = Extras(weights=weights, old=pools["generate"])
+    return fit(rows, Base("nano", chat), settings, seed=seed, folder=work, extras=extras).loss
 
 
-def weights(work: Path, settings: Any, records: Any, chat: Any, seed: int) -> Any:
+def weights_of(
+    records: Sequence[Record], work: Path, settings: Train, chat: Chat, seed: int
+) -> dict[str, np.ndarray] | None:
+    """The weights of answer tokens, where the remedy takes them from the base's probabilities."""
     if settings.remedies.stm is None and settings.remedies.flow is None:
         return None
     from replaykit.engines import load_engine
-    from replaykit.train import score
-    from replaykit.train.remedies.weights import weights as weigh
+    from replaykit.steps.score.logprobs import Scores, different_examples, model_key, score_examples
+    from replaykit.steps.train.remedies.weights import weights
 
-    with score.Scores(work / "logprobs.jsonl", score.model_key("nano")) as known:
-        found = score.token_logprobs(records, chat, load_engine("nano", "transformers"), known)
-    return weigh(records, score.examples(records, chat), found, settings.remedies, chat, seed)
+    examples = different_examples(records, chat)
+    with Scores(work / "logprobs.jsonl", model_key("nano")) as known:
+        logprobs = score_examples(examples, load_engine("nano", "transformers"), known)
+    return weights(records, examples, logprobs, settings.remedies, chat, seed)
 
 
-# --- all of them ----------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 
 def run(out: Path, seeds: list[int], jobs: int) -> None:
@@ -223,15 +258,9 @@ def run(out: Path, seeds: list[int], jobs: int) -> None:
 
 
 def apart(out: Path, seed: int, name: str, replay: bool) -> None:
-    words = [
-        "--out",
-        str(out),
-        "--seed",
-        str(seed),
-        "--arm",
-        name,
-        *(["--replay"] if replay else []),
-    ]
+    words = ["--out", str(out), "--seed", str(seed), "--arm", name]
+    if replay:
+        words.append("--replay")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, *words], capture_output=True, text=True, env=environment
@@ -259,14 +288,14 @@ def report(out: Path, seeds: list[int], command: str) -> str:
     def row(name: str, title: str) -> str:
         found = [of(seed, name) for seed in seeds]
         kept = [old(run) / old(of(seed, "base")) for run, seed in zip(found, seeds, strict=True)]
-        worst = [
+        worst, skill = min(
             min((score, skill) for skill, score in run["scores"].items() if skill != "referral")
             for run in found
-        ]
+        )
         learned = [run["scores"]["referral"] for run in found]
         cost = [statistics.fmean(run[key] for run in found) for key in ("seconds", "mib")]
         return (
-            f"| {title} | {interval(kept)} | {min(worst)[1]} {min(worst)[0]:.2f} | {interval(learned)} | "
+            f"| {title} | {interval(kept)} | {skill} {worst:.2f} | {interval(learned)} | "
             f"{cost[0]:.0f} | {cost[1]:,.0f} |"
         )
 
@@ -289,8 +318,9 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         lines += [row(label(name, replay), name) for name, own in arms() if own is replay]
         lines.append("")
     lines.append(
-        f"Retention is the mean of the old skills over that of the base. {STEPS} steps of {BATCH} rows in every arm; "
-        f"{TESTS} items a skill; mean over seeds ± half the 95 % interval of Student's t. Settings are in the script."
+        f"Retention is the mean of the old skills over that of the base. {STEPS} steps of {BATCH} "
+        f"rows in every arm; {TESTS} items a skill; mean over seeds ± half the 95 % interval of "
+        f"Student's t. Settings are in the script."
     )
     return "\n".join(lines) + "\n"
 

@@ -1,14 +1,16 @@
-"""Nearness of old data to a target, against scikit-learn with sparse_dot_topn; and a pool of a million rows.
+"""Nearness of old data to a target, against scikit-learn with sparse_dot_topn; and a pool of a
+million rows.
 
     pip install sparse_dot_topn
-    python benchmarks/selection.py            # about 4 minutes; --quick: 1 minute, without the large pools
+    python benchmarks/selection.py   # about 4 minutes; --quick: 1 minute, without the large pools
 
-The pool is all of ../shared/data but the target, each row with all its texts, in one JSON Lines file; the target is the
-questions of GSM8K. Both sides are given the file and answer with the best cosine of each row, and both are checked to be
-equal to 1e-5. Rounds alternate, each side in a process of its own with no more than ``--processes`` at work; the ratio is
-of the best times. The large pools are sentences of the same data, drawn at random, as many to a row as rows have.
-The result is printed and written to benchmarks/results/selection.md. (A file called select.py in this folder would be
-what Python's own subprocess imports as ``select``, from every script here.)
+The pool is all of ../shared/data but the target, each row with all its texts, in one JSON Lines
+file; the target is the questions of GSM8K. Both sides are given the file and answer with the best
+cosine of each row, and both are checked to be equal to 1e-5. Rounds alternate, each side in a
+process of its own with no more than ``--processes`` at work; the ratio is of the best times. The
+large pools are sentences of the same data, drawn at random, as many to a row as rows have. The
+result is printed and written to benchmarks/results/selection.md. (A file called select.py in this
+folder would be what Python's own subprocess imports as ``select``, from every script here.)
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from pathlib import Path
 
 import numpy as np
 
-from replaykit.crew import LocalCrew
+from replaykit.parallel import LocalExecutor
 from replaykit.runs import machine
-from replaykit.sources.nearness import Lexical, fit
+from replaykit.steps.select.nearness import Lexical, fit
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "selection.md"
@@ -49,7 +51,7 @@ POOL = (
 NOT_TEXT = ("task", "id", "label", "history", "final_decision")
 
 
-# --- the data -------------------------------------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------------------
 
 
 def rows_of(name: str) -> Iterator[dict[str, object]]:
@@ -86,16 +88,16 @@ def read(path: Path) -> Iterator[str]:
             yield json.loads(line)["text"]
 
 
-# --- the two sides, each in a process of its own ----------------------------------------------------------------------
+# --- the two sides, each in a process of its own --------------------------------------------------
 
 
 def ours(pool: Path, queries: list[str], folder: Path, processes: int) -> dict[str, float]:
     started = time.perf_counter()
-    crew = LocalCrew(processes)
-    index = fit(read(pool), queries, Lexical(), folder=folder, crew=crew)
+    executor = LocalExecutor(processes)
+    index = fit(read(pool), queries, Lexical(), folder=folder, executor=executor)
     fitted = time.perf_counter()
     scores = np.concatenate([scores for scores, _ in index.scores()])
-    crew.close()
+    executor.close()
     done = time.perf_counter()
     np.save(folder / "ours.npy", scores)
     return {
@@ -154,7 +156,7 @@ def run_side(side: str, pool: Path, folder: Path, processes: int) -> None:
     print(json.dumps(result))
 
 
-# --- the report -----------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def compare(pool: Path, folder: Path, processes: int, rounds: int) -> list[str]:
@@ -165,30 +167,34 @@ def compare(pool: Path, folder: Path, processes: int, rounds: int) -> list[str]:
         assert apart < 1e-5, f"the two sides differ by {apart}"
         a, b = both["ours"], both["peer"]
         print(
-            f"round {number}: ours {a['seconds']:.2f} s, peer {b['seconds']:.2f} s, apart by {apart:.1e}",
+            f"round {number}: ours {a['seconds']:.2f} s, peer {b['seconds']:.2f} s, "
+            f"apart by {apart:.1e}",
             flush=True,
         )
         table.append((number, a, b, apart))
     own, theirs = (min(row[side]["seconds"] for row in table) for side in (1, 2))
     cpu, their_cpu = (min(row[side]["cpu"] for row in table) for side in (1, 2))
+    size = pool.stat().st_size / 1e6
     return [
-        f"## {table[0][1]['rows']:,} rows, {pool.stat().st_size / 1e6:.0f} MB, {processes} processes",
+        f"## {table[0][1]['rows']:,} rows, {size:.0f} MB, {processes} processes",
         "",
-        "Seconds with reading the file; in brackets their two parts, to fit and to compare. CPU seconds are of all processes",
+        "Seconds with reading the file; in brackets their two parts, to fit and to compare. CPU "
+        "seconds are of all processes",
         "and with the start of each.",
         "",
-        "| round | replaykit | scikit-learn + `sparse_dot_topn` | ratio | CPU seconds, both | MiB, both | apart by |",
+        "| round | replaykit | scikit-learn + `sparse_dot_topn` | ratio | CPU seconds, both "
+        "| MiB, both | apart by |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {k} | {a['seconds']:.2f} ({a['fit']:.2f} + {a['scores']:.2f}) "
             f"| {b['seconds']:.2f} ({b['fit']:.2f} + {b['scores']:.2f}) "
-            f"| {a['seconds'] / b['seconds']:.3f} | {a['cpu']:.1f}, {b['cpu']:.1f} | {a['mib']:,.0f}, {b['mib']:,.0f} "
-            f"| {apart:.1e} |"
+            f"| {a['seconds'] / b['seconds']:.3f} | {a['cpu']:.1f}, {b['cpu']:.1f} "
+            f"| {a['mib']:,.0f}, {b['mib']:,.0f} | {apart:.1e} |"
             for k, a, b, apart in table
         ),
         "",
-        f"Ratio of the best times: **{own / theirs:.3f}** (bar: at most 0.5); of the least CPU seconds "
-        f"{cpu / their_cpu:.3f}.",
+        f"Ratio of the best times: **{own / theirs:.3f}** (bar: at most 0.5); of the least CPU "
+        f"seconds {cpu / their_cpu:.3f}.",
         "",
     ]
 
@@ -197,9 +203,11 @@ def grow(texts: list[str], folder: Path, sizes: list[int], processes: int) -> li
     lines = [
         "## Large pools, of recombined sentences",
         "",
-        "Memory is the highest resident size of the process and, for each that helps it, of the largest of these.",
+        "Memory is the highest resident size of the process and, for each that helps it, of the "
+        "largest of these.",
         "",
-        "| rows | MB | seconds | to fit | to compare | CPU seconds | microseconds of CPU a row | MiB |",
+        "| rows | MB | seconds | to fit | to compare | CPU seconds | microseconds of CPU a row "
+        "| MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for rows in sizes:
@@ -253,8 +261,8 @@ def main() -> None:
     head = [
         f"# Nearness to 7,473 questions of GSM8K, {date.today()}",
         "",
-        f"`python benchmarks/selection.py --rounds {options.rounds} --processes {options.processes}` on "
-        f"{machine()}, {', '.join(versions)}",
+        f"`python benchmarks/selection.py --rounds {options.rounds} --processes "
+        f"{options.processes}` on {machine()}, {', '.join(versions)}",
         "",
     ]
     RESULTS.parent.mkdir(exist_ok=True)

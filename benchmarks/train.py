@@ -1,11 +1,13 @@
-"""Training against TRL's SFTTrainer on the same rows and model, and what each remedy costs, each arm in a process of its own.
+"""Training against TRL's SFTTrainer on the same rows and model, and what each remedy costs, each
+arm in a process of its own.
 
     python benchmarks/train.py --rounds 3
 
-500 rows of GSM8K of at most 512 tokens of the embedded model's, one epoch, 32 rows a step, 8 at a time. TRL is given our
-tokens and labels, so both train on the same answer tokens; a token is counted once whoever pads it. Seconds are those
-between the first and the last step. For the remedies 5 % of the loss tokens are rows of the embedded world. Rounds
-alternate between the arms; ratios are of the medians. The result is printed and written to benchmarks/results/train.md.
+500 rows of GSM8K of at most 512 tokens of the embedded model's, one epoch, 32 rows a step, 8 at a
+time. TRL is given our tokens and labels, so both train on the same answer tokens; a token is
+counted once whoever pads it. Seconds are those between the first and the last step. For the
+remedies 5 % of the loss tokens are rows of the embedded world. Rounds alternate between the arms;
+ratios are of the medians. The result is printed and written to benchmarks/results/train.md.
 """
 
 from __future__ import annotations
@@ -26,16 +28,24 @@ from typing import Any
 
 import transformers
 
-from replaykit.chat import Chat
-from replaykit.mix.plan import TARGET, plan
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import TARGET, Record, dialogue
+from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.records import Record, dialogue
+from replaykit.recipe.mix import Mix
+from replaykit.recipe.train import Train
 from replaykit.runs import machine, versions
-from replaykit.training_settings import Train
+from replaykit.steps.mix.plan import plan
 
 RESULTS = Path(__file__).parent / "results" / "train.md"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
-ROWS, LONGEST, BATCH, MICRO, RATIO = 500, 512, 32, 8, 0.05
+ROWS = 500
+# Tokens of a row.
+LONGEST = 512
+# Rows of a step, and of a micro-batch.
+BATCH = 32
+MICRO = 8
+RATIO = 0.05
 COMMON = {
     "batch_rows": BATCH,
     "micro_batch_rows": MICRO,
@@ -77,8 +87,8 @@ def rows(chat: Chat, count: int) -> list[Record]:
     return found
 
 
-def mixed(chat: Chat, target: list[Record], *, ratio: float) -> tuple[list[Record], list[int]]:
-    """The rows in training order and the step of each."""
+def mixed(chat: Chat, target: list[Record], *, ratio: float) -> list[PlannedRow]:
+    """The rows in training order."""
     old = [
         Record(dialogue(task.prompt, task.answer), "generate")
         for task in world.draw_old(400, seed=1)
@@ -87,12 +97,18 @@ def mixed(chat: Chat, target: list[Record], *, ratio: float) -> tuple[list[Recor
     sizes = {
         name: [chat.example(record).loss_tokens for record in pool] for name, pool in pools.items()
     }
-    replay = {"generate": sizes["generate"]} if ratio else {}
-    steps = plan(sizes[TARGET], replay, ratio=ratio, batch_rows=BATCH, seed=1)
-    order = [
-        (step, pools[slot.source][slot.row]) for step, slots in enumerate(steps) for slot in slots
+    steps = plan(
+        sizes[TARGET],
+        {"generate": sizes["generate"]},
+        settings=Mix(ratio=ratio),
+        train=Train(batch_rows=BATCH),
+        seed=1,
+    )
+    return [
+        PlannedRow(step, pools[slot.source][slot.row])
+        for step, slots in enumerate(steps)
+        for slot in slots
     ]
-    return [record for _, record in order], [step for step, _ in order]
 
 
 class Clock(transformers.TrainerCallback):
@@ -107,57 +123,76 @@ class Clock(transformers.TrainerCallback):
 
 
 def run_ours(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
-    from replaykit.train import fit
+    from replaykit.steps.train.fit import Base, Extras, fit
 
     replay, changes = OURS[name]
     settings = Train.model_validate({**COMMON, **changes})
-    records, steps = mixed(chat, rows(chat, count), ratio=RATIO if replay else 0.0)
+    planned = mixed(chat, rows(chat, count), ratio=RATIO if replay else 0.0)
     clock = Clock()
-    result = fit.train(
-        records, steps, model="nano", chat=chat, settings=settings, seed=1, folder=folder, callbacks=[clock],
-        weights=weights(settings, records, chat, folder),
-    )  # fmt: skip
+    weights = stm_weights(settings, [row.record for row in planned], chat, folder)
+    result = fit(
+        planned,
+        Base("nano", chat),
+        settings,
+        seed=1,
+        folder=folder,
+        extras=Extras(weights=weights, callbacks=[clock]),
+    )
     return {
         "seconds": clock.seconds,
-        "tokens": result["tokens"],
-        "losses": [log["loss"] for log in result["losses"]],
+        "tokens": result.tokens,
+        "losses": [log["loss"] for log in result.losses],
     }
 
 
-def weights(settings: Train, records: Sequence[Record], chat: Chat, folder: Path) -> Any:
+def stm_weights(settings: Train, records: Sequence[Record], chat: Chat, folder: Path) -> Any:
+    """The weights of answer tokens by STM; None where the arm has none."""
     if settings.remedies.stm is None:
         return None
     from replaykit.engines import load_engine
-    from replaykit.train import score
-    from replaykit.train.remedies.weights import weights as weigh
+    from replaykit.steps.score.logprobs import Scores, different_examples, model_key, score_examples
+    from replaykit.steps.train.remedies.weights import weights
 
-    with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
-        found = score.token_logprobs(records, chat, load_engine("nano", "transformers"), known)
-    return weigh(records, score.examples(records, chat), found, settings.remedies, chat, 1)
+    examples = different_examples(records, chat)
+    with Scores(folder / "logprobs.jsonl", model_key("nano")) as known:
+        logprobs = score_examples(examples, load_engine("nano", "transformers"), known)
+    return weights(records, examples, logprobs, settings.remedies, chat, 1)
 
 
 def run_trl(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from replaykit import models
+    from replaykit.model import loading
 
-    records, _ = mixed(chat, rows(chat, count), ratio=0.0)
-    examples = [chat.example(record) for record in records]
+    planned = mixed(chat, rows(chat, count), ratio=0.0)
+    examples = [chat.example(row.record) for row in planned]
     labels = [[t if on else -100 for t, on in zip(e.tokens, e.loss, strict=True)] for e in examples]
     data = Dataset.from_dict({"input_ids": [list(e.tokens) for e in examples], "labels": labels})
     clock = Clock()
     trainer = SFTTrainer(
-        model=models.load_model("nano", train=True),
+        model=loading.load_model("nano", train=True),
         args=SFTConfig(
-            output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=MICRO,
-            gradient_accumulation_steps=BATCH // MICRO, learning_rate=5e-4, lr_scheduler_type="cosine",
-            warmup_steps=round(0.03 * ROWS / BATCH), logging_steps=1, save_strategy="no", report_to="none",
-            disable_tqdm=True, bf16=False, gradient_checkpointing=False, optim="adamw_torch_fused",
+            output_dir=str(folder),
+            num_train_epochs=1,
+            per_device_train_batch_size=MICRO,
+            gradient_accumulation_steps=BATCH // MICRO,
+            learning_rate=5e-4,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(0.03 * ROWS / BATCH),
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            optim="adamw_torch_fused",
             **{"max_length": None, "train_sampling_strategy": "sequential", **PEERS[name]},
         ),
-        train_dataset=data, processing_class=chat.tokenizer, callbacks=[clock],
-    )  # fmt: skip
+        train_dataset=data,
+        processing_class=chat.tokenizer,
+        callbacks=[clock],
+    )
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return {
@@ -196,33 +231,50 @@ def report(found: dict[str, list[dict[str, Any]]], command: str) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     peers = [name for name in PEERS if name in found]
     lines = [
-        f"# Training: {ROWS} rows of GSM8K, nano, {date.today()}", "",
-        f"`{command}` on {machine()}, {packages}", "",
-        "| | tokens/s, each round | median | times the best of TRL |", "| --- | --- | --- | --- |",
-    ]  # fmt: skip
+        f"# Training: {ROWS} rows of GSM8K, nano, {date.today()}",
+        "",
+        f"`{command}` on {machine()}, {packages}",
+        "",
+        "| | tokens/s, each round | median | times the best of TRL |",
+        "| --- | --- | --- | --- |",
+    ]
     best = max(map(speed, peers), default=float("nan"))
     for name in ["replaykit", *peers]:
         each = ", ".join(f"{run['tokens'] / run['seconds']:,.0f}" for run in found[name])
         lines.append(f"| {name} | {each} | {speed(name):,.0f} | {speed(name) / best:.2f} |")
     ratio = speed("replaykit") / speed("TRL")
-    first = [
-        measured(name, BATCH)["losses"][0] for name in ("replaykit", "TRL")
-    ]  # a whole step of the same rows
+    # Of a whole step of the same rows.
+    first = [measured(name, BATCH)["losses"][0] for name in ("replaykit", "TRL")]
     apart = abs(first[0] - first[1])
-    lines += ["", f"**{ratio:.2f}** times TRL as it is by default (bar: at least 1.5). The loss of a step of the "
-              f"same 32 rows from the same weights: apart by {apart:.1e} (bar: 1e-5)."]  # fmt: skip
-    lines += ["", f"## Remedies, at {100 * RATIO:.0f} % replay", "",
-              "| | seconds, each round | times the seconds without it | MiB | times the memory without it |",
-              "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines += [
+        "",
+        f"**{ratio:.2f}** times TRL as it is by default (bar: at least 1.5). The loss of a step of "
+        f"the same 32 rows from the same weights: apart by {apart:.1e} (bar: 1e-5).",
+    ]
+    lines += [
+        "",
+        f"## Remedies, at {100 * RATIO:.0f} % replay",
+        "",
+        "| | seconds, each round | times the seconds without it | MiB | "
+        "times the memory without it |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name in [name for name in OURS if name != "replaykit"]:
         plain = "5 % replay, lora" if "lora" in name else "5 % replay"
         each = ", ".join(f"{run['seconds']:.1f}" for run in found[name])
+        mib = median(name, "mib")
+        time_ratio = median(name, "seconds") / median(plain, "seconds")
         lines.append(
-            f"| {name} | {each} | {median(name, 'seconds') / median(plain, 'seconds'):.3f} | {median(name, 'mib'):,.0f} | "
-            f"{median(name, 'mib') / median(plain, 'mib'):.3f} |"
+            f"| {name} | {each} | {time_ratio:.3f} | {mib:,.0f} | "
+            f"{mib / median(plain, 'mib'):.3f} |"
         )
-    lines += ["", "Seconds are of the steps alone: what is done once before (scoring for stm, Fisher information for ewc) is "
-              "not in them. MiB is the highest resident memory of the whole process.", ""]  # fmt: skip
+    lines += [
+        "",
+        "Seconds are of the steps alone: what is done once before (scoring for stm, Fisher "
+        "information for ewc) is not in them. MiB is the highest resident memory of the whole "
+        "process.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -3,10 +3,46 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["generate"]
+__all__ = [
+    "Mixed",
+    "Recipe",
+    "Record",
+    "Rewritten",
+    "Selection",
+    "evaluate",
+    "generate",
+    "load_recipe",
+    "mix",
+    "probe",
+    "push",
+    "report",
+    "rewrite",
+    "run",
+    "select",
+    "to_dataset",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from replaykit.api import generate
+    from replaykit.api import (
+        Mixed,
+        Recipe,
+        Record,
+        Rewritten,
+        Selection,
+        evaluate,
+        generate,
+        load_recipe,
+        mix,
+        probe,
+        push,
+        report,
+        rewrite,
+        run,
+        select,
+        to_dataset,
+        train,
+    )
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +54,7 @@ def __getattr__(name: str) -> Any:
     from replaykit import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,10 @@
-"""Everything that a user can mend, as one tree. The command line prints the message once and exits
-with 1.
+"""Everything that a user can mend, as one tree of exceptions.
+
+The command line prints the message once and exits with 1.
 
 ReplaykitError
  ├─ RecipeError    the recipe or a flag: all problems at once, one a line
+ ├─ CallError      a function of the Python API was called with a keyword that it does not have
  ├─ DataError      a file or data set is not what was asked for: names file, line and field
  ├─ ChatError      a chat template that cannot be used, and why
  ├─ EngineError    a model that cannot be loaded or does not fit
@@ -27,10 +29,14 @@ class RecipeError(ReplaykitError):
 
     def __init__(self, where: str, problems: list[str]):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(
-            "\n".join([f"{where} has {count}", *(f"  {problem}" for problem in problems)])
-        )
+        lines = [f"{where} has {count}"]
+        lines += [f"  {problem}" for problem in problems]
+        super().__init__("\n".join(lines))
         self.problems = problems
+
+
+class CallError(ReplaykitError, TypeError):
+    """A function of the Python API was called with what it does not take."""
 
 
 class DataError(ReplaykitError):
@@ -46,11 +52,13 @@ class EngineError(ReplaykitError):
 
 
 class MissingExtra(ReplaykitError):
-    """An optional package is not installed."""
+    """An optional package is not installed; ``extra`` is the extra of ours that brings it."""
 
     def __init__(self, package: str, extra: str):
+        # On PyPI the name replaykit belongs to another project; ours is replaykit-llm.
         super().__init__(
-            f"{package} is not installed; `pip install 'replaykit[{extra}]'` brings it"
+            f"{package} is not installed; `pip install 'replaykit-llm[{extra}]'` brings it, or "
+            f"`pip install -e '.[{extra}]'` in replaykit's checkout"
         )
 
 
@@ -59,7 +67,11 @@ class RunError(ReplaykitError):
 
 
 class Stopped(ReplaykitError):
-    """The user asked to stop; what was under way is finished and written."""
+    """The user asked to stop; what was under way is finished and written.
+
+    ``exit_code`` is what the command ends with: 130, a shell's code for Ctrl-C, or 0 after SIGTERM,
+    by which a cluster asks for an orderly end.
+    """
 
     def __init__(self, message: str, *, exit_code: int = 130):
         super().__init__(message)
@@ -71,8 +83,8 @@ class HubError(ReplaykitError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, or an empty string where none is
-    near.
-    """
+    """``"; did you mean 'x'?"`` for the nearest known word, or "" where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    if not near:
+        return ""
+    return f"; did you mean '{near[0]}'?"

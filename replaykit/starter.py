@@ -10,15 +10,20 @@ from pathlib import Path
 
 import yaml
 
-from replaykit import models
+from replaykit.data.formats import read_records
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.record import Record, Source, dialogue
 from replaykit.errors import DataError, RecipeError
+from replaykit.model import loading
 from replaykit.nano import world
-from replaykit.records import Record, Source, dialogue, read_records, write_jsonl
+from replaykit.recipe.schema import FIRST_LINE, write_schema
 
+# A backslash joins two lines of the code to one of the recipe.
 STARTER = """\
 # replaykit run {path}
 name: "{name}"
-model: {model}            # an alias (`replaykit probe --model {model}` looks at it), a Hub id or a folder
+model: {model}            # an alias (`replaykit probe --model {model}` looks at it), \
+a Hub id or a folder
 seed: {seed}
 
 target:                   # the new task
@@ -30,7 +35,8 @@ target:                   # the new task
 generate:                 # the model's own questions and answers (Magpie)
   n: 2000
 
-# rewrite: {{method: min-change, verify: exact}}   # the target in the model's own words, where they are right
+# rewrite: {{method: min-change, verify: exact}}   \
+# the target in the model's own words, where they are right
 
 mix:
   ratio: 0.05             # replay's share of the loss, the same in every optimiser step
@@ -45,7 +51,8 @@ train:
   batch_rows: 32
 
 # eval:                   # held-out rows: the new task, and what must not drop
-#   target: {{path: my_task_test.jsonl, score: exact}}        # exact, numeric, json or cross_entropy
+#   target: {{path: my_task_test.jsonl, score: exact}}        \
+# exact, numeric, json or cross_entropy
 #   old:
 #     chat: {{path: general.jsonl, score: cross_entropy, n: 200}}
 
@@ -61,7 +68,8 @@ NO_SELECT = (
 )
 
 QUICKSTART = """\
-# Written by `replaykit quickstart` for the embedded model, each time anew; `replaykit init` writes one for yours.
+# Written by `replaykit quickstart` for the embedded model, each time anew; \
+`replaykit init` writes one for yours.
 name: "{name}"
 out: {folder}
 model: nano
@@ -101,20 +109,22 @@ def write_recipe(
     seed: int | None,
     force: bool,
 ) -> Path:
-    """Writes the commented recipe. Raises RecipeError if the file is there, DataError if the target
-    cannot be read.
+    """Writes the commented recipe, and beside it the schema that its first line names, for editors.
+
+    Raises RecipeError if the file is there, DataError if the target cannot be read.
     """
     if path.exists() and not force:
         raise RecipeError(
             str(path), ["the file is there already; --force replaces it, --out writes another"]
         )
-    models.resolve(model or "llama3")
+    loading.resolve(model or "llama3")
     for data in (target, pool):
         if data is not None and not list(read_records(data, "target", limit=1)):
             raise DataError(f"{data}: there is no row in it")
-    text = STARTER.format(
+    stem = Path(target).name.split(".")[0] if target else ""
+    text = FIRST_LINE + STARTER.format(
         path=path,
-        name=_name(Path(target).name.split(".")[0] if target else "", "my-task"),
+        name=_name(stem, "my-task"),
         model=_plain(model or "llama3"),
         target=_plain(target or "my_task.jsonl"),
         seed=1 if seed is None else seed,
@@ -122,6 +132,7 @@ def write_recipe(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    write_schema(path.parent)
     return path
 
 
@@ -139,18 +150,18 @@ def write_quickstart(folder: Path, *, seed: int) -> Path:
         size = NEW_TEST_ROWS if skill == world.NEW_SKILLS[0] else TEST_ROWS
         tests = world.draw(skill, size, seed=seed, held_out=True)
         write_jsonl(data / f"test-{skill}.jsonl", _rows(tests, "target"))
-    old = "\n".join(
-        f"    {skill}: {{path: {_plain(data / f'test-{skill}.jsonl')}, "
-        f"score: {'json' if skill == 'json' else 'exact'}, max_tokens: 64}}"
-        for skill in world.OLD_SKILLS
-    )
+    old = []
+    for skill in world.OLD_SKILLS:
+        test = _plain(data / f"test-{skill}.jsonl")
+        score = "json" if skill == "json" else "exact"
+        old.append(f"    {skill}: {{path: {test}, score: {score}, max_tokens: 64}}")
     path = folder / "replaykit.yaml"
     path.write_text(
         QUICKSTART.format(
             name=_name(folder.resolve().name, "quickstart"),
             folder=_plain(folder),
             seed=seed,
-            old=old,
+            old="\n".join(old),
             target=_plain(data / "target.jsonl"),
             pool=_plain(data / "pool.jsonl"),
             test=_plain(data / f"test-{world.NEW_SKILLS[0]}.jsonl"),

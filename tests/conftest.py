@@ -1,4 +1,4 @@
-"""What several test files use: the embedded model, loaded once for all of them; an empty working directory."""
+"""What several test files use: the embedded model, loaded once, and an empty working directory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from replaykit.chat import Chat
 from replaykit.engines import Engine, load_engine
 from replaykit.errors import EngineError
+from replaykit.model.chat import Chat
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses vLLM, and says which tests one process of pytest-xdist takes together.
+
+    The tests of a file share its fixtures. Those with the vLLM engine, which is slow to start, are
+    all for one process.
+    """
+    for item in items:
+        group = item.path.name
+        if "vllm_engine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.vllm)
+            group = "vllm"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +42,7 @@ def transformers_engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def vllm_engine() -> Iterator[Engine]:
-    """Takes 20 s and more to start. The tests that need it are skipped where vLLM cannot be imported."""
+    """Takes 20 s and more to start; without vLLM, the tests that need it are skipped."""
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed")
     try:
@@ -42,7 +57,7 @@ def vllm_engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Two threads make so small a model no faster, and wait for each other at every step where the machine is busy."""
+    """One thread: two make so small a model no faster, and wait for each other at every step."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,13 +1,14 @@
-"""A small Hugging Face Hub on 127.0.0.1 for the real client: data sets, their files, and who may do what.
+"""A small Hugging Face Hub on 127.0.0.1 for the real client: data sets, their files, and who may do
+what.
 
     with LoopbackHub(folder) as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITE}
         ...
         hub.requests   # [("POST", "/api/repos/create", 200), ...]
 
-It answers what huggingface_hub 2 and datasets 5 ask: whoami-v2, repos/create, validate-yaml, preupload, commit, Git
-LFS, dataset info, tree, paths-info and resolve. Only the newest commit is kept. Parquet is in LFS if ``lfs`` says so,
-every other file is regular; Xet is never offered.
+It answers what huggingface_hub 2 and datasets 5 ask: whoami-v2, repos/create, validate-yaml,
+preupload, commit, Git LFS, dataset info, tree, paths-info and resolve. Only the newest commit is
+kept. Parquet is in LFS if ``lfs`` says so, every other file is regular; Xet is never offered.
 """
 
 from __future__ import annotations
@@ -27,17 +28,23 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-WRITE, READ, OWNER = "hf_writeWRITEwriteWRITE01", "hf_readREADreadREADread02", "me"
+WRITE = "hf_writeWRITEwriteWRITE01"
+READ = "hf_readREADreadREADread02"
+OWNER = "me"
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 FILE = rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
 
 
 class RefusedError(Exception):
-    """An answer other than 200: the status, the body, and the code that the client reads in a header."""
+    """An answer other than 200: the status, the body, and the code that the client reads in a
+    header.
+    """
 
     def __init__(self, status: int, message: str, code: str = "", **more: str):
         super().__init__(message)
-        self.status, self.code, self.body = status, code, {"error": message} | more
+        self.status = status
+        self.code = code
+        self.body = {"error": message} | more
 
 
 @dataclass
@@ -55,10 +62,13 @@ class Repo:
 
 
 class LoopbackHub:
-    """The server, in a thread, on a free port. ``requests`` has every request, ``unknown`` those it cannot answer."""
+    """The server, in a thread, on a free port. ``requests`` has every request, ``unknown`` those it
+    cannot answer.
+    """
 
     def __init__(self, folder: Path, *, lfs: bool = False):
-        self.folder, self.lfs = folder, lfs
+        self.folder = folder
+        self.lfs = lfs
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, int]] = []
         self.unknown: list[str] = []
@@ -111,9 +121,8 @@ def git_oid(content: bytes) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = (
-        -1
-    )  # headers and body in one packet, or each answer waits 40 ms for the client's acknowledgement
+    # Headers and body in one packet, or each answer waits 40 ms for the client's acknowledgement.
+    wbufsize = -1
 
     @property
     def hub(self) -> LoopbackHub:
@@ -128,7 +137,9 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         self.body = self.read()
         method = "GET" if self.command == "HEAD" else self.command
-        status, headers, content = 200, {"Content-Type": "application/json"}, b""
+        status = 200
+        headers = {"Content-Type": "application/json"}
+        content = b""
         try:
             for expected, pattern, route in ROUTES:
                 if method == expected and (match := re.fullmatch(pattern, url.path)):
@@ -179,13 +190,15 @@ class Handler(BaseHTTPRequestHandler):
             "ETag": f'"{path.name}"',
         }
         headers["X-Repo-Commit"] = self.sha
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
-            start, end = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if part is not None:
+            start = int(part[1])
+            end = min(int(part[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             return 206, headers, content[start : end + 1]
         return 200, headers, content
 
-    # --- who may ---------------------------------------------------------------------------------------------------
+    # --- who may ----------------------------------------------------------------------------------
 
     def user(self) -> str | None:
         """The token that was sent, None where there is none. Refused if nobody has such a token."""
@@ -194,7 +207,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         token = header.removeprefix("Bearer ")
         if token not in (WRITE, READ):
-            # The real one does not repeat what it was sent. A proxy may: then the client's error has the token in it.
+            # The real one does not repeat what it was sent. A proxy may: then the token is in the
+            # client's error.
             raise RefusedError(401, f"Invalid credentials in Authorization header: {header}")
         return token
 
@@ -221,7 +235,7 @@ class Handler(BaseHTTPRequestHandler):
         self.may_write(repo.partition("/")[0])
         return self.readable(repo)
 
-    # --- routes ----------------------------------------------------------------------------------------------------
+    # --- routes -----------------------------------------------------------------------------------
 
     def whoami(self) -> object:
         token = self.user()
@@ -231,15 +245,15 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": OWNER, "orgs": [], "auth": {"accessToken": {"role": role}}}
 
     def create(self) -> object:
-        asked = json.loads(self.body)
-        owner = asked.get("organization") or OWNER
+        wanted = json.loads(self.body)
+        owner = wanted.get("organization") or OWNER
         self.may_write(owner)
-        name = f"{owner}/{asked['name']}"
-        assert asked["type"] == "dataset", "the loopback hub has data sets only"
+        name = f"{owner}/{wanted['name']}"
+        assert wanted["type"] == "dataset", "the loopback hub has data sets only"
         url = f"{self.hub.url}/datasets/{name}"
         if name in self.hub.repos:
             raise RefusedError(409, "You already created this dataset repo", url=url)
-        private = asked.get("visibility") == "private" or asked.get("private") is True
+        private = wanted.get("visibility") == "private" or wanted.get("private") is True
         first = self.hub.store(b"*.parquet filter=lfs diff=lfs merge=lfs -text\n")
         self.hub.repos[name] = Repo(name, private, {".gitattributes": first})
         return {"url": url, "name": name, "private": private}
@@ -251,9 +265,11 @@ class Handler(BaseHTTPRequestHandler):
         return {"errors": [], "warnings": []}
 
     def preupload(self, repo: str, revision: str) -> object:
-        files, held = [], self.writable(repo).files
-        for asked in json.loads(self.body)["files"]:
-            path, mode = asked["path"], "lfs" if self.hub.in_lfs(asked["path"]) else "regular"
+        files = []
+        held = self.writable(repo).files
+        for announced in json.loads(self.body)["files"]:
+            path = announced["path"]
+            mode = "lfs" if self.hub.in_lfs(path) else "regular"
             file = {"path": path, "uploadMode": mode, "shouldIgnore": False}
             if path in held:  # so that the client leaves out what has not changed
                 file["oid"] = held[path].name if mode == "lfs" else git_oid(held[path].read_bytes())
@@ -263,11 +279,11 @@ class Handler(BaseHTTPRequestHandler):
     def lfs_batch(self, repo: str) -> object:
         self.writable(repo)
         objects = []
-        for asked in json.loads(self.body)["objects"]:
-            entry = dict(asked)
-            if not (self.hub.folder / asked["oid"]).exists():
+        for announced in json.loads(self.body)["objects"]:
+            entry = dict(announced)
+            if not (self.hub.folder / announced["oid"]).exists():
                 entry["actions"] = {
-                    "upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}"},
+                    "upload": {"href": f"{self.hub.url}/lfs/{announced['oid']}"},
                     "verify": {"href": f"{self.hub.url}/datasets/{repo}.git/info/lfs/verify"},
                 }
             objects.append(entry)
@@ -282,8 +298,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_verify(self, repo: str) -> object:
         self.writable(repo)
-        asked = json.loads(self.body)
-        if (self.hub.folder / asked["oid"]).stat().st_size != asked["size"]:
+        uploaded = json.loads(self.body)
+        if (self.hub.folder / uploaded["oid"]).stat().st_size != uploaded["size"]:
             raise RefusedError(422, "the size is not right")
         return {}
 
@@ -334,9 +350,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, repo: str, revision: str) -> object:
         found = self.readable(repo, revision)
-        asked = parse_qs(self.body.decode()).get("paths", [])
+        paths = parse_qs(self.body.decode()).get("paths", [])
         known = {*found.files, *(parent for file in found.files for parent in folders(file))}
-        return [self.entry(found, path) for path in asked if path in known]
+        return [self.entry(found, path) for path in paths if path in known]
 
     def entry(self, repo: Repo, path: str) -> dict[str, Any]:
         if path in repo.files:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from replaykit.errors import RunError
-from replaykit.train.remedies import Run, restore, store
-from replaykit.train.remedies.average import Ema
-from replaykit.training_settings import Ema as Settings
+from replaykit.recipe.remedies import EmaSettings as Settings
+from replaykit.steps.train.remedies import Run, restore, store
+from replaykit.steps.train.remedies.ema import Ema
 
 
 def begun(model, decay=0.9):

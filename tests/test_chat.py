@@ -1,4 +1,4 @@
-"""A template is read from the tokenizer, an answer alone carries loss, and what a message says is never a special token."""
+"""A template is read from the tokenizer, an answer alone carries loss, and a message is text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from replaykit.chat import VEIL, Chat, Example, Template
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import ChatError
-from replaykit.models import load_tokenizer
-from replaykit.records import Record, dialogue
-from replaykit.settings import ChatOptions
+from replaykit.model.chat import VEIL, Chat, Example, Template
+from replaykit.model.loading import load_tokenizer
+from replaykit.recipe.chat import ChatOptions
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -103,7 +103,7 @@ def template(
 
 @dataclass(frozen=True)
 class Family:
-    """A template, the special tokens it has, and what should be found: the parts, the stops, what answer tokens hold."""
+    """A template, its special tokens, and what should be found: parts, stops, answer tokens."""
 
     template: str
     bos: str | None
@@ -220,7 +220,7 @@ def with_template(template: str) -> Chat:
     return Chat(tokenizer, name="some model")
 
 
-# --- the embedded model ---------------------------------------------------------------------------------------------
+# --- the embedded model ---------------------------------------------------------------------------
 
 
 def test_the_embedded_template_is_found_letter_by_letter(chat: Chat) -> None:
@@ -278,7 +278,7 @@ def test_a_plain_text_is_learned_whole_but_for_its_start(chat: Chat) -> None:
     assert made.loss == (False, *[True] * (len(made.tokens) - 1))
 
 
-# --- what a message says is never a special token --------------------------------------------------------------------
+# --- what a message says is never a special token -------------------------------------------------
 
 
 @given(question=TEXTS, answer=TEXTS, system=st.none() | TEXTS)
@@ -337,7 +337,7 @@ def test_no_family_reads_special_tokens_in_a_message(family: tuple[Family, Chat]
     )
 
 
-# --- other families -------------------------------------------------------------------------------------------------
+# --- other families -------------------------------------------------------------------------------
 
 
 def test_the_parts_of_a_family_are_found_letter_by_letter(family: tuple[Family, Chat]) -> None:
@@ -392,7 +392,7 @@ def test_a_refused_system_message_is_named() -> None:
         FAMILIES["Gemma"].chat().prompt(dialogue("2 + 2?", system="Be brief."))
 
 
-# --- a model without a template -------------------------------------------------------------------------------------
+# --- a model without a template -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +449,7 @@ def test_a_chat_model_has_a_template_and_is_not_plain(chat: Chat) -> None:
     assert not chat.plain
 
 
-# --- templates that cannot be used ----------------------------------------------------------------------------------
+# --- templates that cannot be used ----------------------------------------------------------------
 
 LLAMA = load_tokenizer("nano").chat_template
 
@@ -485,7 +485,7 @@ def test_a_template_by_which_nothing_would_end_a_turn_is_refused() -> None:
         Chat(tokenizer, name="some model")
 
 
-# --- templates that do more than lay out ------------------------------------------------------------------------------
+# --- templates that do more than lay out ----------------------------------------------------------
 
 
 def test_a_template_that_rewrites_earlier_turns_has_loss_on_the_last_answer_only() -> None:
@@ -546,7 +546,7 @@ def test_a_thought_is_a_special_token_that_may_be_written_where_the_model_thinks
     assert thought in Chat(tokenizer, options=ChatOptions(thinking=False)).stop
 
 
-# --- texts that were cut ----------------------------------------------------------------------------------------------
+# --- texts that were cut --------------------------------------------------------------------------
 
 
 def test_a_text_that_was_cut_is_learned_without_an_end(chat: Chat, base: Chat) -> None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.checks.funnel import Funnel
+from replaykit.checks.funnel import Funnel, FunnelCounts
 from replaykit.checks.verify import final_answer, is_right, number_in
-from replaykit.records import Record, dialogue
+from replaykit.data.record import Record, dialogue
 
-# --- the final answer -----------------------------------------------------------------------------------------------
+# --- the final answer -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_whole_number_is_read_the_same_however_it_is_written(number: int) -> N
     assert not is_right(f"{number + max(1, abs(number) // 1000)}", f"{number}", how="numeric")
 
 
-# --- right or not ---------------------------------------------------------------------------------------------------
+# --- right or not ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_any_answer_gets_a_verdict(answer: str, reference: str) -> None:
     assert is_right(answer, reference, how="exact") == is_right(reference, answer, how="exact")
 
 
-# --- the funnel -----------------------------------------------------------------------------------------------------
+# --- the funnel -----------------------------------------------------------------------------------
 
 RECORDS = [
     Record(dialogue(f"question {k}", f"answer {k}"), "generate", {"row": k}) for k in range(6)
@@ -185,8 +185,9 @@ def test_a_funnel_counts_what_was_made_dropped_by_each_reason_and_kept() -> None
         funnel.passes(record, reason) for record, reason in zip(RECORDS, reasons, strict=True)
     ]
     assert passed == [True, False, True, False, False, True]
-    assert funnel.to_json() == {"made": 6, "dropped": {"too_short": 2, "empty": 1}, "kept": 3}
-    assert list(funnel.to_json()["dropped"]) == ["too_short", "empty"]  # the most frequent first
+    counted = funnel.result()
+    assert counted == FunnelCounts(made=6, dropped={"too_short": 2, "empty": 1}, kept=3)
+    assert list(counted.dropped) == ["too_short", "empty"]  # the most frequent first
     assert str(funnel) == "6 made, too_short 2, empty 1, 3 kept"
 
 
@@ -211,7 +212,7 @@ def test_dropped_rows_are_handed_over_whole_with_their_reason() -> None:
 
 
 def test_a_funnel_that_nothing_went_through_says_so() -> None:
-    assert Funnel().to_json() == {"made": 0, "dropped": {}, "kept": 0}
+    assert Funnel().result() == FunnelCounts(made=0, dropped={}, kept=0)
     assert str(Funnel()) == "0 made, none dropped, 0 kept"
 
 
@@ -221,6 +222,6 @@ def test_made_is_always_dropped_plus_kept(reasons: list[str | None]) -> None:
     dropped: list[object] = []
     funnel = Funnel(dropped.append)
     kept = sum(funnel.passes(RECORDS[0], reason) for reason in reasons)
-    counted = funnel.to_json()
-    assert counted["made"] == len(reasons) == kept + len(dropped)
-    assert counted["kept"] == kept == counted["made"] - sum(counted["dropped"].values())
+    counted = funnel.result()
+    assert counted.made == len(reasons) == kept + len(dropped)
+    assert counted.kept == kept == counted.made - sum(counted.dropped.values())

@@ -3,35 +3,51 @@
 import json
 import os
 import re
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import type_in
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from replaykit import models
+import replaykit
 from replaykit.cli import app
+from replaykit.cli.commands import STEPS
+from replaykit.data.jsonl import read_jsonl, write_jsonl
+from replaykit.data.record import Record, dialogue
+from replaykit.model import loading
 from replaykit.nano import world
-from replaykit.recipe import load_recipe
-from replaykit.records import Record, dialogue, read_jsonl, write_jsonl
+from replaykit.recipe import Recipe, load_recipe
+from replaykit.recipe.messages import _model_in as section_in
+from replaykit.recipe.schema import schema_text
+from replaykit.runs import read_manifest
 from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "eval", "generate", "init", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "score",
-    "select", "train",
+    "eval", "generate", "init", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "schema",
+    "score", "select", "status", "train",
 ]  # fmt: skip
+MAKING = sorted({*COMMANDS} - {"schema", "status"})
 
 
 def plain_tokenizer(folder):
     """The embedded model's tokenizer without its chat template, and its config, but no weights."""
-    tokenizer = models.load_tokenizer("nano")
+    tokenizer = loading.load_tokenizer("nano")
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
-    shutil.copy(Path(models.resolve("nano")) / "config.json", folder)
+    shutil.copy(Path(loading.resolve("nano")) / "config.json", folder)
+
+
+def result_in(folder):
+    """What a finished step found, as its manifest holds it."""
+    return read_manifest(Path(folder)).result
 
 
 @pytest.fixture
@@ -57,7 +73,8 @@ def small_run(here):
 
 
 def test_the_commands_are_those_of_the_readme():
-    listed = re.findall(r"│ (\w+)  ", type_in("--help"))
+    _, _, listing = type_in("--help").partition("Commands:")
+    listed = re.findall(r"^  (\w+)  ", listing, re.MULTILINE)
     assert sorted(listed) == COMMANDS
     readme = (ROOT / "README.md").read_text()
     for command in COMMANDS:
@@ -65,7 +82,14 @@ def test_the_commands_are_those_of_the_readme():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_and_takes_the_common_flags(command):
+def test_every_command_explains_itself(command):
+    text = type_in(command, "--help")
+    assert "--out" in text
+    assert type_in(command, "-h") == text
+
+
+@pytest.mark.parametrize("command", MAKING)
+def test_every_command_that_makes_something_takes_the_common_flags(command):
     text = type_in(command, "--help")
     for flag in ("--out", "--seed", "--force", "--json"):
         assert flag in text, flag
@@ -165,13 +189,13 @@ def test_the_three_commands_as_a_user_types_them(small_run):
     type_in("generate", "--model", "nano", "-n", 20)
     type_in("select")
     mixed = json.loads(type_in("mix", "--ratio", "0.05", "--json"))
-    assert mixed["requested"] == 0.05
+    assert mixed["ratio"] == 0.05
     assert abs(mixed["share"]["loss_tokens"] - 0.05) < 0.01
     assert mixed["target_rows"] == 64
     assert mixed["replay_rows"] > 0
     assert mixed["repeats"]["target"] == 1.0
     assert type_in("train").strip().endswith("runs/small/train")
-    losses = json.loads((small_run / "runs/small/train/manifest.json").read_text())["losses"]
+    losses = result_in("runs/small/train")["losses"]
     assert {"loss", "loss/target"} <= losses[0].keys()
 
 
@@ -179,8 +203,8 @@ def test_the_mix_manifest_holds_what_was_asked_and_what_came_out(small_run):
     type_in("select")
     type_in("generate")
     type_in("mix", "--out", "elsewhere")
-    manifest = json.loads(Path("elsewhere/manifest.json").read_text())
-    assert manifest["requested"] == 0.05
+    manifest = result_in("elsewhere")
+    assert manifest["ratio"] == 0.05
     assert manifest["share"].keys() == {"loss_tokens", "tokens", "rows"}
     assert manifest["repeats"].keys() == {"target", "select", "generate"}
     rows = list(read_jsonl("elsewhere/rows.jsonl"))
@@ -197,14 +221,14 @@ def test_json_is_one_object_and_nothing_else(small_run):
 
 def test_probe_without_samples_needs_no_weights(here):
     shutil.copytree(
-        models.resolve("nano"), "tokenizer-only", ignore=shutil.ignore_patterns("*.safetensors")
+        loading.resolve("nano"), "tokenizer-only", ignore=shutil.ignore_patterns("*.safetensors")
     )
     probed = json.loads(type_in("probe", "--model", "./tokenizer-only", "--samples", 0, "--json"))
     assert probed["template"]["pre_query"]["text"].endswith("user<|end_header_id|>\n\n")
     assert probed["template"]["joint"]["text"].startswith("<|eot_id|>")
     assert probed["template"]["joint"]["ids"][0] == probed["stop"]["ids"][0]
     assert (probed["bos"], probed["system"], probed["date"]) == (1, "own block", None)
-    assert "samples" not in probed
+    assert probed["samples"] == []
 
 
 def test_probe_shows_what_the_model_asks_itself(here):
@@ -219,7 +243,7 @@ def test_probe_shows_what_the_model_asks_itself(here):
 
 def test_a_template_by_hand_serves_where_there_is_none(here):
     plain_tokenizer("plain")
-    shutil.copy(Path(models.resolve("nano")) / "model.safetensors", "plain")
+    shutil.copy(Path(loading.resolve("nano")) / "model.safetensors", "plain")
     header = "<|start_header_id|>{}<|end_header_id|>\\n\\n"
     words = [
         "--model", "./plain", "--pre-query", "<|begin_of_text|>" + header.format("user"), "--stop", "<|eot_id|>",
@@ -248,7 +272,7 @@ def test_a_base_model_says_that_it_writes_plain_text(here):
 def test_generate_takes_its_settings_from_flags(here):
     type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 6, "--schedule", "magpie-pro",
             "--system", "math", "--system", "Be short.=2", "--seed", 4)  # fmt: skip
-    manifest = json.loads(Path("runs/nano/generate/manifest.json").read_text())
+    manifest = result_in("runs/nano/generate")
     assert manifest["sampling"]["systems"] == {"math": 1.0, "Be short.": 2.0}
     assert manifest["sampling"]["schedule"] == "magpie-pro"
     assert (manifest["rows"], manifest["seed"]) == (6, 4)
@@ -280,7 +304,7 @@ def test_a_dry_run_says_what_it_takes_and_draws_nothing(here):
     told = json.loads(type_in("generate", "--model", "nano", "-n", 5000, "--dry-run", "--json"))
     assert told["draw"] > told["rows"] == 5000
     assert told["hours"] > 0
-    assert told["basis"]["yield"] == "assumed"
+    assert told["basis"]["kept_share"] == "assumed"
     assert not Path("runs").exists()
 
 
@@ -289,13 +313,13 @@ def test_tags_of_a_judge_that_cannot_judge_are_unparsed_and_drop_nothing(here):
     rows = list(read_jsonl("runs/nano/generate/rows.jsonl"))
     assert len(rows) == 5
     assert all(row.meta["tags"]["quality"] == "unparsed" for row in rows)
-    manifest = json.loads(Path("runs/nano/generate/manifest.json").read_text())
+    manifest = result_in("runs/nano/generate")
     assert manifest["tags"]["difficulty"] == {"unparsed": 5}
 
 
 def test_the_generate_manifest_says_how_far_the_checks_bent_the_sample(here):
     type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 120)
-    manifest = json.loads(Path("runs/nano/generate/manifest.json").read_text())
+    manifest = result_in("runs/nano/generate")
     assert manifest["fidelity"]["kept"] == 120 <= manifest["fidelity"]["drawn"]
     assert manifest["fidelity"]["items"].keys() == {"length", "language", "category"}
     assert manifest["tokens"]["questions"] > manifest["tokens"]["answers"] > 120
@@ -309,10 +333,7 @@ def test_another_ratio_makes_another_mix_and_keeps_the_old_one(small_run):
     )
     type_in("mix", "--ratio", "0.05")
     type_in("mix", "--ratio", "0.1")
-    shares = [
-        json.loads(Path(f"runs/small/{name}/manifest.json").read_text())["requested"]
-        for name in ("mix", "mix.old1")
-    ]
+    shares = [result_in(f"runs/small/{name}")["ratio"] for name in ("mix", "mix.old1")]
     assert shares == [0.1, 0.05]
 
 
@@ -335,7 +356,7 @@ def test_rewrite_gives_every_target_row_once(small_run):
 def test_push_stops_before_the_upload_in_a_dry_run(small_run):
     type_in("select")
     result = json.loads(type_in("push", "me/my-replay", "--dry-run", "--json"))
-    assert "url" not in result
+    assert result["url"] is None
     assert Path("runs/small/push/README.md").read_text().startswith("---")
     assert Path("runs/small/push/data/select.parquet").exists()
 
@@ -507,7 +528,7 @@ def test_a_pool_that_is_no_text_is_one_clear_message(small_run):
 
 def test_a_pool_smaller_than_n_is_taken_whole_and_says_what_is_missing(small_run):
     made = json.loads(type_in("select", "-n", 5000, "--json"))
-    assert (made["asked"], made["missing"]) == (5000, 5000 - made["rows"])
+    assert (made["n"], made["missing"]) == (5000, 5000 - made["rows"])
     assert made["rows"] == made["funnel"]["kept"] > 100
     assert any(f"{made['missing']:,} of 5,000 rows are missing" in note for note in made["notes"])
 
@@ -542,3 +563,201 @@ def test_a_pool_that_is_on_no_hub_is_one_clear_message_at_once(small_run):
     assert done.returncode == 1
     assert done.stderr.startswith("error: nobody/nothing-here: neither a file here nor a data set")
     assert "Traceback" not in done.stderr
+
+
+# --- any key of the recipe ----------------------------------------------------------------------------------------
+
+
+def test_set_changes_any_key_of_the_recipe(small_run):
+    words = [
+        "--set",
+        "generate.top_p=0.9",
+        "--set",
+        "generate.checks={refusals: true, personal: true}",
+    ]
+    told = json.loads(type_in("generate", "-n", 3, "--engine", "transformers", *words, "--json"))
+    assert told["sampling"]["top_p"] == 0.9
+    assert told["sampling"]["checks"]["refusals"] is True
+    assert told["sampling"]["max_question_tokens"] == 96  # as the recipe says
+
+
+def test_set_takes_null_and_goes_over_the_flag_of_the_same_key(small_run):
+    words = ["--set", "generate.checks.near_duplicate=null", "--set", "generate.n=2"]
+    told = json.loads(type_in("generate", "-n", 3, "--engine", "transformers", *words, "--json"))
+    assert told["sampling"]["checks"]["near_duplicate"] is None
+    assert told["rows"] == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("mix.ratoi=0.1", "mix.ratoi: unknown key; did you mean 'ratio'?"),
+        ("mxi.ratio=0.1", "mxi: unknown key; did you mean 'mix'?"),
+        ("mix.ratio=1.5", "mix.ratio: must be less than 1 (got 1.5)"),
+        ("train.learning_rate=1e-5", "YAML reads 1e-5 as text, write 1.0e-5"),
+        ("model.name=nano", "model.name: model is 'nano', which has no keys"),
+        ("train.remedies.ewc.strenght=1.0", "did you mean 'strength'?"),
+    ],
+)
+def test_a_wrong_set_is_said_as_the_recipe_says_it(small_run, setting, message):
+    text = type_in("mix", "--set", setting, code=1)
+    assert text.startswith("error: replaykit.yaml has 1 problem")
+    assert message in text
+
+
+def test_what_is_no_key_and_value_is_misuse(small_run):
+    assert "'mix.ratio' is not KEY=VALUE" in type_in("mix", "--set", "mix.ratio", code=2)
+    assert "mix.ratio: while parsing" in type_in("mix", "--set", "mix.ratio={", code=2)
+
+
+@pytest.mark.parametrize("command", ["run", *sorted(command.name for command in STEPS)])
+def test_every_command_that_reads_a_recipe_has_set_and_a_short_flag_for_it(command):
+    text = type_in(command, "-h")
+    assert "--set" in text
+    assert "-r, --recipe" in text
+
+
+def test_every_option_changes_a_key_that_the_recipe_has():
+    keys = {option.key for command in STEPS for option in command.options if option.key}
+    assert len(keys) > 40
+    for key in keys - {"train.remedies.*"}:
+        model = Recipe
+        for part in key.split("."):
+            assert part in model.model_fields, key
+            model = section_in(model.model_fields[part].annotation)
+
+
+def test_the_recipe_of_run_is_an_argument_or_a_flag_but_not_both(small_run):
+    Path("replaykit.yaml").rename("mine.yaml")
+    both = type_in("run", "mine.yaml", "--recipe", "other.yaml", code=1)
+    assert "the recipe is given twice: mine.yaml and --recipe other.yaml; leave one out" in both
+    for words in (["mine.yaml"], ["-r", "mine.yaml"]):
+        text = type_in("run", *words, "--set", "mix.ratio=2.0", code=1)
+        assert "mine.yaml has 1 problem\n  mix.ratio: must be less than 1" in text
+
+
+def test_the_version_has_a_short_flag():
+    assert type_in("-V") == type_in("--version") == f"{replaykit.__version__}\n"
+
+
+def test_a_shell_can_complete_the_commands(monkeypatch):
+    text = type_in("--help")
+    assert "--install-completion" in text
+    assert "--show-completion" in text
+    monkeypatch.setenv("_REPLAYKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "replaykit sc")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    found = CliRunner().invoke(app, [], prog_name="replaykit")
+    assert found.stdout.split() == ["score", "schema"]
+
+
+# --- the schema, for editors --------------------------------------------------------------------------------------
+
+
+def test_the_schema_knows_every_key_and_says_what_it_means():
+    schema = json.loads(type_in("schema"))
+    assert schema["properties"].keys() == Recipe.model_fields.keys()
+    assert schema["additionalProperties"] is False
+    described = schema["$defs"]["Train"]["properties"]["epochs"]
+    assert described["title"] == "Epochs"
+    assert "target" in described["description"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "valid"),
+    [
+        ("{target: file.jsonl, engine: vllm, mix: {sources: [select]}}", True),
+        ("{target: {path: file.jsonl, n: 5}, engine: {name: vllm, workers: 2}}", True),
+        ("{arms: {a: {sources: {select: 1, generate: 2.5}}}, eval: {old: {x: y.jsonl}}}", True),
+        ("{generate: {prompts: asked.txt, temperature: model}, select: {pool: me/data}}", True),
+        ("{train: {remedies: {ewc: {old: old.jsonl}, dft: true}}}", True),
+        ("{engine: vlm}", False),
+        ("{mix: {ratoi: 0.1}}", False),
+        ("{mix: {sources: [selected]}}", False),
+        ("{target: 3}", False),
+    ],
+)
+def test_what_the_schema_allows_is_what_the_recipe_allows(recipe, valid):
+    jsonschema = pytest.importorskip("jsonschema")
+    raw = yaml.safe_load(recipe)
+    assert jsonschema.Draft202012Validator(json.loads(schema_text())).is_valid(raw) is valid
+    if valid:
+        Recipe.model_validate(raw)
+    else:
+        with pytest.raises(ValidationError):
+            Recipe.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_the_recipes_here_are_valid_by_the_schema(recipe):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(yaml.safe_load(recipe.read_text()), json.loads(schema_text()))
+
+
+def test_init_writes_the_schema_that_its_first_line_names(here):
+    write_jsonl("rows.jsonl", [Record(dialogue("2 + 2?", "4"), "target")])
+    type_in("init", "--model", "nano", "--target", "rows.jsonl", "--out", "deep/mine.yaml")
+    first, _, text = Path("deep/mine.yaml").read_text().partition("\n")
+    assert text.startswith("# replaykit run deep/mine.yaml\n")
+    name = first.removeprefix("# yaml-language-server: $schema=")
+    assert (Path("deep") / name).read_text() == type_in("schema")
+    assert type_in("schema", "--out", "here.json") == "here.json\n"
+    assert Path("here.json").read_text() == type_in("schema")
+
+
+# --- what is done -------------------------------------------------------------------------------------------------
+
+
+def test_status_says_what_is_done_and_why_it_would_be_done_anew(small_run):
+    assert {step["state"] for step in json.loads(type_in("status", "--json"))["steps"]} != {
+        "finished"
+    }
+    type_in("generate", "-n", 3, "--engine", "transformers")
+    words = ["--set", "generate.n=3", "--set", "engine=transformers"]
+    states = {
+        step["name"]: step["state"]
+        for step in json.loads(type_in("status", *words, "--json"))["steps"]
+    }
+    assert states["generate"] == "finished"
+    assert "generate" in type_in("status", *words)
+    again = type_in("status", *words, "--set", "generate.top_p=0.5")
+    assert "generate.top_p was 1.0, is 0.5" in again.replace("\n", " ")
+
+
+# --- how fast the help is -----------------------------------------------------------------------------------------
+
+
+def cpu_seconds(*words):
+    """What a Python process takes, of a processor's time: a busy machine makes it wait, not work."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_takes_at_most_twice_as_long_as_to_import_typer():
+    commands = {
+        "typer": ["-c", "import typer"],
+        "help": [str(ROOT / "cli.py"), "--help"],
+        "help of a command": [str(ROOT / "cli.py"), "select", "--help"],
+    }
+    times = {name: [] for name in commands}
+    for _ in range(7):  # in turns, so that all meet the same machine
+        for name, words in commands.items():
+            times[name].append(cpu_seconds(*words))
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    assert medians["help"] <= 2 * medians["typer"] + 0.02
+    assert medians["help of a command"] <= 2 * medians["typer"] + 0.02
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_help_imports_neither_pydantic_nor_rich(words):
+    code = (
+        "import sys\nfrom replaykit.cli import app\n"
+        f"try:\n    app({words})\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('pydantic', 'rich', 'yaml', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"

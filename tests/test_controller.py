@@ -17,22 +17,27 @@ from rich.console import Console
 from scipy.optimize import minimize_scalar
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from replaykit import models
-from replaykit.chat import Chat
 from replaykit.checks.verify import is_right
+from replaykit.data.record import Record, dialogue
 from replaykit.engines import Engine, Request, Sampling
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
-from replaykit.evaluate.statistics import relative_drop
+from replaykit.model import loading
+from replaykit.model.chat import Chat
+from replaykit.model.logprobs import IGNORED
 from replaykit.nano import world
-from replaykit.records import Record, dialogue
-from replaykit.report.html import write_report
-from replaykit.report.terminal import show
-from replaykit.settings import Test as Scored
-from replaykit.train.batches import IGNORED
-from replaykit.train.controller import Controller, _last_answer
-from replaykit.train.decide import Decider
-from replaykit.train.remedies import Remedy
-from replaykit.training_settings import Controller as Settings
+from replaykit.recipe.controller import ControllerSettings as Settings
+from replaykit.recipe.evaluate import Test as Scored
+from replaykit.recipe.mix import Mix
+from replaykit.runs import Step
+from replaykit.steps.evaluate.result import EvalResult, ModelScores
+from replaykit.steps.evaluate.statistics import relative_drop
+from replaykit.steps.report.html import write_report
+from replaykit.steps.report.terminal import show
+from replaykit.steps.train.controller import Controller, ControllerInputs, _last_answer
+from replaykit.steps.train.decisions import Decider
+from replaykit.steps.train.events import DeciderState, Event
+from replaykit.steps.train.remedies import Remedy
+from replaykit.steps.train.result import TrainResult
 
 N = 200
 
@@ -257,7 +262,8 @@ def test_decisions_go_on_from_plain_json_as_if_nothing_had_happened() -> None:
     for cut in range(len(rights)):
         begun = scripted(rights[:cut], losses[:cut], **settings)
         resumed = Decider(begun.settings, {}, ratio=0.9)
-        resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+        saved = json.loads(json.dumps(begun.state().to_json()))
+        resumed.restore(DeciderState.model_validate(saved))
         for place in range(cut, len(rights)):
             resumed.decide(100 * (place + 1), {"capital": items(rights[place])}, losses[place])
         assert [e.to_json() for e in resumed.events] == [e.to_json() for e in whole.events]
@@ -333,7 +339,21 @@ def records(skill: str, n: int) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return models.load_model("nano").float()
+    return loading.load_model("nano").float()
+
+
+def controller_of(
+    chat: Chat,
+    folder: Path,
+    old: dict[str, tuple[Scored, list[Record]]],
+    target: Sequence[Record] = (),
+    remedies: Sequence[Remedy] = (),
+    **settings: Any,
+) -> Controller:
+    """A controller of these tests, without patience unless the settings say so."""
+    options = {"patience": None} | settings
+    inputs = ControllerInputs(Settings(**options), old, target, mix=Mix(ratio=0.05))
+    return Controller(inputs, chat, folder=folder, remedies=remedies)
 
 
 class Switched(Remedy):
@@ -345,21 +365,12 @@ class Switched(Remedy):
 def controller(
     chat: Chat, folder: Path, n: int = 24, remedies: Sequence[Remedy] = (), **settings: Any
 ) -> Controller:
-    options = {"every": 2, "items": 200} | settings
     old = {
         skill: (Scored(path=f"{skill}.jsonl"), records(skill, n)) for skill in ("capital", "json")
     }
     old["topic"] = (Scored(path="topic.jsonl", score="cross_entropy"), records("topic", n))
-    target = records("referral", n)
-    return Controller(
-        Settings(**options),
-        chat,
-        old=old,
-        target=target,
-        ratio=0.05,
-        folder=folder,
-        remedies=remedies,
-    )
+    options = {"every": 2, "items": 200, "patience": 5} | settings
+    return controller_of(chat, folder, old, records("referral", n), remedies, **options)
 
 
 def begin(it: Controller, model: Any, state: TrainerState | None = None) -> TrainerControl:
@@ -375,8 +386,7 @@ def step(it: Controller, model: Any, number: int) -> TrainerControl:
 
 
 def measured(it: Controller, skill: str) -> list[float]:
-    found: list[float] = it.state_dict()["decider"]["base"][skill]
-    return found
+    return it.saved().decider.base[skill]
 
 
 @pytest.mark.parametrize("skill", ["capital", "json", "nli", "reverse"])
@@ -384,15 +394,7 @@ def test_an_item_is_exact_just_where_greedy_decoding_writes_the_reference(
     chat: Chat, transformers_engine: Engine, model: Any, tmp_path: Path, skill: str
 ) -> None:
     rows = records(skill, 80)
-    settings = Settings(patience=None)
-    it = Controller(
-        settings,
-        chat,
-        old={skill: (Scored(path="x"), rows)},
-        target=[],
-        ratio=0.05,
-        folder=tmp_path,
-    )
+    it = controller_of(chat, tmp_path, {skill: (Scored(path="x"), rows)})
     begin(it, model)
     greedy = Sampling(temperature=0.0, max_tokens=64, stop=chat.stop)
     requests = [
@@ -431,10 +433,10 @@ def test_the_targets_loss_and_a_skill_of_cross_entropy_are_transformers_own(
 
     target = [nll(record) for record in records("referral", 12)]
     loss = sum(total for total, _ in target) / sum(count for _, count in target)
-    assert it.state_dict()["decider"]["best_loss"] == pytest.approx(loss, abs=1e-5)
+    assert it.saved().decider.best_loss == pytest.approx(loss, abs=1e-5)
     topic = [math.exp(-total / count) for total, count in map(nll, records("topic", 12))]
     assert measured(it, "topic") == pytest.approx(topic, abs=1e-5)
-    assert it.state_dict()["kinds"] == {"capital": "exact", "json": "exact", "topic": "probability"}
+    assert it.saved().kinds == {"capital": "exact", "json": "exact", "topic": "probability"}
 
 
 def test_a_model_under_a_fresh_adapter_scores_as_the_base(
@@ -442,7 +444,7 @@ def test_a_model_under_a_fresh_adapter_scores_as_the_base(
 ) -> None:
     import peft
 
-    network = models.load_model("nano").float()
+    network = loading.load_model("nano").float()
     config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     it, plain = (controller(chat, tmp_path, n=12) for _ in range(2))
     begin(it, peft.get_peft_model(network, config))
@@ -468,14 +470,7 @@ def test_an_encoder_decoder_is_tested_on_its_decoders_answer(chat: Chat, tmp_pat
         Chat(chat.tokenizer, seq2seq=True),
     )
     rows = records("capital", 9)
-    it = Controller(
-        Settings(patience=None),
-        pair,
-        old={"capital": (Scored(path="x"), rows)},
-        target=[],
-        ratio=0.05,
-        folder=tmp_path,
-    )
+    it = controller_of(pair, tmp_path, {"capital": (Scored(path="x"), rows)})
     begin(it, network)
     expected = []
     for record in rows:
@@ -495,16 +490,9 @@ def test_a_skill_that_the_base_hardly_writes_is_scored_by_probability(
     rows = [
         Record(dialogue(r.prompt, "Ask your neighbour."), "target") for r in records("capital", 10)
     ]
-    it = Controller(
-        Settings(patience=None),
-        chat,
-        old={"odd": (Scored(path="x"), rows)},
-        target=[],
-        ratio=0.05,
-        folder=tmp_path,
-    )
+    it = controller_of(chat, tmp_path, {"odd": (Scored(path="x"), rows)})
     begin(it, model)
-    assert it.state_dict()["kinds"] == {"odd": "probability"}
+    assert it.saved().kinds == {"odd": "probability"}
     assert all(0 < score < 1 for score in measured(it, "odd"))
 
 
@@ -517,7 +505,7 @@ def test_only_the_last_answer_is_to_be_written_and_up_to_what_ends_it() -> None:
 def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(
     chat: Chat, tmp_path: Path
 ) -> None:
-    network = models.load_model("nano").float().train()
+    network = loading.load_model("nano").float().train()
     remedy = Switched(None)
     it = controller(chat, tmp_path, remedy="distill", remedies=[remedy])
     begin(it, network)
@@ -525,7 +513,7 @@ def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(
     step(it, network, 1)
     assert it.events == []  # not a step of a test
     step(it, network, 2)
-    assert (it.events[0]["ratio"], remedy.on) == (0.05, False)
+    assert (it.events[0].ratio, remedy.on) == (0.05, False)
     with torch.no_grad():
         for parameter in network.model.layers[-1].parameters():
             parameter.mul_(-1)
@@ -537,7 +525,7 @@ def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(
         True,
     )
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == it.events
+    assert [json.loads(line) for line in lines] == [event.to_json() for event in it.events]
     assert network.training
 
 
@@ -550,7 +538,7 @@ def test_the_tests_draw_no_random_numbers(chat: Chat, model: Any, tmp_path: Path
 
 
 def test_probabilities_that_are_not_numbers_are_an_error(chat: Chat, tmp_path: Path) -> None:
-    network = models.load_model("nano").float()
+    network = loading.load_model("nano").float()
     it = controller(chat, tmp_path, n=6)
     begin(it, network)
     with torch.no_grad():
@@ -565,36 +553,17 @@ def test_what_cannot_be_tested_is_refused_before_a_model_is_loaded(
     rows = records("capital", 2)
     tested = {"capital": (Scored(path="x"), rows)}
     with pytest.raises(RecipeError, match=r"eval\.old(.|\n)*patience: it needs eval\.target"):
-        Controller(Settings(), chat, old={}, target=[], ratio=0.05, folder=tmp_path)
+        controller_of(chat, tmp_path, {}, patience=5)
     with pytest.raises(RecipeError, match=r"eval\.old\.capital: it has no rows"):
-        Controller(
-            Settings(),
-            chat,
-            old={"capital": (Scored(path="x"), [])},
-            target=rows,
-            ratio=0.05,
-            folder=tmp_path,
-        )
-    assert (
-        Controller(
-            Settings(patience=None), chat, old=tested, target=[], ratio=0.05, folder=tmp_path
-        ).events
-        == []
-    )
+        controller_of(chat, tmp_path, {"capital": (Scored(path="x"), [])}, rows, patience=5)
+    assert controller_of(chat, tmp_path, tested).events == []
 
 
 def test_rows_that_are_all_too_long_are_named(chat: Chat, tmp_path: Path) -> None:
     long = [Record(dialogue("a " * 3000, "b"), "target")]
-    it = Controller(
-        Settings(patience=None),
-        chat,
-        old={"long": (Scored(path="x"), long)},
-        target=[],
-        ratio=0.05,
-        folder=tmp_path,
-    )
+    it = controller_of(chat, tmp_path, {"long": (Scored(path="x"), long)})
     with pytest.raises(DataError, match=r"eval\.old\.long"):
-        begin(it, models.load_model("nano"))
+        begin(it, loading.load_model("nano"))
 
 
 # --- in a Trainer ---------------------------------------------------------------------------------------------------
@@ -623,7 +592,7 @@ def train(
         lr_scheduler_type="constant", report_to="none", disable_tqdm=True, seed=1, use_cpu=True,
     )  # fmt: skip
     trainer = transformers.Trainer(
-        model=models.load_model("nano", train=True),
+        model=loading.load_model("nano", train=True),
         args=arguments,
         train_dataset=Rows(chat),
         callbacks=[it],
@@ -637,8 +606,8 @@ def train(
 def test_a_resumed_training_makes_the_same_decisions(chat: Chat, tmp_path: Path) -> None:
     whole = train(chat, tmp_path)
     wanted = (tmp_path / "events.jsonl").read_text()
-    assert [event["step"] for event in whole.events] == [2, 4, 6, 8]
-    assert whole.events[-1]["ratio"] > 0.05
+    assert [event.step for event in whole.events] == [2, 4, 6, 8]
+    assert whole.events[-1].ratio > 0.05
     resumed = train(
         chat, tmp_path, resume=tmp_path / "checkpoint-4"
     )  # the lines of steps 6 and 8 are written again
@@ -652,10 +621,10 @@ def test_a_training_ends_when_patience_does_and_the_checkpoint_knows(
 ) -> None:
     it = train(chat, tmp_path, patience=1, steps=40)
     stopped = it.events[-1]
-    assert stopped["stop"]
-    assert stopped["step"] < 40
+    assert stopped.stop
+    assert stopped.step < 40
     again = controller(chat, tmp_path, n=20, by_skill=True, patience=1)
-    again.restore(tmp_path / f"checkpoint-{stopped['step']}")
+    again.restore(tmp_path / f"checkpoint-{stopped.step}")
     assert again.stopped
     assert again.events == it.events
 
@@ -668,51 +637,51 @@ def test_a_checkpoint_of_other_rows_or_of_no_controller_is_refused(
         begin(it, model, TrainerState(global_step=4, max_steps=20))
     begin(it, model)
     with pytest.raises(RunError, match="have changed"):
-        controller(chat, tmp_path, n=7).load_state_dict(it.state_dict())
+        controller(chat, tmp_path, n=7).take(it.saved())
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
-def page_of(tmp_path: Path, result: dict[str, Any]) -> str:
-    base = {
-        "model": "base",
-        "scores": {},
-        "old": None,
-        "target": None,
-        "retention": None,
-        "worst": None,
-        "drop": {},
+def page_of(tmp_path: Path, result: TrainResult) -> str:
+    base = ModelScores(model="base", scores={}, old=None, target=None)
+    manifests = {
+        "train": Step("train", tmp_path, {}).finish(result),
+        "eval": Step("eval", tmp_path, {}).finish(EvalResult(skills=[], models=[base])),
     }
-    found = {"skills": [], "models": [base]}
-    manifests = {"train": {"step": "train", "result": result}}
-    path = write_report(
-        tmp_path / "report.html", title="t", evaluation=found, manifests=manifests, recipe_yaml=""
-    )
+    path = write_report(tmp_path / "report.html", title="t", manifests=manifests, recipe_yaml="")
     return path.read_text(encoding="utf-8")
 
 
-def shown(result: dict[str, Any]) -> str:
+def shown(result: TrainResult) -> str:
     console = Console(file=io.StringIO(), width=160)
     show("train", result, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def a_training(**more: Any) -> dict[str, Any]:
+def a_training(events: list[Event] | None = None) -> TrainResult:
     losses = [{"step": step, "loss": 1 / step} for step in range(1, 1500, 10)]
-    return {"steps": 1500, "loss": 0.1, "losses": losses, **more}
+    return TrainResult(
+        steps=1500,
+        loss=0.1,
+        losses=losses,
+        tokens=0,
+        events=events,
+        model="model",
+        base="nano",
+        revision=None,
+    )
 
 
-def events() -> list[dict[str, Any]]:
+def decided() -> list[Event]:
+    """Every kind of decision: more replay, less, the remedy on and off, the end."""
     rights = [198, 184, 180, 184, 194, 199, 197, 199, 198, 199, 199, 199, 198, 199, 199]
     losses = [2.0, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.71, 0.72, 0.73, 0.74, 0.75]
-    return [
-        event.to_json() for event in scripted(rights, losses, remedy="distill", patience=5).events
-    ]
+    return scripted(rights, losses, remedy="distill", patience=5).events
 
 
 def test_the_report_draws_the_share_the_worst_drop_and_the_changes(tmp_path: Path) -> None:
-    page = page_of(tmp_path, a_training(events=events()))
+    page = page_of(tmp_path, a_training(decided()))
     assert "What the controller decided" in page
     picture = page[page.index("Decisions of train by step") :]
     line = picture[picture.index('<polyline points="') + len('<polyline points="') :].partition(
@@ -734,7 +703,7 @@ def test_the_report_draws_the_share_the_worst_drop_and_the_changes(tmp_path: Pat
 
 
 def test_the_terminal_says_what_the_controller_changed() -> None:
-    text = shown(a_training(events=events()))
+    text = shown(a_training(decided()))
     assert "15 tests; 5 % of replay, 5 % in the end" in text
     assert "- step 300" in text
     assert "ratio 0.05 -> 0.06" in text
@@ -742,16 +711,13 @@ def test_the_terminal_says_what_the_controller_changed() -> None:
 
 
 def test_a_training_without_a_controller_shows_nothing_of_it(tmp_path: Path) -> None:
-    for result in (a_training(), a_training(events=[])):
+    for result in (a_training(), a_training([])):
         assert "controller" not in page_of(tmp_path, result)
         assert "controller" not in shown(result)
 
 
 def test_a_calm_training_and_one_whose_skills_scored_nothing_are_drawn(tmp_path: Path) -> None:
-    calm = [event.to_json() for event in scripted([N, N]).events]
-    assert "Nothing changed" in page_of(tmp_path, a_training(events=calm))
+    assert "Nothing changed" in page_of(tmp_path, a_training(scripted([N, N]).events))
     nothing = Decider(Settings(patience=None), {"<b>": items(0)}, ratio=0.0)
     nothing.decide(500, {"<b>": items(0)})
-    assert "<polyline" in page_of(
-        tmp_path, a_training(events=[event.to_json() for event in nothing.events])
-    )
+    assert "<polyline" in page_of(tmp_path, a_training(nothing.events))

@@ -11,23 +11,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from replaykit.errors import RecipeError, RunError
-from replaykit.head import split_head
+from replaykit.model.lm_head import split_head
+from replaykit.model.logprobs import IGNORED
 from replaykit.recipe import load_recipe
-from replaykit.train.batches import IGNORED, collate
-from replaykit.train.losses import summed
-from replaykit.train.remedies import Run
-from replaykit.train.remedies import teachers as module
-from replaykit.train.remedies.distill import Distill, kl
-from replaykit.train.remedies.teachers import adapter_off, completed, row_keys
-from replaykit.training_settings import Distill as Settings
+from replaykit.recipe.remedies import DistillSettings as Settings
+from replaykit.steps.train.batches import collate
+from replaykit.steps.train.losses import summed
+from replaykit.steps.train.remedies import Run
+from replaykit.steps.train.remedies.distill import Distill, kl
+from replaykit.steps.train.remedies.teacher_cache import completed, row_keys
+from replaykit.steps.train.remedies.teachers import adapter_off
 
 VOCABULARY, PAD = 50, 0
 
 
 def network(dropout=0.0, **changes):
     torch.manual_seed(1)
-    config = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
-              "num_attention_heads": 2, "attention_dropout": dropout, "initializer_range": 0.5} | changes  # fmt: skip
+    config = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "attention_dropout": dropout,
+        "initializer_range": 0.5,
+    } | changes
     return LlamaForCausalLM(LlamaConfig(**config)).train()
 
 
@@ -52,8 +60,14 @@ def row(length, seed, *, replay=True, prompt=3):
     tokens = torch.randint(1, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
     labels = torch.cat([tokens[1:], torch.tensor([IGNORED])])
     labels[: prompt - 1] = IGNORED
-    return {"tokens": tokens, "labels": labels, "weight": (labels != IGNORED).float(), "source": int(replay),
-            "replay": replay, "index": seed}  # fmt: skip
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "weight": (labels != IGNORED).float(),
+        "source": int(replay),
+        "replay": replay,
+        "index": seed,
+    }
 
 
 ROWS = [row(12, 1), row(9, 2, replay=False), row(7, 3), row(10, 4, replay=False)]
@@ -79,7 +93,9 @@ def begun(model, folder, *, base=None, replay=ROWS, **settings):
 
 
 def total(remedy, model, batch, *, numbers=2**26):
-    """What the remedy adds to the loss of the batch, with gradients: its term over all labelled tokens."""
+    """What the remedy adds to the loss of the batch, with gradients: its term over all labelled
+    tokens.
+    """
     where = batch["labels"] != IGNORED
     head = split_head(model)
     term = remedy.term(batch, where)
@@ -88,6 +104,12 @@ def total(remedy, model, batch, *, numbers=2**26):
         return term(logits, part) + 0 * logits.sum()
 
     return summed(head.hidden(model, batch)[where], head, with_all_logits, numbers=numbers)
+
+
+def at_most(numbers, monkeypatch):
+    """Logits of a teacher at a time."""
+    for module in ("distill", "teacher_cache"):
+        monkeypatch.setattr(f"replaykit.steps.train.remedies.{module}.NUMBERS", numbers)
 
 
 def expected(model, base, batch, weight, temperature):
@@ -123,7 +145,7 @@ def moved(model, by=0.05):
     return other
 
 
-# --- the divergence -------------------------------------------------------------------------------------------------
+# --- the divergence -------------------------------------------------------------------------------
 
 
 def logits_and_teacher(tokens=6, vocabulary=20):
@@ -213,12 +235,13 @@ def test_t_squared_keeps_the_size_of_the_gradient():
     }
     assert norms[8] == pytest.approx(norms[4], rel=0.1)
     assert norms[1000] == pytest.approx(norms[100], rel=0.01)
-    # The limit of Hinton et al., section 2.1: the difference of logits without its mean, over the vocabulary's size.
+    # The limit of Hinton et al., section 2.1: the difference of logits without its mean, over the
+    # vocabulary's size.
     limit = (small - small.mean(dim=-1, keepdim=True)) / 30
     torch.testing.assert_close(gradient(small, 1e5), limit, rtol=1e-3, atol=1e-9)
 
 
-# --- teachers -------------------------------------------------------------------------------------------------------
+# --- teachers -------------------------------------------------------------------------------------
 
 
 def test_with_the_adapter_off_the_logits_are_those_of_a_base_that_is_loaded_by_itself(tmp_path):
@@ -299,7 +322,7 @@ def test_slices_add_up_to_the_whole(tmp_path, monkeypatch):
     base, batch, found = network(), collate(ROWS, pad=PAD), []
     model = moved(base)
     for numbers, teacher in ((2**26, 2**22), (VOCABULARY, 2**22), (4 * VOCABULARY, 2 * VOCABULARY)):
-        monkeypatch.setattr(module, "NUMBERS", teacher)
+        at_most(teacher, monkeypatch)
         remedy = begun(model, tmp_path, base=base)
         value = total(remedy, model, batch, numbers=numbers)
         value.backward()
@@ -378,23 +401,31 @@ def test_no_tensor_is_as_large_as_rows_times_length_times_vocabulary(tmp_path, m
 
     vocabulary = 4000
     model = under_adapter(network(vocab_size=vocabulary))
-    monkeypatch.setattr(module, "NUMBERS", 4 * vocabulary)
+    at_most(4 * vocabulary, monkeypatch)
     batch = collate([row(64, seed) for seed in range(4)], pad=PAD)
     for teacher in ("adapter-off", "cache"):
         remedy = Distill(Settings(teacher=teacher, top_k=4))
         with Largest() as largest:
             remedy.begin(run_of(model, tmp_path, rows=[row(64, seed) for seed in range(4)]))
             total(remedy, model, batch, numbers=8 * vocabulary).backward()
-        assert (
-            8 * vocabulary <= largest.numbers <= max(8 * vocabulary, 16 * vocabulary)
-        )  # the embedding has 16 columns
+        # The embedding has 16 columns.
+        assert 8 * vocabulary <= largest.numbers <= max(8 * vocabulary, 16 * vocabulary)
         assert largest.numbers < 4 * 64 * vocabulary / 8
 
 
 def test_an_encoder_decoder_is_taught_too(tmp_path):
     torch.manual_seed(6)
-    config = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 3,
-              "num_heads": 2, "dropout_rate": 0.0, "decoder_start_token_id": 0}  # fmt: skip
+    config = {
+        "vocab_size": VOCABULARY,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_decoder_layers": 3,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    }
     base = T5ForConditionalGeneration(T5Config(**config)).train()
     model, sources = moved(base, by=0.3), [row(9, 1), row(6, 2, replay=False), row(5, 3)]
     batch = collate(
@@ -427,7 +458,7 @@ def test_an_encoder_decoder_is_taught_too(tmp_path):
     torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-3)
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_the_file_is_made_once_and_made_anew_for_another_temperature_other_rows_and_another_base(
@@ -490,7 +521,7 @@ def test_a_row_is_known_by_its_tokens_whatever_stands_beside_it():
     assert len({key for key, _ in keys[1]}) == 4
 
 
-# --- hidden states --------------------------------------------------------------------------------------------------
+# --- hidden states --------------------------------------------------------------------------------
 
 
 def penalty_of(remedy, model, batch):

@@ -1,4 +1,6 @@
-"""Duplicates: exactly the pairs that are similar enough, found in one pass, however many rows there are."""
+"""Duplicates: exactly the pairs that are similar enough, found in one pass, however many rows there
+are.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit.checks.duplicates import Repeats, Table, Twin, Twins, bands_for, best, shingles
-from replaykit.crew import LocalCrew
 from replaykit.nano import world
+from replaykit.parallel import LocalExecutor
 from replaykit.text import normalise
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -58,7 +60,7 @@ def changed(words: list[str], rng: random.Random, n: int) -> list[str]:
     return words
 
 
-# --- exact duplicates -----------------------------------------------------------------------------------------------
+# --- exact duplicates -----------------------------------------------------------------------------
 
 
 def test_a_text_that_stood_before_up_to_case_width_and_spacing_is_a_duplicate() -> None:
@@ -120,11 +122,13 @@ def test_no_exact_duplicate_is_missed_among_many_rows() -> None:
     assert found[20_000:] == [("duplicate", row) for row in range(20_000)]
 
 
-# --- near duplicates ------------------------------------------------------------------------------------------------
+# --- near duplicates ------------------------------------------------------------------------------
 
 
 def brute_force(texts: Sequence[str], threshold: float, found: list[Verdict]) -> tuple[int, int]:
-    """(pairs to find, pairs found). Fails for a row that was dropped without a cause, or for the wrong one."""
+    """(pairs to find, pairs found). Fails for a row that was dropped without a cause, or for the
+    wrong one.
+    """
     kept: list[int] = []
     there = 0
     for row, text in enumerate(texts):
@@ -172,11 +176,13 @@ def test_no_pair_is_called_similar_that_is_not(texts: list[str], threshold: floa
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
 def test_pairs_at_the_threshold_are_found_98_times_in_100(threshold: float) -> None:
     """Of 40 words some are replaced until the pair is just about as similar as the threshold."""
-    rng, pairs = random.Random(11), []
+    rng = random.Random(11)
+    pairs = []
     while len(pairs) < 400:
         words = sentence(rng, 40)
         for n in range(1, 20):
-            one, other = " ".join(words), " ".join(changed(words, rng, n))
+            one = " ".join(words)
+            other = " ".join(changed(words, rng, n))
             if threshold <= jaccard(one, other) < threshold + 0.02:
                 pairs.append((one, other))
                 break
@@ -224,7 +230,7 @@ def test_the_bands_find_a_pair_at_the_threshold_and_no_longer_ones_would(thresho
     assert rows == 128 or 1 - (1 - threshold ** (rows + 1)) ** (128 // (rows + 1)) < 0.99
 
 
-# --- memory, order, processes ---------------------------------------------------------------------------------------
+# --- memory, order, processes ---------------------------------------------------------------------
 
 
 def test_the_table_keeps_its_size_and_forgets_the_oldest_rows() -> None:
@@ -269,11 +275,11 @@ def test_the_same_rows_give_the_same_verdicts_in_another_process() -> None:
 
 
 @pytest.fixture(scope="module")
-def crews() -> Iterator[dict[int, LocalCrew]]:
-    made = {count: LocalCrew(count) for count in (1, 2, 3)}
+def executors() -> Iterator[dict[int, LocalExecutor]]:
+    made = {count: LocalExecutor(count) for count in (1, 2, 3)}
     yield made
-    for crew in made.values():
-        crew.close()
+    for executor in made.values():
+        executor.close()
 
 
 def repeats(
@@ -295,25 +301,27 @@ def repeats(
     st.integers(1, 3),
 )
 def test_any_batches_and_any_number_of_processes_give_the_verdicts_of_one_row_at_a_time(
-    crews: dict[int, LocalCrew],
+    executors: dict[int, LocalExecutor],
     texts: list[str],
     threshold: float | None,
     batch: int,
     processes: int,
 ) -> None:
-    found = repeats(texts, threshold, batch=batch, crew=crews[processes])
+    found = repeats(texts, threshold, batch=batch, executor=executors[processes])
     assert [row for row, _ in found] == list(range(len(texts)))
     one_by_one = verdicts(texts, threshold, slots=3 * 2**12)
     assert [twin and (twin.reason, twin.row) for _, twin in found] == one_by_one
     assert all(twin is None or twin.text == texts[twin.row] for _, twin in found)
 
 
-def test_two_dedupes_may_be_read_in_turn_with_one_crew(crews: dict[int, LocalCrew]) -> None:
+def test_two_dedupes_may_be_read_in_turn_with_one_executor(
+    executors: dict[int, LocalExecutor],
+) -> None:
     texts = [task.prompt for task in world.draw_old(300, seed=6)]
     apart = repeats(texts, 0.7), repeats(texts, 0.9)
     with (
-        Repeats(0.7, crew=crews[2], batch=10) as one,
-        Repeats(0.9, crew=crews[2], batch=7) as other,
+        Repeats(0.7, executor=executors[2], batch=10) as one,
+        Repeats(0.9, executor=executors[2], batch=7) as other,
     ):
         both = list(
             zip(
@@ -328,16 +336,14 @@ def test_two_dedupes_may_be_read_in_turn_with_one_crew(crews: dict[int, LocalCre
         ]
 
 
-# --- several sources ------------------------------------------------------------------------------------------------
+# --- several sources ------------------------------------------------------------------------------
 
 
 def test_a_pool_repeats_itself_or_the_target_before_it_and_the_target_does_not_repeat_the_pool() -> (
     None
 ):
-    target, pool = (
-        ["Name a river, please."],
-        ["Name a river, please!", "A lake?", "name a RIVER, please .", "a lake ?"],
-    )
+    target = ["Name a river, please."]
+    pool = ["Name a river, please!", "A lake?", "name a RIVER, please .", "a lake ?"]
     with Repeats(0.8) as found:
         assert [twin for _, twin in found.find_all("target", enumerate(target))] == [None]
         assert [twin for _, twin in found.find_all("pool", enumerate(pool))] == [
@@ -367,7 +373,7 @@ def test_the_best_of_those_that_are_alike_stays() -> None:
     }
 
 
-# --- memory and order -----------------------------------------------------------------------------------------------
+# --- memory and order -----------------------------------------------------------------------------
 
 
 def test_more_rows_later_change_no_verdict_before() -> None:

@@ -1,4 +1,6 @@
-"""Embeddings: real folders of model2vec and sentence-transformers, made here and small; what is near, and what fails."""
+"""Embeddings: real folders of model2vec and sentence-transformers, made here and small; what is
+near, and what fails.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import replaykit
 from replaykit.errors import DataError, EngineError, MissingExtra
-from replaykit.sources import embed as module
-from replaykit.sources.embed import Embedder, best, blocks, package_of
+from replaykit.steps.select import embed as module
+from replaykit.steps.select.embed import Embedder, best, package_of
 
 WORDS = {  # a direction for each subject, and a bit of its own for each word
     "sum": 0, "apples": 0, "total": 0, "count": 0, "heart": 1, "patients": 1, "dose": 1, "river": 2, "boat": 2, "sea": 2,
@@ -96,7 +99,7 @@ def folder(name, request):
     return request.getfixturevalue(name)
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 @FOLDERS
@@ -133,7 +136,7 @@ def test_vectors_are_what_the_package_says(folder, name):
     assert found == pytest.approx(np.asarray(expected), abs=1e-5)
 
 
-# --- nearness -------------------------------------------------------------------------------------------------------
+# --- nearness -------------------------------------------------------------------------------------
 
 
 def test_planted_neighbours_are_found(model2vec_folder):
@@ -197,7 +200,6 @@ def test_a_part_that_begins_at_a_block_has_the_results_of_the_whole():
     part_scores, part_nearest = best(letters, texts[2048:], queries)
     assert scores[2048:].tobytes() == part_scores.tobytes()
     assert nearest[2048:].tobytes() == part_nearest.tobytes()
-    assert [len(found[0]) for found in blocks(letters, texts, queries)] == [1024, 1024, 952]
 
 
 def test_without_queries_there_is_nothing_to_be_near_to():
@@ -210,7 +212,7 @@ def test_no_texts_have_no_scores():
     assert (len(scores), len(nearest)) == (0, 0)
 
 
-# --- what fails -----------------------------------------------------------------------------------------------------
+# --- what fails -----------------------------------------------------------------------------------
 
 
 @FOLDERS
@@ -221,13 +223,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(folder, na
     )
     with pytest.raises(
         MissingExtra,
-        match=r"(model2vec|sentence-transformers) is not installed.*replaykit\[embed\]",
+        match=r"(model2vec|sentence-transformers) is not installed.*replaykit-llm\[embed\]",
     ):
         Embedder(str(folder))
 
 
 def test_a_language_model_is_no_embedding_model():
-    nano = Path(module.__file__).parent.parent / "nano" / "weights"
+    nano = Path(replaykit.__file__).parent / "nano" / "weights"
     with pytest.raises(EngineError, match="no embedding model: neither modules.json"):
         Embedder(str(nano))
 

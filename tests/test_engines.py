@@ -15,12 +15,12 @@ import psutil
 import pytest
 import torch
 
-from replaykit.chat import Chat
+from replaykit.data.record import dialogue
 from replaykit.engines import Completion, Engine, Request, Sampling, choose, load_engine, vllm
 from replaykit.engines.transformers import TransformersEngine
-from replaykit.errors import EngineError
-from replaykit.records import dialogue
-from replaykit.settings import EngineOptions
+from replaykit.errors import EngineError, MissingExtra
+from replaykit.model.chat import Chat
+from replaykit.recipe.engine import EngineOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +59,7 @@ def answers(chat: Chat, **sampling: Any) -> list[Request]:
     ]
 
 
-# --- what is drawn --------------------------------------------------------------------------------------------------
+# --- what is drawn --------------------------------------------------------------------------------
 
 
 def test_greedy_answers_are_the_same_in_both_engines(
@@ -203,7 +203,7 @@ def test_what_vllm_refuses_is_an_error_of_one_line_that_names_the_row(
     assert len(by_row(vllm_engine, own_questions(chat, 3))) == 3
 
 
-# --- where an answer ends -------------------------------------------------------------------------------------------
+# --- where an answer ends -------------------------------------------------------------------------
 
 
 def test_an_answer_that_reaches_a_stop_says_stop_and_does_not_return_it(
@@ -246,7 +246,7 @@ def test_a_prompt_without_room_is_an_error_that_names_the_row(engine: Any, chat:
     assert len(by_row(engine, own_questions(chat, 3))) == 3
 
 
-# --- how requests are read ------------------------------------------------------------------------------------------
+# --- how requests are read ------------------------------------------------------------------------
 
 
 def test_completions_come_before_all_requests_are_read(engine: Engine, chat: Chat) -> None:
@@ -347,7 +347,7 @@ def test_rows_of_like_length_share_a_batch_and_none_waits_for_good(
     assert place <= 256
 
 
-# --- scores ---------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def test_scores_are_the_log_probabilities_of_a_forward_pass(
@@ -378,7 +378,7 @@ def test_scores_come_in_the_order_of_the_sequences(engine: Engine, chat: Chat) -
     ]
 
 
-# --- processes ------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_does_not_reach_the_processes_of_vllm(vllm_engine: Engine, chat: Chat) -> None:
@@ -434,7 +434,7 @@ def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(vllm_engine: Engine, c
     engine.close()
 
 
-# --- loading --------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
@@ -496,3 +496,10 @@ def test_what_vllm_and_its_processes_write_goes_to_its_log(
         assert sorted(log.read().split(b"\n")) == [b"", b"ERROR", b"from C", b"from Python"]
     assert dict(os.environ) == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_absent_package_is_named_with_the_commands_that_bring_it() -> None:
+    assert str(MissingExtra("vllm", "vllm")) == (
+        "vllm is not installed; `pip install 'replaykit-llm[vllm]'` brings it, or "
+        "`pip install -e '.[vllm]'` in replaykit's checkout"
+    )

@@ -1,4 +1,6 @@
-"""Elastic weight consolidation: its Fisher information, its penalty, and both under LoRA, against what is written out."""
+"""Elastic weight consolidation: its Fisher information, its penalty, and both under LoRA, against
+what is written out.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,28 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from replaykit import models, training_settings
-from replaykit.chat import Chat
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import DataError, RecipeError
-from replaykit.head import inputs
+from replaykit.model import loading
+from replaykit.model.chat import Chat
+from replaykit.model.lm_head import Batch, inputs
 from replaykit.nano import world
-from replaykit.records import Record, dialogue
-from replaykit.train import batches
-from replaykit.train.remedies import Batch, Run, chosen, ewc
-from replaykit.train.remedies.ewc import Ewc, L2sp
+from replaykit.recipe.remedies import EwcSettings, L2spSettings, Remedies
+from replaykit.steps.train import batches
+from replaykit.steps.train.remedies import Run, chosen
+from replaykit.steps.train.remedies import fisher as fisher_module
+from replaykit.steps.train.remedies.ewc import Ewc, L2sp, kronecker_penalty
+from replaykit.steps.train.remedies.fisher import (
+    FISHER_FILE,
+    diagonal_fisher,
+    highest,
+    kronecker_fisher,
+    lora_layers,
+)
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -34,7 +46,9 @@ WORDS = 23
 
 
 class Unigram(nn.Module):
-    """p(token) = softmax(theta), whatever stands before: its Fisher information can be written down."""
+    """p(token) = softmax(theta), whatever stands before: its Fisher information can be written
+    down.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +65,16 @@ class Unigram(nn.Module):
 def tiny(*, tied: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=WORDS, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=tied, attention_dropout=dropout, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+        attention_dropout=dropout,
+        initializer_range=0.3,
+    )
     return transformers.LlamaForCausalLM(config).to(dtype).train()
 
 
@@ -150,12 +171,17 @@ def same(
     rtol: float = 1e-5,
     atol: float = 1e-7,
 ) -> bool:
-    return bool(one) and one.keys() == other.keys() and all(
-        torch.allclose(one[name], other[name].to(one[name].dtype), rtol=rtol, atol=atol) for name in one
-    )  # fmt: skip
+    return (
+        bool(one)
+        and one.keys() == other.keys()
+        and all(
+            torch.allclose(one[name], other[name].to(one[name].dtype), rtol=rtol, atol=atol)
+            for name in one
+        )
+    )
 
 
-# --- the Fisher information -----------------------------------------------------------------------------------------
+# --- the Fisher information -----------------------------------------------------------------------
 
 
 def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic(tmp_path):
@@ -167,7 +193,7 @@ def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic
 
     model = copy.deepcopy(base)
     remedy = begun(
-        Ewc(training_settings.Ewc(strength=0.3)), model, [row([1, y], 1) for y in answers], tmp_path
+        Ewc(EwcSettings(strength=0.3)), model, [row([1, y], 1) for y in answers], tmp_path
     )
     with_zero_gradients(moved(model))
     remedy.gradients()
@@ -180,7 +206,7 @@ def test_the_penalty_of_a_model_with_a_known_fisher_information_is_its_quadratic
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_fisher_information_is_that_of_single_rows(tied):
     base, rows = tiny(tied=tied), some_rows(6)
-    fisher = ewc.diagonal_fisher(copy.deepcopy(base), rows)
+    fisher = diagonal_fisher(copy.deepcopy(base), rows)
     assert same(fisher, squares(base, rows))
     assert torch.cat([values.flatten() for values in fisher.values()]).mean() == pytest.approx(
         1, abs=1e-5
@@ -200,14 +226,13 @@ def test_the_square_of_a_batch_gradient_is_something_else():
 def test_the_rows_are_the_first_of_replay_and_the_model_is_in_eval_mode(tmp_path):
     base, rows = tiny(dropout=0.5), some_rows(9)
     for part in ("a", "b"):
-        begun(Ewc(training_settings.Ewc(rows=4)), copy.deepcopy(base), rows, tmp_path / part)
-    files = [ewc.safe_open(tmp_path / part / ewc.FISHER_FILE, "pt") for part in ("a", "b")]
-    once, again = ({name: file.get_tensor(name) for name in file.keys()} for file in files)  # noqa: SIM118
+        begun(Ewc(EwcSettings(rows=4)), copy.deepcopy(base), rows, tmp_path / part)
+    once, again = (load_file(tmp_path / part / FISHER_FILE) for part in ("a", "b"))
     assert same(once, again, rtol=0, atol=0)
     assert same(once, squares(base, rows[:4]))
 
 
-@pytest.mark.parametrize("remedy", [Ewc(training_settings.Ewc()), L2sp(training_settings.L2sp())])
+@pytest.mark.parametrize("remedy", [Ewc(EwcSettings()), L2sp(L2spSettings())])
 def test_the_model_that_is_trained_is_the_base_itself_and_is_left_as_it_was(tmp_path, remedy):
     model, before = tiny(dtype=torch.float32), tiny(dtype=torch.float32)
     model.model.layers[1].mlp.requires_grad_(False)
@@ -218,7 +243,9 @@ def test_the_model_that_is_trained_is_the_base_itself_and_is_left_as_it_was(tmp_
     assert all(each.grad is None for each in model.parameters())
     assert same(model.state_dict(), before.state_dict(), rtol=0, atol=0)
     with_zero_gradients(model)
-    remedy.gradients()  # on a GPU too, where a base that is loaded by itself is in bfloat16, an untrained model is not pulled
+    # On a GPU too, where a base that is loaded by itself is in bfloat16, an untrained model is not
+    # pulled.
+    remedy.gradients()
     assert not any(values.any() for values in gradients(model).values())
 
 
@@ -227,26 +254,25 @@ def test_small_gradients_of_half_precision_do_not_vanish_in_their_squares():
     with torch.no_grad():
         base.lm_head.weight *= 1e-3  # gradients of the order of 1e-4, whose squares float16 has not
     base.requires_grad_(False).model.layers[0].mlp.up_proj.requires_grad_()
-    (values,) = ewc.diagonal_fisher(base, some_rows(3)).values()
+    (values,) = diagonal_fisher(base, some_rows(3)).values()
     assert (values > 0).float().mean() > 0.9
 
 
 def test_frozen_parameters_have_no_fisher_information_and_no_penalty(tmp_path):
     model = tiny()
     model.model.layers[0].requires_grad_(False)
-    remedy = begun(Ewc(training_settings.Ewc()), model, some_rows(3), tmp_path)
+    remedy = begun(Ewc(EwcSettings()), model, some_rows(3), tmp_path)
     with_zero_gradients(moved(model))
     remedy.gradients()
     assert not any("layers.0." in name for name in gradients(model))
-    with ewc.safe_open(tmp_path / ewc.FISHER_FILE, "pt") as file:
-        assert sum(file.get_tensor(name).sum() for name in file.keys()) == pytest.approx(  # noqa: SIM118
-            sum(given.numel() for given in model.parameters() if given.requires_grad), rel=1e-4
-        )
+    total = sum(values.sum() for values in load_file(tmp_path / FISHER_FILE).values())
+    learning = [given for given in model.parameters() if given.requires_grad]
+    assert total == pytest.approx(sum(given.numel() for given in learning), rel=1e-4)
 
 
 def test_a_parameter_that_a_later_stage_trains_is_left_alone_until_it_has_a_gradient(tmp_path):
     model = tiny()
-    remedy = begun(Ewc(training_settings.Ewc()), model, some_rows(3), tmp_path)
+    remedy = begun(Ewc(EwcSettings()), model, some_rows(3), tmp_path)
     with_zero_gradients(moved(model))
     model.model.norm.weight.grad = None
     remedy.gradients()
@@ -257,9 +283,16 @@ def test_a_parameter_that_a_later_stage_trains_is_left_alone_until_it_has_a_grad
 def test_an_encoder_decoder_has_a_fisher_information_in_both_forms():
     torch.manual_seed(3)
     config = transformers.T5Config(
-        vocab_size=WORDS, d_model=12, d_kv=6, d_ff=20, num_layers=1, num_decoder_layers=2, num_heads=2,
-        decoder_start_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        d_model=12,
+        d_kv=6,
+        d_ff=20,
+        num_layers=1,
+        num_decoder_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
     base, rows = transformers.T5ForConditionalGeneration(config).double(), []
     for batch in some_rows(4):
         question, answer = batch["input_ids"][:, :3], batch["input_ids"][:, 3:]
@@ -272,23 +305,22 @@ def test_an_encoder_decoder_has_a_fisher_information_in_both_forms():
                 "labels": answer,
             }
         )
-    assert same(ewc.diagonal_fisher(copy.deepcopy(base), rows), squares(base, rows))
+    assert same(diagonal_fisher(copy.deepcopy(base), rows), squares(base, rows))
     options = peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")
-    kronecker = ewc.kronecker_fisher(peft.get_peft_model(base, options), rows)
-    assert len(kronecker) == 2 * (
-        6 + 2 * 10
-    )  # two vectors for 6 layers of the encoder's block and 10 of the decoder's
+    kronecker = kronecker_fisher(peft.get_peft_model(base, options), rows)
+    # Two vectors for 6 layers of the encoder's block and 10 of the decoder's.
+    assert len(kronecker) == 2 * (6 + 2 * 10)
     assert all(values.isfinite().all() and values.any() for values in kronecker.values())
 
 
-# --- the penalty ----------------------------------------------------------------------------------------------------
+# --- the penalty ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", [1, 2, 8])
 def test_the_penalty_is_added_once_however_the_step_is_cut(tmp_path, cut):
     base, rows = tiny(), some_rows(8)
     model = tiny()
-    remedy = begun(Ewc(training_settings.Ewc(strength=2.0)), model, rows, tmp_path)
+    remedy = begun(Ewc(EwcSettings(strength=2.0)), model, rows, tmp_path)
     moved(model)
     for start in range(0, 8, 8 // cut):
         (sum(nll(model, batch) for batch in rows[start : start + 8 // cut]) / 8).backward()
@@ -305,7 +337,7 @@ def test_the_penalty_is_added_once_however_the_step_is_cut(tmp_path, cut):
 
 def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
     model, rows = tiny(), some_rows(4)
-    remedy = begun(Ewc(training_settings.Ewc(auto=0.1)), model, rows, tmp_path)
+    remedy = begun(Ewc(EwcSettings(auto=0.1)), model, rows, tmp_path)
     optimiser, norms = torch.optim.SGD(model.parameters(), lr=0.05), []
     for _ in range(4):
         optimiser.zero_grad()
@@ -327,7 +359,7 @@ def test_auto_keeps_the_ratio_of_both_gradients_in_every_step(tmp_path):
 
 def test_l2sp_pulls_every_parameter_alike(tmp_path):
     base, model = tiny(), tiny()
-    remedy = begun(L2sp(training_settings.L2sp(strength=0.7)), model, [], tmp_path)
+    remedy = begun(L2sp(L2spSettings(strength=0.7)), model, [], tmp_path)
     with_zero_gradients(moved(model))
     remedy.gradients()
     pairs = zip(model.parameters(), base.parameters(), strict=True)
@@ -340,7 +372,7 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
     task, distances = some_rows(4, seed=5), {}
     for strength in (0.0, 3.0):
         model = tiny()
-        remedy = begun(Ewc(training_settings.Ewc(strength=strength)), model, replay, tmp_path)
+        remedy = begun(Ewc(EwcSettings(strength=strength)), model, replay, tmp_path)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.001)
         for _ in range(60):
             optimiser.zero_grad()
@@ -356,7 +388,7 @@ def test_what_is_held_stays_nearer_to_the_base(tmp_path):
     assert distances[3.0] < distances[0.0] / 2
 
 
-# --- resuming -------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -367,11 +399,11 @@ def test_a_resumed_run_reads_the_fisher_information_and_has_the_same_gradients(
     model, rows = tiny(dtype=torch.float32), some_rows(4)
     model = lora(model) if adapter else model
     resumed = copy.deepcopy(model)
-    first = begun(Ewc(training_settings.Ewc(**options)), model, rows, tmp_path, adapter=adapter)
+    first = begun(Ewc(EwcSettings(**options)), model, rows, tmp_path, adapter=adapter)
     moved(model)
 
-    monkeypatch.setattr(ewc, "row_losses", None)  # no gradient is made anew
-    second = begun(Ewc(training_settings.Ewc(**options)), resumed, rows, tmp_path, adapter=adapter)
+    monkeypatch.setattr(fisher_module, "row_losses", None)  # no gradient is made anew
+    second = begun(Ewc(EwcSettings(**options)), resumed, rows, tmp_path, adapter=adapter)
     resumed.load_state_dict(model.state_dict())  # as from a checkpoint
     for remedy, network in ((first, model), (second, resumed)):
         torch.manual_seed(0)
@@ -384,37 +416,28 @@ def test_a_resumed_run_reads_the_fisher_information_and_has_the_same_gradients(
 
 
 def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_path):
-    base, rows, file = tiny(), some_rows(4), tmp_path / ewc.FISHER_FILE
+    base, rows, file = tiny(), some_rows(4), tmp_path / FISHER_FILE
 
     def written(base: Any, given_rows: Sequence[Batch], **options: Any) -> bytes:
-        begun(Ewc(training_settings.Ewc(**options)), copy.deepcopy(base), given_rows, tmp_path)
+        begun(Ewc(EwcSettings(**options)), copy.deepcopy(base), given_rows, tmp_path)
         return file.read_bytes()
 
     before = written(base, rows)
     assert written(base, rows, strength=9.0) == before
-    assert (
-        len(
-            {
-                before,
-                written(base, rows[:3]),
-                written(base, rows, rows=2),
-                written(moved(tiny()), rows),
-            }
-        )
-        == 4
-    )
+    others = [written(base, rows[:3]), written(base, rows, rows=2), written(moved(tiny()), rows)]
+    assert len({before, *others}) == 4
     file.write_bytes(before[:100])
     assert written(base, rows) == before
-    assert [path.name for path in tmp_path.iterdir()] == [ewc.FISHER_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [FISHER_FILE]
 
 
-# --- the hard variant -----------------------------------------------------------------------------------------------
+# --- the hard variant -----------------------------------------------------------------------------
 
 
 def test_with_hard_the_chosen_parameters_never_move_further_than_told(tmp_path):
     base, rows = tiny(), some_rows(6)
     model = tiny()
-    remedy = begun(Ewc(training_settings.Ewc(hard=0.1, max_shift=0.2)), model, rows, tmp_path)
+    remedy = begun(Ewc(EwcSettings(hard=0.1, max_shift=0.2)), model, rows, tmp_path)
     fisher = squares(base, rows)
     limit = torch.cat([values.flatten() for values in fisher.values()]).sort(descending=True).values
     limit = limit[round(0.1 * len(limit)) - 1] * (1 - 1e-6)
@@ -446,18 +469,21 @@ def test_the_highest_are_those_of_a_sorted_list_with_all_ties(
     values: list[int], share: float, cut: int
 ) -> None:
     fisher = torch.tensor(values, dtype=torch.float32) * 0.37
-    found = ewc.highest({"a": fisher[:cut], "b": fisher[cut:]}, share)
+    found = highest({"a": fisher[:cut], "b": fisher[cut:]}, share)
     limit = max(sorted(values, reverse=True)[max(1, round(share * len(values))) - 1], 1)
     assert torch.cat([found["a"], found["b"]]).tolist() == [value >= limit for value in values]
 
 
-# --- under LoRA -----------------------------------------------------------------------------------------------------
+# --- under LoRA -----------------------------------------------------------------------------------
 
 
 @given(
-    rank=st.integers(1, 5), width=st.integers(1, 9), height=st.integers(1, 9), scale=st.floats(0.1, 8),
+    rank=st.integers(1, 5),
+    width=st.integers(1, 9),
+    height=st.integers(1, 9),
+    scale=st.floats(0.1, 8),
     seed=st.integers(0, 999),
-)  # fmt: skip
+)
 def test_the_kronecker_penalty_is_the_sum_over_the_whole_matrix(
     rank: int, width: int, height: int, scale: float, seed: int
 ) -> None:
@@ -465,7 +491,7 @@ def test_the_kronecker_penalty_is_the_sum_over_the_whole_matrix(
     a = torch.randn(rank, width, dtype=torch.float64, requires_grad=True)
     b = torch.randn(height, rank, dtype=torch.float64, requires_grad=True)
     u, v = torch.rand(height, dtype=torch.float64), torch.rand(width, dtype=torch.float64)
-    energy, of_a, of_b = ewc.kronecker_penalty(a.detach(), b.detach(), u, v, scale)
+    energy, of_a, of_b = kronecker_penalty(a.detach(), b.detach(), u, v, scale)
     explicit = (torch.outer(u, v) * (scale * b @ a) ** 2).sum()
     expected = torch.autograd.grad(explicit / 2, (a, b))
     assert torch.allclose(energy, explicit, rtol=1e-10, atol=1e-12)
@@ -484,7 +510,7 @@ def layer_names(base: Any) -> list[str]:
 def test_a_row_of_one_position_has_exactly_the_kronecker_form():
     base, rows = tiny(tied=False), [row([4, 9], 1)]
     rows[0] = {name: given[:, :1] if given.dim() == 2 else given for name, given in rows[0].items()}
-    fisher = ewc.kronecker_fisher(lora(copy.deepcopy(base)), rows)
+    fisher = kronecker_fisher(lora(copy.deepcopy(base)), rows)
     named = {name: base.get_submodule(name).weight for name in layer_names(base)}
     found = dict(
         zip(named, torch.autograd.grad(nll(base, rows[0]), list(named.values())), strict=True)
@@ -497,7 +523,7 @@ def test_a_row_of_one_position_has_exactly_the_kronecker_form():
 
 def test_u_is_a_sum_and_v_a_mean_over_positions_of_the_base_whatever_the_adapter_has_learned():
     base, rows = tiny(), some_rows(11)
-    assert 1 < len(list(ewc._together(rows))) < len(rows)
+    assert 1 < len(list(fisher_module._together(rows))) < len(rows)
     names = layer_names(base)
     u, v = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -519,7 +545,7 @@ def test_u_is_a_sum_and_v_a_mean_over_positions_of_the_base_whatever_the_adapter
     adapted = moved(lora(tiny()))
     adapted.base_model.model.model.layers[0].self_attn.q_proj.lora_A.requires_grad_(False)
     learns = [parameter.requires_grad for parameter in adapted.parameters()]
-    fisher = ewc.kronecker_fisher(adapted, rows)
+    fisher = kronecker_fisher(adapted, rows)
     for name, product in zip(names, products, strict=True):
         found = torch.outer(*(fisher[f"base_model.model.{name}.{part}"].double() for part in "uv"))
         assert torch.allclose(found, product / mean, rtol=1e-4), name
@@ -532,14 +558,10 @@ def test_u_is_a_sum_and_v_a_mean_over_positions_of_the_base_whatever_the_adapter
 def test_the_penalty_under_lora_is_that_of_the_materialised_matrices(tmp_path, kind):
     adapted, rows = moved(lora(tiny())), some_rows(5)
     with_zero_gradients(adapted)
-    remedy = (
-        Ewc(training_settings.Ewc(strength=0.4))
-        if kind == "ewc"
-        else L2sp(training_settings.L2sp(strength=0.4))
-    )
+    remedy = Ewc(EwcSettings(strength=0.4)) if kind == "ewc" else L2sp(L2spSettings(strength=0.4))
     begun(remedy, adapted, rows, tmp_path, adapter=True).gradients()
-    fisher = ewc.kronecker_fisher(adapted, rows) if kind == "ewc" else None
-    layers = ewc.lora_layers(adapted)
+    fisher = kronecker_fisher(adapted, rows) if kind == "ewc" else None
+    layers = lora_layers(adapted)
     assert len(layers) == 14
     explicit = torch.zeros((), dtype=torch.float64)
     for name in layers:
@@ -569,20 +591,19 @@ def test_the_penalty_under_lora_makes_no_tensor_larger_than_the_adapter_s(tmp_pa
 
     adapted = moved(lora(tiny()))
     with_zero_gradients(adapted)
-    remedy = begun(Ewc(training_settings.Ewc()), adapted, some_rows(3), tmp_path, adapter=True)
+    remedy = begun(Ewc(EwcSettings()), adapted, some_rows(3), tmp_path, adapter=True)
     with Largest() as largest:
         remedy.gradients()
-    layers = ewc.lora_layers(adapted).values()
+    layers = lora_layers(adapted).values()
     assert largest.numbers == max(max(layer.a.numel(), layer.b.numel()) for layer in layers)
     assert largest.numbers < max(layer.base.weight.numel() for layer in layers)
 
 
 def test_under_lora_what_is_kept_is_two_vectors_a_layer(tmp_path):
     adapted = lora(tiny())
-    begun(Ewc(training_settings.Ewc()), adapted, some_rows(3), tmp_path, adapter=True)
-    with ewc.safe_open(tmp_path / ewc.FISHER_FILE, "pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    layers = ewc.lora_layers(adapted)
+    begun(Ewc(EwcSettings()), adapted, some_rows(3), tmp_path, adapter=True)
+    kept = load_file(tmp_path / FISHER_FILE)
+    layers = lora_layers(adapted)
     assert sum(values.numel() for values in kept.values()) == sum(
         layer.a.shape[1] + layer.b.shape[0] for layer in layers.values()
     )
@@ -596,30 +617,30 @@ def test_the_embedded_model_is_held_under_lora_on_its_own_rows(tmp_path, chat: C
     records = [
         Record(dialogue(task.prompt, task.answer), "generate") for task in world.draw_old(4, seed=1)
     ]
-    planned = batches.Planned(records, chat)
+    planned = batches.TokenisedRows(records, chat)
     rows = [batches.collate([planned[k]], pad=0) for k in range(4)]
     adapted = peft.get_peft_model(
-        models.load_model("nano"), peft.LoraConfig(r=4, target_modules="all-linear")
+        loading.load_model("nano"), peft.LoraConfig(r=4, target_modules="all-linear")
     )
-    remedy = begun(Ewc(training_settings.Ewc(strength=1.0)), adapted, rows, tmp_path, adapter=True)
+    remedy = begun(Ewc(EwcSettings(strength=1.0)), adapted, rows, tmp_path, adapter=True)
     with_zero_gradients(moved(adapted, by=0.01))
     remedy.gradients()
     assert all(values.isfinite().all() and values.any() for values in gradients(adapted).values())
     assert remedy.measures()["penalty"] > 0
 
 
-# --- what cannot be -------------------------------------------------------------------------------------------------
+# --- what cannot be -------------------------------------------------------------------------------
 
 
 def test_rows_without_an_answer_and_broken_models_are_named(tmp_path):
     silent = [row([1, 2, 3], 3)]
     with pytest.raises(DataError, match="Fisher information of the replay rows is 0"):
-        Ewc(training_settings.Ewc()).begin(run_of(tiny(), silent, tmp_path))
+        Ewc(EwcSettings()).begin(run_of(tiny(), silent, tmp_path))
     broken = tiny()
     with torch.no_grad():
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(DataError, match="is nan"):
-        Ewc(training_settings.Ewc()).begin(run_of(broken, some_rows(2), tmp_path))
+        Ewc(EwcSettings()).begin(run_of(broken, some_rows(2), tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -634,7 +655,7 @@ def test_adapters_of_another_form_are_refused(tmp_path, options, told):
     config = peft.LoraConfig(
         **({"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options)
     )
-    for remedy in (Ewc(training_settings.Ewc()), L2sp(training_settings.L2sp())):
+    for remedy in (Ewc(EwcSettings()), L2sp(L2spSettings())):
         with pytest.raises(RecipeError, match=told):
             remedy.begin(
                 run_of(peft.get_peft_model(tiny(), config), some_rows(2), tmp_path, adapter=True)
@@ -642,9 +663,5 @@ def test_adapters_of_another_form_are_refused(tmp_path, options, told):
 
 
 def test_the_recipe_chooses_both_by_their_names():
-    assert [
-        type(remedy) for remedy in chosen(training_settings.Remedies(ewc=training_settings.Ewc()))
-    ] == [Ewc]
-    assert [
-        type(remedy) for remedy in chosen(training_settings.Remedies(l2sp=training_settings.L2sp()))
-    ] == [L2sp]
+    assert [type(remedy) for remedy in chosen(Remedies(ewc=EwcSettings()))] == [Ewc]
+    assert [type(remedy) for remedy in chosen(Remedies(l2sp=L2spSettings()))] == [L2sp]

@@ -1,12 +1,13 @@
 """What other trainers are given is our rows, our order and our loss masks; TRL itself is asked what it makes of them.
 
 axolotl, LLaMA-Factory and ms-swift want other versions of torch or transformers than ours, so their exports are compared
-with what the files of theirs that ``mix.export`` names read.
+with what the files of theirs that ``steps/mix/export.py`` names read.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from replaykit.chat import Chat
+from replaykit.data.planned import write_plan
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import DataError, RecipeError
-from replaykit.mix.build import Mixture, mix
-from replaykit.mix.export import EXPORTS, check, export, flagged
-from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.training_settings import Mix, Train
+from replaykit.model.chat import Chat
+from replaykit.recipe.mix import Mix
+from replaykit.recipe.train import Train
+from replaykit.steps.mix.build import Mixture, build_mixture
+from replaykit.steps.mix.export import EXPORTS, check, export_mixture, flagged
 
 SUMS = [Record(dialogue(f"{a} + 2?", f"It is {a + 2}."), "target") for a in range(40)]
 TALKS = [
@@ -37,10 +40,10 @@ def mixed(
 ) -> Mixture:
     """A small mixture, written as the step mix writes it."""
     rows = {"generate": TALKS if replay is None else replay}
-    made = mix(
+    made = build_mixture(
         SUMS, rows, chat=chat, settings=Mix(ratio=0.2, near_duplicate=None), train=train, seed=1
     )
-    write_jsonl(folder / "rows.jsonl", made.lines())
+    write_plan(folder / "rows.jsonl", made.planned_rows())
     return made
 
 
@@ -49,12 +52,12 @@ def exported(
 ) -> tuple[Path, list[tuple[list[int], list[int]]]]:
     """Where an export is, and the token ids and labels of the rows in their order."""
     made = mixed(folder, chat, **options)
-    place = export([name], folder, model="nano", chat=chat, train=options.get("train", TRAIN))[name]
+    place = export_mixture(
+        [name], folder, model="nano", chat=chat, train=options.get("train", TRAIN)
+    )[name]
     assert place == folder.resolve() / "export" / name
     assert not list(place.parent.glob(".*"))  # nothing half-made stays
-    examples = [
-        chat.example(made.rows[slot.source][slot.row]) for step in made.steps for slot in step
-    ]
+    examples = [chat.example(row.record) for row in made.planned_rows()]
     labels = [
         [t if loss else -100 for t, loss in zip(e.tokens, e.loss, strict=True)] for e in examples
     ]
@@ -254,13 +257,34 @@ def test_the_optimiser_is_that_of_the_recipe_and_what_else_is_not_is_named(
 
 
 @pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    ("own", "rate"),
+    [
+        ({}, 1e-5),
+        ({"method": "lora"}, 2e-4),
+        ({"layer_rates": {"bottom": 1e-4, "top": 1e-3}}, 1e-3),
+    ],
+)
+def test_the_learning_rate_is_the_highest_of_the_recipe(
+    name: str, own: dict[str, Any], rate: float, tmp_path: Path, chat: Chat
+) -> None:
+    train = Train.model_validate({"batch_rows": 8, "max_tokens": 200, **own})
+    place, _ = exported(name, tmp_path, chat, train=train)
+    found = re.search(r"learning_rate'?: ([0-9.e-]+)", script_or_config(name, place))
+    assert found is not None
+    assert float(found.group(1)) == rate
+
+
+@pytest.mark.parametrize("name", TRAINERS)
 def test_the_revision_of_the_model_reaches_the_trainer(
     name: str, tmp_path: Path, chat: Chat
 ) -> None:
     mixed(tmp_path, chat)
     key = {"trl": "'revision'", "axolotl": "revision_of_model"}.get(name, "model_revision")
     for revision, there in ((None, False), ("v1.5", True)):
-        places = export([name], tmp_path, model="nano", chat=chat, train=TRAIN, revision=revision)
+        places = export_mixture(
+            [name], tmp_path, model="nano", chat=chat, train=TRAIN, revision=revision
+        )
         assert (f"{key}: " in script_or_config(name, places[name])) is there
     assert "v1.5" in script_or_config(name, places[name])
 

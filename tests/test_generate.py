@@ -16,18 +16,23 @@ import pytest
 from typer.testing import CliRunner
 
 import replaykit
-from replaykit import models
-from replaykit.chat import Chat
 from replaykit.checks.funnel import Funnel
 from replaykit.cli import app
+from replaykit.data.jsonl import read_jsonl
+from replaykit.data.ledger import Ledger
+from replaykit.data.record import Record, dialogue
 from replaykit.engines import Request, Sampling, load_engine
-from replaykit.errors import EngineError, RecipeError, Stopped
+from replaykit.errors import CallError, EngineError, RecipeError, Stopped
+from replaykit.model import loading
+from replaykit.model.chat import Chat
+from replaykit.model.logprobs import of_answer
 from replaykit.nano import world
-from replaykit.records import Record, dialogue, read_jsonl
-from replaykit.runs import Ledger
-from replaykit.settings import Checks, EngineOptions, Generate
-from replaykit.sources.generate import generate
-from replaykit.sources.steer import SCHEDULES, SYSTEMS, system_of
+from replaykit.recipe.engine import EngineOptions
+from replaykit.recipe.generate import Checks, Generate
+from replaykit.steps.generate.draw import generate_rows
+from replaykit.steps.generate.job import Job, Monitor
+from replaykit.steps.generate.replies import Address, Numbering
+from replaykit.steps.generate.steer import SCHEDULES, SYSTEMS, system_of
 from replaykit.text import normalise
 
 SETTINGS = {"max_question_tokens": 96, "max_answer_tokens": 64}
@@ -40,22 +45,12 @@ def engine(request):
 
 def made(engine, chat, folder, n=60, seed=3, **settings):
     folder.mkdir(exist_ok=True)
-    options = {
-        name: settings.pop(name)
-        for name in ("prompts", "held_out", "deployed", "stopping")
-        if name in settings
+    given = {
+        name: settings.pop(name) for name in ("prompts", "held_out", "deployed") if name in settings
     }
-    funnel = Funnel()
-    rows = generate(
-        engine,
-        chat,
-        settings=Generate(n=n, **SETTINGS | settings),
-        seed=seed,
-        folder=folder,
-        funnel=funnel,
-        **options,
-    )
-    return list(rows), funnel
+    monitor = Monitor(stopping=settings.pop("stopping", lambda: False))
+    job = Job(Generate(n=n, **SETTINGS | settings), seed, **given)
+    return list(generate_rows(engine, chat, job, folder=folder, monitor=monitor)), monitor.funnel
 
 
 def lines(records):
@@ -138,7 +133,7 @@ def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat
     assert len(rows) == 1  # what was kept is still there
 
 
-# --- the same rows, however they are made ---------------------------------------------------------------------------
+# --- the same rows, however they are made ---------------------------------------------------------
 
 
 def test_the_same_rows_in_batches_of_one_and_in_large_ones(
@@ -152,10 +147,10 @@ def test_the_same_rows_in_batches_of_one_and_in_large_ones(
 
 def test_the_same_rows_through_a_narrow_window(transformers_engine, chat, tmp_path, monkeypatch):
     whole, funnel = made(transformers_engine, chat, tmp_path / "a", n=90)
-    monkeypatch.setattr("replaykit.sources.rows.WINDOW", 7)
+    monkeypatch.setattr("replaykit.steps.generate.rows.WINDOW", 7)
     narrow, other = made(transformers_engine, chat, tmp_path / "b", n=90)
     assert lines(whole) == lines(narrow)
-    assert funnel.to_json() == other.to_json()
+    assert funnel.result() == other.result()
 
 
 def test_the_same_rows_from_one_worker_and_from_four(transformers_engine, chat, tmp_path):
@@ -175,7 +170,29 @@ def test_the_same_rows_in_vllm_whatever_its_batch(vllm_engine, chat, tmp_path, m
     assert lines(whole) == lines(three)
 
 
-# --- kinds of rows --------------------------------------------------------------------------------------------------
+# --- addresses ------------------------------------------------------------------------------------
+
+
+def test_addresses_have_the_numbers_that_ledgers_of_earlier_runs_hold():
+    several = Numbering(turns=1, answers=3)
+    assert several.in_ledger(Address("question", 7)) == 7
+    assert several.in_ledger(Address("answer", 7, answer=2)) == 23
+    assert several.of_request(Address("answer", 7, answer=2)) == 47
+    turns = Numbering(turns=2, answers=1)
+    assert turns.in_ledger(Address("question", 7, turn=1)) == 15
+    assert turns.of_request(Address("question", 7, turn=1)) == 30
+    assert turns.of_request(Address("answer", 7, turn=1)) == 31
+
+
+@pytest.mark.parametrize(("turns", "answers"), [(1, 1), (3, 1), (1, 4), (2, 3)])
+def test_each_number_of_a_request_is_one_address(turns, answers):
+    numbering = Numbering(turns, answers)
+    addresses = [numbering.address(number) for number in range(200)]
+    assert len(set(addresses)) == 200
+    assert [numbering.of_request(address) for address in addresses] == list(range(200))
+
+
+# --- kinds of rows --------------------------------------------------------------------------------
 
 
 def test_a_conversation_of_two_turns_is_joined_as_the_template_joins_it(engine, chat, tmp_path):
@@ -204,6 +221,18 @@ def test_several_answers_to_one_question_are_rows_of_their_own(engine, chat, tmp
         assert len({row.answer for row in group}) == len(group) <= 3
         assert len({row.meta["answer"] for row in group}) == len(group)
     assert funnel.counts["same_answer"] > 0
+
+
+def test_answers_to_one_question_may_come_back_in_different_batches(
+    transformers_engine, chat, tmp_path, monkeypatch
+):
+    settings = {"n": 20, "answers": 3, "answer_temperature": 1.5}
+    whole, _ = made(transformers_engine, chat, tmp_path / "a", **settings)
+    # The engine takes two requests at a time, so a question's three answers never fit.
+    monkeypatch.setattr("replaykit.engines.transformers.READ_AHEAD", 2)
+    monkeypatch.setattr("replaykit.engines.transformers.BATCH_ROWS", 2)
+    parts, _ = made(transformers_engine, chat, tmp_path / "b", **settings)
+    assert lines(parts) == lines(whole)
 
 
 def test_the_users_own_prompts_are_answered_each_and_in_order(engine, chat, tmp_path):
@@ -309,8 +338,17 @@ def test_deployment_sampling_is_what_the_model_names(transformers_engine, chat, 
         )
 
 
+def test_a_model_that_names_no_sampling_cannot_draw_as_deployed(
+    transformers_engine, chat, tmp_path
+):
+    with pytest.raises(
+        RecipeError, match=r"generate\.temperature: the model has no generation_con"
+    ):
+        made(transformers_engine, chat, tmp_path / "a", temperature="model", deployed=None)
+
+
 def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path):
-    tokenizer = models.load_tokenizer("nano")
+    tokenizer = loading.load_tokenizer("nano")
     tokenizer.chat_template = None
     chat = Chat(tokenizer, name="a base model")
     with pytest.raises(
@@ -325,7 +363,7 @@ def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path)
         assert (example.tokens[-1] == tokenizer.eos_token_id) is (row.meta["finish"] == "stop")
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(
@@ -333,12 +371,11 @@ def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(
 ):
     dropped = []
     (tmp_path / "a").mkdir()
+    job = Job(Generate(n=300, **SETTINGS), seed=3)
+    monitor = Monitor(funnel=Funnel(dropped.append))
     rows = list(
-        generate(
-            transformers_engine, chat, settings=Generate(n=300, **SETTINGS), seed=3, folder=tmp_path / "a",
-            funnel=Funnel(dropped.append),
-        )
-    )  # fmt: skip
+        generate_rows(transformers_engine, chat, job, folder=tmp_path / "a", monitor=monitor)
+    )
     twins = [row for row in dropped if row["reason"] == "duplicate"]
     assert twins
     by_row = {row.meta["row"]: row.prompt for row in rows}
@@ -358,7 +395,7 @@ def test_rows_that_the_model_finds_unlikely_are_dropped_by_their_perplexity(engi
     def perplexity(row):
         example = chat.example(row)
         (scores,) = engine.score([example.tokens])
-        answer = [score for score, loss in zip(scores, example.loss[1:], strict=True) if loss]
+        answer = of_answer(example, scores)
         return math.exp(-sum(answer) / len(answer))
 
     free, _ = made(engine, chat, tmp_path / "a", n=40)
@@ -394,7 +431,7 @@ def test_questions_that_the_model_finds_unlikely_are_dropped_too(
         assert "letters" not in row.prompt
 
 
-# --- stopped, and going on ------------------------------------------------------------------------------------------
+# --- stopped, and going on ------------------------------------------------------------------------
 
 
 def test_asked_to_stop_it_finishes_what_is_under_way_and_goes_on_later(engine, chat, tmp_path):
@@ -469,7 +506,7 @@ def ledger_bytes(folder: Path) -> int:
     )
 
 
-# --- stopped by a signal, a full disk, another process --------------------------------------------------------------
+# --- stopped by a signal, a full disk, another process --------------------------------------------
 
 COMMAND = [
     sys.executable,
@@ -584,7 +621,7 @@ def test_a_disk_that_fills_up_half_way_costs_no_finished_row(
     ).read_bytes()
 
 
-# --- from Python ----------------------------------------------------------------------------------------------------
+# --- from Python ----------------------------------------------------------------------------------
 
 
 def test_from_python_the_rows_come_one_by_one_and_are_those_of_the_command_line(tmp_path):
@@ -616,7 +653,7 @@ def test_from_python_prompts_are_answered_and_a_wrong_setting_is_refused():
         "nano", prompts=["What is the capital of France?"], engine="transformers"
     )
     assert row.answer == "Paris"
-    with pytest.raises(RecipeError, match="did you mean 'turns'"):
-        next(replaykit.generate("nano", 3, trns=2))
+    with pytest.raises(CallError, match="did you mean 'turns'"):
+        replaykit.generate("nano", 3, trns=2)
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         replaykit.generat  # noqa: B018

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -17,27 +17,24 @@ from typing import Any
 import pytest
 import torch
 
-from replaykit.chat import Chat
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import Record, dialogue
 from replaykit.engines import load_engine
+from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.records import Record, dialogue
-from replaykit.train import fit
-from replaykit.training_settings import Train
+from replaykit.recipe.train import Train
+from replaykit.steps.train.fit import Base
 
 HERE = Path(__file__).parents[1] / "benchmarks" / "gpu"
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-def imported(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"gpu_{name}", HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-throughput, proof = imported("throughput"), imported("proof")
+sys.path.insert(0, str(HERE))  # the files of the proof import one another
+throughput = importlib.import_module("throughput")
+proof = importlib.import_module("proof")
+proof_data = importlib.import_module("proof_data")
+proof_report = importlib.import_module("proof_report")
+proof_units = importlib.import_module("proof_units")
 
 
 def write_data(folder: Path) -> Path:
@@ -204,7 +201,9 @@ def test_a_twentieth_of_the_loss_tokens_of_the_whole_load_is_replay_in_every_ste
     load = throughput.FULL_LOAD
     throughput.make_base(throughput.SHAPES["mini"], tmp_path)
     chat = Chat.load(str(tmp_path))
-    records, steps = throughput.mixture(chat, throughput.SHAPES["mini"], load)
+    rows = throughput.mixture(chat, throughput.SHAPES["mini"], load)
+    records = [row.record for row in rows]
+    steps = [row.step for row in rows]
     examples = [chat.example(record) for record in records]
     sizes = [
         (example.loss_tokens, record.source != "target")
@@ -250,18 +249,16 @@ def test_idle_is_what_no_kernel_covers() -> None:
 def test_the_proof_trains_every_arm_and_scores_it(mini: tuple[Path, Path]) -> None:
     folder = mini[1]
     for name in proof.MINI_ARMS:
-        manifest = json.loads((folder / f"{name}-seed-1" / "manifest.json").read_text())
-        assert 0 < manifest["loss"] < 20 and manifest["steps"] >= 2 and manifest["cost"] >= 1
-        wanted = proof.ARMS[name].ratio
-        assert manifest["share"]["loss_tokens"] == pytest.approx(wanted, abs=0.04 if wanted else 0)
+        unit = proof_units.unit_of(folder / f"{name}-seed-1", proof_units.ArmUnit)
+        assert 0 < unit.loss < 20 and unit.steps >= 2 and unit.cost >= 1
+        wanted = proof_units.ARMS[name].ratio
+        assert unit.share["loss_tokens"] == pytest.approx(wanted, abs=0.04 if wanted else 0)
         assert not (folder / f"{name}-seed-1" / "model").exists()
-        items = proof.read_items(folder / f"{name}-seed-1")
-        assert set(items) == {*proof.OLD, "general", "new loss", "new answers"}
-        assert all(item["score"] >= 0 for test in items.values() for item in test)
-    assert (
-        json.loads((folder / "replay-magpie" / "manifest.json").read_text())["rows"]
-        == proof.MINI.replay
-    )
+        items = proof_report.read_items(folder / f"{name}-seed-1")
+        assert set(items) == {*proof_data.OLD, "general", "new loss", "new answers"}
+        assert all(item.score >= 0 for test in items.values() for item in test)
+    magpie = proof_units.unit_of(folder / "replay-magpie", proof_units.ReplayUnit)
+    assert magpie.rows == proof_data.MINI.replay
 
 
 def test_the_table_of_the_proof_has_every_arm_with_intervals(mini: tuple[Path, Path]) -> None:
@@ -286,39 +283,45 @@ def test_the_table_of_the_proof_has_every_arm_with_intervals(mini: tuple[Path, P
 def test_finished_units_of_the_proof_are_skipped(
     mini: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "train", lambda *_, **__: pytest.fail("something was trained"))
-    monkeypatch.setattr(proof, "measure", lambda *_, **__: pytest.fail("something was scored"))
-    monkeypatch.setattr(proof, "generate", lambda *_, **__: pytest.fail("something was generated"))
+    for name, done in {"fit": "trained", "measure": "scored", "generate_rows": "generated"}.items():
+        failing = lambda *_, done=done, **__: pytest.fail(f"something was {done}")  # noqa: E731
+        monkeypatch.setattr(proof_units, name, failing)
     before = {path: path.stat().st_mtime_ns for path in mini[1].rglob("*.json*")}
-    work = proof.begun(mini[1], data, proof.MINI, "gsm8k", "transformers", lambda needed=0.0: False)
+    work = proof_units.begun(
+        mini[1], data, proof_data.MINI, "gsm8k", "transformers", lambda needed=0.0: False
+    )
     assert proof.run_all(work, proof.MINI_ARMS, (1,)) == []
     assert {path: path.stat().st_mtime_ns for path in mini[1].rglob("*.json*")} == before
-    work = proof.begun(mini[1], data, proof.MINI, "gsm8k", "transformers", lambda needed=0.0: True)
+    work = proof_units.begun(
+        mini[1], data, proof_data.MINI, "gsm8k", "transformers", lambda needed=0.0: True
+    )
     assert proof.run_all(work, ["none"], (1, 2)) == ["none, seed 2"]
 
 
 def test_the_base_of_the_proof_has_between_30_and_150_million_parameters() -> None:
     with torch.device("meta"):
         tokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=1, pad_token_id=2)
-        tokenizer = type("Sized", (SimpleNamespace,), {"__len__": lambda _: proof.GPU.vocabulary})(
-            **vars(tokenizer)
-        )
-        assert 30e6 < proof.random_llama(proof.GPU, tokenizer).num_parameters() < 150e6
+        tokenizer = type(
+            "Sized", (SimpleNamespace,), {"__len__": lambda _: proof_data.GPU.vocabulary}
+        )(**vars(tokenizer))
+        assert 30e6 < proof_units.random_llama(proof_data.GPU, tokenizer).num_parameters() < 150e6
 
 
 def test_every_arm_that_was_asked_for_is_there_and_its_settings_are_valid(
     mini: tuple[Path, Path], data: Path
 ) -> None:
-    work = proof.begun(mini[1], data, proof.MINI, "gsm8k", "transformers", lambda needed=0.0: False)
-    for arm in proof.ARMS.values():
-        assert proof.settings_of(work, arm).batch_rows == proof.MINI.batch_rows
-    for replay in proof.REPLAY:
-        assert {arm.ratio for arm in proof.ARMS.values() if arm.replay == replay} == {
+    work = proof_units.begun(
+        mini[1], data, proof_data.MINI, "gsm8k", "transformers", lambda needed=0.0: False
+    )
+    for arm in proof_units.ARMS.values():
+        assert proof_units.settings_of(work, arm).batch_rows == proof_data.MINI.batch_rows
+    for replay in proof_units.REPLAY:
+        assert {arm.ratio for arm in proof_units.ARMS.values() if arm.replay == replay} == {
             0.01,
             0.05,
             0.1,
         }
-    settings = [proof.settings_of(work, arm) for arm in proof.ARMS.values()]
+    settings = [proof_units.settings_of(work, arm) for arm in proof_units.ARMS.values()]
     assert sum(one.method == "lora" for one in settings) == 2
     for remedy in ("stm", "distill", "ewc"):
         assert any(getattr(one.remedies, remedy) is not None for one in settings)
@@ -327,22 +330,26 @@ def test_every_arm_that_was_asked_for_is_there_and_its_settings_are_valid(
 def test_equal_compute_means_as_many_tokens_as_with_a_tenth_of_replay(
     mini: tuple[Path, Path], data: Path, chat: Chat, tmp_path: Path
 ) -> None:
-    work = proof.begun(mini[1], data, proof.MINI, "gsm8k", "transformers", lambda needed=0.0: False)
-    tenth, *_ = proof.mixture(work, proof.Arm("magpie", 0.1), chat, 1, tmp_path)
-    alone, summary, _ = proof.mixture(work, proof.ARMS["none-equal-compute"], chat, 1, tmp_path)
+    work = proof_units.begun(
+        mini[1], data, proof_data.MINI, "gsm8k", "transformers", lambda needed=0.0: False
+    )
+    tenth, *_ = proof_units.mixture(work, proof_units.Arm("magpie", 0.1), chat, 1, tmp_path)
+    alone, summary, _ = proof_units.mixture(
+        work, proof_units.ARMS["none-equal-compute"], chat, 1, tmp_path
+    )
 
     def tokens(made: Any) -> int:
         return sum(
             made.sizes["tokens"][slot.source][slot.row] for slots in made.steps for slot in slots
         )
 
-    assert summary["share"]["loss_tokens"] == 0
+    assert summary.share["loss_tokens"] == 0
     step = tokens(alone) / len(alone.steps)
     assert tokens(alone) == pytest.approx(tokens(tenth), abs=step)
 
 
 def test_a_card_has_the_surname_first_and_the_city_in_capitals() -> None:
-    learned, held = proof.cards(200, seed=1), proof.cards(50, seed=1, held_out=True)
+    learned, held = proof_data.cards(200, seed=1), proof_data.cards(50, seed=1, held_out=True)
     assert not {task.prompt for task in learned} & {task.prompt for task in held}
     for task in learned:
         card = json.loads(task.answer)
@@ -353,7 +360,7 @@ def test_a_card_has_the_surname_first_and_the_city_in_capitals() -> None:
 
 def test_the_tokenizer_of_the_base_makes_a_chat_whose_questions_carry_a_third_of_the_loss() -> None:
     texts = [f"{task.prompt} {task.answer}" for task in world.draw_old(300, seed=1)]
-    chat = proof.WholeChat(proof.make_tokenizer(iter(texts), 400))
+    chat = proof_units.WholeChat(proof_units.make_tokenizer(iter(texts), 400))
     record = Record(dialogue("What is 12 + 7?", "Dublin"), "target")
     made, weight = chat.example(record), chat.weight(record)
     assert (
@@ -366,25 +373,25 @@ def test_the_tokenizer_of_the_base_makes_a_chat_whose_questions_carry_a_third_of
 
 
 def test_a_base_of_random_weights_is_made_once_and_learns_by_our_trainer(tmp_path: Path) -> None:
-    size = replace(proof.MINI, hidden=64, layers=1, intermediate=128, vocabulary=400)
-    records = proof.as_records(world.draw_old(32, seed=1))
-    proof.make_start(tmp_path / "start", size, records)
+    size = replace(proof_data.MINI, hidden=64, layers=1, intermediate=128, vocabulary=400)
+    records = proof_data.as_records(world.draw_old(32, seed=1))
+    proof_units.make_start(tmp_path / "start", size, records)
     weights = (tmp_path / "start" / "model.safetensors").stat()
-    proof.make_start(tmp_path / "start", size, records)
+    proof_units.make_start(tmp_path / "start", size, records)
     assert (tmp_path / "start" / "model.safetensors").stat() == weights
-    chat = proof.WholeChat.load(str(tmp_path / "start"))
-    options: dict[str, Any] = {
-        "model": str(tmp_path / "start"), "chat": chat, "settings": Train(learning_rate=3e-3, batch_rows=8, warmup=0.0),
-        "seed": 1, "weights": {record.id: chat.weight(record) for record in records},
-    }  # fmt: skip
-    said = proof.trained(tmp_path, records * 4, [k // 8 for k in range(128)], **options)
-    assert said["steps"] == 16 and said["loss"] < 5.5  # ln 400 = 6.0 is what no model at all knows
-    assert proof.trained(tmp_path, [], []) == said
-    assert load_engine(str(tmp_path / "model"), "transformers").limit == proof.POSITIONS
+    chat = proof_units.WholeChat.load(str(tmp_path / "start"))
+    base = Base(str(tmp_path / "start"), chat)
+    settings = Train(learning_rate=3e-3, batch_rows=8, warmup=0.0)
+    weights = {record.id: chat.weight(record) for record in records}
+    rows = [PlannedRow(k // 8, record) for k, record in enumerate(records * 4)]
+    said = proof_units.trained(tmp_path, rows, base, settings, seed=1, weights=weights)
+    assert said.steps == 16 and said.loss < 5.5  # ln 400 = 6.0 is what no model at all knows
+    assert proof_units.trained(tmp_path, [], base, settings, seed=1) == said
+    assert load_engine(str(tmp_path / "model"), "transformers").limit == proof_units.POSITIONS
 
 
 def test_pubmedqa_rows_ask_with_their_contexts_and_end_in_the_decision(data: Path) -> None:
-    learn, tests, how = proof.new_task("pubmedqa", data, proof.MINI)
+    learn, tests, how = proof_data.new_task("pubmedqa", data, proof_data.MINI)
     assert (len(learn), len(tests), how.score) == (8, 2, "exact")
     assert learn[0].prompt.startswith("It was tried.\n") and learn[0].prompt.endswith(
         "Does it help?"

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from replaykit.chat import Chat
-from replaykit.checks.judge import CUT, MAX_TOKENS, PROMPT, SCHEMA, TAGS, counts, judge, parse
+from replaykit.checks.judge import CUT, MAX_TOKENS, PROMPT, SCHEMA, TAGS, judge, parse
 from replaykit.checks.reward import Reward
+from replaykit.data.ledger import Ledger
+from replaykit.data.record import Message, Record, dialogue
 from replaykit.engines import Completion, Engine, Request
 from replaykit.errors import ChatError, EngineError
-from replaykit.models import ALIASES, load_tokenizer
-from replaykit.records import Message, Record, dialogue
-from replaykit.runs import Ledger
+from replaykit.model.chat import Chat
+from replaykit.model.loading import ALIASES, load_tokenizer
 
 GOOD = {"category": "Math", "difficulty": "very easy", "quality": "good"}
 NOTHING = dict.fromkeys(TAGS, "unparsed")
@@ -29,7 +29,9 @@ class Scripted:
     name = "scripted"
 
     def __init__(self, chat: Chat, replies: dict[int, str], limit: int = 4096):
-        self.chat, self.replies, self.limit = chat, replies, limit
+        self.chat = chat
+        self.replies = replies
+        self.limit = limit
         self.asked: dict[int, Request] = {}
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
@@ -59,7 +61,7 @@ def tags_of(
         return list(judge(engine, chat, rows, ledger=ledger, seed=1))
 
 
-# --- what a reply says ----------------------------------------------------------------------------------------------
+# --- what a reply says ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,14 +115,7 @@ def test_the_longest_object_fits_the_judges_room(chat: Chat) -> None:
     assert len(chat.encode(json.dumps(longest))) < MAX_TOKENS
 
 
-def test_tags_are_counted_in_the_order_of_the_table_and_unparsed_comes_last() -> None:
-    found = counts([NOTHING, GOOD, GOOD | {"category": "Planning"}, GOOD])
-    assert found["category"] == {"Planning": 1, "Math": 2, "unparsed": 1}
-    assert list(found["category"]) == ["Planning", "Math", "unparsed"]
-    assert found["difficulty"] == {"very easy": 3, "unparsed": 1}
-
-
-# --- how rows are judged --------------------------------------------------------------------------------------------
+# --- how rows are judged --------------------------------------------------------------------------
 
 
 def test_each_row_gets_the_tags_of_its_own_reply_in_the_order_of_the_rows(
@@ -143,11 +138,13 @@ def test_each_row_gets_the_tags_of_its_own_reply_in_the_order_of_the_rows(
 
 
 def test_a_row_that_was_judged_is_not_asked_again(chat: Chat, tmp_path: Path) -> None:
-    rows, replies = asking("a", "b", "c", "d"), dict.fromkeys((3, 6, 9, 12), json.dumps(GOOD))
+    rows = asking("a", "b", "c", "d")
+    replies = dict.fromkeys((3, 6, 9, 12), json.dumps(GOOD))
     with Ledger(tmp_path / "tags.jsonl") as ledger:
         started = judge(Scripted(chat, replies), chat, rows[:2], ledger=ledger, seed=1)
         assert list(started) == [(3, GOOD), (6, GOOD)]
-    engine, seen = Scripted(chat, replies), list[tuple[int, int | None]]()
+    engine = Scripted(chat, replies)
+    seen: list[tuple[int, int | None]] = []
     with Ledger(tmp_path / "tags.jsonl") as ledger:
         watch: Any = lambda what, done, total, note="": seen.append((done, total))  # noqa: E731
         assert [
@@ -228,7 +225,7 @@ def test_an_engine_that_is_held_to_the_schema_leaves_nothing_unparsed(
     assert tags_of(vllm_engine, chat, asking(*questions), tmp_path / "again.jsonl") == found
 
 
-# --- the reward model -----------------------------------------------------------------------------------------------
+# --- the reward model -----------------------------------------------------------------------------
 
 
 def reward_model(folder: Path, *, labels: int = 1, **config: Any) -> Path:

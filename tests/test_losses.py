@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from replaykit import models
-from replaykit.head import Head, split_head
-from replaykit.train.losses import cross_entropy, summed
+from replaykit.model import loading
+from replaykit.model.lm_head import Head, split_head
+from replaykit.steps.train.losses import cross_entropy, summed
 
 BATCH = {"input_ids": torch.tensor([[1, 5, 9, 2], [1, 7, 7, 3]])}
 
@@ -82,7 +82,7 @@ def test_weights_from_the_logits_carry_no_gradient_of_their_own() -> None:
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_models_own_logits_are_its_hidden_states_times_its_head(adapter: bool) -> None:
-    model = models.load_model("nano")
+    model = loading.load_model("nano")
     if adapter:
         import peft
 
@@ -98,7 +98,7 @@ def test_the_models_own_logits_are_its_hidden_states_times_its_head(adapter: boo
 
 
 def test_a_model_that_changes_its_logits_has_no_head_of_its_own() -> None:
-    model = models.load_model("nano")
+    model = loading.load_model("nano")
     forward = model.forward
 
     def capped(**given: object) -> object:
@@ -118,7 +118,7 @@ def test_an_encoder_decoder_has_no_head_of_its_own() -> None:
 
 
 def test_the_hook_on_the_head_is_gone_afterwards() -> None:
-    model = models.load_model("nano")
+    model = loading.load_model("nano")
     before = model(**BATCH).logits.detach().clone()
     head = split_head(model)
     assert head is not None and not head.linear._forward_pre_hooks

@@ -1,4 +1,6 @@
-"""Averages of base and tuned models: their tensors, their files, the choice of alpha, and the command."""
+"""Averages of base and tuned models: their tensors, their files, the choice of alpha, and the
+command.
+"""
 
 import json
 import shutil
@@ -12,23 +14,35 @@ from commands import type_in
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from replaykit import models
 from replaykit.cli import app
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
-from replaykit.evaluate.compare import best_alpha, scores_of
-from replaykit.evaluate.statistics import mean_drop
+from replaykit.model import loading
 from replaykit.nano import world
-from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.settings import Test as HeldOut
-from replaykit.train.merge import elected, folder_of, interpolate, scale_adapter, ties
+from replaykit.recipe.evaluate import Test as HeldOut
+from replaykit.runs import read_manifest
+from replaykit.steps.evaluate.skills import Item
+from replaykit.steps.evaluate.statistics import mean_drop
+from replaykit.steps.merge.average import elected, interpolate, scale_adapter, ties
+from replaykit.steps.merge.choose import best_alpha, scores_of
+from replaykit.steps.merge.folders import Weights, folder_of
+from replaykit.steps.merge.result import MergeResult
+from replaykit.steps.step import typed
 
-NANO = Path(models.resolve("nano"))
+NANO = Path(loading.resolve("nano"))
 
 
 def tensors(seed, dtype=torch.float16):
     torch.manual_seed(seed)
-    shapes = {"model.embed_tokens.weight": (6, 4), "model.a.weight": (4, 4), "model.b.weight": (3, 4), "model.b.bias": (3,),
-              "model.scale": (), "model.none": (0, 4)}  # fmt: skip
+    shapes = {
+        "model.embed_tokens.weight": (6, 4),
+        "model.a.weight": (4, 4),
+        "model.b.weight": (3, 4),
+        "model.b.bias": (3,),
+        "model.scale": (),
+        "model.none": (0, 4),
+    }
     return {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
 
 
@@ -75,7 +89,7 @@ def same_bits(found, wanted):
         )
 
 
-# --- interpolation --------------------------------------------------------------------------------------------------
+# --- interpolation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -120,23 +134,26 @@ def test_config_is_the_bases_and_the_tokenizer_the_tuned_models(tmp_path):
     assert (tmp_path / "out/config.json").read_text() == (base / "config.json").read_text()
     assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == {"of": "tuned"}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "LICENSE", "config.json", "model.safetensors", "tokenizer.json",
-    ]  # fmt: skip
+        "LICENSE",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_the_result_of_the_embedded_model_loads_and_is_between(tmp_path):
     tuned = tuned_nano(tmp_path / "tuned")
     interpolate(NANO, tuned, tmp_path / "out", 0.5)
     found, before, after = (
-        models.load_model(str(each)).state_dict() for each in (tmp_path / "out", NANO, tuned)
+        loading.load_model(str(each)).state_dict() for each in (tmp_path / "out", NANO, tuned)
     )
     for name in before:
         torch.testing.assert_close(
             found[name], (before[name] + after[name]) / 2, rtol=2e-3, atol=1e-4
         )
     assert (
-        models.load_tokenizer(str(tmp_path / "out")).chat_template
-        == models.load_tokenizer("nano").chat_template
+        loading.load_tokenizer(str(tmp_path / "out")).chat_template
+        == loading.load_tokenizer("nano").chat_template
     )
 
 
@@ -249,14 +266,12 @@ def test_an_index_that_names_what_no_file_has_is_an_error(tmp_path):
 
 
 def test_no_more_than_a_few_tensors_are_in_memory(tmp_path, monkeypatch):
-    from replaykit.train import merge
-
     base, tuned = (
         saved(tmp_path / "base", tensors(1), shards=2),
         saved(tmp_path / "tuned", tensors(2)),
     )
     alive, most = [], []
-    real = merge.Weights.__getitem__
+    real = Weights.__getitem__
 
     def tracked(self, name):
         tensor = real(self, name)
@@ -264,25 +279,22 @@ def test_no_more_than_a_few_tensors_are_in_memory(tmp_path, monkeypatch):
         most.append(sum(ref() is not None for ref in alive))
         return tensor
 
-    monkeypatch.setattr(merge.Weights, "__getitem__", tracked)
+    monkeypatch.setattr(Weights, "__getitem__", tracked)
     interpolate(base, tuned, tmp_path / "out", 0.5)
     assert len(most) == 12
     assert max(most) <= 4
 
 
-# --- TIES -----------------------------------------------------------------------------------------------------------
+# --- TIES -----------------------------------------------------------------------------------------
 
 
 def test_ties_trims_elects_and_averages_those_that_agree():
     first = torch.tensor([5.0, -4.0, 1.0, 3.0, 0.5])
     second = torch.tensor([3.0, 2.0, -6.0, -3.0, 0.1])
     # Trimmed to 4 of 5: [5, -4, 1, 3, 0] and [3, 2, -6, -3, 0]. Sums: 8, -2, -5, 0, 0.
-    assert elected([first, second], 0.8, [1, 1]).tolist() == [4.0, -4.0, -6.0, 0.0, 0.0]
-    # Trimmed to 2 of 5: [5, -4, 0, 0, 0] and [3, 0, -6, -3, 0], for the second has two of magnitude 3.
-    assert elected([first, second], 0.4, [1, 1]).tolist() == [4.0, -4.0, -6.0, -3.0, 0.0]
-    # Weights 1 and 3: sums 14, 2, -17, -6; weighted means of those that agree (5 + 9) / 4, 2, -6, -3.
-    found = elected([first, second], 0.8, [1, 3])
-    torch.testing.assert_close(found, torch.tensor([3.5, 2.0, -6.0, -3.0, 0.0]))
+    assert elected([first, second], 0.8).tolist() == [4.0, -4.0, -6.0, 0.0, 0.0]
+    # Trimmed to 2 of 5: [5, -4, 0, 0, 0] and [3, 0, -6, -3, 0]: the second has two of magnitude 3.
+    assert elected([first, second], 0.4).tolist() == [4.0, -4.0, -6.0, -3.0, 0.0]
 
 
 def test_ties_of_one_model_at_density_1_is_that_model_and_of_none_of_its_changes_the_base(tmp_path):
@@ -308,17 +320,13 @@ def test_ties_keeps_what_two_models_learned_in_different_places(tmp_path):
 
 def test_ties_refuses_what_makes_no_sense(tmp_path):
     base = saved(tmp_path / "base", tensors(1))
-    for options in (
-        {"density": 0.0},
-        {"density": 1.5},
-        {"weights": [1.0, 1.0]},
-        {"weights": [-1.0]},
-    ):
-        with pytest.raises(RecipeError, match="density"):
-            ties(base, [base], tmp_path / "out", **options)
+    with pytest.raises(RecipeError, match=r"density: must be above 0 \(got 0\)"):
+        ties(base, [base], tmp_path / "out", density=0.0)
+    with pytest.raises(RecipeError, match=r"density: must be from 0 to 1 \(got 1.5\)"):
+        ties(base, [base], tmp_path / "out", density=1.5)
 
 
-# --- adapters -------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------
 
 
 def adapter(folder, **options):
@@ -326,7 +334,7 @@ def adapter(folder, **options):
 
     torch.manual_seed(3)
     model = peft.get_peft_model(
-        models.load_model("nano"),
+        loading.load_model("nano"),
         peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], **options),
     )
     for name, parameter in model.named_parameters():
@@ -347,12 +355,12 @@ def test_a_scaled_adapter_is_the_interpolation_of_base_and_merged_model(tmp_path
     for name, tensor in after.items():
         assert torch.equal(tensor, before[name] * (0.25 if "lora_B" in name else 1))
     merged, part = (
-        peft.PeftModel.from_pretrained(models.load_model("nano"), tmp_path / name)
+        peft.PeftModel.from_pretrained(loading.load_model("nano"), tmp_path / name)
         .merge_and_unload()
         .state_dict()
         for name in ("adapter", "out")
     )
-    base = models.load_model("nano").state_dict()
+    base = loading.load_model("nano").state_dict()
     for name in base:
         torch.testing.assert_close(
             part[name], torch.lerp(base[name], merged[name], 0.25), rtol=1e-5, atol=1e-6
@@ -387,7 +395,7 @@ def test_a_model_that_is_not_here_and_cannot_be_fetched_is_one_clear_message(mon
     assert folder_of("nano") == NANO
 
 
-# --- the choice of alpha --------------------------------------------------------------------------------------------
+# --- the choice of alpha --------------------------------------------------------------------------
 
 
 def scores(target, old, n=200):
@@ -405,28 +413,24 @@ def test_the_highest_target_score_whose_old_skills_stay_is_chosen():
     }
     choice = best_alpha(scores(10, 180), by_alpha)
     assert choice.alpha == 0.5
-    assert [row["alpha"] for row in choice.table] == [0.0, 0.3, 0.5, 0.8, 1.0]
-    assert [row["allowed"] for row in choice.table] == [True, True, True, False, False]
-    assert [row["chosen"] for row in choice.table] == [False, False, True, False, False]
+    assert [row.alpha for row in choice.table] == [0.0, 0.3, 0.5, 0.8, 1.0]
+    assert [row.allowed for row in choice.table] == [True, True, True, False, False]
+    assert [row.chosen for row in choice.table] == [False, False, True, False, False]
     # 6 of 200 lost is 3 points; 1 of 200 is 0.5 points, at most 1.5 by the bootstrap.
-    assert choice.table[2]["old_drop"]["mean"] == 0.005
-    assert choice.table[2]["old_drop"]["high"] <= 0.02 < choice.table[3]["old_drop"]["high"]
-    assert choice.table[4]["old_drop"]["mean"] == 0.45
+    assert choice.table[2].old_drop.mean == 0.005
+    assert choice.table[2].old_drop.high <= 0.02 < choice.table[3].old_drop.high
+    assert choice.table[4].old_drop.mean == 0.45
 
 
 def test_of_two_alphas_alike_the_smaller_is_chosen():
-    assert (
-        best_alpha(
-            scores(10, 100), {1.0: scores(50, 100), 0.4: scores(50, 100), 0.2: scores(40, 100)}
-        ).alpha
-        == 0.4
-    )
+    by_alpha = {1.0: scores(50, 100), 0.4: scores(50, 100), 0.2: scores(40, 100)}
+    assert best_alpha(scores(10, 100), by_alpha).alpha == 0.4
 
 
 def test_a_drop_of_two_points_whose_bound_is_higher_is_not_allowed():
     choice = best_alpha(scores(10, 100), {0.5: scores(50, 98)})
-    assert choice.table[0]["old_drop"]["mean"] == 0.01
-    assert choice.table[0]["old_drop"]["high"] > 0.02
+    assert choice.table[0].old_drop.mean == 0.01
+    assert choice.table[0].old_drop.high > 0.02
     assert choice.alpha is None
     assert best_alpha(scores(10, 100), {0.5: scores(50, 98)}, margin=0.05).alpha == 0.5
 
@@ -435,15 +439,17 @@ def test_a_skill_that_gains_makes_up_for_one_that_drops_in_the_mean():
     base = {"target": [0.0], "a": [1.0, 1.0, 0.0, 0.0] * 50, "b": [1.0, 1.0, 0.0, 0.0] * 50}
     after = {"target": [1.0], "a": [1.0, 0.0, 0.0, 0.0] * 50, "b": [1.0, 1.0, 1.0, 0.0] * 50}
     (row,) = best_alpha(base, {0.5: after}).table
-    assert row["old_drop"]["mean"] == 0.0
-    assert row["old"] == 0.5
-    assert row["allowed"] is False  # the interval is wide
+    assert row.old_drop.mean == 0.0
+    assert row.old == 0.5
+    assert row.allowed is False  # the interval is wide
 
 
 def test_the_bootstrap_interval_is_that_of_drawing_items_again():
     generator = np.random.default_rng(1)
-    before, after = ([(generator.random(n) < p).astype(float) for n, p in sizes] for sizes in
-                     ([(120, 0.9), (60, 0.7)], [(120, 0.8), (60, 0.7)]))  # fmt: skip
+    before, after = (
+        [(generator.random(n) < p).astype(float) for n, p in sizes]
+        for sizes in ([(120, 0.9), (60, 0.7)], [(120, 0.8), (60, 0.7)])
+    )
     found = mean_drop(before, after)
     drawn = []
     for _ in range(4000):
@@ -460,15 +466,29 @@ def test_the_bootstrap_interval_is_that_of_drawing_items_again():
 
 
 def test_items_that_some_model_cannot_read_and_skills_in_nats_are_left_out_of_the_choice():
-    tests = {"capital": HeldOut(path="c"), "text": HeldOut(path="t", score="cross_entropy"),
-             "target": HeldOut(path="n", score="cross_entropy")}  # fmt: skip
+    tests = {
+        "capital": HeldOut(path="c"),
+        "text": HeldOut(path="t", score="cross_entropy"),
+        "target": HeldOut(path="n", score="cross_entropy"),
+    }
 
     def items(right, losses):
-        return {"capital": [{"score": value} for value in right], "text": [{"score": 1.0, "tokens": 2}],
-                "target": [{"score": loss, "tokens": count} for loss, count in losses]}  # fmt: skip
+        return {
+            "capital": [Item("capital", row, score) for row, score in enumerate(right)],
+            "text": [Item("text", 0, 1.0, tokens=2)],
+            "target": [
+                Item("target", row, score, tokens=count)
+                for row, (score, count) in enumerate(losses)
+            ],
+        }
 
-    found = scores_of(tests, {"base": items([1.0, None, 0.0], [(6.0, 2), (2.0, 6)]),
-                              "alpha-1": items([1.0, 1.0, 1.0], [(2.0, 2), (2.0, 6)])})  # fmt: skip
+    found = scores_of(
+        tests,
+        {
+            "base": items([1.0, None, 0.0], [(6.0, 2), (2.0, 6)]),
+            "alpha-1": items([1.0, 1.0, 1.0], [(2.0, 2), (2.0, 6)]),
+        },
+    )
     assert found["base"].keys() == {"capital", "target"}
     assert found["base"]["capital"] == [1.0, 0.0]
     assert sum(found["base"]["target"]) / 2 == pytest.approx(-1.0)
@@ -479,7 +499,7 @@ def test_items_that_some_model_cannot_read_and_skills_in_nats_are_left_out_of_th
         scores_of(tests, {"base": items([None], [(6.0, 2)])})
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def tuned_nano(folder, by=0.02):
@@ -505,7 +525,8 @@ def swept(here):
         )
     Path("replaykit.yaml").write_text(
         "name: small\nmodel: nano\nengine: transformers\n"
-        "eval: {target: {path: referral.jsonl, max_tokens: 8}, old: {capital: {path: capital.jsonl, max_tokens: 8}}}\n"
+        "eval: {target: {path: referral.jsonl, max_tokens: 8},"
+        " old: {capital: {path: capital.jsonl, max_tokens: 8}}}\n"
     )
     tuned_nano(here / "tuned", by=0.3)
     return here
@@ -518,29 +539,20 @@ def test_the_command_merges_and_is_skipped_when_it_is_finished(here):
     assert made["alpha"] == 0.25
     assert made["changed"] == len(load_file(NANO / "model.safetensors"))
     assert (
-        models.load_model(made["model"]).num_parameters()
-        == models.load_model("nano").num_parameters()
+        loading.load_model(made["model"]).num_parameters()
+        == loading.load_model("nano").num_parameters()
     )
-    manifest = json.loads(Path("runs/nano/merge/manifest.json").read_text())
-    assert (manifest["base"], manifest["method"]) == ("nano", "wise-ft")
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert "finished before" in result.stderr
-    type_in(
-        "merge",
-        "--base",
-        "nano",
-        "--tuned",
-        "tuned",
-        "--method",
-        "ties",
-        "--tuned",
-        "tuned",
-        "--out",
-        "two",
-    )
+    manifest = read_manifest(Path("runs/nano/merge"))
+    assert manifest is not None
+    result = typed(manifest, MergeResult, Path("runs/nano/merge"))
+    assert (result.base, result.method) == ("nano", "wise-ft")
+    again = CliRunner().invoke(app, [str(word) for word in words])
+    assert "finished before" in again.stderr
+    two = ["--tuned", "tuned", "--tuned", "tuned"]
+    type_in("merge", "--base", "nano", *two, "--method", "ties", "--out", "two")
     assert (
-        models.load_model("two/model").num_parameters()
-        == models.load_model("nano").num_parameters()
+        loading.load_model("two/model").num_parameters()
+        == loading.load_model("nano").num_parameters()
     )
 
 
@@ -620,11 +632,11 @@ def test_what_a_user_can_mend_is_one_message_and_exit_code_1(here, words, messag
 
 
 def test_alphas_are_written_out_or_with_dots(swept):
-    from replaykit.cli import _alphas
+    from replaykit.cli.read import alphas
 
-    assert _alphas("0,0.1,...,1") == [k / 10 for k in range(11)]
-    assert _alphas("0,0.3,...,1") == [0, 0.3, 0.6, 0.9, 1]
-    assert _alphas("1, 0.5,0.5") == [0.5, 1.0]
+    assert alphas("0,0.1,...,1") == [k / 10 for k in range(11)]
+    assert alphas("0,0.3,...,1") == [0, 0.3, 0.6, 0.9, 1]
+    assert alphas("1, 0.5,0.5") == [0.5, 1.0]
     for text in ("0,...,1", "a", "0,0.1,...", "0,0,...,1"):
         assert "--sweep" in type_in("merge", "--tuned", "tuned", "--sweep", text, code=2)
     assert "alphas from 0 to 1" in type_in("merge", "--tuned", "tuned", "--sweep", "0,2", code=1)

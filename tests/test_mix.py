@@ -10,26 +10,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from finished import generated, selected
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from replaykit.chat import Chat
 from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
 from replaykit.cli import app
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.planned import write_plan
+from replaykit.data.record import TARGET, Record, Source, dialogue
 from replaykit.errors import DataError
-from replaykit.mix.build import Mixture, mix
-from replaykit.mix.plan import TARGET, Slot, alone, plan, shares
-from replaykit.pipeline import training
-from replaykit.pipeline.step import Context
+from replaykit.model.chat import Chat
 from replaykit.recipe import Recipe
-from replaykit.records import Record, Source, dialogue, write_jsonl
-from replaykit.training_settings import Mix, Train
+from replaykit.recipe.mix import Mix, Schedule, Unit
+from replaykit.recipe.train import Train
+from replaykit.runs import read_manifest
+from replaykit.steps.mix import step as mix_step
+from replaykit.steps.mix.build import Mixture, build_mixture
+from replaykit.steps.mix.plan import Slot, alone, plan, shares
+from replaykit.steps.mix.result import MixResult
+from replaykit.steps.step import Context, typed
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -41,6 +47,25 @@ RATIOS = st.sampled_from([0.01, 0.05, 0.15, 0.5]) | st.floats(0.001, 0.95)
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=25)
 POOLS = st.dictionaries(st.sampled_from(["select", "generate", "describe"]), SIZES, min_size=1)
 ROWS = st.integers(1, 48)
+
+
+def planned(
+    target: Sizes,
+    pools: Mapping[str, Sizes],
+    *,
+    batch_rows: int,
+    seed: int = 1,
+    epochs: int = 1,
+    steps: int | None = None,
+    skills: Mapping[str, Sequence[str]] | None = None,
+    **mix: Any,
+) -> list[list[Slot]]:
+    """The plan under these keys of the recipe's mix and train."""
+    sources = mix.pop("sources", None)
+    # Three sources share here; a recipe has two.
+    settings = Mix(**mix).model_copy(update={"sources": sources})
+    train = Train(batch_rows=batch_rows, epochs=epochs, steps=steps)
+    return plan(target, pools, settings=settings, train=train, seed=seed, skills=skills)
 
 
 def amounts(slots: Sequence[Slot], sizes: Mapping[str, Sizes]) -> tuple[int, int]:
@@ -96,7 +121,7 @@ def test_every_step_has_its_share_of_replay_within_one_record(
 
     The law holds for any run of slots: a step, the end of the training, the whole; from the start on it is half of that.
     """
-    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=epochs)
+    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=epochs)
     sizes, slots = {TARGET: target, **pools}, flat(steps)
     bound = (1 - ratio) * max(max(pool) for pool in pools.values()) + ratio * max(target) + 1e-6
     for run in [*steps, slots[-len(slots) // 5 :], slots[len(slots) // 3 :]]:
@@ -119,7 +144,7 @@ def test_every_step_has_its_share_of_replay_within_one_record(
 def test_without_steps_every_target_row_comes_exactly_as_often_as_there_are_epochs(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:
-    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs)
+    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs)
     assert drawn(steps, TARGET, len(target)) == [epochs] * len(target)
     half = len([slot for slot in flat(steps) if slot.source == TARGET]) // epochs
     first = [slot.row for slot in flat(steps) if slot.source == TARGET][:half]
@@ -131,7 +156,7 @@ def test_with_steps_there_are_exactly_so_many_slots_and_the_target_repeats_evenl
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, count: int
 ) -> None:
     try:
-        steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, steps=count)
+        steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, steps=count)
     except DataError as error:
         assert "rows show only" in str(error)
         return
@@ -145,7 +170,7 @@ def test_with_steps_there_are_exactly_so_many_slots_and_the_target_repeats_evenl
 def test_replay_rows_repeat_evenly_and_sources_get_equal_amounts(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int
 ) -> None:
-    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=3)
+    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=3)
     for name, sizes in pools.items():
         assert even(drawn(steps, name, len(sizes)))
     used = [
@@ -165,7 +190,7 @@ def test_replay_rows_repeat_evenly_and_sources_get_equal_amounts(
 def test_steps_are_of_one_size_and_never_larger_than_asked(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:
-    steps = plan(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs)
+    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs)
     sizes = [len(step) for step in steps]
     assert even(sizes)
     assert 1 <= min(sizes) <= max(sizes) <= batch_rows
@@ -177,9 +202,9 @@ def test_the_order_depends_on_nothing_but_sizes_ratio_and_seed(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, seed: int
 ) -> None:
     settings: dict[str, Any] = {"batch_rows": batch_rows, "seed": seed}
-    steps = plan(target, pools, ratio=ratio, **settings)
-    assert plan(tuple(target), dict(pools), ratio=ratio, **settings) == steps
-    alone = flat(plan(target, {}, ratio=0, **settings))
+    steps = planned(target, pools, ratio=ratio, **settings)
+    assert planned(tuple(target), dict(pools), ratio=ratio, **settings) == steps
+    alone = flat(planned(target, {}, ratio=0, **settings))
     assert [
         slot for slot in flat(steps) if slot.source == TARGET
     ] == alone  # arms differ in replay, not in the target
@@ -187,7 +212,7 @@ def test_the_order_depends_on_nothing_but_sizes_ratio_and_seed(
 
 def test_another_seed_gives_another_order() -> None:
     orders = [
-        plan([1] * 50, {"select": [1] * 50}, ratio=0.5, batch_rows=10, seed=seed)
+        planned([1] * 50, {"select": [1] * 50}, ratio=0.5, batch_rows=10, seed=seed)
         for seed in range(20)
     ]
     for source in (TARGET, "select"):
@@ -203,7 +228,9 @@ def test_another_seed_gives_another_order() -> None:
 
 
 def test_a_second_pass_comes_in_another_order() -> None:
-    rows = [slot.row for slot in flat(plan([1] * 50, {}, ratio=0, batch_rows=10, seed=1, epochs=2))]
+    rows = [
+        slot.row for slot in flat(planned([1] * 50, {}, ratio=0, batch_rows=10, seed=1, epochs=2))
+    ]
     assert rows[:50] != rows[50:]
 
 
@@ -211,7 +238,7 @@ def test_a_second_pass_comes_in_another_order() -> None:
 def test_a_ratio_of_nothing_has_no_replay(
     target: list[int], pools: dict[str, list[int]], batch_rows: int
 ) -> None:
-    steps = plan(target, pools, ratio=0, batch_rows=batch_rows, seed=1)
+    steps = planned(target, pools, ratio=0, batch_rows=batch_rows, seed=1)
     assert {slot.source for slot in flat(steps)} == {TARGET}
     assert shares(flat(steps), {TARGET: target}) == 0
 
@@ -220,7 +247,7 @@ def test_a_ratio_of_nothing_has_no_replay(
 @pytest.mark.parametrize("pool", [3, 300, 30_000])
 def test_the_share_is_as_asked_for_whatever_the_size_of_the_pool(ratio: float, pool: int) -> None:
     sizes = {TARGET: [26] * 3000, "select": [9] * pool}
-    steps = plan(sizes[TARGET], {"select": sizes["select"]}, ratio=ratio, batch_rows=64, seed=1)
+    steps = planned(sizes[TARGET], {"select": sizes["select"]}, ratio=ratio, batch_rows=64, seed=1)
     assert shares(flat(steps), sizes) == pytest.approx(ratio, abs=26 / 78_000)
     assert drawn(steps, TARGET, 3000) == [1] * 3000
     last = flat(steps[-len(steps) // 5 :])
@@ -228,13 +255,13 @@ def test_the_share_is_as_asked_for_whatever_the_size_of_the_pool(ratio: float, p
 
 
 def test_the_example_in_the_module_is_true() -> None:
-    steps = plan([26] * 300, {"select": [9] * 50}, ratio=0.05, batch_rows=32, seed=1, steps=11)
+    steps = planned([26] * 300, {"select": [9] * 50}, ratio=0.05, batch_rows=32, seed=1, steps=11)
     counts = [Counter(slot.source for slot in step) for step in steps]
     assert [(c[TARGET], c["select"]) for c in counts[:3]] == [(28, 4), (28, 4), (27, 5)]
 
 
 def test_an_empty_pool_beside_another_is_left_out() -> None:
-    steps = plan([5] * 20, {"select": [], "generate": [5] * 4}, ratio=0.5, batch_rows=8, seed=1)
+    steps = planned([5] * 20, {"select": [], "generate": [5] * 4}, ratio=0.5, batch_rows=8, seed=1)
     assert {slot.source for slot in flat(steps)} == {TARGET, "generate"}
 
 
@@ -261,7 +288,7 @@ def test_a_plan_that_cannot_be_made_says_what_to_do(
     target: list[int], pools: dict[str, list[int]], changes: dict[str, int], says: str
 ) -> None:
     with pytest.raises(DataError, match=says):
-        plan(target, pools, ratio=0.5, batch_rows=8, seed=1, **changes)
+        planned(target, pools, ratio=0.5, batch_rows=8, seed=1, **changes)
 
 
 # --- the mixture of records -----------------------------------------------------------------------------------------
@@ -297,8 +324,8 @@ def blend(
         "seed": 1,
     }
     given |= {"steps": None, "max_tokens": 200, "held_out": (), "mix": {}} | changes
-    tests = [EvalItem(str(line), prompt, "") for line, prompt in enumerate(given["held_out"], 1)]
-    return mix(
+    tests = [EvalItem(str(line), prompt) for line, prompt in enumerate(given["held_out"], 1)]
+    return build_mixture(
         target,
         given["replay"],
         chat=chat,
@@ -317,6 +344,19 @@ def blend(
         held_out=Decontamination({"sums": tests}) if tests else None,
         funnel=funnel,
     )
+
+
+def result_of(mixture: Mixture, **mix: Any) -> MixResult:
+    """What the step says of a mixture that was made by these settings."""
+    return mixture.result(
+        Mix(**mix), sha256="", sources={}, funnel=Funnel().result(), decontamination=None
+    )
+
+
+def lines_of(mixture: Mixture, path: Path) -> list[dict[str, Any]]:
+    """The lines that the step writes of a mixture."""
+    write_plan(path, mixture.planned_rows())
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def dropped_rows(chat: Chat, target: Sequence[Record], **changes: Any) -> list[Mapping[str, Any]]:
@@ -390,7 +430,7 @@ def test_a_target_row_that_holds_a_test_item_is_left_out_and_said_to_be(chat: Ch
     assert all(row["reason"] == "eval_overlap" for row in rows)
     assert rows[0]["meta"] == {"line": 2, "match": SUMS[1].prompt, "test": "2", "evalset": "sums"}
     mixture = blend(chat, SUMS[:3] * 2, replay={}, ratio=0, held_out=[SUMS[1].prompt])
-    (note,) = mixture.summary(Mix(ratio=0))["notes"]
+    (note,) = result_of(mixture, ratio=0).notes
     assert note.startswith(
         "2 of the 6 target rows hold an item of the evaluation (sums 2) and are left out"
     )
@@ -473,16 +513,15 @@ def test_a_skill_has_at_most_so_many_different_rows_the_first_of_each_source(cha
         "over_max_rows": ["generate json 2", "select json 3", "generate json 3", "select json 4", "generate json 4",
                           "select json 5", "generate json 5"]
     }  # fmt: skip
-    skills = blend(chat, replay=replay, ratio=0.5, mix={"max_rows": {"json": 5}}).summary(
-        Mix(ratio=0.5)
-    )["skills"]
-    assert skills["json"]["different"] == 5
-    assert skills["news"]["different"] == 12
+    mixture = blend(chat, replay=replay, ratio=0.5, mix={"max_rows": {"json": 5}})
+    skills = result_of(mixture, ratio=0.5).skills
+    assert skills["json"].different == 5
+    assert skills["news"].different == 12
 
 
 def test_a_row_without_a_skill_is_of_the_skill_of_its_source(chat: Chat) -> None:
     mixture = blend(chat, mix={"max_rows": {"generate": 4}})
-    assert set(mixture.summary(Mix(ratio=0.15))["skills"]) == {"generate", "select"}
+    assert set(result_of(mixture, ratio=0.15).skills) == {"generate", "select"}
     assert len(mixture.rows["generate"]) == 4
 
 
@@ -496,15 +535,14 @@ def test_plain_texts_are_not_compared_by_prompt(chat: Chat) -> None:
 
 @pytest.mark.parametrize("unit", ["loss_tokens", "tokens", "rows"])
 @pytest.mark.parametrize("ratio", [0.05, 0.5])
-def test_the_share_is_kept_in_the_unit_asked_for(chat: Chat, unit: str, ratio: float) -> None:
+def test_the_share_is_kept_in_the_unit_asked_for(chat: Chat, unit: Unit, ratio: float) -> None:
     mixture = blend(chat, unit=unit, ratio=ratio)
     sizes = mixture.sizes[unit]
     largest = max(size for rows in sizes.values() for size in rows)
     assert all(missed(step, sizes, ratio) <= largest for step in mixture.steps)
     total = amounts(flat(mixture.steps), sizes)[1]
-    assert mixture.summary(Mix(ratio=ratio, unit=unit))["share"][unit] == pytest.approx(
-        ratio, abs=largest / total
-    )
+    share = result_of(mixture, ratio=ratio, unit=unit).share[unit]
+    assert share == pytest.approx(ratio, abs=largest / total)
 
 
 def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
@@ -516,41 +554,41 @@ def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
         assert mixture.sizes["rows"][source] == [1] * len(records)
 
 
-def test_the_summary_is_what_the_lines_add_up_to(chat: Chat) -> None:
+def test_the_result_is_what_the_lines_add_up_to(chat: Chat, tmp_path: Path) -> None:
     mixture = blend(chat)
-    lines, summary = list(mixture.lines()), mixture.summary(Mix(ratio=0.15))
+    lines = lines_of(mixture, tmp_path / "rows.jsonl")
+    result = result_of(mixture, ratio=0.15)
     examples = [
         (line["source"], chat.example(Record(line["messages"], line["source"]))) for line in lines
     ]
-    assert summary["steps"] == lines[-1]["step"] + 1 == len({line["step"] for line in lines})
+    assert result.steps == lines[-1]["step"] + 1 == len({line["step"] for line in lines})
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
-    assert summary["target_rows"] == sum(source == "target" for source, _ in examples) == 60
-    assert summary["replay_rows"] == len(lines) - 60
-    assert summary["available"] == {"target": 60, "generate": 25, "select": 25}
-    for source, n in summary["available"].items():
-        assert summary["repeats"][source] == round(
-            sum(name == source for name, _ in examples) / n, 4
-        )
-    for unit in ("loss_tokens", "tokens", "rows"):
+    assert result.target_rows == sum(source == "target" for source, _ in examples) == 60
+    assert result.replay_rows == len(lines) - 60
+    assert result.available == {"target": 60, "generate": 25, "select": 25}
+    for source, n in result.available.items():
+        assert result.repeats[source] == round(sum(name == source for name, _ in examples) / n, 4)
+    for unit in get_args(Unit):
         sizes = [
             (source, {"loss_tokens": made.loss_tokens, "tokens": len(made.tokens), "rows": 1}[unit])
             for source, made in examples
         ]
         replay = sum(size for source, size in sizes if source != "target")
-        assert summary["share"][unit] == round(replay / sum(size for _, size in sizes), 6)
-    assert (summary["requested"], summary["unit"]) == (0.15, "loss_tokens")
+        assert result.share[unit] == round(replay / sum(size for _, size in sizes), 6)
+    assert (result.ratio, result.unit) == (0.15, "loss_tokens")
 
 
-def test_a_line_is_a_record_with_its_step(chat: Chat) -> None:
-    mixture = blend(chat)
+def test_a_line_is_a_record_with_its_step(chat: Chat, tmp_path: Path) -> None:
+    lines = lines_of(blend(chat), tmp_path / "rows.jsonl")
+    assert lines
     known = {record.id: record.to_json() for record in [*SUMS, *FACTS, *OLD]}
-    for line in mixture.lines():
+    for line in lines:
         assert line == {"step": line["step"], **known[line["id"]]}
 
 
 def test_the_same_seed_gives_the_same_bytes_twice(chat: Chat, tmp_path: Path) -> None:
     def written(name: str, **changes: Any) -> bytes:
-        write_jsonl(tmp_path / name, blend(chat, **changes).lines())
+        write_plan(tmp_path / name, blend(chat, **changes).planned_rows())
         return (tmp_path / name).read_bytes()
 
     first = written("a.jsonl")
@@ -562,7 +600,7 @@ def test_the_same_seed_gives_the_same_bytes_twice(chat: Chat, tmp_path: Path) ->
 
 
 def test_steps_repeat_the_target_and_too_few_of_them_are_refused(chat: Chat) -> None:
-    assert blend(chat, steps=20).summary(Mix(ratio=0.15))["repeats"]["target"] > 1
+    assert result_of(blend(chat, steps=20), ratio=0.15).repeats["target"] > 1
     with pytest.raises(DataError, match="3 steps of 8 rows show only .* of the 60 target rows"):
         blend(chat, steps=3)
 
@@ -586,7 +624,7 @@ def test_the_budget_replace_has_as_many_slots_as_the_target_alone_and_the_same_s
     epochs: int,
     seed: int,
 ) -> None:
-    steps = plan(
+    steps = planned(
         target,
         pools,
         ratio=ratio,
@@ -603,15 +641,14 @@ def test_the_budget_replace_has_as_many_slots_as_the_target_alone_and_the_same_s
 
 
 def test_the_target_rows_that_the_budget_leaves_no_room_for_are_counted(chat: Chat) -> None:
-    summary = blend(chat, ratio=0.5, unit="rows", mix={"budget": "replace"}).summary(
-        Mix(ratio=0.5, unit="rows")
-    )
-    assert (summary["target_rows"], summary["replay_rows"], summary["not_shown"]) == (30, 30, 30)
-    assert blend(chat, ratio=0.5).summary(Mix(ratio=0.5))["not_shown"] == 0
+    mixture = blend(chat, ratio=0.5, unit="rows", mix={"budget": "replace"})
+    result = result_of(mixture, ratio=0.5, unit="rows")
+    assert (result.target_rows, result.replay_rows, result.not_shown) == (30, 30, 30)
+    assert result_of(blend(chat, ratio=0.5), ratio=0.5).not_shown == 0
 
 
 def test_with_steps_the_budget_replace_may_leave_target_rows_out() -> None:
-    steps = plan(
+    steps = planned(
         [1] * 100, {"select": [1]}, ratio=0.5, batch_rows=8, seed=1, steps=2, budget="replace"
     )
     assert [len(step) for step in steps] == [8, 8]
@@ -630,8 +667,8 @@ def test_sources_share_by_their_weights_to_within_one_row_each(
     seed: int,
 ) -> None:
     weights = dict(zip(("select", "generate", "describe"), parts, strict=True))
-    steps = plan(
-        target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=3, weights=weights
+    steps = planned(
+        target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=3, sources=weights
     )
     slots = [slot for slot in flat(steps) if slot.source != TARGET]
     whole = sum(weights[name] for name in pools)
@@ -673,9 +710,9 @@ def test_floors_hold_or_the_plan_says_that_it_is_too_short(
     floors = {skill: data.draw(st.integers(1, n)) for skill, n in there.items()}
     pools = {source: [10] * len(names) for source, names in skills.items()}
     options: dict[str, Any] = {"ratio": ratio, "batch_rows": 8, "seed": seed}
-    free = plan(target, pools, **options)
+    free = planned(target, pools, **options)
     try:
-        steps = plan(target, pools, **options, skills=skills, min_rows=floors)
+        steps = planned(target, pools, **options, skills=skills, min_rows=floors)
     except DataError as error:
         assert "too short for its floors" in str(error)
         if len(skills) == 1:  # then no weight is in the way, and it is too short indeed
@@ -695,7 +732,7 @@ def test_floors_hold_or_the_plan_says_that_it_is_too_short(
 
 def test_the_rows_of_a_floor_are_spread_over_the_training() -> None:
     skills = {"select": ["news"] * 1000 + ["json"] * 20}
-    steps = plan([10] * 1000, {"select": [10] * 1020}, ratio=0.1, batch_rows=10, seed=1, skills=skills,
+    steps = planned([10] * 1000, {"select": [10] * 1020}, ratio=0.1, batch_rows=10, seed=1, skills=skills,
                  min_rows={"json": 20})  # fmt: skip
     places = [
         k
@@ -727,7 +764,7 @@ def test_floors_that_cannot_be_kept_are_refused_with_the_numbers(
 ) -> None:
     skills = {"select": ["json"] * 3 + ["news"] * 20}
     with pytest.raises(DataError, match=says):
-        plan(
+        planned(
             [1] * 20,
             {"select": [1] * 23},
             ratio=0.2,
@@ -741,24 +778,27 @@ def test_floors_that_cannot_be_kept_are_refused_with_the_numbers(
 def test_what_the_target_alone_takes_is_counted_in_the_order_of_the_plan() -> None:
     target = list(range(1, 41))
     for slots in (0, 1, 39, 40, 41, 100):
-        rows = flat(plan(target, {}, ratio=0, batch_rows=1, seed=3, steps=max(slots, 40)))[:slots]
+        rows = flat(planned(target, {}, ratio=0, batch_rows=1, seed=3, steps=max(slots, 40)))[
+            :slots
+        ]
         assert alone(target, slots, 3) == sum(target[slot.row] for slot in rows)
 
 
-def test_the_summary_says_what_the_mixture_costs_and_how_far_a_step_is_from_its_share(
+def test_the_result_says_what_the_mixture_costs_and_how_far_a_step_is_from_its_share(
     chat: Chat,
 ) -> None:
     mixture = blend(chat, ratio=0.2, unit="tokens")
-    summary, tokens = mixture.summary(Mix(ratio=0.2, unit="tokens")), mixture.sizes["tokens"]
-    assert summary["cost"] == pytest.approx(1 / (1 - summary["share"]["tokens"]), abs=1e-3)
+    result = result_of(mixture, ratio=0.2, unit="tokens")
+    tokens = mixture.sizes["tokens"]
+    assert result.cost == pytest.approx(1 / (1 - result.share["tokens"]), abs=1e-3)
     worst = max(missed(step, tokens, 0.2) for step in mixture.steps)
-    assert summary["furthest_step"]["amount"] == pytest.approx(worst, abs=1e-3)
-    assert 0 < summary["furthest_step"]["rows"] <= 1
+    assert result.furthest_step.amount == pytest.approx(worst, abs=1e-3)
+    assert 0 < result.furthest_step.rows <= 1
     last = flat(mixture.steps[-(len(mixture.steps) // 5) :])
-    assert summary["last_share"]["tokens"] == pytest.approx(shares(last, tokens), abs=1e-6)
-    fixed = blend(chat, steps=20).summary(Mix(ratio=0.15))
-    assert fixed["cost"] == pytest.approx(1, abs=0.4)  # as many slots, of other rows
-    assert blend(chat, replay={}, ratio=0, steps=20).summary(Mix(ratio=0))["cost"] == 1
+    assert result.last_share["tokens"] == pytest.approx(shares(last, tokens), abs=1e-6)
+    fixed = result_of(blend(chat, steps=20), ratio=0.15)
+    assert fixed.cost == pytest.approx(1, abs=0.4)  # as many slots, of other rows
+    assert result_of(blend(chat, replay={}, ratio=0, steps=20), ratio=0).cost == 1
 
 
 def test_a_source_without_a_usable_row_is_said_to_be_left_out(chat: Chat) -> None:
@@ -779,9 +819,8 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     write_jsonl(Path("target.jsonl"), SUMS)
     write_jsonl(Path("test.jsonl"), SUMS[5:6])
     write_jsonl(Path("more.jsonl"), OLD[3:4])
-    for source, rows in (("select", OLD), ("generate", FACTS)):
-        write_jsonl(Path("run") / source / "rows.jsonl", rows)
-        (Path("run") / source / "manifest.json").write_text('{"result": {}}')
+    selected(Path("run"), OLD)
+    generated(Path("run"), FACTS)
 
     def recipe(**changes: Any) -> Recipe:
         given = {
@@ -800,7 +839,7 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_did(
     run_of: Any,
 ) -> None:
-    (done,) = training.mix(run_of(mix={"against": ["more.jsonl"]}), Context())
+    (done,) = mix_step.run(run_of(mix={"against": ["more.jsonl"]}), Context())
     dropped_lines = [
         json.loads(line) for line in (done.folder / "dropped.jsonl").read_text().splitlines()
     ]
@@ -811,32 +850,34 @@ def test_the_step_keeps_tests_out_of_target_and_replay_and_writes_down_what_it_d
         ("target", "eval_overlap", "target", SUMS[5].prompt),
         ("select", "eval_overlap", "more.jsonl", OLD[3].prompt),
     ]
-    manifest = json.loads((done.folder / "manifest.json").read_text())
-    assert manifest["decontamination"]["removed"] == 2
-    assert (
-        manifest["sha256"] == hashlib.sha256((done.folder / "rows.jsonl").read_bytes()).hexdigest()
-    )
-    assert done.result["notes"][0].startswith(
+    manifest = read_manifest(done.folder)
+    assert manifest is not None
+    assert typed(manifest, MixResult, done.folder) == done.result
+    assert done.result.decontamination is not None
+    assert done.result.decontamination.removed == 2
+    digest = hashlib.sha256((done.folder / "rows.jsonl").read_bytes()).hexdigest()
+    assert done.result.sha256 == digest
+    assert done.result.notes[0].startswith(
         "1 of the 60 target rows hold an item of the evaluation (target 1)"
     )
     assert not (done.folder / "replay.jsonl").exists()
 
 
 def test_evaluation_rows_stay_where_the_recipe_says_so(run_of: Any) -> None:
-    (done,) = training.mix(run_of(mix={"overlap": False}), Context())
-    assert done.result["funnel"]["dropped"] == {}
-    assert json.loads((done.folder / "manifest.json").read_text())["decontamination"] is None
+    (done,) = mix_step.run(run_of(mix={"overlap": False}), Context())
+    assert done.result.funnel.dropped == {}
+    assert done.result.decontamination is None
 
 
 def test_for_a_controller_all_usable_replay_rows_are_written(run_of: Any) -> None:
     tested = {"target": "test.jsonl", "old": {"chat": "more.jsonl"}}
-    (done,) = training.mix(
+    (done,) = mix_step.run(
         run_of(train={"controller": {}}, mix={"overlap": False}, eval=tested), Context()
     )
     rows = [json.loads(line) for line in (done.folder / "replay.jsonl").read_text().splitlines()]
     assert Counter(row["id"] for row in rows) == Counter(row.id for row in [*OLD, *FACTS])
     assert {row["source"] for row in rows} == {"select", "generate"}
-    assert len(rows) > done.result["replay_rows"]
+    assert len(rows) > done.result.replay_rows
 
 
 def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: Any) -> None:
@@ -848,32 +889,37 @@ def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: A
             "own": {"ratio": 0.1, "schedule": {"shape": "warm-down"}},
         },
     )
-    by_arm = {done.step: done.result for done in training.mix(recipe, Context())}
-    assert by_arm["mix-none"]["replay_rows"] == 0
-    assert by_arm["mix-same"]["asked"] == "20 % of loss tokens, linear to 40 %"
-    assert by_arm["mix-own"]["schedule"] == {"shape": "warm-down", "hold": 0.5}
-    assert (
-        by_arm["mix-own"]["last_share"]["loss_tokens"]
-        < 0.1
-        < by_arm["mix-same"]["last_share"]["loss_tokens"]
-    )
+    by_arm = {done.step: done.result for done in mix_step.run(recipe, Context())}
+    assert by_arm["mix-none"].replay_rows == 0
+    assert by_arm["mix-same"].description == "20 % of loss tokens, linear to 40 %"
+    assert by_arm["mix-own"].schedule == Schedule(shape="warm-down", hold=0.5)
+    last = {arm: result.last_share["loss_tokens"] for arm, result in by_arm.items()}
+    assert last["mix-own"] < 0.1 < last["mix-same"]
+
+
+def test_a_schedule_in_steps_is_read_back_from_its_manifest(run_of: Any) -> None:
+    recipe = run_of(mix={"schedule": {"shape": "steps", "at": {0.5: 0.4}}})
+    (first,) = mix_step.run(recipe, Context())
+    (again,) = mix_step.run(recipe, Context())
+    assert again.skipped
+    assert again.result == first.result
+    assert first.result.description == "20 % of loss tokens, then 40 % from 50 % of the training on"
 
 
 def test_weights_of_the_sources_reach_the_mixture(run_of: Any) -> None:
-    (done,) = training.mix(
+    (done,) = mix_step.run(
         run_of(mix={"unit": "rows", "sources": {"select": 3.0, "generate": 1.0}}), Context()
     )
-    assert done.result["skills"]["select"]["rows"] == pytest.approx(
-        3 * done.result["skills"]["generate"]["rows"], abs=3
-    )
+    skills = done.result.skills
+    assert skills["select"].rows == pytest.approx(3 * skills["generate"].rows, abs=3)
 
 
 def test_a_finished_mixture_can_be_exported_later(run_of: Any) -> None:
-    (done,) = training.mix(run_of(), Context())
-    assert "exported" not in done.result
-    (again,) = training.mix(run_of(), Context(), export=["parquet"])
+    (done,) = mix_step.run(run_of(), Context())
+    assert done.result.exported == {}
+    (again,) = mix_step.run(run_of(), Context(), export=["parquet"])
     assert again.skipped
-    assert (Path(again.result["exported"]["parquet"]) / "rows.parquet").exists()
+    assert (Path(again.result.exported["parquet"]) / "rows.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -918,7 +964,7 @@ def test_flags_reach_the_mixture(run_of: Any) -> None:
         "--json",
     ]
     result = json.loads(CliRunner().invoke(app, ["mix", "-r", "r.yaml", *flags]).stdout)
-    assert (result["requested"], result["unit"], result["budget"]) == (0.3, "rows", "replace")
+    assert (result["ratio"], result["unit"], result["budget"]) == (0.3, "rows", "replace")
     assert result["skills"]["select"]["different"] >= 8
     assert (
         result["target_rows"] + result["replay_rows"] == 59

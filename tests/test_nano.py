@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from replaykit import models
+from replaykit.data.record import dialogue
 from replaykit.engines import Request, Sampling
-from replaykit.nano import world
-from replaykit.records import dialogue
+from replaykit.model import loading
+from replaykit.nano import template, world
 
-WEIGHTS = Path(models.ALIASES["nano"])
+WEIGHTS = Path(loading.ALIASES["nano"])
 
 
 def test_the_package_carries_at_most_eight_megabytes_and_only_safetensors():
@@ -37,6 +37,12 @@ def test_what_the_base_was_trained_on_has_no_held_out_prompt_and_no_new_skill():
     tasks = list(islice(world.stream(seed=8), 3000))
     assert not any(world.is_held_out(task.prompt) for task in tasks)
     assert {task.skill for task in tasks} == set(world.OLD_SKILLS)
+
+
+def test_the_models_template_is_the_one_that_others_are_made_with():
+    tokenizer = loading.load_tokenizer("nano")
+    assert tokenizer.chat_template == template.TEMPLATE
+    assert set(template.SPECIAL) <= set(tokenizer.get_vocab())
 
 
 def test_the_same_seed_draws_the_same_tasks():

@@ -1,4 +1,6 @@
-"""Nearness: scikit-learn's numbers and BM25's, the same bit for bit for any chunks and processes, in any writing."""
+"""Nearness: scikit-learn's numbers and BM25's, the same bit for bit for any chunks and processes,
+in any writing.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.crew import AHEAD, LocalCrew
 from replaykit.errors import DataError, RecipeError
-from replaykit.sources import nearness
-from replaykit.sources.nearness import TOKEN, Index, Lexical, count_terms, fit, terms_of
+from replaykit.parallel import AHEAD, LocalExecutor
+from replaykit.steps.select import nearness
+from replaykit.steps.select.nearness import TOKEN, Index, Lexical, count_terms, fit, terms_of
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 QUERIES = [
@@ -43,8 +45,9 @@ POOL = [
     "The the THE the friends of the clips",
     "中文和 English 混在一起, ร้านอาหาร",
 ] * 3  # fmt: skip
+DEFAULT = Lexical()
 OPTIONS = [
-    (Lexical(), {}),
+    (DEFAULT, {}),
     (Lexical(sublinear=False), {"sublinear_tf": False}),
     (Lexical(ngrams=(1, 2)), {"ngram_range": (1, 2)}),
     (Lexical(ngrams=(2, 3), min_df=4), {"ngram_range": (2, 3), "min_df": 4}),
@@ -67,7 +70,7 @@ TEXTS = st.lists(
 
 
 def index_of(
-    texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any
+    texts: Iterable[str], queries: list[str], options: Lexical = DEFAULT, **how: Any
 ) -> Index:
     folder = Path(tempfile.mkdtemp(dir=os.environ["PYTEST_NEARNESS"]))
     return fit(texts, queries, options, folder=folder, **how)
@@ -86,9 +89,7 @@ def all_of(index: Index) -> tuple[np.ndarray, np.ndarray]:
     return scores, places
 
 
-def scored(
-    texts: Iterable[str], queries: list[str], options: Lexical = Lexical(), **how: Any
-) -> Any:
+def scored(texts: Iterable[str], queries: list[str], options: Lexical = DEFAULT, **how: Any) -> Any:
     return all_of(index_of(texts, queries, options, **how))
 
 
@@ -101,7 +102,9 @@ def cosines(texts: list[str], queries: list[str], **options: Any) -> np.ndarray:
 
 
 def bm25(texts: list[str], queries: list[str]) -> np.ndarray:
-    """[texts, queries], written down from the formula: sum over the query's words of idf * tf / (tf + k1 * norm)."""
+    """[texts, queries], written down from the formula: sum over the query's words of idf * tf / (tf
+    + k1 * norm).
+    """
     rows = [TOKEN.findall(text.lower()) for text in texts]
     mean = sum(map(len, rows)) / len(rows)
     df = Counter(word for row in rows for word in set(row))
@@ -114,7 +117,7 @@ def bm25(texts: list[str], queries: list[str]) -> np.ndarray:
     return table
 
 
-# --- the numbers ----------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("options", "theirs"), OPTIONS, ids=lambda value: str(value)[:60])
@@ -180,7 +183,9 @@ def test_ties_go_to_the_earlier_query(method: Any) -> None:
 
 
 def test_many_common_words_and_many_queries_give_the_same_scores_as_few() -> None:
-    """Common terms are multiplied as a dense matrix, rare ones as a sparse one, and pairs a block at a time."""
+    """Common terms are multiplied as a dense matrix, rare ones as a sparse one, and pairs a block
+    at a time.
+    """
     draw = random.Random(2)
     words = [f"w{k}" for k in range(400)]
     weights = [1 / (k + 1) for k in range(400)]
@@ -197,7 +202,7 @@ def test_many_common_words_and_many_queries_give_the_same_scores_as_few() -> Non
     np.testing.assert_allclose(table[np.arange(300), places], table.max(axis=1), atol=1e-6)
 
 
-# --- terms ----------------------------------------------------------------------------------------------------------
+# --- terms ----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=300, deadline=None)
@@ -274,7 +279,7 @@ def test_every_word_of_the_real_data_is_found_as_python_finds_it() -> None:
     assert len(terms) == len(distinct)
 
 
-# --- any chunks, any processes --------------------------------------------------------------------------------------
+# --- any chunks, any processes --------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
@@ -289,10 +294,8 @@ def test_every_word_of_the_real_data_is_found_as_python_finds_it() -> None:
 def test_any_chunks_give_the_same_bits(
     texts: Any, queries: Any, rows: int, terms: int, options: Any, data: Any
 ) -> None:
-    method, to = (
-        data.draw(st.sampled_from(["tfidf", "bm25"])),
-        data.draw(st.sampled_from(["nearest", "centroid"])),
-    )
+    method = data.draw(st.sampled_from(["tfidf", "bm25"]))
+    to = data.draw(st.sampled_from(["nearest", "centroid"]))
     options = nearness.Lexical(**{**vars(options), "method": method, "to": to})
     whole = scored(texts, queries, options)
     with pytest.MonkeyPatch.context() as patch:
@@ -314,8 +317,8 @@ def test_any_number_of_processes_gives_the_same_bits(
     texts: Any, queries: Any, rows: int, processes: int
 ) -> None:
     one = scored(texts, queries)
-    with closing(LocalCrew(processes)) as crew:
-        several = scored(texts, queries, chunk_rows=rows, crew=crew)
+    with closing(LocalExecutor(processes)) as executor:
+        several = scored(texts, queries, chunk_rows=rows, executor=executor)
     assert [array.tobytes() for array in one] == [array.tobytes() for array in several]
 
 
@@ -329,8 +332,8 @@ def test_exact_sums_do_not_depend_on_what_is_dense(monkeypatch: pytest.MonkeyPat
 
 
 def test_scores_can_be_had_again_and_left_early() -> None:
-    with closing(LocalCrew(2)) as crew:
-        index = index_of(POOL * 5, QUERIES, chunk_rows=7, crew=crew)
+    with closing(LocalExecutor(2)) as executor:
+        index = index_of(POOL * 5, QUERIES, chunk_rows=7, executor=executor)
         first = all_of(index)
         stream = index.scores()
         assert len(next(stream)[0]) == 7
@@ -348,14 +351,14 @@ def test_the_pool_is_read_once_and_never_held() -> None:
             read += 1
             yield text
 
-    with closing(LocalCrew(2)) as crew:
-        for answer in crew.map(len, nearness._chunks(texts(), 3, 10**6)):
+    with closing(LocalExecutor(2)) as executor:
+        for answer in executor.map(len, nearness._chunks(texts(), 3, 10**6)):
             done += answer
             assert read - done <= 3 * (2 * AHEAD + 2)
     assert done == read == len(POOL) * 40
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -398,7 +401,7 @@ def test_writing_with_spaces_is_compared_by_words_and_says_so() -> None:
     )
 
 
-# --- why ------------------------------------------------------------------------------------------------------------
+# --- why ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -429,7 +432,7 @@ def test_the_centroid_is_explained_too() -> None:
     assert sum(part for _, part in parts) == pytest.approx(all_of(index)[0][0], abs=1e-5)
 
 
-# --- little to compare ----------------------------------------------------------------------------------------------
+# --- little to compare ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["tfidf", "bm25"])

@@ -25,13 +25,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from replaykit.chat import Chat
+from replaykit.data.record import dialogue
 from replaykit.engines import Completion, Engine, Request, Sampling, openai
 from replaykit.engines.openai import OpenAIEngine
 from replaykit.errors import EngineError
-from replaykit.models import resolve
-from replaykit.records import dialogue
-from replaykit.settings import EngineOptions
+from replaykit.model.chat import Chat
+from replaykit.model.loading import resolve
+from replaykit.recipe.engine import EngineOptions
 
 LIMIT, STOP = 512, 3
 FAULTS = ("busy", "broken", "malformed", "no_choices", "dropped", "stalled", "short", "aborted")
@@ -39,7 +39,7 @@ STALL_SECONDS = 0.6  # and the client waits half of it
 
 
 def drawn(body: dict[str, Any]) -> list[int]:
-    """What this server's model says to a prompt under a seed: at most max_tokens ids, of which one in 16 is STOP."""
+    """What this server's model says: at most max_tokens ids, of which one in 16 is STOP."""
     tokens: list[int] = []
     while len(tokens) < body["max_tokens"] and STOP not in tokens:
         state = hashlib.sha256(
@@ -232,7 +232,7 @@ def by_row(completions: Iterable[Completion]) -> list[Completion]:
     return sorted(completions, key=lambda completion: completion.row)
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def test_every_row_completes_once_and_as_without_faults_where_three_requests_in_ten_fail() -> None:
@@ -314,7 +314,7 @@ def test_a_refusal_is_not_tried_again_and_keeps_the_servers_words(
         assert by_row(engine.complete(requests(3))) == expected(requests(3))
 
 
-# --- what kind of server --------------------------------------------------------------------------------------------
+# --- what kind of server --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [404, 405])
@@ -409,7 +409,7 @@ def test_the_models_own_name_is_used_or_the_only_one(server: Server) -> None:
         load(server)
 
 
-# --- how requests are sent ------------------------------------------------------------------------------------------
+# --- how requests are sent ------------------------------------------------------------------------
 
 
 def test_a_request_says_all_that_the_answer_depends_on(server: Server) -> None:
@@ -495,7 +495,7 @@ def test_a_prompt_without_room_is_an_error_that_names_the_row(server: Server) ->
         assert by_row(engine.complete(requests(3))) == expected(requests(3))
 
 
-# --- leaving --------------------------------------------------------------------------------------------------------
+# --- leaving --------------------------------------------------------------------------------------
 
 
 def test_an_iteration_that_is_left_early_hangs_up_and_leaves_the_engine_usable(
@@ -559,7 +559,7 @@ def test_close_waits_neither_for_an_answer_nor_for_the_next_try(
     ]
 
 
-# --- vLLM's own server ----------------------------------------------------------------------------------------------
+# --- vLLM's own server ----------------------------------------------------------------------------
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -576,7 +576,7 @@ GENERATION = {
 
 @pytest.fixture(scope="module")
 def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's server with the embedded model under two other names. Takes 40 s to start, in a process group of its own."""
+    """vLLM's server with the embedded model under two other names; it takes 40 s to start."""
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed")
     with socket.socket() as free:

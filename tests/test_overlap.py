@@ -1,4 +1,6 @@
-"""Overlap with the evaluation: its prompts are recognised inside other text, and other tasks of the same kind are not."""
+"""Overlap with the evaluation: its prompts are recognised inside other text, and other tasks of the
+same kind are not.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def held(prompt: str) -> tuple[str, str]:
     return "eval_overlap", prompt
 
 
-# --- what overlaps --------------------------------------------------------------------------------------------------
+# --- what overlaps --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_no_prompts_and_empty_ones_match_nothing() -> None:
         assert overlap.find(STORY) is None
 
 
-# --- templates ------------------------------------------------------------------------------------------------------
+# --- templates ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("skill", [*world.OLD_SKILLS, *world.NEW_SKILLS])
@@ -162,7 +164,7 @@ def test_prompts_that_repeat_themselves_or_each_other_are_still_found() -> None:
     assert overlap.find(f"Please {STORY}") == held(STORY)
 
 
-# --- general --------------------------------------------------------------------------------------------------------
+# --- general --------------------------------------------------------------------------------------
 
 
 def brute_force(prompt: str, row: str, n: int, coverage: float) -> bool:
@@ -189,7 +191,8 @@ def brute_force(prompt: str, row: str, n: int, coverage: float) -> bool:
 def test_what_overlaps_is_what_counting_runs_says(
     one: list[str], other: list[str], n: int, coverage: float
 ) -> None:
-    prompt, row = " ".join(one), " ".join([*other, *one[: len(one) - len(other) % 4], *other])
+    prompt = " ".join(one)
+    row = " ".join([*other, *one[: len(one) - len(other) % 4], *other])
     found = Overlap([prompt], n=n, coverage=coverage).find(row)
     if brute_force(prompt, row, n, coverage):
         assert found == held(prompt)
@@ -227,7 +230,8 @@ def test_real_test_questions_are_found_and_no_training_question_is_taken_for_one
         with gzip.open(DATA / f"{name}.jsonl.gz", "rt", encoding="utf-8") as stream:
             return [json.loads(line)["question"] for line in stream]
 
-    tests, train = questions("gsm8k_test"), questions("gsm8k_train")
+    tests = questions("gsm8k_test")
+    train = questions("gsm8k_train")
     overlap = Overlap(tests)
     assert all(overlap.find(f"Question: {test}\nAnswer:") for test in tests)
     assert [question for question in train if overlap.find(question)] == []

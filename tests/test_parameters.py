@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from replaykit import models
 from replaykit.errors import MissingExtra, RecipeError
+from replaykit.model import loading
 from replaykit.recipe import load_recipe
-from replaykit.train.parameters import (
+from replaykit.recipe.train import Train
+from replaykit.steps.train.parameters import (
     Stages,
     adapted,
     depths,
@@ -20,12 +21,11 @@ from replaykit.train.parameters import (
     quantised,
     rate_factors,
 )
-from replaykit.training_settings import Train
 
 
 @pytest.fixture
 def nano() -> Any:
-    return models.load_model("nano", train=True)
+    return loading.load_model("nano", train=True)
 
 
 def test_depth_grows_from_the_embeddings_to_the_head(nano: Any) -> None:

@@ -1,4 +1,6 @@
-"""The projection of the target's gradient: what is left of it is in the cone around the replay gradient, and nearest."""
+"""The projection of the target's gradient: what is left of it is in the cone around the replay
+gradient, and nearest.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed, nn
 
-from replaykit import training_settings
-from replaykit.train.remedies import Run, chosen
-from replaykit.train.remedies.project import Project, cosine, dots, turned
+from replaykit.recipe.remedies import ProjectSettings, Remedies
+from replaykit.steps.train.remedies import Run, chosen
+from replaykit.steps.train.remedies.project import Project, cosine, dots, turned
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -41,7 +43,7 @@ def begun(remedy: Any, model: nn.Module) -> Any:
 
 
 def project(min_cosine: float = 0.0, *, blockwise: bool = False) -> Project:
-    return Project(training_settings.Project(min_cosine=min_cosine, blockwise=blockwise))
+    return Project(ProjectSettings(min_cosine=min_cosine, blockwise=blockwise))
 
 
 def off(remedy: Project) -> Project:
@@ -51,7 +53,9 @@ def off(remedy: Project) -> Project:
 
 def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(count, n, generator=draw, dtype=torch.float64) for n in (4, 1))  # type: ignore[return-value]
+    questions = torch.randn(count, 4, generator=draw, dtype=torch.float64)
+    answers = torch.randn(count, 1, generator=draw, dtype=torch.float64)
+    return questions, answers
 
 
 def backward(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], parts: int = 1) -> None:
@@ -71,7 +75,9 @@ def alone(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> Tensors:
 
 
 def step(remedy: Any, model: nn.Module, g_from: Any, r_from: Any, *, parts: int = 2) -> Tensors:
-    """The gradients after a step whose replay rows come first, each kind in so many micro-batches."""
+    """The gradients after a step whose replay rows come first, each kind in so many
+    micro-batches.
+    """
     model.zero_grad()
     for data, replay in ((r_from, True), (g_from, False)):
         for questions, answers in zip(*(part.chunk(parts) for part in data), strict=True):
@@ -84,7 +90,9 @@ def step(remedy: Any, model: nn.Module, g_from: Any, r_from: Any, *, parts: int 
 def opposed(
     data: tuple[torch.Tensor, torch.Tensor], model: nn.Module
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearly the same questions with an answer on the other side of what the model says: a conflict."""
+    """Nearly the same questions with an answer on the other side of what the model says: a
+    conflict.
+    """
     questions, answers = data
     with torch.no_grad():
         return questions + 0.1, 2 * model(questions) - answers
@@ -99,6 +107,11 @@ def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([values.flatten() for values in tensors])
 
 
+def cosine_of(g: Sequence[torch.Tensor], r: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of two gradients, a tensor for each parameter, as a step takes it."""
+    return cosine(torch.stack([dots(own, other) for own, other in zip(g, r, strict=True)]).sum(0))
+
+
 def turn(g: torch.Tensor, r: torch.Tensor, c: float) -> torch.Tensor:
     alpha, beta = turned(dots(g, r), c)
     return alpha * g + beta * r
@@ -109,7 +122,7 @@ def two_vectors(seed: int, size: int) -> Tensors:
     return [torch.randn(size, dtype=torch.float64) for _ in range(2)]
 
 
-# --- the cone -------------------------------------------------------------------------------------------------------
+# --- the cone -------------------------------------------------------------------------------------
 
 
 @given(seed=SEEDS, size=st.integers(2, 12), c=LIMITS)
@@ -119,11 +132,11 @@ def test_what_is_turned_has_the_least_cosine_that_is_asked_for(
     g, r = two_vectors(seed, size)
     found = turn(g, r, c)
     if found.any():
-        assert cosine([found], [r]) >= c - 1e-9
-    if cosine([g], [r]) >= c:
+        assert cosine_of([found], [r]) >= c - 1e-9
+    if cosine_of([g], [r]) >= c:
         assert torch.equal(found, g)
     elif found.any():
-        assert cosine([found], [r]) == pytest.approx(c, abs=1e-9)
+        assert cosine_of([found], [r]) == pytest.approx(c, abs=1e-9)
 
 
 @given(seed=SEEDS, size=st.integers(2, 6), c=LIMITS)
@@ -139,9 +152,8 @@ def test_no_point_of_the_cone_is_nearer(seed: int, size: int, c: float) -> None:
         inside = points[along >= c * np.linalg.norm(points, axis=1)]
         assert np.linalg.norm(inside - g.numpy(), axis=1).min(initial=np.inf) >= nearest - 1e-9
     assert float(g.norm()) >= nearest - 1e-9  # the tip of the cone, 0
-    assert float((found - g) @ found) == pytest.approx(
-        0, abs=1e-9
-    )  # the foot of a perpendicular on a ray
+    # The foot of a perpendicular on a ray.
+    assert float((found - g) @ found) == pytest.approx(0, abs=1e-9)
 
 
 @given(seed=SEEDS, size=st.integers(2, 12))
@@ -157,7 +169,7 @@ def test_opposite_and_empty_gradients_have_an_answer(c):
     assert torch.equal(turn(2 * r, r, c), 2 * r)
     assert torch.equal(turn(torch.zeros_like(r), r, c), torch.zeros_like(r))
     assert torch.equal(turn(r, torch.zeros_like(r), c), r)
-    assert cosine([r], [torch.zeros_like(r)]) == 0
+    assert cosine_of([r], [torch.zeros_like(r)]) == 0
 
 
 def test_at_eight_tenths_a_gradient_at_right_angles_keeps_six_tenths_of_its_length():
@@ -173,10 +185,10 @@ def test_the_cosine_is_that_of_all_tensors_together():
         [torch.tensor([1.0, 0.0]), torch.tensor([[2.0]])],
         [torch.tensor([0.0, 1.0]), torch.tensor([[2.0]])],
     )
-    assert cosine(g, r) == pytest.approx(4 / 5)
+    assert cosine_of(g, r) == pytest.approx(4 / 5)
 
 
-# --- in a step ------------------------------------------------------------------------------------------------------
+# --- in a step ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("c", [0.0, 0.5, 0.8])
@@ -186,7 +198,7 @@ def test_the_step_goes_along_replay_and_the_turned_target(c, parts):
     old = rows(6, seed=2)
     new = opposed(old, model)
     g, r = flat(alone(model, new)), flat(alone(model, old))
-    assert cosine([g], [r]) < 0
+    assert cosine_of([g], [r]) < 0
     found = flat(step(begun(project(c), model), model, new, old, parts=parts))
     assert torch.allclose(found, r + turn(g, r, c), atol=1e-9)
     if c == 0:
@@ -201,7 +213,7 @@ def test_blockwise_each_parameter_is_turned_by_itself():
     for own, (g, r) in zip(found, pairs, strict=True):
         expected = turn(g.flatten(), r.flatten(), 0.3).view_as(g)
         assert torch.allclose(own, r + expected, atol=1e-9)
-    turns = [cosine([g], [r]) < 0.3 for g, r in pairs]
+    turns = [cosine_of([g], [r]) < 0.3 for g, r in pairs]
     assert 0 < sum(turns) < len(turns)
 
 
@@ -225,7 +237,9 @@ def test_the_share_that_was_turned_and_the_cosine_before_are_measured():
     old = rows(6, seed=2)
     new = opposed(old, model)
     remedy = begun(project(0.0), model)
-    against, along = (cosine(alone(model, data), alone(model, old)).item() for data in (new, old))
+    against, along = (
+        cosine_of(alone(model, data), alone(model, old)).item() for data in (new, old)
+    )
     step(remedy, model, new, old)
     step(remedy, model, old, old)
     assert remedy.measures() == pytest.approx({"cosine": (against + along) / 2, "projected": 0.5})
@@ -329,17 +343,17 @@ def test_an_empty_micro_batch_changes_nothing():
 
 
 def test_the_recipe_chooses_it_by_its_name():
-    (remedy,) = chosen(
-        training_settings.Remedies(project=training_settings.Project(min_cosine=0.8))
-    )
+    (remedy,) = chosen(Remedies(project=ProjectSettings(min_cosine=0.8)))
     assert type(remedy) is Project and remedy.separate
 
 
-# --- in several processes -------------------------------------------------------------------------------------------
+# --- in several processes -------------------------------------------------------------------------
 
 
 def rank(number: int, meeting: str, out: str) -> None:
-    """One of two processes with half of the rows each; only the first has replay rows in the second step."""
+    """One of two processes with half of the rows each; only the first has replay rows in the second
+    step.
+    """
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{meeting}",
@@ -382,9 +396,8 @@ def test_two_processes_turn_as_one_does(tmp_path):
     model = network()
     old = rows(6, seed=2)
     new = opposed(old, model)
-    expected = (
-        flat(step(begun(project(0.3), model), model, new, old)) / 2
-    )  # the wrapper takes the mean of the two
+    # The wrapper takes the mean of the two.
+    expected = flat(step(begun(project(0.3), model), model, new, old)) / 2
     for number in range(2):
         for found in torch.load(tmp_path / f"{number}.pt"):
             assert torch.allclose(found, expected, atol=1e-9)

@@ -1,6 +1,8 @@
-"""Publishing: what lies in the folder, what the card says, what reaches the Hub, and that the token stays secret.
+"""Publishing: what lies in the folder, what the card says, what reaches the Hub, and that the token
+stays secret.
 
-The Hub is ``loopback_hub``, over real HTTP with the real client; the data are read back by ``datasets.load_dataset``.
+The Hub is ``loopback_hub``, over real HTTP with the real client; the data are read back by
+``datasets.load_dataset``.
 """
 
 from __future__ import annotations
@@ -14,37 +16,33 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from replaykit.checks.funnel import FunnelCounts
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import DataError, HubError
-from replaykit.publish.card import dataset_card
-from replaykit.publish.hub import prepare, upload
 from replaykit.recipe import Recipe, load_recipe
-from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.runs import open_step, read_manifest
+from replaykit.runs import Manifest
+from replaykit.steps.mix.result import MixResult
+from replaykit.steps.push.card import dataset_card
+from replaykit.steps.push.hub import prepare, upload
+from replaykit.steps.push.result import PushResult
+from replaykit.steps.report.numbers import percent
+from replaykit.steps.results import result_of
 
 sys.path.insert(0, str(Path(__file__).parent))
+import tiny
 from loopback_hub import READ, WRITE, LoopbackHub
 
 REPO = "me/my-replay"
-RECIPE = Recipe.model_validate(
-    {
-        "name": "my-task",
-        "model": "qwen2.5-0.5b",
-        "seed": 7,
-        "target": {"path": "my_task.jsonl"},
-        "select": {"pool": {"path": "old.jsonl"}, "n": 2},
-        "generate": {"n": 3, "temperature": 0.9},
-        "mix": {"ratio": 0.1},
-        "push": {"repo": REPO},
-    }
-)
 GENERATED = [
     Record(dialogue("2 + 2?", "4"), "generate", {"row": 0, "seed": 11, "finish": "stop"}),
     Record(
@@ -54,46 +52,72 @@ GENERATED = [
     ),
     Record((*dialogue("a", "b"), *dialogue("```c```", "```\n---\nd\n```")), "generate", {}),
 ]
-SELECTED = [Record(dialogue("capital of France?", "Paris"), "select", {"rank": 1, "score": 0.5}),
-            Record(({"role": "text", "content": "plain " * 300},), "select", {"rank": 2})]  # fmt: skip
+SELECTED = [
+    Record(dialogue("capital of France?", "Paris"), "select", {"rank": 1, "score": 0.5}),
+    Record(({"role": "text", "content": "plain " * 300},), "select", {"rank": 2}),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tiny.Run:
+    """Two sources and their mixture, made on the embedded model."""
+    made = tiny.Run(
+        tmp_path_factory.mktemp("run"),
+        name="my-task",
+        seed=7,
+        select={"n": 2},
+        generate={"n": 3, "temperature": 0.9},
+        mix={"ratio": 0.1},
+        push={"repo": REPO},
+    )
+    made.do("select", "generate", "mix")
+    return made
 
 
 @dataclass
 class Made:
-    """A run's two sources as their steps leave them."""
+    """A run's two sources as their steps leave them, with rows and counts that are easy to find
+    again.
+    """
 
+    recipe: Recipe
     sources: dict[str, Path]
-    manifests: dict[str, dict[str, Any]]
+    manifests: dict[str, Manifest]
 
-    def prepare(self, folder: Path, repo: str = REPO, recipe: Recipe = RECIPE) -> dict[str, Any]:
-        return prepare(folder, repo, recipe, self.sources, self.manifests)
+    def prepare(self, folder: Path, repo: str = REPO) -> PushResult:
+        return prepare(folder, repo, self.recipe, self.sources, self.manifests)
+
+    def change(self, step: str, **changes: object) -> None:
+        """Writes other facts into the result of a step."""
+        manifest = self.manifests[step]
+        changed = result_of(manifest, Path(step)).model_copy(update=changes)
+        self.manifests[step] = manifest.model_copy(update={"result": changed.to_json()})
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    run = tmp_path / "runs" / "my-task"
-    facts = {"model": "qwen2.5-0.5b", "revision": "0a1b2c3d", "seed": 7, "engine": "transformers"}
-    funnels = {
-        "generate": {"made": 1303, "dropped": {"duplicate": 800, "cut_off": 500}, "kept": 3},
-        "select": {"made": 9, "dropped": {"far": 7}, "kept": 2},
-    }
-    sources, manifests = {}, {}
+def made(run: tiny.Run, tmp_path: Path) -> Made:
+    sources = {}
     for name, rows in {"generate": GENERATED, "select": SELECTED}.items():
-        with open_step(name, run / name, {name: {"n": len(rows)}}) as step:
-            sources[name] = step.folder / "rows.jsonl"
-            write_jsonl(sources[name], rows)
-            step.finish(
-                {"rows": len(rows), "funnel": funnels[name]},
-                **(facts if name == "generate" else {"seed": 7}),
-            )
-        manifests[name] = read_manifest(run / name) or {}
-    manifests["mix"] = {"step": "mix", "ratio": 0.1, "unit": "loss_tokens", "share": 0.0998}
-    return Made(sources, manifests)
+        sources[name] = tmp_path / "runs" / "my-task" / name / "rows.jsonl"
+        sources[name].parent.mkdir(parents=True)
+        write_jsonl(sources[name], rows)
+    found = Made(run.recipe, sources, run.manifests)
+    found.change(
+        "generate",
+        model="qwen2.5-0.5b",
+        revision="0a1b2c3d",
+        funnel=FunnelCounts(made=1303, dropped={"duplicate": 800, "cut_off": 500}, kept=3),
+    )
+    share = {"loss_tokens": 0.0998, "tokens": 0.2, "rows": 0.3}
+    found.change("mix", share=share)
+    return found
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the client keeps its files; one for all tests, since hf_xet opens its log there once."""
+    """Where the client keeps its files: one folder for all tests, since hf_xet opens its log there
+    once.
+    """
     return tmp_path_factory.mktemp("home")
 
 
@@ -124,7 +148,9 @@ def alone(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 def hub(
     request: pytest.FixtureRequest, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LoopbackHub]:
-    """A Hub that takes parquet in the commit, for the client with hf_xet; and one with LFS, for the client without."""
+    """A Hub that takes parquet in the commit, for the client with hf_xet; and one with LFS, for the
+    client without.
+    """
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
@@ -135,7 +161,7 @@ def hub(
     assert running.unknown == []
 
 
-# --- the folder -----------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------
 
 
 def test_the_folder_has_a_parquet_file_for_each_source_a_card_and_the_recipe(
@@ -143,13 +169,9 @@ def test_the_folder_has_a_parquet_file_for_each_source_a_card_and_the_recipe(
 ) -> None:
     result = made.prepare(tmp_path / "push")
     files = ["README.md", "replaykit.yaml", "data/generate.parquet", "data/select.parquet"]
-    expected = {
-        "repo": REPO,
-        "folder": str(tmp_path / "push"),
-        "rows": {"generate": 3, "select": 2},
-        "files": files,
-    }
-    assert result == expected
+    assert result == PushResult(
+        repo=REPO, folder=str(tmp_path / "push"), rows={"generate": 3, "select": 2}, files=files
+    )
     assert sorted(found_in(tmp_path / "push")) == sorted(files)
 
 
@@ -172,7 +194,7 @@ def test_the_same_rows_give_the_same_bytes_twice(made: Made, tmp_path: Path) -> 
 def test_a_source_that_is_no_longer_there_leaves_no_file(made: Made, tmp_path: Path) -> None:
     made.prepare(tmp_path / "push")
     del made.sources["select"]
-    assert made.prepare(tmp_path / "push")["files"] == [
+    assert made.prepare(tmp_path / "push").files == [
         "README.md",
         "replaykit.yaml",
         "data/generate.parquet",
@@ -181,8 +203,11 @@ def test_a_source_that_is_no_longer_there_leaves_no_file(made: Made, tmp_path: P
 
 
 def test_the_published_recipe_is_the_recipe(made: Made, tmp_path: Path) -> None:
+    made.recipe = made.recipe.model_copy(
+        update={"mix": made.recipe.mix.model_copy(update={"near_duplicate": None})}
+    )
     made.prepare(tmp_path / "push")
-    assert load_recipe(tmp_path / "push" / "replaykit.yaml") == RECIPE
+    assert load_recipe(tmp_path / "push" / "replaykit.yaml") == made.recipe
 
 
 def test_preparing_sends_no_request(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
@@ -216,18 +241,22 @@ def test_a_source_without_rows_is_an_error_that_names_the_file(made: Made, tmp_p
     assert not (tmp_path / "push").exists()
 
 
-# --- the card -------------------------------------------------------------------------------------------------------
+# --- the card -------------------------------------------------------------------------------------
 
 
-def card(made: Made, recipe: Recipe = RECIPE, **changes: Any) -> str:
-    counts = {"generate": 3, "select": 2}
-    given = {
-        "repo": REPO,
-        "manifests": made.manifests,
-        "counts": counts,
-        "examples": GENERATED,
-    } | changes
-    return dataset_card(recipe=recipe, **given)
+def card(
+    made: Made,
+    counts: Mapping[str, int] = {"generate": 3, "select": 2},
+    examples: Sequence[Record] = GENERATED,
+) -> str:
+    return dataset_card(
+        repo=REPO, recipe=made.recipe, manifests=made.manifests, counts=counts, examples=examples
+    )
+
+
+def section(text: str, heading: str) -> str:
+    """The part of a card under a heading."""
+    return text.split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -257,7 +286,7 @@ def test_the_card_counts_what_was_dropped_by_reason(made: Made) -> None:
 
 def test_the_card_has_the_recipe_that_made_the_data(made: Made) -> None:
     block = card(made).split("## Recipe\n\n```yaml\n")[1].split("```")[0]
-    assert Recipe.model_validate(yaml.safe_load(block)) == RECIPE
+    assert Recipe.model_validate(yaml.safe_load(block)) == made.recipe
 
 
 def test_the_card_says_which_share_was_asked_for_and_which_came_out(made: Made) -> None:
@@ -326,40 +355,228 @@ def test_the_card_shows_three_rows_of_all_sources(made: Made, tmp_path: Path) ->
     ]
 
 
-def test_without_manifests_the_card_says_what_the_recipe_says(made: Made) -> None:
-    text = card(made, manifests={})
-    assert "* model: `Qwen/Qwen2.5-0.5B-Instruct`" in text
-    (settings,) = re.findall(
-        r"\* settings: (.*)", text.split("How `generate`")[1].split("How `")[0]
-    )
+def test_the_card_says_the_recorded_settings_whatever_the_recipe_says_now(
+    made: Made, run: tiny.Run
+) -> None:
+    made.change("generate", model="nano", revision=None)
+    made.recipe = run.changed(seed=8, select={"method": "random"}, generate={"temperature": 0.1})
+    text = card(made)
+    assert "* model: `nano`\n" in text
+    assert "* engine: transformers\n" in text
+    assert text.count("* seed: 7\n") == 2
+    (settings,) = re.findall(r"\* settings: (.*)", section(text, "How `generate` was made"))
     assert {"n 3", "temperature 0.9", "checks.max_repeat 0.5"} <= set(settings.split(", "))
     assert "None" not in settings and "False" not in settings
-    assert "pool `old.jsonl`" in text
+    (settings,) = re.findall(r"\* settings: (.*)", section(text, "How `select` was made"))
+    assert {"pool `pool.jsonl`", "n 2", "method `tfidf`"} <= set(settings.split(", "))
+    assert "TF-IDF" in section(text, "Sources")
+
+
+def test_of_rows_without_a_manifest_the_card_says_that_nothing_is_known(made: Made) -> None:
+    made.manifests = {}
+    text = card(made, counts={"rewrite": 3}, examples=[])
+    assert source_rows(text)["rewrite"].startswith(
+        "rows that were given; how they were made is not"
+    )
+    assert "was made\n" not in text
+    assert "synthetic" in front_matter(text)["tags"]
+    assert "What a model wrote" in text
+    assert "What was copied" not in text
 
 
 def test_a_local_model_is_named_without_the_folders_above_it(made: Made, tmp_path: Path) -> None:
     (tmp_path / "secret-place" / "my-model").mkdir(parents=True)
-    made.manifests["generate"]["model"] = str(tmp_path / "secret-place" / "my-model")
+    made.change("generate", model=str(tmp_path / "secret-place" / "my-model"))
     assert "`my-model`" in card(made)
     assert "secret-place" not in card(made)
-    made.manifests["generate"]["model"] = "nano"
+    made.change("generate", model="nano")
     assert "* model: `nano`" in card(made)
 
 
-# --- the Hub --------------------------------------------------------------------------------------------------------
+# --- the card says what was done ------------------------------------------------------------------
+
+
+def card_of(run: tiny.Run) -> str:
+    """The card of what the run has made so far."""
+    folder = Path(run.path("push"))
+    found = run.manifests
+    sources = {
+        name: run.folder / name / "rows.jsonl" for name in ("select", "generate") if name in found
+    }
+    prepare(folder, REPO, run.recipe, sources, found)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def source_rows(text: str) -> dict[str, str]:
+    """What the card says of each split."""
+    rows = [line.split(" | ") for line in section(text, "Sources").splitlines()[3:]]
+    return {row[0].strip("|` "): row[1] for row in rows if len(row) == 3}
+
+
+@pytest.fixture(scope="module")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model2vec folder of two words."""
+    model2vec = pytest.importorskip("model2vec")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["[UNK]", "[PAD]", "the", "capital"]
+    levels = WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(levels)
+    tokenizer.pre_tokenizer = Whitespace()
+    folder = tmp_path_factory.mktemp("hidden") / "static"
+    model = model2vec.StaticModel(np.eye(4, dtype=np.float32), tokenizer)
+    model.save_pretrained(str(folder))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "tfidf"}, "old data whose prompts are nearest to the new task's, by TF-IDF"),
+        (
+            {"method": "tfidf", "to": "centroid"},
+            "old data whose prompts are nearest to the mean of the new task's, by TF-IDF",
+        ),
+        ({"method": "bm25"}, "old data whose prompts are nearest to the new task's, by BM25"),
+        (
+            {"method": "near-and-far"},
+            "old data: a part with the prompts nearest to the new task's by TF-IDF, the others "
+            "drawn at random",
+        ),
+        (
+            {"method": "mmr"},
+            "old data whose prompts are near to the new task's by TF-IDF, and unlike one another "
+            "(MMR)",
+        ),
+        ({"method": "random"}, "old data, drawn at random"),
+        (
+            {"method": "stratified", "column": "skill", "shares": "equal"},
+            "old data, drawn at random with equal shares of each `skill`",
+        ),
+        (
+            {"method": "k-centre"},
+            "old data whose prompts lie as far from one another as they can (k-centre)",
+        ),
+        (
+            {"method": "herding"},
+            "old data whose prompts have, together, about the mean of the pool (herding)",
+        ),
+    ],
+)
+def test_the_card_names_the_method_that_selected(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    run = tiny.Run(tmp_path, select=settings)
+    run.do("select")
+    text = card_of(run)
+    assert source_rows(text) == {"select": words}
+    assert ("TF-IDF" in text) is ("TF-IDF" in words)
+    # Of the settings only those are shown that the method read.
+    shown = re.findall(r"\* settings: (.*)", text)[0]
+    assert f"method `{settings['method']}`" in shown
+    assert ("analyzer" in shown) is ("TF-IDF" in words or "BM25" in words)
+    assert ("to `centroid`" in shown) is ("to" in settings)
+    assert ("shares" in shown) is ("column" in settings)
+    assert ("candidates" in shown) is (settings["method"] in ("mmr", "k-centre", "herding"))
+
+
+def test_the_card_names_the_embedding_that_selected(tmp_path: Path, embedding_model: str) -> None:
+    run = tiny.Run(tmp_path, select={"method": "embedding", "model": embedding_model})
+    run.do("select")
+    text = card_of(run)
+    words = "old data whose prompts are nearest to the new task's, by embeddings of `static`"
+    assert source_rows(text) == {"select": words}
+    assert "TF-IDF" not in text
+    assert "hidden" not in text.split("## Recipe")[0]
+
+
+def test_answers_to_given_questions_are_called_so(tmp_path: Path) -> None:
+    run = tiny.Run(tmp_path)
+    run.recipe = run.changed(generate={"n": None, "prompts": run.path("test-capital.jsonl")})
+    run.do("generate")
+    text = card_of(run)
+    assert source_rows(text) == {"generate": "answers of the model to given questions"}
+    assert "Magpie" not in text
+    shown = re.findall(r"\* settings: (.*)", text)[0].split(", ")
+    assert "prompts `test-capital.jsonl`" in shown
+    assert not {"temperature 1.0", "max_question_tokens 64"} & set(shown)
+
+
+def test_texts_of_a_base_model_are_called_so(tmp_path: Path) -> None:
+    plain = tiny.base_model(tmp_path)
+    run = tiny.Run(tmp_path, model=str(plain), generate={"n": 2, "checks": {"leaks": False}})
+    run.do("generate")
+    text = card_of(run)
+    assert source_rows(text) == {"generate": "texts of the model itself, which is a base model"}
+    assert "Magpie" not in text
+    assert "answer_temperature" not in text.split("## Recipe")[0]
+
+
+def test_the_mix_of_each_arm_is_a_row_of_a_table(tmp_path: Path) -> None:
+    arms = {
+        "no-replay": {"ratio": 0.0},
+        "selected": {"sources": ["select"]},
+        "both": {"ratio": 0.3, "schedule": {"to": 0.4}},
+    }
+    run = tiny.Run(tmp_path, arms=arms)
+    mixes = run.do("select", "generate", "mix")
+    text = card_of(run)
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section(text, "The mix it was made for").splitlines()
+        if line.startswith("| `")
+    ]
+    rows = {row[0]: row[1:] for row in table}
+    assert set(rows) == {f"`{arm}`" for arm in arms}
+    assert rows["`no-replay`"] == ["0 % of loss tokens", "0 % of loss tokens", "0", "–"]
+    for arm, asked, sources in (
+        ("selected", "20 % of loss tokens", "`select`"),
+        ("both", "30 % of loss tokens, linear to 40 %", "`select`, `generate`"),
+    ):
+        mix = mixes[f"mix-{arm}"]
+        assert isinstance(mix, MixResult)
+        came_out = f"{percent(mix.share['loss_tokens'])} of loss tokens"
+        assert rows[f"`{arm}`"] == [asked, came_out, f"{mix.replay_rows:,}", sources]
+    assert not any("not used" in words for words in source_rows(text).values())
+
+
+def test_a_share_that_moves_is_said_as_it_was_asked_for(tmp_path: Path) -> None:
+    run = tiny.Run(tmp_path, mix={"ratio": 0.2, "schedule": {"to": 0.4}})
+    run.do("select", "generate", "mix")
+    asked = "Replay was asked to be 20 % of loss tokens, linear to 40 %; it came out as "
+    assert asked in section(card_of(run), "The mix it was made for")
+
+
+def test_a_source_that_the_mix_did_not_use_is_called_so(tmp_path: Path) -> None:
+    run = tiny.Run(tmp_path, mix={"sources": ["generate"]})
+    run.do("select", "generate")
+    assert "not used" not in card_of(run)  # nothing is known of a mix
+    run.do("mix")
+    rows = source_rows(card_of(run))
+    assert rows["select"].endswith(", by TF-IDF; not used in the mix")
+    assert "not used" not in rows["generate"]
+
+
+# --- the Hub --------------------------------------------------------------------------------------
 
 READ_BACK = """
 import json, sys
 import datasets
-# Without this load_dataset asks the Hub's dataset viewer, a host of another name, before it reads the files.
+# Without this load_dataset asks the Hub's dataset viewer, a host of another name, before the files.
 datasets.config.USE_PARQUET_EXPORT = False
 
 def only_loopback(event, args):
-    host = args[0] if event == "socket.getaddrinfo" else args[1][0] if event == "socket.connect" else "127.0.0.1"
+    host = "127.0.0.1"
+    if event == "socket.getaddrinfo":
+        host = args[0]
+    if event == "socket.connect":
+        host = args[1][0]
     assert host in ("127.0.0.1", b"127.0.0.1"), f"asked for {host}"
 
 sys.addaudithook(only_loopback)
-from replaykit.records import read_records
+from replaykit.data.formats import read_records
 splits = datasets.load_dataset(sys.argv[1])
 streamed = list(read_records(sys.argv[1], "generate", split="generate"))
 print(json.dumps({
@@ -470,7 +687,7 @@ def test_private_rows_do_not_land_in_a_repository_that_is_public(
     assert hub.repos[REPO].commits == before
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def test_without_a_token_the_error_says_how_to_log_in_and_nothing_is_sent(
@@ -553,7 +770,7 @@ def test_an_address_that_is_no_hub_is_an_error(
             upload(tmp_path / "push", REPO, private=True, token=WRITE)
 
 
-# --- the token ------------------------------------------------------------------------------------------------------
+# --- the token ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -599,7 +816,7 @@ def test_the_token_is_in_no_output_log_file_or_error(
     assert not [path for path in written if secret.encode() in path.read_bytes()]
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def digest(content: bytes) -> str:

@@ -12,18 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from replaykit.checks.quality import (
-    DOCUMENT_RULES,
-    PLACEHOLDERS,
-    broken,
-    document,
-    markup,
-    placeholder,
-    reason,
-    row_reason,
-)
-from replaykit.records import Record, dialogue
-from replaykit.settings import Quality
+from replaykit.checks.quality import PLACEHOLDERS, broken, markup, placeholder, reason, row_reason
+from replaykit.data.record import Record, dialogue
+from replaykit.recipe.select import Quality
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 realdata = pytest.mark.realdata
@@ -35,7 +26,7 @@ PROSE = (
 )
 
 
-# --- what stays -----------------------------------------------------------------------------------------------------
+# --- what stays -----------------------------------------------------------------------------------
 
 GOOD = [
     ("Is water wet?", "Yes"),
@@ -75,7 +66,7 @@ def test_a_good_row_is_kept(prompt, answer):
     assert row_reason(prompt, answer, Quality()) is None
 
 
-# --- what goes ------------------------------------------------------------------------------------------------------
+# --- what goes ------------------------------------------------------------------------------------
 
 BAD = [
     ("Why?", "", "empty_answer"),
@@ -150,9 +141,7 @@ def test_what_is_said_to_be_mojibake_can_be_read_again(text):
 
 @given(st.text(), st.text())
 def test_no_text_is_too_strange_to_be_judged(prompt, answer):
-    every = Quality(
-        documents=list(DOCUMENT_RULES), document_words=1, prompt_words=[0, 9], answer_chars=[0, 9]
-    )
+    every = Quality(prompt_words=[0, 9], answer_chars=[0, 9])
     assert row_reason(prompt, answer, every) is None or isinstance(
         row_reason(prompt, answer, every), str
     )
@@ -176,7 +165,7 @@ def test_text_of_many_languages_is_whole_and_its_mojibake_is_broken(text, wrong)
     assert broken(text.encode().decode(wrong, "replace")) > 0
 
 
-# --- length ---------------------------------------------------------------------------------------------------------
+# --- length ---------------------------------------------------------------------------------------
 
 
 def test_lengths_are_limits_of_both_ends():
@@ -204,66 +193,7 @@ def test_the_wrong_language_is_dropped_where_languages_are_named():
     assert row_reason("Why?", answer, Quality(languages=["de", "en"])) is None
 
 
-# --- documents ------------------------------------------------------------------------------------------------------
-
-SPOILT = {
-    "gopher_word_length": "a b c " * 20,
-    "gopher_hashes": PROSE.replace("the", "#the #and"),
-    "gopher_ellipses": PROSE.replace(" the", "... the"),
-    "gopher_bullets": "\n".join(f"• {line}" for line in PROSE.split(". ")),
-    "gopher_ellipsis_lines": PROSE.replace(". ", "...\n"),
-    "gopher_few_letters": PROSE + " 1 + 2 = 3" * 8,
-    "gopher_stop_words": "A river rises in green hills above our town, runs down. " * 6,
-    "gopher_duplicate_lines": "\n".join([*PROSE.split(". "), *PROSE.split(". ")[:4]]),
-    "gopher_duplicate_paragraphs": f"{PROSE}\n\n{PROSE}\n\n{PROSE}",
-    "gopher_top_ngrams": PROSE.replace("the ", "the river boat "),
-    "gopher_duplicate_ngrams": PROSE + PROSE[:60],
-    "c4_sentences": PROSE.replace(". ", ", "),
-    "c4_curly_bracket": PROSE + " {x}",
-}
-
-
-def test_prose_breaks_no_document_rule():
-    assert [rule for rule in DOCUMENT_RULES if document(PROSE, [rule])] == []
-
-
-@pytest.mark.parametrize("rule", DOCUMENT_RULES)
-def test_a_document_rule_drops_what_it_is_about(rule):
-    assert document(SPOILT[rule], [rule]) == rule
-    assert row_reason("Why?", SPOILT[rule], OFF.model_copy(update={"documents": [rule]})) == rule
-    assert row_reason("Why?", SPOILT[rule], OFF) is None
-
-
-@pytest.mark.parametrize("rule", DOCUMENT_RULES)
-def test_a_document_rule_does_not_look_at_short_answers(rule):
-    short = " ".join(SPOILT[rule].split(" ")[:20])
-    assert document(short, [rule]) is None
-
-
-def test_the_share_of_repeated_words_is_counted_once_where_runs_overlap():
-    """Twelve words, then the same again: of 24 words of one letter, the later 12 stood before, 0.5."""
-    tokens = list("abcdefghijkl") * 2
-    assert DOCUMENT_RULES["gopher_duplicate_ngrams"](" ".join(tokens), tokens)
-    # Five of 50 words is 0.10, and the limit for runs of five is 0.15.
-    tokens = [f"w{number:02}" for number in range(45)]
-    assert not DOCUMENT_RULES["gopher_duplicate_ngrams"]("", tokens + tokens[:5])
-    assert DOCUMENT_RULES["gopher_duplicate_ngrams"]("", tokens + tokens[:10])
-
-
-def test_c4_takes_no_line_without_an_end_or_about_cookies():
-    lines = [
-        "The sea is calm.",
-        "Menu",
-        "We use cookies to help you.",
-        "Please enable Javascript now.",
-        "And it is so...",
-    ]
-    text = "\n".join(lines * 4)
-    assert DOCUMENT_RULES["c4_sentences"](text, text.split())
-    assert not DOCUMENT_RULES["c4_sentences"]("The sea is calm.\n" * 5, [])
-
-
-# --- records and settings -------------------------------------------------------------------------------------------
+# --- records and settings -------------------------------------------------------------------------
 
 
 def test_every_exchange_of_a_conversation_is_looked_at():
@@ -295,7 +225,7 @@ def test_markup_counts_from_its_share_on():
     [
         {"answer_chars": [5, 2]},
         {"answer_chars": [1]},
-        {"documents": ["gopher"]},
+        {"documents": ["gopher_hashes"]},
         {"max_markup": 0.0},
         {"emtpy": True},
     ],
@@ -321,7 +251,7 @@ def test_twenty_thousand_short_rows_a_second_are_in_reach():
 QUALITY = Quality()
 
 
-# --- real data ------------------------------------------------------------------------------------------------------
+# --- real data ------------------------------------------------------------------------------------
 
 REAL = {  # rows dropped by reason, as the docstring of the module says
     "t0_pool": (

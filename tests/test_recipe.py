@@ -1,4 +1,4 @@
-"""The recipe is strict: what cannot be is refused, all of it at once, with what to write instead."""
+"""The recipe is strict: all that cannot be is refused at once, with what to write instead."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def problems(load: Load) -> Callable[..., list[str]]:
 Problems = Callable[..., list[str]]
 
 
-# --- every recipe here ----------------------------------------------------------------------------------------------
+# --- every recipe here ----------------------------------------------------------------------------
 
 
 def test_every_recipe_of_the_repository_loads() -> None:
@@ -61,7 +61,7 @@ def test_an_empty_file_is_a_recipe_of_defaults(load: Load) -> None:
         assert load(text) == Recipe() == load_recipe()
 
 
-# --- unknown keys ---------------------------------------------------------------------------------------------------
+# --- unknown keys ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     assert str(raised.value).splitlines()[1:] == [f"  {line}" for line in raised.value.problems]
 
 
-# --- values ---------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_no_arm_may_bear_the_base_models_name(problems: Problems) -> None:
     ]
 
 
-# --- what cannot combine --------------------------------------------------------------------------------------------
+# --- what cannot combine --------------------------------------------------------------------------
 
 
 def test_what_cannot_stand_beside_a_controller_is_named_all_at_once(
@@ -287,7 +287,7 @@ def test_ewc_and_l2sp_know_lora_by_whichever_name(
     assert load(f"train: {{peft: {{peft_type: LORA}}, remedies: {{{remedy}: {{}}}}}}").train.adapter
 
 
-# --- YAML -----------------------------------------------------------------------------------------------------------
+# --- YAML -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         load_recipe(tmp_path / "latin.yaml")
 
 
-# --- shorthands and changes -----------------------------------------------------------------------------------------
+# --- shorthands and changes -----------------------------------------------------------------------
 
 
 def test_a_bare_path_means_its_path(load: Load) -> None:
@@ -407,7 +407,7 @@ def test_a_change_out_of_range_is_reported_with_the_files_own_problems(problems:
     ]
 
 
-# --- a loaded recipe ------------------------------------------------------------------------------------------------
+# --- a loaded recipe ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -469,3 +469,21 @@ def test_a_step_that_has_what_it_needs_is_content(load: Load) -> None:
     need(recipe, "run", "model", "target", "select", "eval", "push.repo")
     with pytest.raises(RecipeError, match="the recipe has 1 problem\n  eval needs model"):
         need(load("target: t"), "eval", "model", "target")
+
+
+def test_a_source_in_the_list_that_is_no_name_is_a_problem_of_the_recipe(
+    problems: Problems,
+) -> None:
+    for listed in ("[{select: 1}]", "[[select]]"):
+        assert problems(f"mix: {{sources: {listed}}}") == [
+            "mix.sources: must be a valid dictionary"
+        ]
+
+
+def test_the_recipe_is_written_as_the_user_would_write_it(load: Load) -> None:
+    schedule = "mix:\n  schedule:\n    shape: steps\n    at:\n      0.5: 0.1\n"
+    text = f"model: größe\ntarget:\n  path: t.jsonl\n{schedule}"
+    assert load("target: t.jsonl\nseed: 1\nmodel: größe\n" + schedule).to_yaml() == text
+    for path in RECIPES.rglob("*.y*ml"):
+        recipe = load_recipe(path)
+        assert load(recipe.to_yaml()) == recipe

@@ -1,4 +1,4 @@
-"""Records: every common format gives the same conversation, and a file that is none says where and why."""
+"""Every common format gives the same conversation, and a file of none says where and why."""
 
 from __future__ import annotations
 
@@ -20,18 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaykit.data.files import MAX_LINE
+from replaykit.data.formats import read_records
+from replaykit.data.jsonl import read_jsonl, write_jsonl
+from replaykit.data.record import Message, Record, dialogue, to_dataset
 from replaykit.errors import DataError
-from replaykit.records import (
-    MAX_LINE,
-    Message,
-    Record,
-    dialogue,
-    file_fingerprint,
-    read_jsonl,
-    read_records,
-    to_dataset,
-    write_jsonl,
-)
+from replaykit.hashing import file_fingerprint
 
 Row = Mapping[str, Any]
 Q, A = "Wie groß ist\n“2 + 2”, genau?", 'It is "4",\u2028 ✓'
@@ -145,7 +139,7 @@ def problem(folder: Path, data: bytes | str, name: str = "data.jsonl", **options
     return str(raised.value).removeprefix(f"{folder}/")
 
 
-# --- formats --------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES)
@@ -251,7 +245,7 @@ def test_skip_passes_rows_over_and_limit_reads_no_further(tmp_path: Path) -> Non
         ] == list(texts)
 
 
-# --- what cannot be read --------------------------------------------------------------------------------------------
+# --- what cannot be read --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -485,7 +479,7 @@ def test_a_file_that_is_absent_unknown_forbidden_or_a_folder_without_data_is_an_
         "notes.docx: what is this? Known are .jsonl"
     )
     monkeypatch.setattr(
-        "replaykit.records.gzip.open", Mock(side_effect=PermissionError(13, "Permission denied"))
+        "replaykit.data.files.gzip.open", Mock(side_effect=PermissionError(13, "Permission denied"))
     )
     assert problem(tmp_path, "secret", "a.jsonl.gz") == "a.jsonl.gz: no right to read it"
 
@@ -498,7 +492,7 @@ def test_a_file_of_replaykit_that_was_changed_by_hand_names_the_line(tmp_path: P
         list(read_jsonl(tmp_path / "rows.jsonl"))
 
 
-# --- records, writing, data sets ------------------------------------------------------------------------------------
+# --- records, writing, data sets ------------------------------------------------------------------
 
 TURNS = st.lists(st.builds(lambda role, text: {"role": role, "content": text},
                            st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1)  # fmt: skip

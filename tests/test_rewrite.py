@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from rapidfuzz.distance import Levenshtein
 
-from replaykit.chat import Chat
+from replaykit.data.ledger import Ledger
+from replaykit.data.record import Record, dialogue
 from replaykit.engines import Completion, Request, load_engine
 from replaykit.errors import ChatError
+from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.records import Record, dialogue
-from replaykit.runs import Ledger
-from replaykit.sources.rewrite import EDIT, LEAKS, PARAPHRASE, counts, rewrite
+from replaykit.recipe.rewrite import Rewrite
+from replaykit.steps.rewrite.reword import EDIT, LEAKS, PARAPHRASE, counts, reword
 
 distance = Levenshtein.normalized_distance
 
@@ -44,7 +45,10 @@ class Scripted:
         limit: int = 4096,
         stop_after: int | None = None,
     ):
-        self.chat, self.replies, self.limit, self.stop_after = chat, replies, limit, stop_after
+        self.chat = chat
+        self.replies = replies
+        self.limit = limit
+        self.stop_after = stop_after
         self.asked: list[int] = []
         self.prompts: list[str] = []
         self.seeds: list[int] = []
@@ -81,10 +85,14 @@ def target_of(*pairs: tuple[str, str]) -> list[Record]:
 def run(
     target: Sequence[Record], engine: Any, chat: Chat, path: Path, **choices: Any
 ) -> list[Record]:
-    defaults: dict[str, Any] = {"method": "min-change", "verify": "numeric", "seed": 1}
+    given = {name: choices.pop(name) for name in ("editor", "watch") if name in choices}
+    # A copy is not checked: a recipe has no "json", which the verifier knows.
+    settings = Rewrite(verify="numeric").model_copy(update=choices)
     with Ledger(path / "replies.jsonl") as ledger:
         return list(
-            rewrite(target, engine=engine, chat=chat, ledger=ledger, **(defaults | choices))
+            reword(
+                target, engine=engine, chat=chat, settings=settings, seed=1, ledger=ledger, **given
+            )
         )
 
 
@@ -95,7 +103,7 @@ def one(prediction: str, edit: str, chat: Chat, path: Path, **choices: Any) -> R
     return record
 
 
-# --- minimum change -------------------------------------------------------------------------------------------------
+# --- minimum change -------------------------------------------------------------------------------
 
 
 def test_a_right_prediction_stays(chat: Chat, tmp_path: Path) -> None:
@@ -164,7 +172,8 @@ def test_a_prediction_that_was_cut_never_stays_but_may_be_edited(
 
 
 def test_an_editor_of_its_own_repairs_and_the_model_does_not(chat: Chat, tmp_path: Path) -> None:
-    model, editor = Scripted(chat, (QUESTION, WRONG)), Scripted(chat, (WRONG, REPAIRED))
+    model = Scripted(chat, (QUESTION, WRONG))
+    editor = Scripted(chat, (WRONG, REPAIRED))
     [record] = run(target_of((QUESTION, REFERENCE)), model, chat, tmp_path, editor=(editor, chat))
     assert record.answer == REPAIRED
     assert len(model.asked) == len(editor.asked) == 1
@@ -183,7 +192,7 @@ def test_words_of_the_prompt_are_no_leak_where_the_conversation_uses_them(
     assert one(prediction, edit, chat, tmp_path).meta["path"] == "edit"
 
 
-# --- every row ------------------------------------------------------------------------------------------------------
+# --- every row ------------------------------------------------------------------------------------
 
 MIXED = target_of(
     ("right one?", "so #### 1"),
@@ -252,7 +261,8 @@ def test_a_row_without_a_reference_is_unreadable_by_any_verifier(
 def test_a_conversation_that_does_not_end_in_question_and_answer_stays(
     chat: Chat, tmp_path: Path
 ) -> None:
-    user, assistant = {"role": "user", "content": "hm?"}, {"role": "assistant", "content": "#### 1"}
+    user = {"role": "user", "content": "hm?"}
+    assistant = {"role": "assistant", "content": "#### 1"}
     target = [
         Record(turns, "target") for turns in [(user,), (assistant,), (user, assistant, assistant)]
     ]
@@ -350,7 +360,7 @@ def test_a_conversation_that_the_template_refuses_is_an_error_before_anything_is
     assert engine.asked == []
 
 
-# --- stopping and going on ------------------------------------------------------------------------------------------
+# --- stopping and going on ------------------------------------------------------------------------
 
 
 def test_a_run_stopped_anywhere_goes_on_with_the_same_records_and_asks_nothing_twice(
@@ -363,7 +373,8 @@ def test_a_run_stopped_anywhere_goes_on_with_the_same_records_and_asks_nothing_t
     for stop_after in range(len(whole.asked)):
         folder = tmp_path / str(stop_after)
         folder.mkdir()
-        first, second = Scripted(chat, *REPLIES, stop_after=stop_after), Scripted(chat, *REPLIES)
+        first = Scripted(chat, *REPLIES, stop_after=stop_after)
+        second = Scripted(chat, *REPLIES)
         with pytest.raises(KeyboardInterrupt):
             run(MIXED, first, chat, folder)
         assert run(MIXED, second, chat, folder) == expected
@@ -404,7 +415,7 @@ def test_progress_ends_at_the_total_of_each_stage(chat: Chat, tmp_path: Path) ->
     assert seen == [("prediction", 5, 5), ("edit", 2, 2)]
 
 
-# --- paraphrase -----------------------------------------------------------------------------------------------------
+# --- paraphrase -----------------------------------------------------------------------------------
 
 
 def test_a_paraphrase_that_verifies_replaces_the_reference(chat: Chat, tmp_path: Path) -> None:
@@ -458,7 +469,7 @@ def test_ordinary_answers_are_no_leak(answer: str) -> None:
     assert not LEAKS.search(answer)
 
 
-# --- the embedded model ---------------------------------------------------------------------------------------------
+# --- the embedded model ---------------------------------------------------------------------------
 
 
 def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails(

@@ -1,4 +1,4 @@
-"""Step folders: what is finished is not done again, what is there is never lost, and two do not work in one place."""
+"""Step folders: what is finished is not done again, what is there is not lost, two do not meet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit import __version__
+from replaykit.data.ledger import Ledger
 from replaykit.errors import RunError
-from replaykit.runs import (
-    Ledger,
-    Step,
-    derive_seed,
-    differences,
-    open_step,
-    read_json,
-    read_manifest,
-    write_json,
-)
+from replaykit.hashing import derive_seed
+from replaykit.result import Result
+from replaykit.runs import Step, differences, open_step, read_json, read_manifest, write_json
 
 INPUTS = {"model": "nano", "mix": {"ratio": 0.05}}
 OTHER = {"model": "nano", "mix": {"ratio": 0.1}}
+
+
+class Made(Result):
+    """What the step of these tests finds."""
+
+    rows: int = 1
 
 
 def do(
@@ -38,20 +39,27 @@ def do(
 ) -> Step:
     """What the pipeline does in a step: nothing if it is finished, else its work."""
     with open_step("select", folder, inputs, force=force) as step:
-        if step.result is None:
+        if step.manifest is None:
             (step.folder / "rows.jsonl").write_text(text)
-            step.finish({"rows": 1})
+            step.finish(Made())
     return step
 
 
-# --- finished, changed, forced --------------------------------------------------------------------------------------
+def made(step: Step) -> Made:
+    """The result of a finished step."""
+    manifest = step.manifest
+    assert manifest is not None
+    return Made.model_validate(manifest.result)
+
+
+# --- finished, changed, forced --------------------------------------------------------------------
 
 
 def test_a_finished_step_is_not_done_again(tmp_path: Path) -> None:
     do(tmp_path / "select", text="first")
     manifest = (tmp_path / "select" / "manifest.json").read_bytes()
     with open_step("select", tmp_path / "select", INPUTS) as step:
-        assert step.result == {"rows": 1}
+        assert made(step) == Made()
         assert (step.moved, step.changed) == (None, [])
     assert (tmp_path / "select" / "rows.jsonl").read_text() == "first"
     assert (tmp_path / "select" / "manifest.json").read_bytes() == manifest
@@ -62,7 +70,7 @@ def test_an_unfinished_step_goes_on_in_its_folder(tmp_path: Path) -> None:
         (step.folder / "rows.jsonl").write_text("half")
     for force in (False, True):
         with open_step("select", tmp_path / "select", INPUTS, force=force) as step:
-            assert (step.result, step.moved) == (None, None)
+            assert (step.manifest, step.moved) == (None, None)
             assert (step.folder / "rows.jsonl").read_text() == "half"
 
 
@@ -105,14 +113,19 @@ def test_inputs_are_compared_as_they_stand_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_manifest_tells_what_was_asked_what_came_out_and_with_what(tmp_path: Path) -> None:
-    with open_step("select", tmp_path / "select", INPUTS) as step:
-        assert step.finish({"rows": 3}, seed=7) == {"rows": 3}
-    manifest = read_manifest(tmp_path / "select") or {}
-    assert (manifest["step"], manifest["rows"], manifest["result"]) == ("select", 3, {"rows": 3})
-    assert (manifest["inputs"], manifest["seed"]) == (INPUTS, 7)
-    assert manifest["versions"]["replaykit"] == __version__
-    assert "torch" in manifest["versions"]
-    assert {"seconds", "finished", "machine"} <= manifest.keys()
+    inputs = INPUTS | {"seed": 7}
+    with open_step("select", tmp_path / "select", inputs) as step:
+        finished = step.finish(Made(rows=3))
+        assert Made.model_validate(finished.result) == Made(rows=3)
+    manifest = read_manifest(tmp_path / "select")
+    assert manifest == finished
+    assert (manifest.step, manifest.result) == ("select", {"rows": 3})
+    assert (manifest.inputs, manifest.inputs["seed"]) == (inputs, 7)
+    assert manifest.versions["replaykit"] == __version__
+    assert "torch" in manifest.versions
+    assert manifest.seconds >= 0
+    assert manifest.machine
+    assert datetime.fromisoformat(manifest.finished).utcoffset() == timedelta(0)
 
 
 def test_differences_name_nested_keys_and_both_values() -> None:
@@ -124,7 +137,38 @@ def test_differences_name_nested_keys_and_both_values() -> None:
     assert differences(before, before) == []
 
 
-# --- whose folder it is ---------------------------------------------------------------------------------------------
+def test_differences_name_a_file_or_a_model_whose_content_is_another() -> None:
+    before = {
+        "model": "own",
+        "weights": "1a",
+        "target": {"path": "a.jsonl", "content": "2b", "n": None},
+    }
+    assert differences(before, before | {"weights": "9f"}) == ["own has changed"]
+    now = {"path": "a.jsonl", "content": "9f", "n": 5}
+    assert differences(before, before | {"target": now}) == [
+        "a.jsonl has changed",
+        "target.n was None, is 5",
+    ]
+    # Under another name the content is another, too, and that need not be said.
+    now = {"path": "b.jsonl", "content": "9f", "n": None}
+    assert differences(before, before | {"target": now}) == ["target.path was a.jsonl, is b.jsonl"]
+    assert differences(before, before | {"model": "nano", "weights": "9f"}) == [
+        "model was own, is nano"
+    ]
+
+
+def test_differences_in_lists_of_files_are_told_file_by_file() -> None:
+    before = {
+        "against": [{"path": "a.jsonl", "content": "1a"}, {"path": "b.jsonl", "content": "2b"}]
+    }
+    other = [before["against"][0], {"path": "b.jsonl", "content": "9f"}]
+    assert differences(before, {"against": other}) == ["b.jsonl has changed"]
+    assert differences(before, {"against": other[:1]}) == [
+        "against was ['a.jsonl', 'b.jsonl'], is ['a.jsonl']"
+    ]
+
+
+# --- whose folder it is ---------------------------------------------------------------------------
 
 HOLD = """
 import sys
@@ -177,7 +221,7 @@ def test_a_folder_that_replaykit_did_not_make_is_refused_and_left_alone(tmp_path
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "select").mkdir()
-    assert do(tmp_path / "select").result == {"rows": 1}
+    assert made(do(tmp_path / "select")) == Made()
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path: Path) -> None:
@@ -211,10 +255,10 @@ def test_a_damaged_file_is_named_and_force_makes_it_anew(tmp_path: Path) -> None
         with pytest.raises(RunError, match=rf"{name}: damaged \(.*--force makes it anew"):
             do(folder)
         assert do(folder, force=True).moved == tmp_path / f"select.old{number}"
-        assert do(folder).result == {"rows": 1}
+        assert made(do(folder)) == Made()
 
 
-# --- a full disk ----------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 FULL = Path("/dev/full")
 has_full_device = pytest.mark.skipif(
@@ -236,11 +280,11 @@ def test_a_full_disk_is_one_clear_message_and_costs_nothing_that_was_finished(
     ):
         ledger.append({"row": 0})
         (folder / "manifest.json.tmp").symlink_to(FULL)
-        step.finish({"rows": 1})
+        step.finish(Made())
     assert not (folder / "manifest.json").exists()
     (folder / "manifest.json.tmp").unlink()
     with open_step("select", folder, INPUTS) as step, Ledger(folder / "rows.jsonl") as ledger:
-        assert (step.result, step.moved) == (None, None)
+        assert (step.manifest, step.moved) == (None, None)
         assert dict(ledger) == {0: {"row": 0}}
 
 
@@ -253,11 +297,11 @@ def test_a_disk_full_from_the_start_leaves_a_folder_that_can_be_used_later(tmp_p
         do(folder)
     (folder / "inputs.json.tmp").unlink()
     (folder / "inputs.json.tmp").write_text('{"half')
-    assert do(folder).result == {"rows": 1}
+    assert made(do(folder)) == Made()
 
 
 class SmallDisk(io.FileIO):
-    """A file on a disk with room for so many bytes: the last write takes a part, and the next one fails."""
+    """A file with room for so many bytes: one write takes a part, and the next one fails."""
 
     room: int
 
@@ -289,7 +333,7 @@ def test_a_row_that_the_disk_took_a_part_of_is_not_in_the_ledger(tmp_path: Path)
     assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
-# --- the ledger -----------------------------------------------------------------------------------------------------
+# --- the ledger -----------------------------------------------------------------------------------
 
 
 def test_a_ledger_gives_back_its_rows_in_any_order_of_coming(tmp_path: Path) -> None:
@@ -351,7 +395,7 @@ def test_a_line_damaged_in_the_middle_is_named_and_nothing_is_thrown_away(
     assert path.read_bytes() == before
 
 
-# --- seeds and files ------------------------------------------------------------------------------------------------
+# --- seeds and files ------------------------------------------------------------------------------
 
 
 def test_a_seed_is_the_same_for_ever_and_another_for_each_address() -> None:

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from replaykit.data.record import TARGET
 from replaykit.errors import DataError
-from replaykit.mix.plan import TARGET, Slot, deviation, plan, replay_beside, shares
-from replaykit.mix.schedule import describe, most, ratio_at
-from replaykit.training_settings import Mix, Schedule
+from replaykit.recipe.mix import Mix, Schedule
+from replaykit.recipe.train import Train
+from replaykit.steps.mix.plan import Slot, deviation, plan, replay_beside, shares
+from replaykit.steps.mix.schedule import describe, most, ratio_at
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -32,6 +34,21 @@ SCHEDULES = (
         Schedule, shape=st.just("steps"), at=st.dictionaries(PARTS, RATIOS, min_size=1, max_size=4)
     )
 )
+
+
+def planned(
+    target: Sequence[int],
+    pools: Mapping[str, Sequence[int]],
+    *,
+    batch_rows: int,
+    seed: int = 1,
+    epochs: int = 1,
+    steps: int | None = None,
+    **mix: Any,
+) -> list[list[Slot]]:
+    """The plan under these keys of the recipe's mix and train."""
+    train = Train(batch_rows=batch_rows, epochs=epochs, steps=steps)
+    return plan(target, pools, settings=Mix(**mix), train=train, seed=seed)
 
 
 def flat(steps: Sequence[Sequence[Slot]]) -> list[Slot]:
@@ -121,7 +138,7 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
 ) -> None:
     options: dict[str, Any] = {"add": {"epochs": 2}, "replace": {"budget": "replace", "epochs": 3},
                                "steps": {"steps": 5, "budget": "replace"}}[how]  # fmt: skip
-    steps = plan(
+    steps = planned(
         target, pools, ratio=ratio, schedule=schedule, batch_rows=batch_rows, seed=seed, **options
     )
     sizes, slots = {TARGET: target, **pools}, flat(steps)
@@ -131,10 +148,9 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
         for run in [*steps, slots, slots[-len(slots) // 5 :]]
     )
     done, total = 0, len(slots) if how != "add" else 2 * len(target)
-    for slot in (
-        slots
-    ):  # what was asked of each moment is the schedule at the middle of what is drawn there
-        assert slot.asked == pytest.approx(ratio_at(schedule, ratio, (done + 0.5) / total))
+    # What is asked of each moment is the schedule at the middle of what is drawn there.
+    for slot in slots:
+        assert slot.ratio == pytest.approx(ratio_at(schedule, ratio, (done + 0.5) / total))
         done += slot.source == TARGET or how != "add"
     if how == "add":
         assert sorted(slot.row for slot in slots if slot.source == TARGET) == sorted(
@@ -146,15 +162,15 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
 def test_a_schedule_changes_nothing_in_the_order_of_the_target(
     target: list[int], pools: dict[str, list[int]], schedule: Schedule, seed: int
 ) -> None:
-    steps = plan(target, pools, ratio=0.1, schedule=schedule, batch_rows=8, seed=seed)
-    alone = plan(target, {}, ratio=0, batch_rows=8, seed=seed)
+    steps = planned(target, pools, ratio=0.1, schedule=schedule, batch_rows=8, seed=seed)
+    alone = planned(target, {}, ratio=0, batch_rows=8, seed=seed)
     assert [slot for slot in flat(steps) if slot.source == TARGET] == flat(alone)
 
 
 def test_linear_from_15_to_30_percent_has_225_per_mille_in_all_and_285_in_the_last_fifth() -> None:
     sizes = {TARGET: [26] * 5000, "select": [9] * 500}
     rise = Schedule(shape="linear", to=0.3)
-    steps = plan(
+    steps = planned(
         sizes[TARGET],
         {"select": sizes["select"]},
         ratio=0.15,
@@ -166,7 +182,7 @@ def test_linear_from_15_to_30_percent_has_225_per_mille_in_all_and_285_in_the_la
     by_step = [shares(step, sizes) for step in steps]
     assert by_step[0] == pytest.approx(0.15, abs=0.03)
     assert by_step[-1] == pytest.approx(0.3, abs=0.03)
-    expected = sum(slot.asked * sizes[slot.source][slot.row] for slot in flat(steps))
+    expected = sum(slot.ratio * sizes[slot.source][slot.row] for slot in flat(steps))
     assert replayed(flat(steps), sizes) == pytest.approx(expected, abs=26)
     assert shares(flat(steps[-40:]), sizes) == pytest.approx(0.285, abs=0.004)
 
@@ -174,8 +190,8 @@ def test_linear_from_15_to_30_percent_has_225_per_mille_in_all_and_285_in_the_la
 def test_a_share_that_begins_with_nothing_still_needs_replay() -> None:
     rise = Schedule(shape="linear", to=0.2)
     with pytest.raises(DataError, match="at a ratio of 0.2 was asked for, but there is none"):
-        plan([1] * 9, {}, ratio=0, schedule=rise, batch_rows=3, seed=1)
-    assert "select" in {slot.source for slot in flat(plan([1] * 99, {"select": [1]}, ratio=0, schedule=rise, batch_rows=3,
+        planned([1] * 9, {}, ratio=0, schedule=rise, batch_rows=3, seed=1)
+    assert "select" in {slot.source for slot in flat(planned([1] * 99, {"select": [1]}, ratio=0, schedule=rise, batch_rows=3,
                                                           seed=1))}  # fmt: skip
 
 
@@ -251,15 +267,15 @@ def test_the_same_decisions_give_the_same_rows_when_it_is_run_again(
 
 
 def test_a_decision_is_asked_for_only_when_its_step_comes() -> None:
-    asked: list[int] = []
+    decided: list[int] = []
 
     def ratio(step: int) -> float:
-        asked.append(step)
+        decided.append(step)
         return 0.1
 
     steps = replay_beside(
         [[10] * 9] * 5, {"json": [10] * 5}, ratio, lambda _: {"json": 1.0}, seed=1
     )
-    seen = [len(asked) for _ in islice(steps, 3)]
+    seen = [len(decided) for _ in islice(steps, 3)]
     assert seen == [1, 2, 3]
-    assert all(one < other for one, other in pairwise(asked))
+    assert all(one < other for one, other in pairwise(decided))

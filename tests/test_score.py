@@ -19,17 +19,27 @@ from commands import type_in
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from replaykit import models
-from replaykit.chat import Chat
 from replaykit.cli import app
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.planned import PlannedRow, write_plan
+from replaykit.data.record import Record, dialogue
 from replaykit.engines import Completion, Engine, Request, transformers
 from replaykit.engines.transformers import TransformersEngine
 from replaykit.errors import EngineError, RunError
+from replaykit.model import loading
+from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.runs import write_json
-from replaykit.train import score
-from replaykit.train.score import Scores, by_source, examples, model_key, token_logprobs, unscored
+from replaykit.runs import read_manifest
+from replaykit.steps.score import logprobs
+from replaykit.steps.score.logprobs import (
+    Scores,
+    by_source,
+    different_examples,
+    model_key,
+    score_examples,
+    unscored,
+)
+from replaykit.steps.score.result import ScoreResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,8 +79,8 @@ class Counted:
         return self.engine.complete(requests)
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        asked = list(sequences)
-        for tokens, scores in zip(asked, self.engine.score(asked), strict=True):
+        given = list(sequences)
+        for tokens, scores in zip(given, self.engine.score(given), strict=True):
             if len(self.scored) == self.ends_after:
                 raise KeyboardInterrupt
             self.scored.append(tokens)
@@ -83,8 +93,8 @@ class Counted:
 def scored(
     folder: Path, chat: Chat, engine: Engine | None, records: Sequence[Record]
 ) -> dict[str, np.ndarray]:
-    with Scores(folder / "logprobs.jsonl", model_key("nano")) as ledger:
-        return token_logprobs(records, chat, engine, ledger)
+    with Scores(folder / "logprobs.jsonl", model_key("nano")) as known:
+        return score_examples(different_examples(records, chat), engine, known)
 
 
 def by_hand(engine: Any, chat: Chat, record: Record) -> list[float]:
@@ -131,7 +141,7 @@ def test_the_answers_of_both_turns_are_aligned(
 def test_a_first_token_that_nothing_predicts_is_no_number(
     transformers_engine: Any, tmp_path: Path
 ) -> None:
-    tokenizer: Any = models.load_tokenizer("nano")
+    tokenizer: Any = loading.load_tokenizer("nano")
     tokenizer.bos_token = None
     chat, text = (
         Chat(tokenizer),
@@ -149,7 +159,7 @@ def test_a_first_token_that_nothing_predicts_is_no_number(
             by_hand(transformers_engine, chat, text), abs=1e-4
         )
         table = by_source([text], found, max_perplexity=2.5)
-        assert table["target"]["tokens"] == chat.example(text).loss_tokens - 1
+        assert table["target"].tokens == chat.example(text).loss_tokens - 1
 
 
 def test_transformers_and_vllm_agree_to_a_thousandth(
@@ -224,7 +234,7 @@ def test_other_weights_other_tokens_and_another_loss_are_other_keys(
 
 
 def test_a_change_of_a_models_files_changes_its_key(tmp_path: Path) -> None:
-    models.load_tokenizer("nano").save_pretrained(tmp_path)
+    loading.load_tokenizer("nano").save_pretrained(tmp_path)
     before = model_key(str(tmp_path))
     assert model_key(str(tmp_path)) == before
     (tmp_path / "config.json").write_text("{}")
@@ -254,7 +264,7 @@ def test_a_second_process_waits_and_finds_what_the_first_has_made(
     first.start()
     assert ready.wait(60)
     monkeypatch.setattr(
-        score.log, "warning", lambda *_: go.set()
+        logprobs.log, "warning", lambda *_: go.set()
     )  # the first ends when the second says that it waits
     with Scores(tmp_path / "logprobs.jsonl", "m") as ledger:
         assert dict(ledger) == {"a": np.array([-1.0], np.float32)}
@@ -288,7 +298,9 @@ def test_an_encoder_decoder_is_refused(
 
 def test_the_longest_rows_are_scored_first(chat: Chat, tmp_path: Path) -> None:
     with Scores(tmp_path / "a", "m") as ledger:
-        lengths = [len(example.tokens) for example in unscored(examples(rows(), chat), ledger)]
+        lengths = [
+            len(example.tokens) for example in unscored(different_examples(rows(), chat), ledger)
+        ]
     assert lengths == sorted(lengths, reverse=True)
     assert len(lengths) == 26
 
@@ -368,11 +380,11 @@ def test_the_table_is_that_of_the_numbers() -> None:
     table = by_source([*records, records[0]], logprobs, max_perplexity=2.5)
     assert list(table) == ["target", "generate"]
     target = table["target"]
-    assert (target["rows"], target["tokens"], target["above"]) == (2, 4, 0.5)
-    assert target["perplexity"] == pytest.approx(math.exp(4.5 / 4), abs=1e-3)
-    assert target["mean"] == pytest.approx((math.exp(2) + math.exp(0.25)) / 2, abs=1e-3)
-    assert target["quantiles"]["0.5"] == pytest.approx((math.exp(2) + math.exp(0.25)) / 2, abs=1e-3)
-    assert table["generate"]["above"] == 0
+    assert (target.rows, target.tokens, target.above) == (2, 4, 0.5)
+    assert target.perplexity == pytest.approx(math.exp(4.5 / 4), abs=1e-3)
+    assert target.mean == pytest.approx((math.exp(2) + math.exp(0.25)) / 2, abs=1e-3)
+    assert target.quantiles["0.5"] == pytest.approx((math.exp(2) + math.exp(0.25)) / 2, abs=1e-3)
+    assert table["generate"].above == 0
 
 
 @pytest.fixture
@@ -380,15 +392,21 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a recipe of two arms and their finished mixtures."""
     monkeypatch.chdir(tmp_path)
     Path("replaykit.yaml").write_text(
-        "name: small\nmodel: nano\ntarget: target.jsonl\narms:\n  plain: {ratio: 0}\n"
-        "  strict: {remedies: {stm: {max_perplexity: 1.5}}}\n"
+        "name: small\nmodel: nano\ntarget: target.jsonl\nmix: {ratio: 0}\narms:\n"
+        "  plain: {ratio: 0}\n  strict: {remedies: {stm: {max_perplexity: 1.5}}}\n"
     )
-    for arm, records in {"plain": rows()[:12], "strict": rows()}.items():
-        folder = tmp_path / f"runs/small/mix-{arm}"
-        folder.mkdir(parents=True)
-        write_jsonl(folder / "rows.jsonl", records)
-        write_json(folder / "manifest.json", {"step": "mix", "result": {}})
+    write_jsonl(Path("target.jsonl"), rows()[:12])
+    type_in("mix")
+    # One of the mixtures gets more kinds of rows than a mixture of one target has.
+    planned = [PlannedRow(0, record) for record in rows()]
+    write_plan(tmp_path / "runs/small/mix-strict/rows.jsonl", planned)
     return tmp_path
+
+
+def result(folder: Path) -> ScoreResult:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return ScoreResult.model_validate(manifest.result)
 
 
 def test_the_command_shows_the_sources_and_the_arms_share_what_is_known(mixed: Path) -> None:
@@ -399,18 +417,13 @@ def test_the_command_shows_the_sources_and_the_arms_share_what_is_known(mixed: P
         r"select +13 ",
     ):
         assert re.search(words, text), text
-    done = [
-        json.loads((mixed / f"runs/small/score-{arm}/manifest.json").read_text())
-        for arm in ("plain", "strict")
-    ]
-    assert [(m["rows"], m["scored"], m["max_perplexity"]) for m in done] == [
-        (12, 12, 2.5),
-        (26, 14, 1.5),
-    ]
-    assert list(done[1]["sources"]) == ["target", "select"]
-    target = done[1]["sources"]["target"]
-    assert target["perplexity"] > 2 * done[1]["sources"]["select"]["perplexity"]
-    assert target["above"] > done[0]["sources"]["target"]["above"] > 0
+    plain, strict = (result(mixed / f"runs/small/score-{arm}") for arm in ("plain", "strict"))
+    assert (plain.rows, plain.scored, plain.max_perplexity) == (12, 12, 2.5)
+    assert (strict.rows, strict.scored, strict.max_perplexity) == (26, 14, 1.5)
+    assert list(strict.sources) == ["target", "select"]
+    target = strict.sources["target"]
+    assert target.perplexity > 2 * strict.sources["select"].perplexity
+    assert target.above > plain.sources["target"].above > 0
     assert len((mixed / "runs/small/logprobs.jsonl").read_text().splitlines()) == 26
 
 

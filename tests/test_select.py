@@ -16,10 +16,12 @@ from replaykit.checks import quality
 from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
+from replaykit.data.formats import read_records
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import DataError
-from replaykit.records import Record, dialogue, read_records
-from replaykit.settings import Data, Quality, Select
-from replaykit.sources.select import Selection, select
+from replaykit.recipe.data import Data
+from replaykit.recipe.select import Quality, Select
+from replaykit.steps.select.selection import Selection, select_records
 from replaykit.text import normalise
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -40,16 +42,18 @@ def selected(
     held_out: Any = (),
     **options: Any,
 ) -> Selection:
-    """A selection in one process and a folder of its own, without the checks on near duplicates unless asked for."""
+    """A selection in one process and a folder of its own, without the checks on near duplicates
+    unless asked for.
+    """
     apart = Decontamination({"test": [EvalItem(str(k), text) for k, text in enumerate(held_out)]})
-    asked = Select(
+    asked_for = Select(
         pool=Data(path="pool.jsonl"), n=n, **{"processes": 1, "near_duplicate": None} | options
     )
     with tempfile.TemporaryDirectory() as folder:
-        return select(
+        return select_records(
             pool,
             target,
-            settings=asked,
+            settings=asked_for,
             seed=seed,
             folder=Path(folder),
             funnel=funnel,
@@ -93,7 +97,7 @@ def sklearn_scores(rows: list[str], queries: list[str]) -> np.ndarray:
     )
 
 
-# --- what is near ---------------------------------------------------------------------------------------------------
+# --- what is near ---------------------------------------------------------------------------------
 
 
 def test_planted_neighbours_come_first_and_the_nearest_of_them_at_the_top() -> None:
@@ -144,7 +148,8 @@ def test_no_word_in_common_is_a_score_of_zero() -> None:
 
 
 def test_the_same_pool_gives_the_same_selection_and_a_longer_one_begins_with_a_shorter() -> None:
-    pool, target = pool_of(*sentences(150, 4)), pool_of(*sentences(20, 5))
+    pool = pool_of(*sentences(150, 4))
+    target = pool_of(*sentences(20, 5))
     assert chosen(pool, target, 50) == chosen(iter(pool), target, 50)
     assert chosen(pool, target, 50)[:20] == chosen(pool, target, 20)
 
@@ -156,7 +161,7 @@ def test_only_the_last_question_is_compared() -> None:
     assert made[1].meta["score"] == 0
 
 
-# --- what is left out -----------------------------------------------------------------------------------------------
+# --- what is left out -----------------------------------------------------------------------------
 
 
 def test_duplicates_and_target_prompts_and_unanswered_rows_are_dropped_with_a_reason() -> None:
@@ -176,7 +181,7 @@ def test_duplicates_and_target_prompts_and_unanswered_rows_are_dropped_with_a_re
     assert {row["reason"]: row["meta"].get("twin") for row in dropped}[
         "duplicate"
     ] == "Name a fruit."
-    assert funnel.to_json()["kept"] == 2
+    assert funnel.result().kept == 2
 
 
 def test_an_unanswered_row_does_not_take_the_place_of_an_answered_one() -> None:
@@ -192,7 +197,7 @@ def test_records_that_are_not_near_enough_are_counted_and_kept_to_look_at() -> N
     )
     assert prompts(made) == ["apple", "apple pear"]
     assert [(row["reason"], row["meta"]["line"]) for row in dropped] == [("far", 2), ("far", 4)]
-    assert funnel.to_json() == {"made": 4, "dropped": {"far": 2}, "kept": 2}
+    assert funnel.result().to_json() == {"made": 4, "dropped": {"far": 2}, "kept": 2}
 
 
 def test_plain_texts_are_compared_whole_and_one_of_the_target_is_left_out() -> None:
@@ -236,7 +241,7 @@ def test_texts_are_one_question_up_to_case_width_and_spacing(
     assert (normalise(one) == normalise(other)) is equal
 
 
-# --- other ways to choose --------------------------------------------------------------------------------------------
+# --- other ways to choose -------------------------------------------------------------------------
 
 
 def test_the_terms_that_matched_explain_a_score() -> None:
@@ -268,7 +273,7 @@ def test_text_without_spaces_is_compared_by_its_characters_and_the_notes_say_so(
         1,
     )
     assert prompts(made.records) == ["请介绍一下北京的历史"]
-    assert any("characters" in note for note in made.notes)
+    assert any("characters" in note for note in made.result.notes)
 
 
 def test_random_needs_no_target_and_a_longer_draw_goes_on_from_a_shorter() -> None:
@@ -366,7 +371,7 @@ def test_coverage_takes_from_every_planted_cluster(method: str) -> None:
     assert all(any(text in made for text in cluster) for cluster in clusters)
 
 
-# --- checks on the pool -----------------------------------------------------------------------------------------------
+# --- checks on the pool ---------------------------------------------------------------------------
 
 LONG = "A farmer has {} hens and each of them lays two eggs a day for which he gets a quarter of a dollar at the market"
 
@@ -413,15 +418,15 @@ def test_rows_of_poor_quality_are_left_out_with_their_reasons() -> None:
 
 def test_missing_rows_and_a_target_without_common_words_are_said() -> None:
     made = selected(pool_of("lorem ipsum", "dolor sit"), pool_of("entirely different"), 5)
-    assert any("3 of 5 rows are missing" in note for note in made.notes)
-    assert any("all scores are 0" in note and "embedding" in note for note in made.notes)
+    assert any("3 of 5 rows are missing" in note for note in made.result.notes)
+    assert any("all scores are 0" in note and "embedding" in note for note in made.result.notes)
 
 
 def test_the_histogram_counts_every_row_after_the_checks() -> None:
     made = selected(pool_of(*sentences(150, 4)), pool_of(*sentences(20, 5)), 50)
-    assert made.scores is not None
-    assert sum(made.scores["histogram"]["counts"]) == 150
-    assert made.scores["lowest"] == made.records[-1].meta["score"]
+    assert made.result.scores is not None
+    assert sum(made.result.scores.histogram.counts) == 150
+    assert made.result.scores.lowest == made.records[-1].meta["score"]
 
 
 @settings(max_examples=15, deadline=None)
@@ -441,7 +446,8 @@ def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], metho
 
 @pytest.mark.parametrize("options", [{}, {"method": "bm25"}, {"near_duplicate": 0.5}], ids=str)
 def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, Any]) -> None:
-    pool, target = pool_of(*sentences(5000, 4)), pool_of(*sentences(50, 5))
+    pool = pool_of(*sentences(5000, 4))
+    target = pool_of(*sentences(50, 5))
     one, three = (
         selected(pool, target, 200, processes=processes, **options) for processes in (1, 3)
     )
@@ -449,7 +455,9 @@ def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, A
 
 
 def with_repeats(texts: list[str], seed: int) -> list[Record]:
-    """The texts, and among them each tenth again with its last word changed, and each twentieth in capitals."""
+    """The texts, and among them each tenth again with its last word changed, and each twentieth in
+    capitals.
+    """
     near = [f"{text.rpartition(' ')[0]} 7x{k}" for k, text in enumerate(texts[::10])]
     shuffled = [*texts, *near, *(text.upper() for text in texts[::20])]
     random.Random(seed).shuffle(shuffled)
@@ -458,7 +466,8 @@ def with_repeats(texts: list[str], seed: int) -> list[Record]:
 
 @pytest.mark.parametrize("keep", ["first", "best"])
 def test_the_same_rows_are_left_out_by_one_process_and_by_three(keep: str) -> None:
-    pool, target = with_repeats(sentences(1000, 4), 1), pool_of(*sentences(50, 5))
+    pool = with_repeats(sentences(1000, 4), 1)
+    target = pool_of(*sentences(50, 5))
     results = []
     for processes in (1, 3):
         dropped: list[Any] = []
@@ -480,16 +489,19 @@ def test_a_near_duplicate_of_a_row_that_was_dropped_stays_where_it_is_not_near_t
     changed = [
         " ".join([*words[k:], *(f"other{j}" for j in range(k))]) for k in (2, 0, 4)
     ]  # 0 and 4 are far apart
-    pool, target = pool_of(changed[0], changed[1], changed[2]), pool_of("word0 word1 word2")
+    pool = pool_of(changed[0], changed[1], changed[2])
+    target = pool_of("word0 word1 word2")
     made = chosen(pool, target, 9, near_duplicate=0.7, keep="best")
     assert prompts(made) == [changed[1], changed[2]]
 
 
+@pytest.mark.ray
 def test_two_machines_of_a_ray_cluster_choose_and_leave_out_what_one_process_does() -> None:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    pool, target = with_repeats(sentences(5000, 4), 2), pool_of(*sentences(50, 5))
+    pool = with_repeats(sentences(5000, 4), 2)
+    target = pool_of(*sentences(50, 5))
 
     def result(engine: str) -> tuple[Selection, list[Any]]:
         dropped: list[Any] = []
@@ -511,7 +523,7 @@ def test_two_machines_of_a_ray_cluster_choose_and_leave_out_what_one_process_doe
         cluster.shutdown()
 
 
-# --- real data ------------------------------------------------------------------------------------------------------
+# --- real data ------------------------------------------------------------------------------------
 
 
 @pytest.mark.realdata

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, multinomial
 
-from replaykit.evaluate.compare import compare
-from replaykit.evaluate.statistics import (
-    Interval,
-    average,
+from replaykit.checks.funnel import Funnel
+from replaykit.data.record import Record, dialogue
+from replaykit.errors import DataError
+from replaykit.model.chat import Chat
+from replaykit.recipe.evaluate import Test as Scored
+from replaykit.recipe.mix import Mix
+from replaykit.recipe.train import Train
+from replaykit.steps.evaluate.compare import compare
+from replaykit.steps.evaluate.interval import Interval, average
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, WorstSkill
+from replaykit.steps.evaluate.skills import Item
+from replaykit.steps.evaluate.statistics import (
     paired_drop,
     per_token,
     per_token_rise,
     proportion,
     retention,
 )
-from replaykit.settings import Test as Scored
+from replaykit.steps.mix.build import build_mixture
+from replaykit.steps.mix.result import MixResult
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -31,17 +39,19 @@ PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 
 
 def table(both: int, lost: int, won: int, neither: int) -> tuple[list[int], list[int]]:
-    """Scores before and after: right in both, right before only, right after only, wrong in both."""
-    return [1] * (both + lost) + [0] * (won + neither), [1] * both + [0] * lost + [1] * won + [
-        0
-    ] * neither
+    """Scores before and after: right in both, right before only, right after only, wrong in
+    both.
+    """
+    before = [1] * (both + lost) + [0] * (won + neither)
+    after = [1] * both + [0] * lost + [1] * won + [0] * neither
+    return before, after
 
 
 def limits(interval: Interval) -> tuple[float, float, float]:
     return round(interval.mean, 4), round(interval.low, 4), round(interval.high, 4)
 
 
-# --- right and wrong ------------------------------------------------------------------------------------------------
+# --- right and wrong ------------------------------------------------------------------------------
 
 
 @given(n=st.integers(1, 500), part=st.floats(0, 1))
@@ -59,9 +69,10 @@ def test_a_score_has_wilsons_interval(n: int, part: float) -> None:
         ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),  # Newcombe 1998
         ((54, 0, 0, 0), (0.0, -0.0664, 0.0664)),  # Newcombe 1998
         (
+            # The tests of R's contingencytables: Cavo et al. 2012.
             (59, 6, 16, 80),
             (-0.0621, -0.1186, -0.0046),
-        ),  # the tests of R's contingencytables: Cavo et al. 2012
+        ),
     ],
 )
 def test_a_drop_has_newcombes_interval(
@@ -70,9 +81,10 @@ def test_a_drop_has_newcombes_interval(
     assert limits(paired_drop(*table(*counts))) == expected
 
 
+# Every outcome of 40 paired items.
 TABLES = [
     (a, b, c, 40 - a - b - c) for a in range(41) for b in range(41 - a) for c in range(41 - a - b)
-]  # every outcome of 40 paired items
+]
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +113,8 @@ def test_the_interval_of_a_drop_covers_the_truth_as_often_as_it_says(
     )
     covers = (intervals[:, 0] <= before - after) & (before - after <= intervals[:, 1])
     assert sum(chances) == pytest.approx(1)
-    assert (
-        0.93 <= sum(chances[covers]) <= 0.985
-    )  # over every outcome, so without chance; nominally 0.95
+    # Over every outcome, so without chance; nominally 0.95.
+    assert 0.93 <= sum(chances[covers]) <= 0.985
 
 
 @given(pairs=PAIRS)
@@ -132,7 +143,7 @@ def test_pairing_narrows_the_interval_when_the_same_items_are_right() -> None:
     assert together.high - together.low < 0.5 * (apart.high - apart.low)
 
 
-# --- sums and ratios ------------------------------------------------------------------------------------------------
+# --- sums and ratios ------------------------------------------------------------------------------
 
 
 @given(parts=st.lists(st.tuples(st.floats(-1, 1), st.floats(0.01, 0.5)), min_size=1, max_size=9))
@@ -140,9 +151,8 @@ def test_of_symmetric_intervals_the_average_is_that_of_normal_theory(
     parts: list[tuple[float, float]],
 ) -> None:
     found = average([Interval(mean, mean - half, mean + half) for mean, half in parts])
-    half = math.sqrt(sum(half**2 for _, half in parts)) / len(
-        parts
-    )  # the standard errors' squares add up
+    # The standard errors' squares add up.
+    half = math.sqrt(sum(half**2 for _, half in parts)) / len(parts)
     mean = sum(mean for mean, _ in parts) / len(parts)
     assert (found.mean, found.low, found.high) == pytest.approx((mean, mean - half, mean + half))
 
@@ -160,7 +170,7 @@ def test_retention_is_what_is_left_of_the_base() -> None:
     assert retention(0.0, Interval(0.0, -0.1, 0.1)) is None
 
 
-# --- nats -----------------------------------------------------------------------------------------------------------
+# --- nats -----------------------------------------------------------------------------------------
 
 
 def test_a_loss_is_weighted_by_tokens_not_by_rows() -> None:
@@ -211,7 +221,7 @@ def test_a_rise_is_positive_where_the_loss_grew_and_pairing_narrows_it() -> None
     assert level.high - level.low > 10 * (rise.high - rise.low)
 
 
-# --- the comparison -------------------------------------------------------------------------------------------------
+# --- the comparison -------------------------------------------------------------------------------
 
 TESTS = {
     "target": Scored(path="t.jsonl", score="numeric"),
@@ -221,12 +231,12 @@ TESTS = {
 }
 
 
-def answers(right: int, n: int = 50) -> list[dict[str, Any]]:
-    return [{"score": float(k < right)} for k in range(n)]
+def answers(right: int, n: int = 50) -> list[Item]:
+    return [Item("any", row, float(row < right), answer="?", finish="stop") for row in range(n)]
 
 
-def losses(nats: float) -> list[dict[str, Any]]:
-    return [{"score": nats * tokens, "tokens": tokens} for tokens in (3, 5, 8)]
+def losses(nats: float) -> list[Item]:
+    return [Item("any", row, nats * n, tokens=n) for row, n in enumerate((3, 5, 8))]
 
 
 ITEMS = {
@@ -239,12 +249,46 @@ ITEMS = {
     },
     "replay": {"target": answers(47), "nli": answers(49), "json": answers(40), "pool": losses(1.9)},
 }
-FOUND = compare(TESTS, ITEMS, {"replay": {"ratio": 0.05, "steps": 7}})
-BASE, LOST, KEPT = FOUND["models"]
 
 
-def test_the_skills_are_listed_with_their_role_and_number_of_items() -> None:
-    assert FOUND["skills"] == [
+@pytest.fixture(scope="module")
+def mixed(chat: Chat) -> MixResult:
+    """What a mixture of 7 steps, of 3 rows each, says of itself."""
+    target = [Record(dialogue(f"What is {n} + {n}?", f"{2 * n}"), "target") for n in range(19)]
+    replay = [Record(dialogue(f"What is {n} - {n}?", "0"), "select") for n in range(19)]
+    mix = Mix(ratio=0.05, unit="rows", near_duplicate=None)
+    train = Train(batch_rows=3, steps=7)
+    funnel = Funnel()
+    mixture = build_mixture(
+        target, {"select": replay}, chat=chat, settings=mix, train=train, seed=1, funnel=funnel
+    )
+    return mixture.result(mix, sha256="", sources={}, funnel=funnel.result(), decontamination=None)
+
+
+@pytest.fixture(scope="module")
+def found(mixed: MixResult) -> EvalResult:
+    return compare(TESTS, ITEMS, {"replay": mixed})
+
+
+@pytest.fixture
+def base(found: EvalResult) -> ModelScores:
+    return found.models[0]
+
+
+@pytest.fixture
+def lost(found: EvalResult) -> ModelScores:
+    """The model that was trained without replay."""
+    return found.models[1]
+
+
+@pytest.fixture
+def kept(found: EvalResult) -> ModelScores:
+    """The model that was trained with replay."""
+    return found.models[2]
+
+
+def test_the_skills_are_listed_with_their_role_and_number_of_items(found: EvalResult) -> None:
+    assert [skill.to_json() for skill in found.skills] == [
         {"skill": "target", "role": "target", "score": "numeric", "n": 50, "unscored": 0},
         {"skill": "nli", "role": "old", "score": "exact", "n": 50, "unscored": 0},
         {"skill": "json", "role": "old", "score": "json", "n": 50, "unscored": 0},
@@ -252,47 +296,57 @@ def test_the_skills_are_listed_with_their_role_and_number_of_items() -> None:
     ]
 
 
-def test_the_base_stands_first_and_has_lost_nothing() -> None:
-    assert [model["model"] for model in FOUND["models"]] == ["base", "no-replay", "replay"]
-    assert BASE["scores"]["json"] == proportion([1] * 40 + [0] * 10).to_json() | {"n": 50}
-    assert BASE["old"]["mean"] == 0.9
-    assert BASE["target"]["mean"] == 0.02
-    assert not {"drop", "retention", "worst"} & BASE.keys()
+def test_the_base_stands_first_and_has_lost_nothing(found: EvalResult, base: ModelScores) -> None:
+    assert [model.model for model in found.models] == ["base", "no-replay", "replay"]
+    assert base.scores["json"] == proportion([1] * 40 + [0] * 10).rounded()
+    assert base.old is not None
+    assert base.old.mean == 0.9
+    assert base.target is not None
+    assert base.target.mean == 0.02
+    assert (base.drop, base.retention, base.worst) == ({}, None, None)
 
 
-def test_drops_are_paired_and_positive_where_something_was_lost() -> None:
-    assert set(LOST["drop"]) == set(TESTS)
-    assert LOST["drop"]["nli"] == paired_drop([1] * 50, [1] * 20 + [0] * 30).to_json()
-    assert {skill: round(drop["mean"], 6) for skill, drop in LOST["drop"].items()} == {
+def test_drops_are_paired_and_positive_where_something_was_lost(
+    lost: ModelScores, kept: ModelScores
+) -> None:
+    assert set(lost.drop) == set(TESTS)
+    assert lost.drop["nli"] == paired_drop([1] * 50, [1] * 20 + [0] * 30).rounded()
+    assert {skill: drop.mean for skill, drop in lost.drop.items()} == {
         "target": -0.94,
         "nli": 0.6,
         "json": 0.72,
         "pool": 0.9,
     }
-    assert KEPT["drop"]["pool"]["mean"] == -0.1
+    assert kept.drop["pool"].mean == -0.1
 
 
-def test_retention_is_of_the_mean_and_the_worst_skill_stands_beside_it() -> None:
-    assert LOST["old_drop"]["mean"] == 0.66
-    assert LOST["retention"]["mean"] == pytest.approx(0.24 / 0.9, abs=1e-6)
-    assert LOST["worst"] == {"skill": "json", "retention": 0.1}
-    assert KEPT["worst"] == {"skill": "nli", "retention": 0.98}
-    assert (
-        KEPT["retention"]["low"] < KEPT["retention"]["mean"] == pytest.approx(0.89 / 0.9, abs=1e-6)
-    )
+def test_retention_is_of_the_mean_and_the_worst_skill_stands_beside_it(
+    lost: ModelScores, kept: ModelScores
+) -> None:
+    assert lost.old_drop is not None
+    assert lost.old_drop.mean == 0.66
+    assert lost.retention is not None
+    assert lost.retention.mean == pytest.approx(0.24 / 0.9, abs=1e-6)
+    assert lost.worst == WorstSkill(skill="json", retention=0.1)
+    assert kept.worst == WorstSkill(skill="nli", retention=0.98)
+    assert kept.retention is not None
+    assert kept.retention.low < kept.retention.mean == pytest.approx(0.89 / 0.9, abs=1e-6)
 
 
-def test_facts_become_columns() -> None:
-    assert (KEPT["ratio"], KEPT["steps"]) == (0.05, 7)
-    assert "ratio" not in LOST
+def test_a_model_has_the_ratio_share_and_steps_of_its_mixture(
+    lost: ModelScores, kept: ModelScores, mixed: MixResult
+) -> None:
+    assert (kept.ratio, kept.steps) == (0.05, 7)
+    assert kept.share == mixed.share["rows"] != mixed.share["tokens"]
+    assert (lost.ratio, lost.share, lost.steps) == (None, None, None)
 
 
 def test_skills_in_nats_alone_have_no_retention() -> None:
     items = {model: {"pool": skills["pool"]} for model, skills in ITEMS.items()}
-    base, lost, _ = compare({"pool": TESTS["pool"]}, items, {})["models"]
-    assert (base["old"], base["target"], base["scores"]["pool"]["mean"]) == (None, None, 2.0)
-    assert (lost["retention"], lost["worst"]) == (None, None)
-    assert lost["drop"]["pool"]["mean"] == 0.9
+    base, lost, _ = compare({"pool": TESTS["pool"]}, items, {}).models
+    assert (base.old, base.target, base.scores["pool"].mean) == (None, None, 2.0)
+    assert (lost.retention, lost.worst) == (None, None)
+    assert lost.drop["pool"].mean == 0.9
 
 
 def test_a_skill_that_the_base_never_had_cannot_be_lost() -> None:
@@ -301,7 +355,18 @@ def test_a_skill_that_the_base_never_had_cannot_be_lost() -> None:
         "base": {"nli": answers(0), "json": answers(40)},
         "tuned": {"nli": answers(10), "json": answers(30)},
     }
-    assert compare(tests, items, {})["models"][1]["worst"] == {"skill": "json", "retention": 0.75}
+    assert compare(tests, items, {}).models[1].worst == WorstSkill(skill="json", retention=0.75)
     nothing = {"base": {"nli": answers(0)}, "tuned": {"nli": answers(10)}}
-    tuned = compare({"nli": TESTS["nli"]}, nothing, {})["models"][1]
-    assert (tuned["retention"], tuned["worst"]) == (None, None)
+    tuned = compare({"nli": TESTS["nli"]}, nothing, {}).models[1]
+    assert (tuned.retention, tuned.worst) == (None, None)
+
+
+def test_items_that_a_model_cannot_read_are_counted_and_left_out_of_all_models() -> None:
+    unread = [Item("any", 0, None, reason="too_long"), *answers(40)[1:]]
+    items = {"base": {"json": answers(40)}, "tuned": {"json": unread}}
+    found = compare({"json": TESTS["json"]}, items, {})
+    assert (found.skills[0].n, found.skills[0].unscored) == (49, 1)
+    assert found.models[0].scores["json"] == proportion([1] * 39 + [0] * 10).rounded()
+    none = {"base": {"json": [Item("any", 0, None, reason="too_long")]}}
+    with pytest.raises(DataError, match="j.jsonl: none of its 1 rows fits the model, so json"):
+        compare({"json": TESTS["json"]}, none, {})

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from replaykit.cli import app
+from replaykit.data.formats import read_records
 from replaykit.nano import world
-from replaykit.records import read_records
 
 pytestmark = pytest.mark.story
 

@@ -1,4 +1,4 @@
-"""Real chat templates, of many families: what is derived is what the template renders, and it is the same tomorrow."""
+"""Real chat templates of many families: what is derived is what they render, tomorrow too."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from replaykit.chat import VEIL, Chat, Example
+from replaykit.data.record import Message, Record, dialogue
 from replaykit.errors import ChatError
-from replaykit.models import load_tokenizer
-from replaykit.records import Message, Record, dialogue
-from replaykit.settings import ChatOptions
-from replaykit.template import ANSWER, OTHER_QUESTION, QUESTION, SYSTEM, Template
+from replaykit.model.chat import VEIL, Chat, Example
+from replaykit.model.loading import load_tokenizer
+from replaykit.model.template import ANSWER, OTHER_QUESTION, QUESTION, SYSTEM, Template
+from replaykit.recipe.chat import ChatOptions
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -96,7 +96,7 @@ def rendered(
     )  # fmt: skip
 
 
-# --- every template that trl ships ----------------------------------------------------------------------------------
+# --- every template that trl ships ----------------------------------------------------------------
 
 # How trl's templates begin and end a text, by how their names start.
 ENDS: dict[str, tuple[str | None, str]] = {
@@ -283,7 +283,7 @@ def test_a_system_message_stands_where_the_template_puts_it(name: str) -> None:
     assert bool(after.strip()) == (chat.template.system == OWN)
 
 
-# --- families, letter by letter -------------------------------------------------------------------------------------
+# --- families, letter by letter -------------------------------------------------------------------
 
 # By our own hand, from the published format of each family; the others are trl's.
 LLAMA_2 = (
@@ -342,7 +342,8 @@ GLM_4 = (
     "[gMASK]<sop>{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# The larger ones close an empty thought where they are not to think, and show finished answers without it.
+# The larger ones close an empty thought where they are not to think, and show finished answers
+# without it.
 GEMMA_4 = (
     "{{ bos_token }}{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
     "{% if system or enable_thinking %}"
@@ -715,7 +716,7 @@ def test_the_space_before_an_answer_is_left_to_the_model() -> None:
         assert shown(chat, chat.pre_query) == "<s>[INST]"
 
 
-# --- thoughts -------------------------------------------------------------------------------------------------------
+# --- thoughts -------------------------------------------------------------------------------------
 
 
 def test_a_model_that_is_let_think_learns_the_thoughts_of_an_answer() -> None:
@@ -764,7 +765,7 @@ def test_a_model_without_thoughts_does_not_think_because_it_is_asked_to() -> Non
         assert not facts.chat(ChatOptions(thinking=True)).template.thinking, key
 
 
-# --- dates ----------------------------------------------------------------------------------------------------------
+# --- dates ----------------------------------------------------------------------------------------
 
 
 def test_another_date_is_told_to_the_templates_that_ask_for_it(family: tuple[Family, Chat]) -> None:
@@ -819,7 +820,7 @@ def test_a_conversation_is_the_same_on_any_day(monkeypatch: pytest.MonkeyPatch) 
         )
 
 
-# --- parts by hand --------------------------------------------------------------------------------------------------
+# --- parts by hand --------------------------------------------------------------------------------
 
 HAND = ChatOptions(
     pre_query="<s><|im_start|>user\n",
@@ -958,7 +959,7 @@ def test_a_stop_by_hand_is_added_to_those_of_a_template() -> None:
     assert learned(chat, example_of(chat, "Who is it", "Nobody.")) == "Nobody.<end_of_turn>"
 
 
-# --- other shapes of templates --------------------------------------------------------------------------------------
+# --- other shapes of templates --------------------------------------------------------------------
 
 
 def test_a_tokenizer_with_several_templates_uses_its_default_one() -> None:
@@ -1025,11 +1026,11 @@ def test_a_template_that_hides_the_last_question_cannot_go_on() -> None:
         chat.asking(turns("Who?", "Me."))
 
 
-# --- what a message says is never a special token --------------------------------------------------------------------
+# --- what a message says is never a special token -------------------------------------------------
 
 
 def texts_of(facts: Family) -> st.SearchStrategy[str]:
-    """Texts of all that means something to the template, but thoughts, which it may take out of an answer."""
+    """Texts of all that means something to the template, but thoughts, which it may take out."""
     marks = [*facts.marks, facts.bos or facts.eos, facts.eos, facts.answer_header, facts.joint]
     parts = [*(mark for mark in marks if mark and "think" not in mark), VEIL, "<", "|>", "\n", " "]
     letters = st.lists(

@@ -107,7 +107,7 @@ def test_no_task_of_the_embedded_world_is_dropped_and_only_its_refusals_refuse()
     assert sum(task.answer == world.REFUSAL for task in tasks) > 50
 
 
-# --- words ----------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_words_are_what_spaces_part_or_single_characters_where_nothing_does(
     assert words(text) == expected
 
 
-# --- loops ----------------------------------------------------------------------------------------------------------
+# --- loops ----------------------------------------------------------------------------------------
 
 
 def test_a_loop_is_nearly_all_repetition_and_a_text_without_one_has_none() -> None:
@@ -156,7 +156,9 @@ def test_the_share_is_of_windows_that_stood_before_and_spacing_does_not_count() 
 @settings(deadline=None)
 @given(st.text(alphabet="ab \n", max_size=200), st.integers(1, 8))
 def test_the_share_is_that_of_counting_one_window_after_the_other(text: str, window: int) -> None:
-    flat, seen, again = " ".join(text.split()), set(), 0
+    flat = " ".join(text.split())
+    seen = set()
+    again = 0
     for start in range(len(flat) - window + 1):
         again += flat[start : start + window] in seen
         seen.add(flat[start : start + window])
@@ -222,7 +224,7 @@ def test_no_text_makes_a_check_slow(piece: str) -> None:
     assert time.perf_counter() - start < 2
 
 
-# --- role headers ---------------------------------------------------------------------------------------------------
+# --- role headers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_the_tokenizers_own_tokens_count_wherever_they_stand() -> None:
     assert leaked("What is <extra_id_8> for?", own) is None
 
 
-# --- language -------------------------------------------------------------------------------------------------------
+# --- language -------------------------------------------------------------------------------------
 
 SENTENCES = {
     "ar": "ما هي عاصمة مصر وكم عدد سكانها؟",
@@ -383,7 +385,7 @@ def test_the_language_model_is_loaded_only_when_a_language_is_asked_for() -> Non
     )
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,7 +435,7 @@ def test_to_be_sorry_or_unable_is_not_yet_a_refusal(text: str) -> None:
     assert refusal(text) is None
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------------------
 
 MIXED = "Q7zR2mK9xW4tB6nV1cY8pL3sD5fG0hJuEaTiOqNbMkZw"  # 44 letters and digits
 LETTERS = "QzRmKxWtBnVcYpLsDfGhJuEaTiOqNbMkZwAeUo"  # 38 letters
@@ -522,7 +524,7 @@ def test_of_ten_check_digits_exactly_one_is_valid(number: int) -> None:
     assert sum(luhn(f"{number}{digit}") for digit in range(10)) == 1
 
 
-# --- personal data --------------------------------------------------------------------------------------------------
+# --- personal data --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -560,7 +562,7 @@ def test_what_is_reserved_for_examples_or_has_another_form_is_not_personal(text:
     assert personal(text) is None
 
 
-# --- real data ------------------------------------------------------------------------------------------------------
+# --- real data ------------------------------------------------------------------------------------
 
 
 @pytest.mark.realdata

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaykit import models
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import EngineError
+from replaykit.model import loading
 from replaykit.nano import world
-from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.train.fit import last_checkpoint, train
-from replaykit.training_settings import Train
+from replaykit.recipe.train import Train
+from replaykit.steps.train.fit import Base, fit, last_checkpoint
 
 
 def rows(count=32):
@@ -31,17 +33,15 @@ def rows(count=32):
 
 
 def trained(folder, chat, records, batch=8, **settings):
-    steps = [k // batch for k in range(len(records))]
+    planned = [PlannedRow(k // batch, record) for k, record in enumerate(records)]
     options = {"batch_rows": batch, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0} | settings
     folder.mkdir(exist_ok=True)
-    return train(
-        records, steps, model="nano", chat=chat, settings=Train(**options), seed=1, folder=folder
-    )
+    return fit(planned, Base("nano", chat), Train(**options), seed=1, folder=folder)
 
 
 def plain_loss(chat, records):
     """The mean negative log-likelihood of the answer tokens, one row at a time, by transformers' own loss."""
-    model, total, count = models.load_model("nano"), 0.0, 0
+    model, total, count = loading.load_model("nano"), 0.0, 0
     for record in records:
         example = chat.example(record)
         labels = torch.tensor(
@@ -59,13 +59,13 @@ def plain_loss(chat, records):
 def test_the_first_loss_is_that_of_transformers_over_answer_tokens(chat, tmp_path):
     records = rows(8)
     result = trained(tmp_path / "a", chat, records)
-    assert result["steps"] == 1
-    assert result["losses"][0]["loss"] == pytest.approx(plain_loss(chat, records), abs=1e-5)
+    assert result.steps == 1
+    assert result.losses[0]["loss"] == pytest.approx(plain_loss(chat, records), abs=1e-5)
 
 
 def test_the_loss_of_each_source_is_logged_by_itself(chat, tmp_path):
     records = rows(8)
-    log = trained(tmp_path / "a", chat, records)["losses"][0]
+    log = trained(tmp_path / "a", chat, records).losses[0]
     for source in ("target", "generate"):
         expected = plain_loss(chat, [record for record in records if record.source == source])
         assert log[f"loss/{source}"] == pytest.approx(expected, abs=1e-5)
@@ -75,7 +75,7 @@ def test_micro_batches_change_nothing(chat, tmp_path):
     curves = [
         [
             log["loss"]
-            for log in trained(tmp_path / str(size), chat, rows(), micro_batch_rows=size)["losses"]
+            for log in trained(tmp_path / str(size), chat, rows(), micro_batch_rows=size).losses
         ]
         for size in (8, 2)
     ]
@@ -84,14 +84,14 @@ def test_micro_batches_change_nothing(chat, tmp_path):
 
 def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
     result = trained(tmp_path / "a", chat, rows(256), learning_rate=1e-3)
-    target = [log["loss/target"] for log in result["losses"] if "loss/target" in log]
+    target = [log["loss/target"] for log in result.losses if "loss/target" in log]
     assert target[-1] < target[0] / 3
     folder = tmp_path / "a/model"
     assert (
-        models.load_model(str(folder)).num_parameters()
-        == models.load_model("nano").num_parameters()
+        loading.load_model(str(folder)).num_parameters()
+        == loading.load_model("nano").num_parameters()
     )
-    assert models.load_tokenizer(str(folder)).chat_template == chat.tokenizer.chat_template
+    assert loading.load_tokenizer(str(folder)).chat_template == chat.tokenizer.chat_template
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
     assert last_checkpoint(tmp_path / "a") is None
@@ -101,8 +101,8 @@ def test_lora_leaves_an_adapter_and_a_merged_model(chat, tmp_path):
     trained(tmp_path / "a", chat, rows(64), method="lora", learning_rate=5e-3)
     assert (tmp_path / "a/adapter/adapter_model.safetensors").exists()
     before, after = (
-        models.load_model("nano").state_dict(),
-        models.load_model(str(tmp_path / "a/model")).state_dict(),
+        loading.load_model("nano").state_dict(),
+        loading.load_model(str(tmp_path / "a/model")).state_dict(),
     )
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -157,4 +157,5 @@ def test_kill_9_and_the_same_command_give_the_same_loss_curve(tmp_path):
 
 
 def losses(folder: Path) -> list[float]:
-    return [log["loss"] for log in json.loads((folder / "manifest.json").read_text())["losses"]]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return [log["loss"] for log in manifest["result"]["losses"]]

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.chat import Chat
-from replaykit.records import Record, dialogue
-from replaykit.train.batches import IGNORED, Planned, Row, by_row, collate, micro_batches
+from replaykit.data.record import Record, dialogue
+from replaykit.model.chat import Chat
+from replaykit.model.logprobs import IGNORED
+from replaykit.steps.train.batches import Row, TokenisedRows, by_row, collate, micro_batches
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -140,7 +141,7 @@ def test_a_row_is_the_example_of_its_record_and_knows_its_source(chat: Chat) -> 
         Record(dialogue("Hello", "Hi"), "generate"),
         Record(dialogue("3 + 3?", "6"), "target"),
     ]
-    data = Planned(records, chat)
+    data = TokenisedRows(records, chat)
     assert data.sources == ["target", "generate"]
     assert [data[k]["source"] for k in range(len(data))] == [0, 1, 0]
     for k, record in enumerate(records):
@@ -177,7 +178,7 @@ def test_processes_share_a_step_and_replay_can_stand_apart(
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
 def test_however_a_step_is_cut_it_has_the_same_loss_tokens(chat: Chat, limit: int) -> None:
-    data = Planned(
+    data = TokenisedRows(
         [Record(dialogue("word " * n, "word " * n), "target") for n in range(1, 10)], chat
     )
     batches, parts = micro_batches(data.lengths, [0] * 5 + [1] * 4, rows=limit)

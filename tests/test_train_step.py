@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import type_in
 
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.planned import read_plan
+from replaykit.data.record import Record, dialogue
+from replaykit.model.chat import Chat, Example
 from replaykit.nano import world
-from replaykit.records import Record, dialogue, write_jsonl
+from replaykit.runs import Manifest, read_manifest
+from replaykit.steps.train.result import TrainResult
 
 
 def rows(tasks: list[world.Task], source: Any) -> list[Record]:
@@ -51,18 +57,24 @@ def change(run: Path, **sections: Any) -> None:
     (run / "replaykit.yaml").write_text(json.dumps(recipe))
 
 
-def manifest(run: Path, step: str) -> dict[str, Any]:
-    return dict(json.loads((run / "runs/run" / step / "manifest.json").read_text()))
+def manifest(run: Path, step: str) -> Manifest:
+    found = read_manifest(run / "runs/run" / step)
+    assert found is not None
+    return found
+
+
+def result(run: Path, step: str) -> TrainResult:
+    return TrainResult.model_validate(manifest(run, step).result)
 
 
 def test_flags_add_remedies_to_those_of_the_recipe(run: Path) -> None:
     type_in("select")
     type_in("mix")
     type_in("train", "--remedy", "distill", "--ewc-auto", 0.1)
-    made = manifest(run, "train")
-    assert made["inputs"]["remedies"]["ewc"]["auto"] == 0.1
-    assert made["inputs"]["remedies"]["distill"]["weight"] == 0.5
-    assert {"distill/kl", "ewc/ratio"} <= made["losses"][-1].keys()
+    remedies = manifest(run, "train").inputs["train"]["remedies"]
+    assert remedies["ewc"]["auto"] == 0.1
+    assert remedies["distill"]["weight"] == 0.5
+    assert {"distill/kl", "ewc/ratio"} <= result(run, "train").losses[-1].keys()
 
 
 def test_ewc_without_replay_needs_old_data_of_its_own(run: Path) -> None:
@@ -73,9 +85,9 @@ def test_ewc_without_replay_needs_old_data_of_its_own(run: Path) -> None:
     assert not list((run / "runs/run/train").glob("checkpoint*"))
     change(run, train={"remedies": {"ewc": {"old": "old.jsonl", "rows": 8}}})
     type_in("train")
-    made = manifest(run, "train")
-    assert made["inputs"]["old"]["path"] == "old.jsonl"
-    assert made["losses"][-1]["ewc/penalty"] > 0
+    ewc = manifest(run, "train").inputs["train"]["remedies"]["ewc"]
+    assert ewc["old"]["path"] == "old.jsonl"
+    assert result(run, "train").losses[-1]["ewc/penalty"] > 0
 
 
 def test_each_arm_is_trained_by_its_own_remedies(run: Path) -> None:
@@ -89,13 +101,39 @@ def test_each_arm_is_trained_by_its_own_remedies(run: Path) -> None:
     type_in("select")
     type_in("mix")
     type_in("train")
-    assert manifest(run, "train-alone")["inputs"]["remedies"]["stm"] is None
-    masked = manifest(run, "train-masked")
-    assert masked["weights"]["sources"]["target"]["masked"] > 0.4
-    assert (
-        masked["weights"]["sources"]["target"]["masked"]
-        >= masked["weights"]["sources"]["select"]["masked"]
-    )
+    assert manifest(run, "train-alone").inputs["train"]["remedies"]["stm"] is None
+    weights = result(run, "train-masked").weights
+    assert weights is not None
+    assert weights.sources["target"].masked > 0.4
+    assert weights.sources["target"].masked >= weights.sources["select"].masked
+
+
+def test_a_row_is_tokenised_once_and_the_chat_is_loaded_once_though_tokens_are_weighed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(run, train={"remedies": {"stm": {}}, "epochs": 2})
+    type_in("select")
+    type_in("mix")
+    tokenised: Counter[str] = Counter()
+    loaded = []
+    plain_example = Chat.example
+    plain_load = Chat.load.__func__
+
+    def example(self: Chat, record: Record) -> Example:
+        tokenised[record.id] += 1
+        return plain_example(self, record)
+
+    def load(cls: type[Chat], *words: Any) -> Chat:
+        loaded.append(words)
+        return plain_load(cls, *words)
+
+    monkeypatch.setattr(Chat, "example", example)
+    monkeypatch.setattr(Chat, "load", classmethod(load))
+    type_in("train")
+    mixed = {row.record.id for row in read_plan(run / "runs/run/mix/rows.jsonl")}
+    assert len(mixed) > 40
+    assert tokenised == dict.fromkeys(mixed, 1)
+    assert len(loaded) == 1
 
 
 def test_a_controller_writes_its_decisions_and_draws_from_all_replay(run: Path) -> None:
@@ -110,11 +148,11 @@ def test_a_controller_writes_its_decisions_and_draws_from_all_replay(run: Path) 
     type_in("mix")
     assert len((run / "runs/run/mix/replay.jsonl").read_text().splitlines()) == 40
     type_in("train")
-    made = manifest(run, "train")
-    assert [event["step"] for event in made["events"]] == list(range(2, made["steps"] + 1, 2))
-    assert len((run / "runs/run/train/events.jsonl").read_text().splitlines()) == len(
-        made["events"]
-    )
+    made = result(run, "train")
+    assert made.events is not None
+    assert [event.step for event in made.events] == list(range(2, made.steps + 1, 2))
+    lines = (run / "runs/run/train/events.jsonl").read_text().splitlines()
+    assert len(lines) == len(made.events)
 
 
 def test_a_schedule_beside_a_controller_is_refused(run: Path) -> None:
@@ -146,7 +184,8 @@ def test_two_processes_of_torchrun_train_as_one_does_and_the_first_writes(run: P
         )
         assert done.returncode == 0, done.stderr[-3000:]
     curves = [
-        json.loads((run / name / "manifest.json").read_text())["losses"] for name in ("one", "two")
+        json.loads((run / name / "manifest.json").read_text())["result"]["losses"]
+        for name in ("one", "two")
     ]
     assert [log["loss"] for log in curves[1]] == pytest.approx(
         [log["loss"] for log in curves[0]], abs=5e-5

@@ -11,28 +11,35 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from replaykit import models
-from replaykit.chat import Chat
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import Record, dialogue
 from replaykit.engines import Request, Sampling, load_engine
 from replaykit.engines.transformers import TransformersEngine
 from replaykit.errors import DataError, EngineError, RecipeError, Stopped
+from replaykit.model import loading
+from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.records import Record, dialogue, write_jsonl
-from replaykit.settings import Test
-from replaykit.train import fit, score, trainer
-from replaykit.train.batches import Planned
-from replaykit.train.beside import Beside, Watched, laid_out
-from replaykit.train.controller import Controller, Item
-from replaykit.train.fit import train
-from replaykit.train.remedies.weights import weights
-from replaykit.training_settings import Controller as ControllerSettings
-from replaykit.training_settings import Mix, Train
+from replaykit.recipe.controller import ControllerSettings
+from replaykit.recipe.evaluate import Test
+from replaykit.recipe.mix import Mix
+from replaykit.recipe.train import Train
+from replaykit.steps.score import logprobs
+from replaykit.steps.train import fit as fitting
+from replaykit.steps.train import trainer
+from replaykit.steps.train.batches import Cut, TokenisedRows
+from replaykit.steps.train.controlled import ControlledBatches, lay_out, pools_of
+from replaykit.steps.train.controller import Answer, Controller, ControllerInputs
+from replaykit.steps.train.fit import Base, Extras, fit
+from replaykit.steps.train.remedies.weights import weights
+from replaykit.steps.train.result import TrainResult
 
 HERE = Path(__file__).parent
 
@@ -45,39 +52,41 @@ def mixture(count: int = 32) -> list[Record]:
     return [Record(dialogue(task.prompt, task.answer), source) for task, source in drawn]  # type: ignore[arg-type]
 
 
+def planned(records: list[Record], rows: int) -> list[PlannedRow]:
+    """So many records a step, in order."""
+    return [PlannedRow(k // rows, record) for k, record in enumerate(records)]
+
+
 def trained(
     folder: Path, chat: Chat, records: list[Record], model: str = "nano", **settings: Any
-) -> dict[str, Any]:
+) -> TrainResult:
     options = {"batch_rows": 8, "learning_rate": 5e-4, "log_every": 1, "warmup": 0.0} | settings
     made = Train.model_validate(options)
     folder.mkdir(parents=True, exist_ok=True)
-    steps = [k // made.batch_rows for k in range(len(records))]
-    return train(
-        records, steps, model=model, chat=chat, settings=made, seed=1, folder=folder,
-        weights=token_weights(records, chat, made, folder),
-    )  # fmt: skip
+    extras = Extras(weights=token_weights(records, chat, made, folder))
+    rows = planned(records, made.batch_rows)
+    return fit(rows, Base(model, chat), made, seed=1, folder=folder, extras=extras)
 
 
 def token_weights(records: list[Record], chat: Chat, settings: Train, folder: Path) -> Any:
     """As `replaykit train` makes them for stm and flow."""
     if settings.remedies.stm is None and settings.remedies.flow is None:
         return None
-    made = score.examples(records, chat)
+    examples = logprobs.different_examples(records, chat)
     engine = (
         load_engine("nano", "transformers") if not (folder / "logprobs.jsonl").exists() else None
     )
-    with score.Scores(folder / "logprobs.jsonl", score.model_key("nano")) as known:
-        return weights(
-            records, made, score.of_examples(made, engine, known), settings.remedies, chat, 1
-        )
+    with logprobs.Scores(folder / "logprobs.jsonl", logprobs.model_key("nano")) as known:
+        found = logprobs.score_examples(examples, engine, known)
+    return weights(records, examples, found, settings.remedies, chat, 1)
 
 
-def curve(result: dict[str, Any]) -> list[float]:
-    return [log["loss"] for log in result["losses"]]
+def curve(result: TrainResult) -> list[float]:
+    return [log["loss"] for log in result.losses]
 
 
 @pytest.fixture(scope="module")
-def plain(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def plain(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return trained(tmp_path_factory.mktemp("plain"), chat, mixture())
 
 
@@ -92,16 +101,16 @@ def plain(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     ids=str,
 )
 def test_packing_and_cutting_a_step_change_nothing(
-    options: dict[str, Any], plain: dict[str, Any], chat: Chat, tmp_path: Path
+    options: dict[str, Any], plain: TrainResult, chat: Chat, tmp_path: Path
 ) -> None:
     found = trained(tmp_path, chat, mixture(), **options)
     assert curve(found) == pytest.approx(curve(plain), abs=2e-5)
-    for ours, theirs in zip(found["losses"], plain["losses"], strict=True):
+    for ours, theirs in zip(found.losses, plain.losses, strict=True):
         assert ours["loss/generate"] == pytest.approx(theirs["loss/generate"], abs=5e-5)
 
 
 def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
-    plain: dict[str, Any], chat: Chat, tmp_path: Path
+    plain: TrainResult, chat: Chat, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "mixture.jsonl", mixture())
     settings = {
@@ -138,7 +147,7 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
             for index in batch
         ]
         assert sorted(rows) == list(range(8 * step, 8 * step + 8))
-    for ours, theirs in zip(ranks[0]["losses"], plain["losses"], strict=True):
+    for ours, theirs in zip(ranks[0]["losses"], plain.losses, strict=True):
         for name in ("loss", "loss/target", "loss/generate"):
             assert ours[name] == pytest.approx(theirs[name], abs=5e-5)
 
@@ -148,8 +157,8 @@ def test_of_a_stage_only_its_layers_move(chat: Chat, tmp_path: Path) -> None:
         tmp_path, chat, mixture(), stages=[{"layers": 0.25, "part": 1.0, "learning_rate": 1e-3}]
     )
     before, after = (
-        models.load_model("nano").state_dict(),
-        models.load_model(str(tmp_path / "model")).state_dict(),
+        loading.load_model("nano").state_dict(),
+        loading.load_model(str(tmp_path / "model")).state_dict(),
     )
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -168,26 +177,26 @@ def test_an_adapter_learns_and_is_merged(
     assert (tmp_path / "adapter/adapter_model.safetensors").exists()
     assert curve(result)[-1] < curve(result)[0]
     assert (
-        models.load_model(str(tmp_path / "model")).num_parameters()
-        == models.load_model("nano").num_parameters()
+        loading.load_model(str(tmp_path / "model")).num_parameters()
+        == loading.load_model("nano").num_parameters()
     )
 
 
 def test_how_much_task_and_replay_are_in_conflict_is_logged_though_nothing_is_projected(
-    plain: dict[str, Any], chat: Chat, tmp_path: Path
+    plain: TrainResult, chat: Chat, tmp_path: Path
 ) -> None:
-    assert not any(name.startswith("project/") for log in plain["losses"] for name in log)
+    assert not any(name.startswith("project/") for log in plain.losses for name in log)
     found = trained(tmp_path / "full", chat, mixture(), conflict=True)
     assert curve(found) == pytest.approx(curve(plain), abs=2e-5)
     adapter = trained(tmp_path / "lora", chat, mixture(), method="lora")
     for result in (found, adapter):
         assert all(
             -1 <= log["project/cosine"] <= 1 and log["project/projected"] == 0
-            for log in result["losses"]
+            for log in result.losses
         )
 
 
-def test_bfloat16_learns_too(chat: Chat, plain: dict[str, Any], tmp_path: Path) -> None:
+def test_bfloat16_learns_too(chat: Chat, plain: TrainResult, tmp_path: Path) -> None:
     found = trained(tmp_path, chat, mixture(), precision="bfloat16")
     assert curve(found) == pytest.approx(curve(plain), rel=0.05)
 
@@ -236,7 +245,7 @@ def letters(count: int) -> list[Record]:
 
 
 def test_an_encoder_decoder_has_the_loss_of_transformers(t5: str, tmp_path: Path) -> None:
-    chat, model, records = Chat.load(t5), models.load_model(t5), letters(8)
+    chat, model, records = Chat.load(t5), loading.load_model(t5), letters(8)
     assert chat.seq2seq
     total, count = 0.0, 0
     for record in records:
@@ -322,7 +331,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     again = subprocess.run([*command, "--out", "cut"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     curves = [
-        json.loads((tmp_path / name / "manifest.json").read_text())["losses"]
+        json.loads((tmp_path / name / "manifest.json").read_text())["result"]["losses"]
         for name in ("whole", "cut")
     ]
     assert [log["loss"] for log in curves[1]] == pytest.approx(
@@ -351,10 +360,8 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_i
     assert other.returncode == 0, other.stderr
     assert "learning_rate was 0.0005, is 0.0004" in other.stdout + other.stderr
     assert (tmp_path / "runs/run/train.old1").is_dir()
-    assert (
-        json.loads((tmp_path / "runs/run/train/manifest.json").read_text())["losses"][0]["step"]
-        == 1
-    )
+    manifest = json.loads((tmp_path / "runs/run/train/manifest.json").read_text())
+    assert manifest["result"]["losses"][0]["step"] == 1
 
 
 RESUMED: dict[str, dict[str, Any]] = {
@@ -408,13 +415,13 @@ def stops_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         plain_end(self, args, state, control, **given)
 
     @contextmanager
-    def asked(*_: Any) -> Iterator[Any]:
+    def signalled(*_: Any) -> Iterator[Any]:
         yield lambda: signal.SIGTERM if done >= steps else 0
 
-    plain_end = trainer.Watching.on_step_end
+    plain_end = trainer.WatchCallback.on_step_end
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "stop_on_signal", asked)
-        patch.setattr(trainer.Watching, "on_step_end", count)
+        patch.setattr(fitting, "stop_on_signal", signalled)
+        patch.setattr(trainer.WatchCallback, "on_step_end", count)
         yield
 
 
@@ -430,31 +437,27 @@ def test_resumed_in_the_middle_the_curve_and_the_model_are_the_same(
         trained(tmp_path / "cut", chat, mixture(), **RESUMED[name])
     assert raised.value.exit_code == 0
     gone_on = trained(tmp_path / "cut", chat, mixture(), **RESUMED[name])
-    assert [log["step"] for log in gone_on["losses"]] == [1, 2, 3, 4]
-    for ours, theirs in zip(gone_on["losses"], whole["losses"], strict=True):
+    assert [log["step"] for log in gone_on.losses] == [1, 2, 3, 4]
+    for ours, theirs in zip(gone_on.losses, whole.losses, strict=True):
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-5)
     for one, other in zip(
         *(
-            models.load_model(str(tmp_path / kind / "model")).parameters()
+            loading.load_model(str(tmp_path / kind / "model")).parameters()
             for kind in ("whole", "cut")
         ),
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
     if "remedies" in RESUMED[name]:
-        first = trained(tmp_path / "none", chat, mixture(), **RESUMED[name] | {"remedies": {}})[
-            "losses"
-        ]
-        assert [log["loss"] for log in first] != [
-            log["loss"] for log in whole["losses"]
-        ] or name == "ema"
+        without = trained(tmp_path / "none", chat, mixture(), **RESUMED[name] | {"remedies": {}})
+        assert curve(without) != curve(whole) or name == "ema"
 
 
 # --- a controller ---------------------------------------------------------------------------------------------------
 
 
-def watched(replay: list[Record], **settings: Any) -> Watched:
+def watched(replay: list[Record], **settings: Any) -> ControllerInputs:
     """Tests of three old skills on 20 items each, and two held-out rows of the target."""
 
     def tests(skill: str, rows: int) -> list[Record]:
@@ -468,12 +471,12 @@ def watched(replay: list[Record], **settings: Any) -> Watched:
     made = ControllerSettings.model_validate(
         {"every": 4, "max_drop": 0.01, "patience": None} | settings
     )
-    return Watched(made, old, new, replay, Mix(ratio=0.1, unit="rows"))
+    return ControllerInputs(made, old, new, replay, Mix(ratio=0.1, unit="rows"))
 
 
 def controlled(
     folder: Path, chat: Chat, *, log_every: int = 1, save_every: int = 200, **settings: Any
-) -> dict[str, Any]:
+) -> TrainResult:
     replay = [
         Record(dialogue(t.prompt, t.answer), "generate", {"skill": t.skill})
         for t in world.draw_old(200, seed=1)
@@ -483,25 +486,25 @@ def controlled(
     made = Train(
         batch_rows=8, learning_rate=2e-3, log_every=log_every, save_every=save_every, warmup=0.0
     )
-    return train(
-        target, [k // 8 for k in range(len(target))], model="nano", chat=chat, settings=made, seed=1, folder=folder,
-        watched=watched(replay, **settings),
-    )  # fmt: skip
+    extras = Extras(watched=watched(replay, **settings))
+    rows = planned(target, 8)
+    return fit(rows, Base("nano", chat), made, seed=1, folder=folder, extras=extras)
 
 
 def test_a_controller_raises_the_share_where_old_skills_drop_and_a_resumed_run_decides_the_same(
     chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = controlled(tmp_path / "whole", chat)
-    ratios = [event["ratio"] for event in whole["events"]]
+    assert whole.events is not None
+    ratios = [event.ratio for event in whole.events]
     assert len(ratios) == 3
     assert ratios[-1] > 0.1
-    assert whole["steps"] == 12
+    assert whole.steps == 12
     with stops_after(6, monkeypatch), pytest.raises(Stopped):
         controlled(tmp_path / "cut", chat)
     gone_on = controlled(tmp_path / "cut", chat)
-    assert gone_on["events"] == whole["events"]
-    assert gone_on["tokens"] == whole["tokens"]
+    assert gone_on.events == whole.events
+    assert gone_on.tokens == whole.tokens
     assert curve(gone_on) == pytest.approx(curve(whole), rel=1e-3)
     written = [(tmp_path / name / "events.jsonl").read_text() for name in ("whole", "cut")]
     assert written[0] == written[1]
@@ -516,21 +519,21 @@ def test_a_run_that_the_controller_had_stopped_is_saved_as_it_was(
         Controller, "_measure", lambda self, model: (base_items(self), next(rising))
     )
     whole = controlled(tmp_path / "whole", chat, log_every=50, **settings)
-    assert whole["steps"] < 12
-    assert len(whole["losses"]) == 1, "the end is logged, whatever log_every is"
+    assert whole.steps < 12
+    assert len(whole.losses) == 1, "the end is logged, whatever log_every is"
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     rising = iter([1.0, 2.0, 3.0])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit, "_save", killed)
+        patch.setattr(fitting, "_save", killed)
         controlled(tmp_path / "cut", chat, log_every=50, save_every=1, **settings)
     gone_on = controlled(tmp_path / "cut", chat, log_every=50, save_every=1, **settings)
-    assert gone_on["losses"] == whole["losses"]
+    assert gone_on.losses == whole.losses
     for one, other in zip(
         *(
-            models.load_model(str(tmp_path / kind / "model")).parameters()
+            loading.load_model(str(tmp_path / kind / "model")).parameters()
             for kind in ("whole", "cut")
         ),
         strict=True,
@@ -538,8 +541,8 @@ def test_a_run_that_the_controller_had_stopped_is_saved_as_it_was(
         torch.testing.assert_close(one, other)
 
 
-def base_items(controller: Controller) -> dict[str, list[Item]]:
-    return {skill: [Item(True, 0.0, 1) for _ in rows] for skill, rows in controller._rows.items()}
+def base_items(controller: Controller) -> dict[str, list[Answer]]:
+    return {skill: [Answer(True, 0.0, 1) for _ in rows] for skill, rows in controller._rows.items()}
 
 
 def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(
@@ -553,22 +556,24 @@ def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(
     shares = {0: 0.0, 1: 0.25, 2: 0.5}
 
     class Fixed:
+        inputs = watched(replay, by_skill=True)
+
         def ratio(self, step: int) -> float:
             return shares[step]
 
         def weights(self, step: int) -> dict[str, float]:
             return {"capital": 0.75, "reverse": 0.25, "topic": 0.0}
 
-    made = watched(replay, by_skill=True)
-    steps = [k // 32 for k in range(len(target))]
-    records, target_steps, pools = laid_out(target, steps, made)
-    data = Planned(records, chat)
-    beside = Beside(data, target_steps, pools, Fixed(), made, seed=1, rows=5, apart=False, world=1)  # type: ignore[arg-type]
-    batches = list(beside)
-    assert len(batches) == len(beside) == 3 * beside.parts
+    layout = lay_out(planned(target, 32), Fixed.inputs)
+    records = layout.records
+    data = TokenisedRows(records, chat)
+    cut = Cut(5, apart=False, world=1)
+    controlled = ControlledBatches(data, layout, Fixed(), cut, seed=1)  # type: ignore[arg-type]
+    batches = list(controlled)
+    parts = controlled.parts
+    assert len(batches) == len(controlled) == 3 * parts
     of_step = [
-        [i for batch in batches[k * beside.parts : (k + 1) * beside.parts] for i in batch]
-        for k in range(3)
+        [i for batch in batches[k * parts : (k + 1) * parts] for i in batch] for k in range(3)
     ]
     for step, rows in enumerate(of_step):
         assert sorted(i for i in rows if i < len(target)) == list(range(32 * step, 32 * step + 32))
@@ -576,7 +581,7 @@ def test_the_target_rows_of_a_step_stay_and_replay_follows_the_controller(
         assert abs(share - shares[step]) <= 1 / len(rows)
     skills = Counter(records[i].meta["skill"] for rows in of_step for i in rows if i >= len(target))
     assert skills["capital"] == pytest.approx(3 * skills["reverse"], abs=2)
-    assert list(beside) == batches
+    assert list(controlled) == batches
 
 
 def test_a_controller_of_skills_needs_replay_that_names_them(chat: Chat) -> None:
@@ -584,7 +589,7 @@ def test_a_controller_of_skills_needs_replay_that_names_them(chat: Chat) -> None
     with pytest.raises(
         RecipeError, match=r"no replay row names a skill of eval\.old \(capital, reverse, topic\)"
     ):
-        watched(replay, by_skill=True).pools()
+        pools_of(watched(replay, by_skill=True))
 
 
 # --- what cannot be -------------------------------------------------------------------------------------------------
@@ -601,14 +606,13 @@ def test_tests_without_an_answer_are_named(chat: Chat, tmp_path: Path) -> None:
     made = watched(
         [Record(dialogue(t.prompt, t.answer), "generate") for t in world.draw_old(20, seed=1)]
     )
-    made.old["topic"] = (
-        made.old["topic"][0],
-        [Record([{"role": "user", "content": "Which topic?"}], "target")],
-    )
+    test, _ = made.old["topic"]
+    no_answer = Record([{"role": "user", "content": "Which topic?"}], "target")
+    extras = Extras(watched=replace(made, old={**made.old, "topic": (test, [no_answer])}))
     with pytest.raises(DataError, match=r"eval\.old\.topic: none of its rows has an answer"):
-        train(
-            mixture(8), [0] * 8, model="nano", chat=chat, settings=Train(batch_rows=8), seed=1, folder=tmp_path,
-            watched=made,
+        fit(
+            planned(mixture(8), 8), Base("nano", chat), Train(batch_rows=8), seed=1,
+            folder=tmp_path, extras=extras,
         )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Loss weights by the base's probabilities and by the model's own, against numbers worked out by hand."""
+"""Loss weights by the base's probabilities and by the model's own, against numbers worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from replaykit.chat import Chat, Example
+from replaykit.data.record import Record, dialogue
 from replaykit.errors import RecipeError
+from replaykit.model.chat import Chat, Example
 from replaykit.recipe import load_recipe
-from replaykit.records import Record, dialogue
-from replaykit.train.remedies.weights import Kept, dft, eaft, flow_temperature, summary, weights
-from replaykit.training_settings import Flow, Remedies, Stm
+from replaykit.recipe.remedies import FlowSettings, Remedies, StmSettings
+from replaykit.steps.train.remedies.weights import (
+    Kept,
+    dft,
+    eaft,
+    flow_temperature,
+    summary,
+    weights,
+)
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -61,7 +70,7 @@ def stm(
     **settings: Any,
 ) -> Any:
     return weights(
-        records, made(chat, records), logprobs, Remedies(stm=Stm(**settings)), chat, seed
+        records, made(chat, records), logprobs, Remedies(stm=StmSettings(**settings)), chat, seed
     )
 
 
@@ -69,7 +78,7 @@ def shape_of(weight: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {key: value.tolist() for key, value in weight.items()}
 
 
-# --- selective token masking ----------------------------------------------------------------------------------------
+# --- selective token masking ----------------------------------------------------------------------
 
 
 def test_tokens_above_the_perplexity_carry_no_loss_but_the_end_of_a_turn_does(chat: Chat) -> None:
@@ -214,13 +223,15 @@ def test_a_recipe_without_any_limit_is_refused() -> None:
         )
 
 
-# --- FLOW -----------------------------------------------------------------------------------------------------------
+# --- FLOW -----------------------------------------------------------------------------------------
 
 LOSSES = {"a": [1.0, 3.0], "b": [0.5, 0.5], "c": [4.0, 2.0], "d": [0.1, 0.1]}
 
 
 def flow_rows() -> tuple[list[Record], dict[str, np.ndarray]]:
-    """Three target rows whose losses are 2, 0.5 and 3, and one of replay whose loss is 0.1; the second comes twice."""
+    """Three target rows whose losses are 2, 0.5 and 3, and one of replay whose loss is 0.1; the
+    second comes twice.
+    """
     records = [
         Record(dialogue(name, "x"), "generate" if name == "d" else "target") for name in LOSSES
     ]
@@ -232,8 +243,8 @@ def flow_rows() -> tuple[list[Record], dict[str, np.ndarray]]:
 
 def test_flow_weighs_rows_by_exp_of_minus_loss_over_the_median(chat: Chat) -> None:
     records, logprobs = flow_rows()
-    assert flow_temperature(records, logprobs, Flow()) == pytest.approx(2.0)
-    found = weights(records, {}, logprobs, Remedies(flow=Flow()), chat, 1)
+    assert flow_temperature(records, logprobs, FlowSettings()) == pytest.approx(2.0)
+    found = weights(records, {}, logprobs, Remedies(flow=FlowSettings()), chat, 1)
     expected = [math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0, 0.1)]
     for record, weight in zip(records[:4], expected, strict=True):
         assert found[record.id].tolist() == pytest.approx([weight, weight], rel=1e-6)
@@ -241,13 +252,13 @@ def test_flow_weighs_rows_by_exp_of_minus_loss_over_the_median(chat: Chat) -> No
 
 def test_flow_takes_a_given_temperature(chat: Chat) -> None:
     records, logprobs = flow_rows()
-    found = weights(records, {}, logprobs, Remedies(flow=Flow(temperature=0.5)), chat, 1)
+    found = weights(records, {}, logprobs, Remedies(flow=FlowSettings(temperature=0.5)), chat, 1)
     assert found[records[0].id].tolist() == pytest.approx([math.exp(-4.0)] * 2, rel=1e-6)
 
 
 def test_flow_by_token_weighs_each_token_by_its_own_loss(chat: Chat) -> None:
     records, logprobs = flow_rows()
-    settings = Flow(unit="token")
+    settings = FlowSettings(unit="token")
     median = np.median([1.0, 3.0, 0.5, 0.5, 4.0, 2.0])
     assert flow_temperature(records, logprobs, settings) == pytest.approx(median)
     found = weights(records, {}, logprobs, Remedies(flow=settings), chat, 1)
@@ -262,7 +273,7 @@ def test_flow_is_defined_where_the_model_is_sure_of_everything(chat: Chat) -> No
     sure = {record.id: np.zeros(2, np.float32) for record in records} | {
         records[0].id: np.full(2, -1.0, np.float32)
     }
-    found = weights(records, {}, sure, Remedies(flow=Flow()), chat, 1)
+    found = weights(records, {}, sure, Remedies(flow=FlowSettings()), chat, 1)
     assert found[records[1].id].tolist() == [1.0, 1.0]
     assert found[records[0].id].tolist() == [0.0, 0.0]
 
@@ -272,7 +283,7 @@ def test_without_stm_and_flow_every_weight_is_one(chat: Chat) -> None:
     assert all((w == 1).all() for w in weights(records, {}, logprobs, Remedies(), chat, 1).values())
 
 
-# --- what is told ---------------------------------------------------------------------------------------------------
+# --- what is told ---------------------------------------------------------------------------------
 
 
 def test_the_summary_tells_of_each_source_what_was_masked(chat: Chat) -> None:
@@ -282,66 +293,49 @@ def test_the_summary_tells_of_each_source_what_was_masked(chat: Chat) -> None:
     examples = made(chat, records)
     logprobs = {key: np.full(e.loss_tokens, -0.1, np.float32) for key, e in examples.items()}
     logprobs[target[0].id][:] = -5.0
-    settings = Remedies(stm=Stm())
+    settings = Remedies(stm=StmSettings())
     found = weights(records, examples, logprobs, settings, chat, 1)
     told = summary(records, examples, logprobs, found, settings, chat)
     sizes = [examples[record.id].loss_tokens for record in target]
     masked = (sizes[0] - len(chat.end_of_turn)) / sum(sizes)
-    assert told["temperature"] is None
-    assert told["sources"]["target"] == {
-        "rows": 2, "tokens": sum(sizes), "masked": round(masked, 4), "mean_weight": pytest.approx(1 - masked, abs=1e-4),
-        "median_loss": pytest.approx((5.0 + 0.1) / 2), "rows_masked": 1,
-    }  # fmt: skip
-    assert told["sources"]["generate"]["masked"] == told["sources"]["generate"]["rows_masked"] == 0
-    replay, left = (
-        2 * examples[old[0].id].loss_tokens,
-        sum(sizes) - sizes[0] + len(chat.end_of_turn),
-    )
-    assert told["share"] == round(
-        replay / (replay + left), 4
-    )  # the replay row counts as often as it is trained on
+    assert told.temperature is None
+    assert told.sources["target"].to_json() == {
+        "rows": 2,
+        "tokens": sum(sizes),
+        "masked": round(masked, 4),
+        "mean_weight": pytest.approx(1 - masked, abs=1e-4),
+        "median_loss": pytest.approx((5.0 + 0.1) / 2),
+        "rows_masked": 1,
+    }
+    assert told.sources["generate"].masked == told.sources["generate"].rows_masked == 0
+    # The replay row counts as often as it is trained on.
+    replay = 2 * examples[old[0].id].loss_tokens
+    left = sum(sizes) - sizes[0] + len(chat.end_of_turn)
+    assert told.share == round(replay / (replay + left), 4)
 
 
 def test_the_summary_of_flow_names_its_temperature(chat: Chat) -> None:
     records, logprobs = flow_rows()
     examples = {key: Example((5, 6, 7), (False, True, True)) for key in logprobs}
-    settings = Remedies(flow=Flow())
-    told = summary(
-        records,
-        examples,
-        logprobs,
-        weights(records, {}, logprobs, settings, chat, 1),
-        settings,
-        chat,
-    )
-    assert told["temperature"] == pytest.approx(2.0)
+    settings = Remedies(flow=FlowSettings())
+    found = weights(records, {}, logprobs, settings, chat, 1)
+    told = summary(records, examples, logprobs, found, settings, chat)
+    assert told.temperature == pytest.approx(2.0)
     expected = np.mean([math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0)])
-    assert told["sources"]["target"]["mean_weight"] == pytest.approx(expected, abs=1e-4)
-    assert told["sources"]["target"]["median_loss"] == pytest.approx(2.0)
-    replay, target = (
-        math.exp(-0.1 / 2.0),
-        sum(math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0, 0.5)),
-    )
-    assert told["share"] == pytest.approx(replay / (replay + target), abs=1e-4)
+    assert told.sources["target"].mean_weight == pytest.approx(expected, abs=1e-4)
+    assert told.sources["target"].median_loss == pytest.approx(2.0)
+    replay = math.exp(-0.1 / 2.0)
+    target = sum(math.exp(-loss / 2.0) for loss in (2.0, 0.5, 3.0, 0.5))
+    assert told.share == pytest.approx(replay / (replay + target), abs=1e-4)
     unpredicted = logprobs | {records[3].id: np.array([np.nan, -0.1], np.float32)}
-    found = {record.id: np.ones(2, np.float32) for record in records}
-    assert summary(records, examples, unpredicted, found, settings, chat)["share"] == round(
-        1 / 9, 4
-    )
-    assert (
-        summary(
-            records,
-            examples,
-            logprobs,
-            {key: 0 * one for key, one in found.items()},
-            settings,
-            chat,
-        )["share"]
-        == 0
-    )
+    ones = {record.id: np.ones(2, np.float32) for record in records}
+    told = summary(records, examples, unpredicted, ones, settings, chat)
+    assert told.share == round(1 / 9, 4)
+    zeros = {key: 0 * one for key, one in ones.items()}
+    assert summary(records, examples, logprobs, zeros, settings, chat).share == 0
 
 
-# --- while training -------------------------------------------------------------------------------------------------
+# --- while training -------------------------------------------------------------------------------
 
 
 def test_dft_is_the_probability_and_lets_no_gradient_through() -> None:

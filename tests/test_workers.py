@@ -13,11 +13,11 @@ import psutil
 import pytest
 import torch
 
-from replaykit.chat import Chat
 from replaykit.engines import Completion, Engine, Request, Sampling, load_engine, workers
 from replaykit.engines.workers import Workers
 from replaykit.errors import EngineError
-from replaykit.settings import EngineOptions
+from replaykit.model.chat import Chat
+from replaykit.recipe.engine import EngineOptions
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def processes(engine: Workers) -> list[psutil.Process]:
     return [psutil.Process(worker.process.pid) for worker in engine._workers]
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_the_rows_of_four_workers_are_those_of_one_engine(
@@ -80,7 +80,7 @@ def test_scores_come_in_the_order_of_the_sequences(
 def test_rows_may_depend_on_rows_and_wait_for_them(
     four: Workers, transformers_engine: Engine, chat: Chat
 ) -> None:
-    """The answers in the stream of the questions, None while there is none to ask, and scores in the midst of it."""
+    """Answers decide what is asked next, None while there is nothing, and scores in the midst."""
     first = own_questions(chat, 300, max_tokens=12)
     rows, scored = dict[int, Completion](), dict[int, float]()
     to_answer: list[Request] = []
@@ -157,7 +157,7 @@ def test_an_iteration_that_is_left_early_leaves_the_workers_usable(
     assert [worker.flying for worker in four._workers] == [{}] * 4
 
 
-# --- errors and ends ------------------------------------------------------------------------------------------------
+# --- errors and ends ------------------------------------------------------------------------------
 
 
 def test_an_error_of_a_request_is_the_engines_own_and_ends_no_worker(
@@ -217,14 +217,16 @@ def test_a_killed_worker_loses_no_row_and_the_last_one_is_an_error(
 
 PARENT = """
 import os, signal
-from replaykit.chat import Chat
+from replaykit.model.chat import Chat
 from replaykit.engines import Request, Sampling, load_engine
-from replaykit.settings import EngineOptions
+from replaykit.recipe.engine import EngineOptions
 
 if __name__ == "__main__":
     engine = load_engine("nano", EngineOptions(name="transformers", workers=2))
     tokens = Chat.load("nano").pre_query  # one short row, and minutes of work beside it
-    completions = engine.complete(Request(k, tokens, Sampling(max_tokens=1 if k == 0 else 2000)) for k in range(9999))
+    short = Sampling(max_tokens=1)
+    long = Sampling(max_tokens=2000)
+    completions = engine.complete(Request(k, tokens, long if k else short) for k in range(9999))
     print(*(worker.process.pid for worker in engine._workers), flush=True)
     {}
 """
@@ -260,7 +262,7 @@ def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(tmp_path: Path) 
         load_engine(str(tmp_path), options)
 
 
-# --- who has what ---------------------------------------------------------------------------------------------------
+# --- who has what ---------------------------------------------------------------------------------
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, here: int, visible: str | None) -> None:

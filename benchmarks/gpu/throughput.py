@@ -1,22 +1,25 @@
-"""Tokens per second, MFU and memory on one CUDA GPU, beside TRL's SFTTrainer on the same rows, each arm in its own process.
+"""Tokens per second, MFU and memory on one CUDA GPU, beside TRL's SFTTrainer on the same rows, each
+arm in its own process.
 
-    python benchmarks/gpu/throughput.py --minutes 10       # as often as it says that arms are left
-    python benchmarks/gpu/throughput.py --report           # writes benchmarks/results/gpu-throughput.md
-    python benchmarks/gpu/throughput.py --mini             # everything in miniature on a CPU, with its report
+    python benchmarks/gpu/throughput.py --minutes 10    # as often as it says that arms are left
+    python benchmarks/gpu/throughput.py --report        # benchmarks/results/gpu-throughput.md
+    python benchmarks/gpu/throughput.py --mini          # in miniature on a CPU, with its report
 
-Llamas with random weights learn rows of random tokens, 5 % of the loss tokens replay; TRL is given our tokens and labels in
-our order. An arm leaves one JSON file and is skipped when it has one. Warm-up steps are left out, the GPU is waited for at
-both ends, and the last steps are profiled: the share of their time in which no kernel runs.
+Llamas with random weights learn rows of random tokens, 5 % of the loss tokens replay; TRL is given
+our tokens and labels in our order. An arm leaves one JSON file and is skipped when it has one.
+Warm-up steps are left out, the GPU is waited for at both ends, and the last steps are profiled: the
+share of their time in which no kernel runs.
 
-MFU is model FLOPs over the device's dense bf16 peak (PaLM, Chowdhery et al., arXiv 2204.02311, appendix B), for a token of a
-row of length T, with L layers of width H and a vocabulary of V:
+MFU is model FLOPs over the device's dense bf16 peak (PaLM, Chowdhery et al., arXiv 2204.02311,
+appendix B), for a token of a row of length T, with L layers of width H and a vocabulary of V:
 
     full   6 * N + 12 * L * H * T + 6 * V * H * s
     LoRA   4 * N + 6 * A + 12 * L * H * T + 4 * V * H * s        (no gradients of frozen weights)
 
-N counts the layers' matrices (no embeddings, no norms), A those of the adapter. The head counts only for the share s of
-tokens that carry loss, since no other needs it, and causal attention as if it were whole, as in PaLM. What a remedy does
-beyond the loss counts as nothing, so its cost shows as a lower MFU.
+N counts the layers' matrices (no embeddings, no norms), A those of the adapter. The head counts
+only for the share s of tokens that carry loss, since no other needs it, and causal attention as if
+it were whole, as in PaLM. What a remedy does beyond the loss counts as nothing, so its cost shows
+as a lower MFU.
 """
 
 from __future__ import annotations
@@ -41,24 +44,34 @@ import numpy as np
 import torch
 import transformers
 
-from replaykit.chat import Chat
-from replaykit.mix.plan import TARGET, plan
-from replaykit.nano.make import BOS, END_HEADER, EOS, EOT, HEADER, PAD, TEMPLATE
-from replaykit.records import Record, dialogue
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import TARGET, Record, dialogue
+from replaykit.model.chat import Chat
+from replaykit.nano.template import BOS, END_HEADER, EOS, EOT, HEADER, PAD, TEMPLATE
+from replaykit.recipe.mix import Mix
+from replaykit.recipe.train import Train
 from replaykit.runs import read_json, versions, write_json
-from replaykit.training_settings import Train
+from replaykit.steps.mix.plan import plan
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu-throughput.md"
 OUT = Path(os.environ.get("OUT", "build/gpu")) / "throughput"
-RATIO, RANK, HEAD_DIM, MASKED = 0.05, 16, 64, 0.2  # MASKED: of the answer tokens, by stm
-QUESTION, ANSWER, SIGMA = (
-    60,
-    160,
-    0.8,
-)  # medians of the log-normal lengths, in tokens, and their spread
-PEAKS = {  # dense bf16 FLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12,
-}  # fmt: skip
+RATIO = 0.05
+RANK = 16
+HEAD_DIM = 64
+MASKED = 0.2  # of the answer tokens, by stm
+# Medians of the log-normal lengths, in tokens, and their spread.
+QUESTION = 60
+ANSWER = 160
+SIGMA = 0.8
+# Dense bf16 FLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits.
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,9 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Load:
-    """Optimiser steps (warm-up, timed, profiled), their rows, those of a micro-batch, and the longest row in tokens."""
+    """Optimiser steps (warm-up, timed, profiled), their rows, those of a micro-batch, and the
+    longest row in tokens.
+    """
 
     warmup: int = 5
     timed: int = 20
@@ -110,7 +125,8 @@ class Load:
         return self.warmup + self.timed + self.profiled
 
 
-FULL_LOAD, MINI_LOAD = Load(), Load(warmup=1, timed=3, profiled=1, rows=8, micro=4, longest=64)
+FULL_LOAD = Load()
+MINI_LOAD = Load(warmup=1, timed=3, profiled=1, rows=8, micro=4, longest=64)
 
 # Settings of train by the last part of an arm's name; "plain" also stands unpacked.
 OURS: dict[str, dict[str, Any]] = {
@@ -128,6 +144,21 @@ PEERS: dict[str, dict[str, Any]] = {
     "padding-free": {"padding_free": True},
     "packed": {"packing": True},
 }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One measurement, by the parts of its name."""
+
+    size: str
+    method: str
+    trainer: str
+    batching: str
+    remedy: str
+
+    @classmethod
+    def of(cls, name: str) -> Arm:
+        return cls(*name.split("/"))
 
 
 def arm_names(*, mini: bool) -> list[str]:
@@ -161,7 +192,7 @@ def peak_flops(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
-# --- the model and the rows -------------------------------------------------------------------------------------------
+# --- the model and the rows -----------------------------------------------------------------------
 
 
 def make_base(shape: Shape, folder: Path) -> None:
@@ -174,15 +205,26 @@ def make_base(shape: Shape, folder: Path) -> None:
     made = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="w0"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=BOS, eos_token=EOT, pad_token=PAD, chat_template=TEMPLATE,
+        tokenizer_object=made,
+        bos_token=BOS,
+        eos_token=EOT,
+        pad_token=PAD,
+        chat_template=TEMPLATE,
         additional_special_tokens=[EOS, HEADER, END_HEADER],
-    )  # fmt: skip
+    )
     config = transformers.LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
-        intermediate_size=shape.intermediate, num_attention_heads=shape.hidden // HEAD_DIM, tie_word_embeddings=True,
-        num_key_value_heads=shape.hidden // HEAD_DIM, max_position_embeddings=8192,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.hidden // HEAD_DIM,
+        tie_word_embeddings=True,
+        num_key_value_heads=shape.hidden // HEAD_DIM,
+        max_position_embeddings=8192,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(1)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = transformers.LlamaForCausalLM(config)
@@ -191,8 +233,11 @@ def make_base(shape: Shape, folder: Path) -> None:
 
 
 def draw_rows(n: int, source: Any, *, vocabulary: int, longest: int, seed: int) -> list[Record]:
-    """Rows of random words, whose questions and answers have log-normal lengths, cut so that none is over ``longest``."""
-    rng, rows = Random(f"{source}/{seed}"), []
+    """Rows of random words, whose questions and answers have log-normal lengths, cut so that
+    none is over ``longest``.
+    """
+    rng = Random(f"{source}/{seed}")
+    rows = []
     room = longest - 16  # for the template
     for _ in range(n):
         wanted = [median * math.exp(rng.gauss(0, SIGMA)) for median in (QUESTION, ANSWER)]
@@ -206,21 +251,29 @@ def draw_rows(n: int, source: Any, *, vocabulary: int, longest: int, seed: int) 
     return rows
 
 
-def mixture(chat: Chat, shape: Shape, load: Load) -> tuple[list[Record], list[int]]:
-    """The rows in training order, RATIO of their loss tokens replay, and the step of each."""
+def mixture(chat: Chat, shape: Shape, load: Load) -> list[PlannedRow]:
+    """The rows in training order, RATIO of their loss tokens replay."""
     slots = load.steps * load.rows
     options = {"vocabulary": shape.vocabulary, "longest": load.longest, "seed": 1}
-    pools = {TARGET: draw_rows(slots * 9 // 10, TARGET, **options),
-             "generate": draw_rows(max(8, slots // 10), "generate", **options)}  # fmt: skip
+    pools = {
+        TARGET: draw_rows(slots * 9 // 10, TARGET, **options),
+        "generate": draw_rows(max(8, slots // 10), "generate", **options),
+    }
     sizes = {
         name: [chat.example(record).loss_tokens for record in pool] for name, pool in pools.items()
     }
-    steps = plan(sizes[TARGET], {"generate": sizes["generate"]}, ratio=RATIO, batch_rows=load.rows, seed=1,
-                 steps=load.steps)  # fmt: skip
-    order = [
-        (step, pools[slot.source][slot.row]) for step, slots in enumerate(steps) for slot in slots
+    steps = plan(
+        sizes[TARGET],
+        {"generate": sizes["generate"]},
+        settings=Mix(ratio=RATIO),
+        train=Train(batch_rows=load.rows, steps=load.steps),
+        seed=1,
+    )
+    return [
+        PlannedRow(step, pools[slot.source][slot.row])
+        for step, slots in enumerate(steps)
+        for slot in slots
     ]
-    return [record for _, record in order], [step for step, _ in order]
 
 
 def masks(records: Iterable[Record], chat: Chat) -> dict[str, np.ndarray]:
@@ -232,21 +285,26 @@ def masks(records: Iterable[Record], chat: Chat) -> dict[str, np.ndarray]:
     }
 
 
-# --- one arm ----------------------------------------------------------------------------------------------------------
+# --- one arm --------------------------------------------------------------------------------------
 
 
 class Clock(transformers.TrainerCallback):
-    """Seconds and tokens of the timed steps, the highest memory in them, and how idle the GPU is in the profiled ones."""
+    """Seconds and tokens of the timed steps, the highest memory in them, and how idle the GPU is
+    in the profiled ones.
+    """
 
     def __init__(self, load: Load, pad: int):
-        self.load, self.pad, self.gpu = load, pad, torch.cuda.is_available()
-        self.seen: list[
-            torch.Tensor
-        ] = []  # tokens of each micro-batch, left on the device: to read one is to wait
+        self.load = load
+        self.pad = pad
+        self.gpu = torch.cuda.is_available()
+        # Tokens of each micro-batch, left on the device: to read one is to wait.
+        self.seen: list[torch.Tensor] = []
         self.attention = ""
         self.times: list[float] = []
         self.marks: list[int] = []
-        self.memory, self.idle, self.profile = 0.0, None, None
+        self.memory = 0.0
+        self.idle = None
+        self.profile = None
 
     def count(self, ids: torch.Tensor) -> None:
         self.seen.append((ids != self.pad).sum())
@@ -288,17 +346,23 @@ class Clock(transformers.TrainerCallback):
     def measures(self) -> dict[str, Any]:
         tokens = int(sum(count.item() for count in self.seen[slice(*self.marks)]))
         return {
-            "seconds": self.times[1] - self.times[0], "tokens": tokens, "gib": self.memory, "idle": self.idle,
+            "seconds": self.times[1] - self.times[0],
+            "tokens": tokens,
+            "gib": self.memory,
+            "idle": self.idle,
             "attention": self.attention,
-        }  # fmt: skip
+        }
 
 
 def idle_share(spans: Sequence[tuple[float, float]]) -> float | None:
-    """The share of the time from the first start to the last end that no span covers; None without spans."""
+    """The share of the time from the first start to the last end that no span covers; None
+    without spans.
+    """
     if not spans:
         return None
     ordered = sorted(spans)
-    busy, end = 0.0, ordered[0][0]
+    busy = 0.0
+    end = ordered[0][0]
     for start, stop in ordered:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
@@ -322,59 +386,104 @@ def counting(trainer: Any, clock: Clock) -> Any:
 
 
 def common(load: Load) -> dict[str, Any]:
-    return {"batch_rows": load.rows, "micro_batch_rows": load.micro, "learning_rate": 1e-4, "rank": RANK,
-            "log_every": 5, "save_every": 10**6, "max_tokens": load.longest}  # fmt: skip
+    return {
+        "batch_rows": load.rows,
+        "micro_batch_rows": load.micro,
+        "learning_rate": 1e-4,
+        "rank": RANK,
+        "log_every": 5,
+        "save_every": 10**6,
+        "max_tokens": load.longest,
+    }
 
 
-def run_ours(
-    method: str, batching: str, remedy: str, load: Load, data: Any, base: Path, folder: Path
-) -> Any:
-    from replaykit.train import fit
+@dataclass(frozen=True)
+class Data:
+    """What both trainers are given."""
 
-    records, steps, chat, weights = data
-    clock = Clock(load, chat.tokenizer.pad_token_id)
-    fit.ReplayTrainer = counting(fit.ReplayTrainer, clock)  # type: ignore[misc]
+    rows: Sequence[PlannedRow]
+    chat: Chat
+    weights: dict[str, np.ndarray] | None
+    """Of the answer tokens by record id, for stm."""
+
+    @property
+    def records(self) -> list[Record]:
+        return [row.record for row in self.rows]
+
+
+def run_ours(arm: Arm, load: Load, data: Data, base: Path, folder: Path) -> Any:
+    from replaykit.steps.train import fit as fitting
+    from replaykit.steps.train.fit import Base, Extras, fit
+
+    clock = Clock(load, data.chat.tokenizer.pad_token_id)
+    fitting.ReplayTrainer = counting(fitting.ReplayTrainer, clock)  # type: ignore[misc]
     settings = Train.model_validate(
-        {**common(load), "method": method, "packing": batching == "packed", **OURS[remedy]}
+        {
+            **common(load),
+            "method": arm.method,
+            "packing": arm.batching == "packed",
+            **OURS[arm.remedy],
+        }
     )
-    result = fit.train(records, steps, model=str(base), chat=chat, settings=settings, seed=1, folder=folder,
-                       weights=weights)  # fmt: skip
-    return clock.measures() | {"losses": [log["loss"] for log in result["losses"]]}
+    result = fit(
+        data.rows,
+        Base(str(base), data.chat),
+        settings,
+        seed=1,
+        folder=folder,
+        extras=Extras(weights=data.weights),
+    )
+    return clock.measures() | {"losses": [log["loss"] for log in result.losses]}
 
 
-def run_trl(method: str, batching: str, load: Load, data: Any, base: Path, folder: Path) -> Any:
+def run_trl(arm: Arm, load: Load, data: Data, base: Path, folder: Path) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from replaykit import models
+    from replaykit.model import loading
 
-    records, _, chat, _ = data
-    examples = [chat.example(record) for record in records]
+    chat = data.chat
+    examples = [chat.example(record) for record in data.records]
     labels = [[t if on else -100 for t, on in zip(e.tokens, e.loss, strict=True)] for e in examples]
     rows = Dataset.from_dict({"input_ids": [list(e.tokens) for e in examples], "labels": labels})
-    clock, gpu, micro = (
-        Clock(load, chat.tokenizer.pad_token_id),
-        torch.cuda.is_available(),
-        load.micro,
-    )
-    options = {"max_length": None, **PEERS[batching]}
-    if batching == "packed":  # one pack holds as many tokens as our micro-batch, by the mean
+    clock = Clock(load, chat.tokenizer.pad_token_id)
+    gpu = torch.cuda.is_available()
+    micro = load.micro
+    options = {"max_length": None, **PEERS[arm.batching]}
+    if arm.batching == "packed":  # one pack holds as many tokens as our micro-batch, by the mean
         pack = max(load.longest, micro * sum(len(e.tokens) for e in examples) // len(examples))
-        options["max_length"], micro = pack, 1
-    adapter = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+        options["max_length"] = pack
+        micro = 1
+    adapter = None
+    if arm.method == "lora":
+        adapter = LoraConfig(
+            r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
     trainer = counting(SFTTrainer, clock)(
-        model=models.load_model(str(base), train=method == "full"),
+        model=loading.load_model(str(base), train=arm.method == "full"),
         args=SFTConfig(
-            output_dir=str(folder), max_steps=load.steps, per_device_train_batch_size=micro,
-            gradient_accumulation_steps=load.rows // load.micro, learning_rate=1e-4, lr_scheduler_type="cosine",
-            logging_steps=5, save_strategy="no", report_to="none", disable_tqdm=True, bf16=gpu, use_cpu=not gpu,
-            gradient_checkpointing=False, optim="adamw_torch_fused", train_sampling_strategy="sequential", **options,
+            output_dir=str(folder),
+            max_steps=load.steps,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=load.rows // load.micro,
+            learning_rate=1e-4,
+            lr_scheduler_type="cosine",
+            logging_steps=5,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            bf16=gpu,
+            use_cpu=not gpu,
+            gradient_checkpointing=False,
+            optim="adamw_torch_fused",
+            train_sampling_strategy="sequential",
+            **options,
         ),
-        train_dataset=rows, processing_class=chat.tokenizer, peft_config=adapter if method == "lora" else None,
-    )  # fmt: skip
+        train_dataset=rows,
+        processing_class=chat.tokenizer,
+        peft_config=adapter,
+    )
     trainer.train()
     logged = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return clock.measures() | {"losses": logged or [trainer.state.log_history[-1]["train_loss"]]}
@@ -383,52 +492,57 @@ def run_trl(method: str, batching: str, load: Load, data: Any, base: Path, folde
 def run_arm(name: str, out: Path) -> None:
     """Runs an arm in this process and writes its file."""
     transformers.utils.logging.set_verbosity_error()
-    size, method, trainer, batching, remedy = name.split("/")
-    shape, load = SHAPES[size], MINI_LOAD if size == "mini" else FULL_LOAD
+    arm = Arm.of(name)
+    shape = SHAPES[arm.size]
+    load = MINI_LOAD if arm.size == "mini" else FULL_LOAD
     with tempfile.TemporaryDirectory() as scratch:
-        base, folder = Path(scratch) / "base", Path(scratch) / "run"
+        base = Path(scratch) / "base"
+        folder = Path(scratch) / "run"
         folder.mkdir()
         make_base(shape, base)
         chat = Chat.load(str(base))
-        records, steps = mixture(chat, shape, load)
-        weights = masks(records, chat) if remedy == "stm" else None
-        data = (records, steps, chat, weights)
-        if trainer == "trl":
-            found = run_trl(method, batching, load, data, base, folder)
-        else:
-            found = run_ours(method, batching, remedy, load, data, base, folder)
+        rows = mixture(chat, shape, load)
+        weights = masks([row.record for row in rows], chat) if arm.remedy == "stm" else None
+        data = Data(rows, chat, weights)
+        run = run_trl if arm.trainer == "trl" else run_ours
+        found = run(arm, load, data, base, folder)
     write_json(arm_file(out, name), found | facts(name, shape, data, found))
 
 
-def facts(name: str, shape: Shape, data: Any, found: dict[str, Any]) -> dict[str, Any]:
+def facts(name: str, shape: Shape, data: Data, found: dict[str, Any]) -> dict[str, Any]:
     """Speed, MFU, and what identifies the measurement."""
-    records, _, chat, weights = data
-    examples = {record.id: chat.example(record) for record in records}
+    records = data.records
+    examples = {record.id: data.chat.example(record) for record in records}
     lengths = [len(examples[record.id].tokens) for record in records]
-    with_loss = sum(
-        examples[r.id].loss_tokens if weights is None else int(np.count_nonzero(weights[r.id]))
-        for r in records
-    )
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
-    )
-    length = sum(n * n for n in lengths) / sum(
-        lengths
-    )  # of the row in which a token stands, by the mean
-    flops = flops_per_token(
-        shape, lora="/lora/" in name, length=length, loss_share=with_loss / sum(lengths)
-    )
-    speed, peak = found["tokens"] / found["seconds"], peak_flops(device)
+    if data.weights is None:
+        with_loss = sum(examples[record.id].loss_tokens for record in records)
+    else:
+        with_loss = sum(int(np.count_nonzero(data.weights[record.id])) for record in records)
+    device = f"CPU, {platform.machine()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    # Of the row in which a token stands, by the mean.
+    length = sum(n * n for n in lengths) / sum(lengths)
+    lora = Arm.of(name).method == "lora"
+    flops = flops_per_token(shape, lora=lora, length=length, loss_share=with_loss / sum(lengths))
+    speed = found["tokens"] / found["seconds"]
+    peak = peak_flops(device)
     replay = sum(examples[r.id].loss_tokens for r in records if r.source != TARGET)
     return {
-        "arm": name, "tokens_per_second": speed, "flops_per_token": flops, "mfu": speed * flops / peak if peak else None,
-        "device": device, "date": str(date.today()), "parameters": shape.parameters,
+        "arm": name,
+        "tokens_per_second": speed,
+        "flops_per_token": flops,
+        "mfu": speed * flops / peak if peak else None,
+        "device": device,
+        "date": str(date.today()),
+        "parameters": shape.parameters,
         "replay_share": replay / sum(examples[r.id].loss_tokens for r in records),
-        "versions": {**versions(), "cuda": torch.version.cuda}, "mean_length": sum(lengths) / len(lengths),
-    }  # fmt: skip
+        "versions": {**versions(), "cuda": torch.version.cuda},
+        "mean_length": sum(lengths) / len(lengths),
+    }
 
 
-# --- all arms ---------------------------------------------------------------------------------------------------------
+# --- all arms -------------------------------------------------------------------------------------
 
 
 def arm_file(out: Path, name: str) -> Path:
@@ -436,12 +550,14 @@ def arm_file(out: Path, name: str) -> Path:
 
 
 def run_all(names: Sequence[str], out: Path, *, minutes: float) -> list[str]:
-    """Runs the arms that have no file yet, each in a process, while the time lasts; returns those that are left.
+    """Runs the arms that have no file yet, each in a process, while the time lasts; returns those
+    that are left.
 
-    An arm is not begun if the longest so far would not fit in the time. One that fails leaves its last words in a file
-    beside the results, and is tried again by the next call.
+    An arm is not begun if the longest so far would not fit in the time. One that fails leaves its
+    last words in a file beside the results, and is tried again by the next call.
     """
-    deadline, longest = time.monotonic() + 60 * minutes, 0.0
+    deadline = time.monotonic() + 60 * minutes
+    longest = 0.0
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         words = arm_file(out, name).with_suffix(".failed.txt")
@@ -490,37 +606,49 @@ def report(names: Sequence[str], out: Path) -> str:
     if left := [name for name in names if name not in found]:
         lines += ["Not measured:", "", *(f"* {name}{_last_words(out, name)}" for name in left), ""]
     load = FULL_LOAD if "mini" not in names[0] else MINI_LOAD
+    length = next(iter(found.values()))["mean_length"]
     lines += [
-        f"{load.timed} steps of {load.rows} rows, {load.micro} rows a micro-batch, after {load.warmup} of warm-up; rows of "
-        f"random tokens of {next(iter(found.values()))['mean_length']:.0f} tokens by the mean and {load.longest} at most, "
-        f"{RATIO:.0%} of the loss tokens replay. benchmarks/gpu/throughput.py says what MFU counts. Idle is the share of "
-        f"{load.profiled} profiled steps in which no kernel runs. What is done once before the first step (scoring for stm, "
-        f"Fisher information for ewc) is not in these times.", "",
-    ]  # fmt: skip
+        f"{load.timed} steps of {load.rows} rows, {load.micro} rows a micro-batch, after "
+        f"{load.warmup} of warm-up; rows of random tokens of {length:.0f} tokens by the mean and "
+        f"{load.longest} at most, {RATIO:.0%} of the loss tokens replay. "
+        f"benchmarks/gpu/throughput.py says what MFU counts. Idle is the share of "
+        f"{load.profiled} profiled steps in which no kernel runs. What is done once before the "
+        f"first step (scoring for stm, Fisher information for ewc) is not in these times.",
+        "",
+    ]
     return "\n".join(lines)
 
 
 def _table(size: str, runs: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"## {size}: {next(iter(runs.values()))['parameters'] / 1e6:,.1f} million parameters", "",
-             "| method | trainer | rows | remedy | tokens/s | of packed plain | MFU | GiB | idle |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        f"## {size}: {next(iter(runs.values()))['parameters'] / 1e6:,.1f} million parameters",
+        "",
+        "| method | trainer | rows | remedy | tokens/s | of packed plain | MFU | GiB | idle |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, run in runs.items():
-        _, method, trainer, batching, remedy = name.split("/")
-        plain = runs.get(f"{size}/{method}/replaykit/packed/plain")
+        arm = Arm.of(name)
+        plain = runs.get(f"{size}/{arm.method}/replaykit/packed/plain")
         part = f"{run['tokens_per_second'] / plain['tokens_per_second']:.2f}" if plain else "–"
         mfu, idle = ("–" if run[key] is None else f"{run[key]:.3f}" for key in ("mfu", "idle"))
-        lines.append(f"| {method} | {trainer} | {batching} | {remedy} | {run['tokens_per_second']:,.0f} | {part} | {mfu} | "
-                     f"{run['gib']:.2f} | {idle} |")  # fmt: skip
+        lines.append(
+            f"| {arm.method} | {arm.trainer} | {arm.batching} | {arm.remedy} | "
+            f"{run['tokens_per_second']:,.0f} | {part} | {mfu} | {run['gib']:.2f} | {idle} |"
+        )
     lines.append("")
     for method in ("full", "lora"):
         ours, peers = (
-            [run["tokens_per_second"] for name, run in runs.items() if name.startswith(f"{size}/{method}/{trainer}/")
-             and name.endswith("/plain")]
+            [
+                run["tokens_per_second"]
+                for name, run in runs.items()
+                if name.startswith(f"{size}/{method}/{trainer}/") and name.endswith("/plain")
+            ]
             for trainer in ("replaykit", "trl")
-        )  # fmt: skip
+        )
         if ours and peers:
             lines += [
-                f"{method}, the best of each: **{max(ours) / max(peers):.2f}** times TRL (aim: 1.2).",
+                f"{method}, the best of each: **{max(ours) / max(peers):.2f}** times TRL (aim: "
+                f"1.2).",
                 "",
             ]
     best = max((run["mfu"] for run in runs.values() if run["mfu"] is not None), default=None)
@@ -563,7 +691,8 @@ def main() -> None:
     names = [name for name in arm_names(mini=options.mini) if options.only in name]
     if not names:
         raise SystemExit(
-            f"--only {options.only}: no arm has that in its name, such as 1b/full/replaykit/packed/plain"
+            f"--only {options.only}: no arm has that in its name, such as "
+            f"1b/full/replaykit/packed/plain"
         )
     if not options.mini and not options.report and not torch.cuda.is_available():
         raise SystemExit(

@@ -1,20 +1,21 @@
-"""Texts that stood before, word for word or nearly so, found in one pass over any number of rows in
-bounded memory.
+"""Texts that stood before, word for word or nearly so: found in one pass over any number of rows,
+in bounded memory.
 
     twins = Twins(0.9, read=lambda row: questions[row]["text"])
     twins.find(0, "What is 2 + 2?")     ->  None, and remembered
     twins.find(1, "what is  2+2 ?")     ->  ("duplicate", 0)
 
-    with Repeats(0.8, crew=LocalCrew()) as repeats:  # a target first, then a pool that must not repeat it or itself
+    with Repeats(0.8, executor=LocalExecutor()) as repeats:
+        # A target first, then a pool that must not repeat it or itself.
         for record, twin in repeats.find_all("target", rows_of_target): ...
         for record, twin in repeats.find_all("pool", rows_of_pool): ...
-                                        # twin: None, or Twin("near_target_duplicate", source="target", row=17)
+        # twin: None, or Twin("near_target_duplicate", source="target", row=17, text="What is ...")
 
 Candidates come from MinHash signatures cut into bands (Leskovec, Rajaraman, Ullman, "Mining of
-Massive Datasets", 3.3 and 3.4), and each is then read back and compared exactly: no pair is dropped
-that is less similar than was asked for. Unlike the indexes of datasketch and rensa, what is
-remembered does not grow: a table of fixed size holds row numbers, and in a full bucket the oldest
-row makes room. It is compared with datasketch in benchmarks/results/duplicates.md.
+Massive Datasets", 3.3 and 3.4). Each candidate is read back and compared exactly, so no row is
+dropped that is less similar than the threshold. Unlike the indexes of datasketch and rensa, the
+memory does not grow: a table of fixed size holds row numbers, and in a full bucket the oldest row
+makes room. benchmarks/results/duplicates.md compares it with datasketch.
 """
 
 from __future__ import annotations
@@ -36,24 +37,21 @@ from typing import TypeVar
 
 import numpy as np
 
-from replaykit.crew import LocalCrew, Mapper
+from replaykit.mixing import ODD
+from replaykit.parallel import Executor, LocalExecutor
 
 SHINGLE = 5  # characters
 PERMUTATIONS = 128  # of a signature, at most
 RECALL = 0.99  # the chance that a pair just as similar as the threshold shares a band
 WAYS = 8  # slots of a bucket: one line of 64 bytes in the processor's cache
-ROW = np.uint64(
-    2**32 - 1
-)  # the low half of a slot is a row number plus 1, the high half the tag of its hash
-ODD = np.uint64(0x9E3779B97F4A7C15)
-POWERS = [np.uint64(pow(int(ODD), SHINGLE - 1 - place, 2**64)) for place in range(SHINGLE)]
-PIECE = (
-    1 << 17
-)  # shingles that are hashed at a time: their 1 MiB of numbers stays in the processor's cache
+# The low half of a slot is a row number plus 1, the high half the tag of its hash.
+ROW = np.uint64(2**32 - 1)
+POWERS = [np.uint64(pow(ODD, SHINGLE - 1 - place, 2**64)) for place in range(SHINGLE)]
+# Shingles that are hashed at a time: their 1 MiB of numbers stays in the processor's cache.
+PIECE = 1 << 17
 BATCH = 256  # rows of a job: about 20 milliseconds
-ALPHABET = (
-    7131  # the largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5
-)
+# The largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5.
+ALPHABET = 7131
 ALPHABET_POWERS = [np.uint64(ALPHABET ** (SHINGLE - 1 - place)) for place in range(SHINGLE)]
 CACHE = 1 << 26  # bytes of shingles that are kept in case that their row is compared again
 
@@ -62,6 +60,7 @@ SIGNS = [(sign, f" {sign} ") for sign in SIGN.findall("".join(map(chr, range(128
 
 T = TypeVar("T")
 Found = tuple[str, int]  # the reason, the earlier row
+Shingled = tuple[str, np.ndarray | None]  # a text's normal form, the numbers of its shingles
 
 
 class Twins:
@@ -84,7 +83,10 @@ class Twins:
         self, threshold: float | None, read: Callable[[int], str], *, slots: int = 3 * 2**23
     ):
         self.threshold = threshold
-        self.bands, self.rows = bands_for(threshold) if threshold is not None else (0, 0)
+        self.bands = 0
+        self.rows = 0  # of a band
+        if threshold is not None:
+            self.bands, self.rows = bands_for(threshold)
         self._table = Table(slots, self.bands)
         self._shingles = Shingles(lambda row: normal_form(read(row)))
 
@@ -93,8 +95,8 @@ class Twins:
         ("near_duplicate", earlier row) if they are at least as similar as the threshold; otherwise
         None, and the row is remembered.
         """
-        (normal,), (hashes,) = prepare([text], self.bands, self.rows)
-        return self._find(row, normal, hashes)
+        normals, hashes = prepare([text], self.bands, self.rows)
+        return self.find_prepared(row, normals[0], hashes[0])
 
     def similarity(self, row: int, other: int) -> float:
         """The Jaccard similarity of two rows that can be read, 1 for texts that are equal after
@@ -102,7 +104,8 @@ class Twins:
         """
         return self._shingles.similar(self._shingles.of(row), self._shingles.of(other), 0)
 
-    def _find(self, row: int, normal: str, hashes: np.ndarray) -> Found | None:
+    def find_prepared(self, row: int, normal: str, hashes: np.ndarray) -> Found | None:
+        """``find`` for a text whose normal form and hashes ``prepare`` has made."""
         buckets = self._table.buckets(hashes)
         same, alike = self._table.get(hashes, buckets)
         for earlier in same:
@@ -112,7 +115,7 @@ class Twins:
             own = self._shingles.made(normal)
             shared = Counter(alike)
             least = self.threshold or 0.0
-            # Those that share the most bands are read first, then the earliest.
+            # Those that share the most bands are read first: they are the most similar ones.
             for earlier in sorted(shared, key=lambda row: (-shared[row], row)):
                 if self._shingles.similar(own, self._shingles.of(earlier), least) >= least:
                     return "near_duplicate", earlier
@@ -139,11 +142,10 @@ class Repeats:
     of one before.
 
     The texts are written to a temporary file (in ``folder``, else where the system has them), to be
-    read back; memory is that of ``Twins``, 8 bytes a row, and what the ``crew`` has ahead. The
-    crew, by default this process alone, makes the signatures in jobs of ``batch`` rows; the
-    verdicts, given here, are the same for any crew and batch. Who gave the crew closes it. The
-    other arguments are those of ``Twins``. It ends, and the file with it, by ``close`` or with a
-    ``with`` block.
+    read back. Memory is that of ``Twins``, 8 bytes a row, and the results that the ``executor`` has
+    ahead. The executor, by default this process alone, makes the signatures in jobs of ``batch``
+    rows; the verdicts are the same for any executor and batch. The caller closes the executor. The
+    other arguments are those of ``Twins``. ``close``, or a ``with`` block, deletes the file.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Repeats:
         threshold: float | None,
         *,
         slots: int = 3 * 2**23,
-        crew: Mapper | None = None,
+        executor: Executor | None = None,
         batch: int = BATCH,
         folder: str | Path | None = None,
     ):
@@ -159,7 +161,7 @@ class Repeats:
             raise ValueError(f"batch: {batch} is not a number of rows of at least 1")
         self._texts = _Texts(folder)
         self._twins = Twins(threshold, self._texts.read, slots=slots)
-        self._crew = crew or LocalCrew(1)
+        self._executor = executor or LocalExecutor(1)
         self._batch = batch
         self._names: list[str] = []
         self._starts: list[int] = []
@@ -188,14 +190,14 @@ class Repeats:
         for (item, text), normal, hashes in self._prepared(iter(rows)):
             number = len(self._texts)
             self._texts.append(text)
-            found = self._twins._find(number, normal, hashes)
+            found = self._twins.find_prepared(number, normal, hashes)
             yield item, None if found is None else self._twin(source, *found)
 
     def _prepared(
         self, rows: Iterator[tuple[T, str]]
     ) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
         """Each row with its text's normal form and hashes, in order."""
-        groups = deque[list[tuple[T, str]]]()  # that the crew has, or has done ahead
+        groups = deque[list[tuple[T, str]]]()  # whose results have not been given yet
 
         def jobs() -> Iterator[list[str]]:
             while group := list(islice(rows, self._batch)):
@@ -203,7 +205,7 @@ class Repeats:
                 yield [text for _, text in group]
 
         work = partial(prepare, bands=self._twins.bands, size=self._twins.rows)
-        for normals, hashes in self._crew.map(work, jobs()):
+        for normals, hashes in self._executor.map(work, jobs()):
             yield from zip(groups.popleft(), normals, hashes, strict=True)
 
     def similarity(self, source: str, one: int, other: int) -> float:
@@ -214,11 +216,11 @@ class Repeats:
         return self._twins.similarity(start + one, start + other)
 
     def _twin(self, source: str, reason: str, number: int) -> Twin:
-        place = (
-            bisect_right(self._starts, number) - 1
-        )  # of sources without rows, the last begins where they do
+        # A source without rows begins where the next one does, so the last of these has the row.
+        place = bisect_right(self._starts, number) - 1
         name = self._names[place]
-        reason = reason if name == source else reason.replace("duplicate", f"{name}_duplicate")
+        if name != source:
+            reason = reason.replace("duplicate", f"{name}_duplicate")
         return Twin(reason, name, number - self._starts[place], self._texts.read(number))
 
 
@@ -228,7 +230,7 @@ class _Texts:
     def __init__(self, folder: str | Path | None):
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
         self._ends = array("Q", [0])
-        self._written = 0  # bytes that are surely in the file, not in our buffer
+        self._written = 0  # bytes that are in the file, not in our buffer any more
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -268,11 +270,26 @@ def best(
     >>> best([(1, 0), (2, 0), (9, 8)], {0: 0.5, 1: 0.9, 2: 0.1, 8: 0.3, 9: 0.3}.__getitem__)
     {0: 1, 2: 1, 9: 8}
     """
+    gives_way: dict[int, int] = {}
+    for cluster in _clusters(pairs):
+        kept: list[int] = []
+        for row in sorted(cluster, key=lambda row: (-score(row), row)):
+            better = next((one for one in kept if alike is None or alike(row, one)), None)
+            if better is None:
+                kept.append(row)
+            else:
+                gives_way[row] = better
+    return dict(sorted(gives_way.items()))
+
+
+def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The rows that are linked by pairs, by union-find: each row points towards its leader."""
     leader: dict[int, int] = {}
 
     def lead(row: int) -> int:
         while (next_ := leader.setdefault(row, row)) != row:
-            leader[row] = row = leader[next_]
+            leader[row] = leader[next_]  # shortens the way for the next time
+            row = leader[row]
         return row
 
     for row, earlier in pairs:
@@ -281,17 +298,7 @@ def best(
     clusters: dict[int, list[int]] = {}
     for row in list(leader):
         clusters.setdefault(lead(row), []).append(row)
-    gives_way: dict[int, int] = {}
-    for cluster in clusters.values():
-        kept: list[int] = []
-        for row in sorted(cluster, key=lambda row: (-score(row), row)):
-            if (
-                better := next((one for one in kept if alike is None or alike(row, one)), None)
-            ) is None:
-                kept.append(row)
-            else:
-                gives_way[row] = better
-    return dict(sorted(gives_way.items()))
+    return list(clusters.values())
 
 
 class Table:
@@ -302,8 +309,11 @@ class Table:
     """
 
     def __init__(self, slots: int, others: int):
-        first = max(1, slots // WAYS // (3 if others else 1))
-        rest = max(1, slots // WAYS - first) if others else 0
+        first = max(1, slots // WAYS)
+        rest = 0
+        if others:
+            first = max(1, slots // WAYS // 3)
+            rest = max(1, slots // WAYS - first)
         self._sizes = np.array([first] + [rest] * others, dtype=np.uint64)
         self._starts = np.array([0] + [first] * others, dtype=np.uint64)
         self._slots = np.zeros((first + rest, WAYS), dtype=np.uint64)
@@ -318,7 +328,9 @@ class Table:
         """The rows under the first hash, and those under the others, once for each that they
         share.
         """
-        found = self._slots[self.buckets(hashes) if buckets is None else buckets]
+        if buckets is None:
+            buckets = self.buckets(hashes)
+        found = self._slots[buckets]
         hits = (found ^ (hashes & ~ROW)[:, None]) <= ROW  # the same tag, perhaps of an empty slot
         if not hits.any():
             return [], []
@@ -330,6 +342,7 @@ class Table:
     def put(self, hashes: np.ndarray, row: int, buckets: np.ndarray | None = None) -> None:
         if buckets is None:
             buckets = self.buckets(hashes)
+        # An empty slot has row number 0, so it is taken before any row makes room.
         oldest = (self._slots[buckets] & ROW).argmin(axis=1)
         self._slots[buckets, oldest] = (hashes & ~ROW) | np.uint64(row + 1)
 
@@ -360,12 +373,12 @@ class Shingles:
 
     def __init__(self, read: Callable[[int], str]):
         self._read = read
-        self._digits = np.zeros(0x110000, dtype=np.uint16)  # of each letter, 0 where it has none
+        self._digits = np.zeros(0x110000, dtype=np.uint16)  # of each letter; 0 where not seen yet
         self._free = 1
-        self._kept: OrderedDict[int, tuple[str, np.ndarray | None]] = OrderedDict()
+        self._kept: OrderedDict[int, Shingled] = OrderedDict()
         self._bytes = 0
 
-    def of(self, row: int) -> tuple[str, np.ndarray | None]:
+    def of(self, row: int) -> Shingled:
         """A row's text in its normal form, and the numbers of its shingles, or None where they have
         none.
         """
@@ -376,13 +389,13 @@ class Shingles:
         self.keep(row, made)
         return made
 
-    def keep(self, row: int, made: tuple[str, np.ndarray | None]) -> None:
+    def keep(self, row: int, made: Shingled) -> None:
         self._kept[row] = made
         self._bytes += _size(made)
         while self._bytes > CACHE:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
 
-    def made(self, normal: str) -> tuple[str, np.ndarray | None]:
+    def made(self, normal: str) -> Shingled:
         return normal, self._numbers(normal)
 
     def _numbers(self, normal: str) -> np.ndarray | None:
@@ -401,9 +414,7 @@ class Shingles:
         numbers.sort()
         return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
 
-    def similar(
-        self, one: tuple[str, np.ndarray | None], other: tuple[str, np.ndarray | None], least: float
-    ) -> float:
+    def similar(self, one: Shingled, other: Shingled, least: float) -> float:
         """The Jaccard similarity of the two sets, or 0 if it is surely less than ``least``."""
         a = one[1]
         b = other[1]
@@ -413,16 +424,21 @@ class Shingles:
             both = len(mine & others)
             either = len(mine | others)
             return both / either
+        # No two sets are more similar than their sizes are.
         if min(len(a), len(b)) / max(len(a), len(b)) < least:
             return 0.0
+        # In both sets each number stands once, so one that follows itself is in both.
         merged = np.concatenate([a, b])
         merged.sort()
         both = int(np.count_nonzero(merged[1:] == merged[:-1]))
         return both / (len(merged) - both)
 
 
-def _size(item: tuple[str, np.ndarray | None]) -> int:
-    return len(item[0]) + 200 + (item[1].nbytes if item[1] is not None else 0)
+def _size(item: Shingled) -> int:
+    """About how many bytes an item takes: 200 are of Python's objects."""
+    normal, numbers = item
+    size = len(normal) + 200
+    return size if numbers is None else size + numbers.nbytes
 
 
 def shingles(normal: str) -> set[str]:
@@ -448,11 +464,10 @@ def prepare(texts: list[str], bands: int, size: int) -> tuple[list[str], np.ndar
     hashes[:, 0] = np.frombuffer(b"".join(whole), dtype=">u8")
     if bands:
         drawn = np.random.default_rng(1).integers(2**63, size=(bands, size), dtype=np.uint64)
-        factors = drawn | np.uint64(
-            1
-        )  # a band's hash is its inner product with these, modulo 2**64
+        # A band's hash is its inner product with these, modulo 2**64.
+        factors = drawn | np.uint64(1)
         signatures = signatures_of(normals, bands * size).reshape(-1, bands, size)
-        hashes[:, 1:] = _mix((signatures * factors).sum(axis=2, dtype=np.uint64))
+        hashes[:, 1:] = _spread((signatures * factors).sum(axis=2, dtype=np.uint64))
     return normals, hashes
 
 
@@ -502,15 +517,14 @@ def _tokens(texts: list[str]) -> tuple[np.ndarray, list[int]]:
     """64 bits of each shingle of each text, one after the other, and where each text's begin, and
     the end.
     """
-    letters = np.frombuffer(
-        "".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4"
-    ).astype(np.uint64)
+    encoded = "".join(texts).encode("utf-32-le", "surrogatepass")
+    letters = np.frombuffer(encoded, dtype="<u4").astype(np.uint64)
     lengths = np.array([len(text) for text in texts])
     ends = np.cumsum(lengths)
     inside = np.ones(len(letters), dtype=bool)
     for back in range(1, SHINGLE):
         inside[ends - back] = False  # a run from here would reach into the next text
-    tokens = _mix(_windows(letters, POWERS)[inside[: len(letters) - SHINGLE + 1]])
+    tokens = _spread(_windows(letters, POWERS)[inside[: len(letters) - SHINGLE + 1]])
     return tokens, [0, *np.cumsum(lengths - SHINGLE + 1).tolist()]
 
 
@@ -523,7 +537,11 @@ def _windows(digits: np.ndarray, powers: list[np.uint64]) -> np.ndarray:
     return sums
 
 
-def _mix(hashes: np.ndarray) -> np.ndarray:
-    """Spreads every bit over all: sums of products are well mixed in their upper bits only."""
-    hashes = (hashes ^ (hashes >> np.uint64(32))) * ODD
-    return hashes ^ (hashes >> np.uint64(29))
+def _spread(sums: np.ndarray) -> np.ndarray:
+    """Spreads the upper bits of sums of products, which are well mixed, over the lower ones.
+
+    Not ``mixing.mix``: with it other pairs share a band, and the same pool would lose other rows
+    than it did before.
+    """
+    sums = (sums ^ (sums >> np.uint64(32))) * np.uint64(ODD)
+    return sums ^ (sums >> np.uint64(29))

@@ -1,5 +1,6 @@
-"""The funnel every step ends in: made, then dropped by each reason, then kept. Dropped rows stay to
-be looked at.
+"""The funnel that each step ends in: rows made, rows dropped by each reason, rows kept.
+
+54 made, duplicate 12, question_too_short 2, 40 kept
 """
 
 from __future__ import annotations
@@ -8,12 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from replaykit.records import Record
+from replaykit.data.record import Record
+from replaykit.result import Result
+
+
+class FunnelCounts(Result):
+    """How many rows there were, how many were dropped by each reason, and how many were kept."""
+
+    made: int
+    dropped: dict[str, int]
+    """By reason, most first."""
+    kept: int
 
 
 class Funnel:
-    """Counts verdicts; ``dropped`` receives each dropped row with its reason (by default nothing is
-    kept of it).
+    """Counts rows and the reasons to drop them. ``dropped`` receives each dropped row with its
+    reason; without it, dropped rows are only counted.
     """
 
     def __init__(self, dropped: Callable[[Mapping[str, Any]], object] | None = None):
@@ -35,7 +46,7 @@ class Funnel:
             self._dropped({"reason": reason, **record.to_json()})
 
     def unparsed(self, place: str, error: Exception) -> None:
-        """Counts a row that could not be read, where it stands and why."""
+        """Counts a row that could not be read: ``place`` is its file and line."""
         self.made += 1
         self.counts["unparsed"] += 1
         if self._dropped is not None:
@@ -45,8 +56,10 @@ class Funnel:
     def kept(self) -> int:
         return self.made - self.counts.total()
 
-    def to_json(self) -> dict[str, Any]:
-        return {"made": self.made, "dropped": dict(self.counts.most_common()), "kept": self.kept}
+    def result(self) -> FunnelCounts:
+        """The counts so far."""
+        dropped = dict(self.counts.most_common())
+        return FunnelCounts(made=self.made, dropped=dropped, kept=self.kept)
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common())

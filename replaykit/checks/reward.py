@@ -1,5 +1,4 @@
-"""What a reward model says of each row: one number, as good as the model and on the model's own
-scale.
+"""What a reward model says of each row: one number, on the model's own scale.
 
     Reward("Skywork/Skywork-Reward-Llama-3.1-8B-v0.2").score(records)  ->  13.6, -2.1, None, ...
 
@@ -16,9 +15,9 @@ from typing import Any
 
 import torch
 
-from replaykit import models
+from replaykit.data.record import Record
 from replaykit.errors import ChatError
-from replaykit.records import Record
+from replaykit.model import loading
 
 BATCH_ROWS = 16
 READ_AHEAD = 512  # records sorted by length at a time, so that a batch has rows of like length
@@ -33,17 +32,17 @@ class Reward:
 
     def __init__(self, model: str, revision: str | None = None):
         self.name = model
-        self.model: Any = models.load_reward_model(model, revision).eval()
-        self.tokenizer: Any = models.load_tokenizer(model, revision)
+        self.model: Any = loading.load_reward_model(model, revision).eval()
+        self.tokenizer: Any = loading.load_tokenizer(model, revision)
         if not self.tokenizer.chat_template:
             raise ChatError(
                 f"{model} has no chat template, so it is not known how it reads a conversation"
             )
         self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
-        # transformers reads the score at the last token that is not the padding token, so without
-        # one there is no batch.
+        # transformers reads the score at the last token that is not the padding token. A model that
+        # names no such token gets one row at a time.
         self._pad: int | None = self.model.config.get_text_config().pad_token_id
-        self._batch_rows = BATCH_ROWS if self._pad is not None else 1
+        self._batch_rows = 1 if self._pad is None else BATCH_ROWS
 
     @torch.inference_mode()
     def score(self, records: Iterable[Record]) -> Iterator[float | None]:
@@ -56,33 +55,27 @@ class Reward:
         waiting = iter(records)
         while ahead := list(islice(waiting, READ_AHEAD)):
             tokens = [self._tokens(record) for record in ahead]
-            order = sorted(
-                (k for k in range(len(ahead)) if 0 < len(tokens[k]) <= self.limit),
-                key=lambda k: len(tokens[k]),
-            )
+            scored = [k for k in range(len(ahead)) if 0 < len(tokens[k]) <= self.limit]
+            scored.sort(key=lambda k: len(tokens[k]))
             rewards: list[float | None] = [None] * len(ahead)
-            for start in range(0, len(order), self._batch_rows):
-                rows = order[start : start + self._batch_rows]
-                for k, reward in zip(rows, self._batch([tokens[k] for k in rows]), strict=True):
+            for start in range(0, len(scored), self._batch_rows):
+                rows = scored[start : start + self._batch_rows]
+                batch = self._batch([tokens[k] for k in rows])
+                for k, reward in zip(rows, batch, strict=True):
                     rewards[k] = reward
             yield from rewards
 
     def _batch(self, rows: list[list[int]]) -> list[float]:
+        """The rewards of some conversations, padded on the right to the same length."""
         width = max(map(len, rows))
         device = self.model.device
-        ids = torch.tensor(
-            [[*row, *[self._pad or 0] * (width - len(row))] for row in rows], device=device
-        )
-        mask = torch.tensor(
-            [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device
-        )
-        return [
-            float(reward)
-            for reward in self.model(input_ids=ids, attention_mask=mask)
-            .logits[:, 0]
-            .float()
-            .tolist()
-        ]
+        pad = self._pad or 0
+        padded = [row + [pad] * (width - len(row)) for row in rows]
+        real = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        ids = torch.tensor(padded, device=device)
+        mask = torch.tensor(real, device=device)
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        return [float(reward) for reward in logits[:, 0].float().tolist()]
 
     def _tokens(self, record: Record) -> list[int]:
         """Token ids of the conversation up to its last answer; none where it has no answer."""

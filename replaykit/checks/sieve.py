@@ -1,12 +1,12 @@
 """Which questions are worth an answer, and which answers are kept: all checks of a generation, each
-with its reason.
+with the reason that it gives.
 
->>> sieve.question(7, "Name the capital of Poland.")          # stays, and is remembered
+>>> sieve.question(7, "Name the capital of Poland.")          # None: it stays, and is remembered
 >>> sieve.question(9, "name the capital of poland")
 Verdict(reason='duplicate', evidence={'twin': 7})
 
-Nothing is chosen for its length or its quality: what these checks leave is still the model's own
-sample, and the report shows how far they bent it.
+Nothing is chosen for its length or its quality. So what these checks leave is still a sample of the
+model, and the report shows how far they bent it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from replaykit.checks import texts
 from replaykit.checks.duplicates import Twins
 from replaykit.checks.overlap import Overlap
-from replaykit.settings import Checks
+from replaykit.recipe.generate import Checks
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a row is dropped, and what shows it: the earlier row it repeats, the text it shares with
-    a test.
+    """Why a row is dropped, and the evidence, such as the earlier row that it repeats or the text
+    that it shares with a test.
     """
 
     reason: str
@@ -33,11 +33,11 @@ class Verdict:
 
 
 class Sieve:
-    """The checks that the settings ask for. ``read`` gives the question of an earlier row;
-    ``held_out`` are test prompts.
+    """The checks of a recipe.
 
-    Whether a question is new depends on the questions before it, so first questions come in the
-    order of their rows.
+    ``special`` matches the tokenizer's special tokens, ``held_out`` are test prompts, and ``read``
+    gives the question of an earlier row. Whether a question is new depends on the questions before
+    it, so first questions must come in the order of their rows.
     """
 
     def __init__(
@@ -51,50 +51,59 @@ class Sieve:
         self.checks = checks
         self._special = special
         self._twins = Twins(checks.near_duplicate, read)
-        self._overlap = Overlap(held_out) if checks.overlap else None
+        self._overlap: Overlap | None = None
+        if checks.overlap:
+            self._overlap = Overlap(held_out)
 
     def question(self, row: int, text: str) -> Verdict | None:
-        """Why the first question of a row is not worth an answer, or None; it is remembered
-        then.
+        """Why the first question of a row is not worth an answer; None if it is, and then it is
+        remembered.
         """
         if len(text) < self.checks.min_chars:
             return Verdict("question_too_short")
-        if (verdict := self.follow_up(text)) is not None:
+        verdict = self.follow_up(text)
+        if verdict is not None:
             return verdict
-        if found := self._overlap and self._overlap.find(text):
-            return Verdict(found[0], {"match": found[1]})
-        if twin := self._twins.find(row, text):
+        if self._overlap is not None:
+            match = self._overlap.find(text)
+            if match:
+                return Verdict(match[0], {"match": match[1]})
+        twin = self._twins.find(row, text)
+        if twin:
             return Verdict(twin[0], {"twin": twin[1]})
         return None
 
     def follow_up(self, text: str) -> Verdict | None:
         """Why a later question of a conversation is not worth an answer, or None."""
-        return self._text("question", text) or _verdict(
-            self.checks.languages and texts.wrong_language(text, self.checks.languages)
-        )
+        reason = self._fault(text)
+        if reason is not None:
+            return Verdict(f"question_{reason}")
+        languages = self.checks.languages
+        if languages and texts.wrong_language(text, languages):
+            return Verdict("wrong_language")
+        return None
 
     def answer(self, text: str) -> Verdict | None:
         """Why an answer cannot be kept, or None."""
-        return self._text("answer", text) or _verdict(self.checks.refusals and texts.refusal(text))
+        reason = self._fault(text)
+        if reason is not None:
+            return Verdict(f"answer_{reason}")
+        if self.checks.refusals and texts.refusal(text):
+            return Verdict("refusal")
+        return None
 
-    def _text(self, what: str, text: str) -> Verdict | None:
+    def _fault(self, text: str) -> str | None:
+        """What is wrong with a question or an answer, by the cheap checks first."""
         checks = self.checks
         if not text:
-            return Verdict(f"{what}_empty")
-        return _verdict(
-            (checks.leaks and texts.leaked(text, self._special))
-            or (
-                checks.max_repeat is not None
-                and texts.repetitive(text, max_share=checks.max_repeat)
-            )
-            or (checks.secrets and texts.secret(text))
-            or (checks.personal and texts.personal(text)),
-            what,
-        )
-
-
-def _verdict(reason: str | bool | list[str] | None, what: str = "") -> Verdict | None:
-    if not reason:
-        return None
-    assert isinstance(reason, str)
-    return Verdict(f"{what}_{reason}" if what else reason)
+            return "empty"
+        reason = None
+        if checks.leaks:
+            reason = texts.leaked(text, self._special)
+        if reason is None and checks.max_repeat is not None:
+            reason = texts.repetitive(text, max_share=checks.max_repeat)
+        if reason is None and checks.secrets:
+            reason = texts.secret(text)
+        if reason is None and checks.personal:
+            reason = texts.personal(text)
+        return reason

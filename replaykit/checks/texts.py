@@ -1,14 +1,14 @@
-"""What can be seen on one text alone: loops, role headers, the language, refusals, secrets and
+"""What can be seen in one text alone: loops, role headers, the language, refusals, secrets and
 personal data.
 
     repetitive("and so on " * 50, max_share=0.5)                          ->  "repetitive"
     leaked("Paris.<|im_end|>\\n<|im_start|>user\\nAnd Peru?", None)          ->  "leaked_header"
     leaked("What does `<|im_end|>` mean?", None)                          ->  None
 
-Each answers with a reason to drop the text, or None. A sample that is to stand for what a model
-writes is bent by every row that is dropped wrongly, so where a check cannot tell, it keeps. How
-often each is wrong was counted on 144,000 texts of GSM8K, P3, Dolly, Alpaca, LIMA, PubMedQA and AG
-News, "the real texts" below.
+Each check gives a reason to drop the text, or None. Every row that is dropped wrongly bends the
+sample of what the model writes, so a check that cannot tell keeps the text. How often each is wrong
+was counted on 144,000 texts of GSM8K, P3, Dolly, Alpaca, LIMA, PubMedQA and AG News, "the real
+texts" below.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import cache
+from itertools import count
 from typing import Any
 
 from replaykit.errors import RecipeError, did_you_mean
@@ -26,8 +27,8 @@ SHORTEST = 100  # characters that a text must have to be repetitive
 
 
 def repeated_share(text: str, *, window: int = 20) -> float:
-    """The share of the text's windows of so many characters that stood earlier in it, from 0 to 1;
-    spacing aside.
+    """The share of the text's windows of ``window`` characters that came earlier in it, from 0 to
+    1; spacing aside.
 
     A sentence over and over gives nearly 1. Of real texts of 100 characters or more, 99.9 % stay
     under 0.15 (GSM8K's questions), 0.22 (its answers), 0.30 (P3's prompts), 0.34 (Dolly's answers)
@@ -35,11 +36,10 @@ def repeated_share(text: str, *, window: int = 20) -> float:
     """
     flat = " ".join(text.split())
     windows = len(flat) - window + 1
-    return (
-        1 - len({flat[start : start + window] for start in range(windows)}) / windows
-        if windows > 0
-        else 0.0
-    )
+    if windows <= 0:
+        return 0.0
+    different = {flat[start : start + window] for start in range(windows)}
+    return 1 - len(different) / windows
 
 
 def repetitive(text: str, *, max_share: float) -> str | None:
@@ -47,15 +47,17 @@ def repetitive(text: str, *, max_share: float) -> str | None:
     characters nothing is.
 
     At 0.5, two of the real texts are: a list of 'triangle', 'not a triangle' and a news item that
-    stands there twice. A song with a refrain is kept, but one that counts down ("Ten green
-    bottles", 0.64) or a matrix of zeros (0.88) is not.
+    is in it twice. A song with a refrain is kept, but one that counts down ("Ten green bottles",
+    0.64) or a matrix of zeros (0.88) is not.
     """
-    return "repetitive" if len(text) >= SHORTEST and repeated_share(text) > max_share else None
+    if len(text) < SHORTEST or repeated_share(text) <= max_share:
+        return None
+    return "repetitive"
 
 
 # --- role headers ---------------------------------------------------------------------------------
 
-# What opens or closes a turn in the templates of well-known families; none has another use in
+# What opens or closes a turn in the templates of well-known families. None has another use in
 # running text.
 HEADERS = {
     "ChatML: Qwen, Yi, Phi-4, SmolLM": r"<\|im_(?:start|end|sep)\|>",
@@ -70,49 +72,44 @@ HEADERS = {
     "base models": r"<\|endoftext\|>",
 }
 TOKEN = "|".join(HEADERS.values())
-# A leaked header begins a line, ends one, or stands against another; a word about one stands among
-# words.
+# A leaked header begins a line, ends one, or follows another one at once. One that a sentence is
+# about has words around it.
 HEADER = re.compile(
     rf"^[ \t]*(?:{TOKEN})|(?:{TOKEN})(?:\w+)?[ \t]*$|(?:{TOKEN})\w*\s*(?:{TOKEN})", re.MULTILINE
 )
 # Headers made of plain words count as a pair only, since "### Instruction" is a heading too.
 PAIRS = (
-    re.compile(r"^### ?Instruction:.*^### ?Response:", re.MULTILINE | re.DOTALL),  # Stanford Alpaca
-    re.compile(
-        r"^### ?(?:Human|User):.*^### ?Assistant:", re.MULTILINE | re.DOTALL
-    ),  # Vicuna, OpenAssistant
-    re.compile(r"(?:\A|\n\n)Human: .*\n\nAssistant:", re.DOTALL),  # the HH dataset
-    re.compile(r"^USER: .*(?:^| )ASSISTANT:", re.MULTILINE | re.DOTALL),  # Vicuna 1.1
+    # Stanford Alpaca
+    re.compile(r"^### ?Instruction:.*^### ?Response:", re.MULTILINE | re.DOTALL),
+    # Vicuna, OpenAssistant
+    re.compile(r"^### ?(?:Human|User):.*^### ?Assistant:", re.MULTILINE | re.DOTALL),
+    # the HH dataset
+    re.compile(r"(?:\A|\n\n)Human: .*\n\nAssistant:", re.DOTALL),
+    # Vicuna 1.1
+    re.compile(r"^USER: .*(?:^| )ASSISTANT:", re.MULTILINE | re.DOTALL),
 )
-QUOTED = re.compile(
-    r"```.*?```|`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|'<[^'\n]*'", re.DOTALL
-)  # what is shown, not said
+# What a text only shows: code and quotations.
+QUOTED = re.compile(r"```.*?```|`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|'<[^'\n]*'", re.DOTALL)
 
 ROLE = re.compile(r"(user|assistant|system|model|human):?|(User|Assistant|System|Model|Human):")
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)*]*\s*\Z")
-GLUED = re.compile(
-    r"[.!?。！？]assistant\n\n"
-)  # Llama 3's header without its special tokens, after an answer
+# Llama 3's header without its special tokens, after an answer.
+GLUED = re.compile(r"[.!?。！？]assistant\n\n")
 
 
 def leaked(text: str, special: re.Pattern[str] | None) -> str | None:
     """Says "leaked_header" where a chat template's roles were written out as text.
 
-    ``special`` matches the tokenizer's own special tokens, or is None; they count wherever they
-    stand, also in a question about templates and also ``<s>`` in HTML, because a text with one is
-    not the same text any more once it is tokenised. The tokens of other families count where a
-    header would be, not in quotation marks, code or a sentence about them. A role by itself on a
-    line counts as ``_lone_roles`` says. None of the real texts counts.
+    ``special`` matches the tokenizer's own special tokens, or is None. They count everywhere, also
+    in a question about templates and also ``<s>`` in HTML, because a text with one is not the same
+    text any more once it is tokenised. The tokens of other families count where a header would be,
+    not in quotation marks, code or a sentence about them. A role by itself on a line counts as
+    ``_lone_roles`` says. None of the real texts counts.
     """
     if special is not None and special.search(text):
         return "leaked_header"
-    shown = QUOTED.sub(" ", text)
-    if (
-        HEADER.search(shown)
-        or GLUED.search(shown)
-        or any(pair.search(shown) for pair in PAIRS)
-        or _lone_roles(shown)
-    ):
+    said = QUOTED.sub(" ", text)
+    if any(pattern.search(said) for pattern in (HEADER, GLUED, *PAIRS)) or _lone_roles(said):
         return "leaked_header"
     return None
 
@@ -120,31 +117,32 @@ def leaked(text: str, special: re.Pattern[str] | None) -> str | None:
 def _lone_roles(text: str) -> bool:
     """Whether role words on lines of their own read as headers whose special tokens were dropped.
 
-    A header is followed by what was said: a blank line or two words and more, and no indentation
-    (which would be YAML). One suffices if it is "user" or "assistant" in small letters and stands
-    first, after a blank line, or after the end of a sentence. Of "system", "model" and "human",
-    which begin answers and lines of verse, and of words in capitals, it takes two different ones.
+    One suffices if it is "user" or "assistant" in small letters and comes first, after a blank
+    line, or after the end of a sentence. The words "system", "model" and "human" begin answers and
+    lines of verse as well; of them, and of words in capitals, it takes two different ones.
     """
-    lines = text.split("\n")
+    lines = ["", *text.split("\n")]
     roles = set()
-    for place, line in enumerate(lines[:-1]):
+    for before, line, number in zip(lines, lines[1:-1], count(2)):
         role = ROLE.fullmatch(line.rstrip()) if len(line) < 16 else None
-        if role is None:
+        if role is None or not _opens_a_turn(lines[number:]):
             continue
-        blank = not lines[place + 1].strip()
-        said = next((later for later in lines[place + 1 :] if later.strip()), "")
-        if (
-            not said
-            or said[0].isspace()
-            or ROLE.fullmatch(said.strip())
-            or not (blank or len(said.split()) > 1)
-        ):
-            continue
-        before = lines[place - 1] if place else ""
-        if role[1] in ("user", "assistant") and (not before.strip() or SENTENCE_END.search(before)):
+        begins = not before.strip() or SENTENCE_END.search(before)
+        if begins and role[1] in ("user", "assistant"):
             return True
         roles.add((role[1] or role[2]).lower())
     return len(roles) > 1
+
+
+def _opens_a_turn(following: list[str]) -> bool:
+    """Whether the lines after a role word are what that role says: a blank line, or two words and
+    more, and no indentation, which would be YAML.
+    """
+    said = next((line for line in following if line.strip()), "")
+    if not said or said[0].isspace() or ROLE.fullmatch(said.strip()):
+        return False
+    blank = not following[0].strip()
+    return blank or len(said.split()) > 1
 
 
 # --- language -------------------------------------------------------------------------------------
@@ -165,10 +163,9 @@ def language(text: str) -> str:
 
     By py3langid's probabilities, code and addresses aside, in the first 2,000 characters.
     """
-    code, probability = max(
-        _probabilities(text).items(), key=lambda item: item[1], default=("zxx", 1.0)
-    )
-    return code if probability >= SURE else "zxx"
+    probabilities = _probabilities(text)
+    code = max(probabilities, key=probabilities.__getitem__, default="zxx")
+    return code if probabilities.get(code, 0.0) >= SURE else "zxx"
 
 
 def wrong_language(text: str, languages: list[str]) -> str | None:
@@ -193,18 +190,18 @@ def wrong_language(text: str, languages: list[str]) -> str | None:
 
 
 def _elsewhere(text: str, wanted: frozenset[str]) -> bool:
+    """Whether the text is surely in a language that is not wanted."""
     probabilities = _probabilities(text)
     ours = sum(probability for code, probability in probabilities.items() if code in wanted)
     return max(probabilities.values(), default=0.0) >= SURE and ours < UNLIKELY
 
 
 def _probabilities(text: str) -> dict[str, float]:
+    """The probability of each language; empty where the text is too short to tell."""
     prose = NOT_PROSE.sub(" ", text[:2000]).strip()
-    return (
-        dict(_identifier().rank(prose))
-        if len(prose.encode("utf-8", "replace")) >= MIN_BYTES
-        else {}
-    )
+    if len(prose.encode("utf-8", "replace")) < MIN_BYTES:
+        return {}
+    return dict(_identifier().rank(prose))
 
 
 @cache
@@ -218,7 +215,8 @@ def _wanted(languages: tuple[str, ...]) -> frozenset[str]:
     ]
     if problems:
         raise RecipeError("the recipe", problems)
-    return frozenset({"zxx", *codes, *(part for code in codes for part in PARTS.get(code, ()))})
+    parts = [part for code in codes for part in PARTS.get(code, ())]
+    return frozenset({"zxx", *codes, *parts})
 
 
 @cache
@@ -232,39 +230,38 @@ def _identifier() -> Any:
 
 OPENING = 200  # characters in which an answer that declines says so
 CANNOT = (
-    r"(?:can(?:no|')t|can not|won't|will not|am (?:not able|unable) to|'m (?:not "
-    r"able|unable) "
-    r"to|am not going to)"
+    r"(?:can(?:no|')t|can not|won't|will not|am (?:not able|unable) to|"
+    r"'m (?:not able|unable) to|am not going to)"
 )
 DECLINED = (
-    r"(?:(?:help|assist)(?: you)?(?: (?:with|in|by)\b|[.,;!]|$)|provide|fulfil|comply|answer "
-    r"th|create|generate|support|"
-    r"engage|participate|offer|discuss|produce|do that)"
+    r"(?:(?:help|assist)(?: you)?(?: (?:with|in|by)\b|[.,;!]|$)|provide|fulfil|comply|answer th|"
+    r"create|generate|support|engage|participate|offer|discuss|produce|do that)"
 )
 REFUSALS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"^\W*(?:(?:i'm|i am|we're) (?:really |very |so )?sorry|sorry|my apologies|i "
-        rf"apologi[sz]e|unfortunately)\b.{{0,80}}?"
+        rf"^\W*(?:(?:i'm|i am|we're) (?:really |very |so )?sorry|sorry|my apologies|"
+        rf"i apologi[sz]e|unfortunately)\b.{{0,80}}?"
         rf"\b(?:i|we) ?{CANNOT} (?:\w+ ){{0,2}}{DECLINED}",
         rf"^\W*(?:as an ai\b.{{0,80}}?)?\bi ?{CANNOT} (?:\w+ ){{0,1}}{DECLINED}",
-        r"^\W*i must (?:respectfully )?(?:decline|refuse)|^\W*i (?:respectfully "
-        r")?(?:decline|refuse) to\b",
-        r"^\W*(?:很|非常|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾).{0,20}?(?:我|本).{0,12}?(?:无法|無法|不能|不会|不會|没办法)",
+        r"^\W*i must (?:respectfully )?(?:decline|refuse)|"
+        r"^\W*i (?:respectfully )?(?:decline|refuse) to\b",
+        r"^\W*(?:很|非常|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾).{0,20}?"
+        r"(?:我|本).{0,12}?(?:无法|無法|不能|不会|不會|没办法)",
         r"^\W*(?:作为|作為).{0,16}(?:AI|人工智能|语言模型|語言模型|助手).{0,20}?我.{0,8}?(?:无法|無法|不能)",
         r"^\W*我(?:无法|無法|不能)(?:提供|协助|協助|帮助|幫助|回答|满足|滿足|参与|為|为)",
-        r"^\W*(?:es tut mir (?:sehr )?leid|entschuldigung|tut mir leid|leider)\b.{0,60}?\bkann "
-        r"ich\b.{0,60}?\bnicht\b",
-        r"^\W*(?:es tut mir (?:sehr )?leid|entschuldigung|tut mir leid)\b.{0,20}?\bich "
-        r"kann\b.{0,60}?\bnicht\b",
+        r"^\W*(?:es tut mir (?:sehr )?leid|entschuldigung|tut mir leid|leider)\b.{0,60}?"
+        r"\bkann ich\b.{0,60}?\bnicht\b",
+        r"^\W*(?:es tut mir (?:sehr )?leid|entschuldigung|tut mir leid)\b.{0,20}?"
+        r"\bich kann\b.{0,60}?\bnicht\b",
         r"^\W*(?:je suis (?:vraiment )?désolée?|désolée?)\b.{0,40}?\bje ne (?:peux|puis)\b.{0,20}?"
         r"\b(?:aider|répondre|fournir|assister|satisfaire|faire cela)\b",
-        r"^\W*lo siento\b.{0,40}?\bno "
-        r"puedo\b.{0,20}?\b(?:ayudar|asistir|proporcionar|responder|cumplir|hacer eso)",
-        r"^\W*mi dispiace\b.{0,40}?\bnon "
-        r"posso\b.{0,20}?\b(?:aiutar|assister|fornir|risponder|soddisfar|farlo)",
-        r"^\W*(?:desculpe|sinto muito|lamento)\b.{0,40}?\bnão "
-        r"posso\b.{0,20}?\b(?:ajudar|fornecer|responder|atender|fazer)",
+        r"^\W*lo siento\b.{0,40}?\bno puedo\b.{0,20}?"
+        r"\b(?:ayudar|asistir|proporcionar|responder|cumplir|hacer eso)",
+        r"^\W*mi dispiace\b.{0,40}?\bnon posso\b.{0,20}?"
+        r"\b(?:aiutar|assister|fornir|risponder|soddisfar|farlo)",
+        r"^\W*(?:desculpe|sinto muito|lamento)\b.{0,40}?\bnão posso\b.{0,20}?"
+        r"\b(?:ajudar|fornecer|responder|atender|fazer)",
     )
 ]
 
@@ -273,8 +270,8 @@ def refusal(text: str) -> str | None:
     """Says "refusal" for an answer that declines in its first 200 characters, in English, Chinese,
     German, French, Spanish, Italian or Portuguese.
 
-    Only what is said first counts, so a story in which somebody declines does not. A letter that
-    was asked for and begins by declining to help does. To say that one does not know is an answer.
+    Only the opening counts, so a story in which somebody declines does not. A letter that was asked
+    for and begins by declining to help does. To say that one does not know is an answer.
     """
     opening = " ".join(text[:OPENING].replace("’", "'").split())
     return "refusal" if any(pattern.search(opening) for pattern in REFUSALS) else None
@@ -282,7 +279,7 @@ def refusal(text: str) -> str | None:
 
 # --- secrets --------------------------------------------------------------------------------------
 
-# each with where its format is described; the lengths are those of gitleaks' default rules
+# Each with where its format is described. The lengths are those of gitleaks' default rules.
 SECRETS = {
     # RFC 7468, RFC 9580
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----\s+\S[\s\S]{50}",
@@ -300,32 +297,35 @@ SECRETS = {
     "JWT": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{20,}",  # RFC 7519; eyJ is '{"' in Base64
 }
 SECRET = re.compile("|".join(SECRETS.values()))
-# What documentation writes where a reader puts his own: AKIAIOSFODNN7EXAMPLE, ghp_xxxx, the token
-# on jwt.io.
+# What documentation writes in place of a reader's own: AKIAIOSFODNN7EXAMPLE, ghp_xxxx, the token on
+# jwt.io.
 PLACEHOLDER = re.compile(
-    r"example|placeholder|your[-_]?|dummy|redacted|x{6}|\*{4}|\.{3}|1234567|abcdefg|eyJzdWIiOiIxMjM0NTY3",
+    r"example|placeholder|your[-_]?|dummy|redacted|x{6}|\*{4}|\.{3}|1234567|abcdefg|"
+    r"eyJzdWIiOiIxMjM0NTY3",
     re.IGNORECASE,
 )
 
 CARD = re.compile(
-    r"(?<![\w.,+-])(?:\d{4}([ -])\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ "
-    r"-])\d{6}\2\d{5}|\d{15,16})(?![\w-]|[ .,]?\d)"
+    r"(?<![\w.,+-])"
+    r"(?:\d{4}([ -])\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -])\d{6}\2\d{5}|\d{15,16})"
+    r"(?![\w-]|[ .,]?\d)"
 )
-# of 15 and 16 digits, after ISO/IEC 7812: Visa, Mastercard, Amex, Discover, JCB, UnionPay
+# Of 15 and 16 digits, after ISO/IEC 7812: Visa, Mastercard, Amex, Discover, JCB, UnionPay.
 ISSUERS = re.compile(
-    r"4\d{15}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|6(?:011|5\d\d|4[4-9]\d)\d{12}|"
-    r"35(?:2[89]|[3-8]\d)\d{12}|62\d{14}"
+    r"4\d{15}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|"
+    r"6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|62\d{14}"
 )
 CARD_WORD = re.compile(
-    r"\b(?:card|visa|master ?card|amex|american express|cvv|cvc)|卡号|信用卡|银行卡|tarjeta|karte|carte\b",
+    r"\b(?:card|visa|master ?card|amex|american express|cvv|cvc)|"
+    r"卡号|信用卡|银行卡|tarjeta|karte|carte\b",
     re.IGNORECASE,
 )
-TEST_CARDS = set(  # that Stripe, PayPal and Adyen document: no account stands behind them
+# Numbers that Stripe, PayPal and Adyen document for tests: there is no account behind them.
+TEST_CARDS = set(
     "4111111111111111 4242424242424242 4012888888881881 4000056655665556 4000000000000002 "
-    "5555555555554444 "
-    "5105105105105100 5200828282828210 2223003122003222 378282246310005 371449635398431 "
-    "6011111111111117 6011000990139424 "
-    "3530111333300000 3566002020360505 4444333322221111 5454545454545454 6200000000000005".split()
+    "5555555555554444 5105105105105100 5200828282828210 2223003122003222 378282246310005 "
+    "371449635398431 6011111111111117 6011000990139424 3530111333300000 3566002020360505 "
+    "4444333322221111 5454545454545454 6200000000000005".split()
 )
 
 
@@ -341,22 +341,20 @@ def secret(text: str) -> str | None:
     for found in SECRET.finditer(text):
         if not PLACEHOLDER.search(found[0]) and len(set(found[0])) >= 12:
             return "secret"
-    return "secret" if any(_is_card(found, text) for found in CARD.finditer(text)) else None
+    if any(_is_card(found, text) for found in CARD.finditer(text)):
+        return "secret"
+    return None
 
 
 def _is_card(found: re.Match[str], text: str) -> bool:
     digits = re.sub(r"\D", "", found[0])
-    if (
-        not ISSUERS.fullmatch(digits)
-        or not luhn(digits)
-        or digits in TEST_CARDS
-        or len(set(digits)) < 5
-    ):
+    if not ISSUERS.fullmatch(digits) or not luhn(digits):
+        return False
+    if digits in TEST_CARDS or len(set(digits)) < 5:
         return False
     grouped = len(digits) < len(found[0])
-    return (
-        grouped or CARD_WORD.search(text[max(0, found.start() - 80) : found.end() + 40]) is not None
-    )
+    nearby = text[max(0, found.start() - 80) : found.end() + 40]
+    return grouped or CARD_WORD.search(nearby) is not None
 
 
 def luhn(digits: str) -> bool:
@@ -372,22 +370,19 @@ def luhn(digits: str) -> bool:
 # --- personal data --------------------------------------------------------------------------------
 
 MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@((?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24})\b")
-# RFC 2606 and 6761 reserve the first ones; the last stand in made-up addresses everywhere
+# RFC 2606 and 6761 reserve the first ones; the last are in made-up addresses everywhere.
 NOBODY = re.compile(
     r"(?:.*\.)?(?:(?:example|test|invalid|localhost|local)|example\.(?:com|org|net|edu)|"
     r"(?:your)?(?:company|domain|website|email)\.com)",
     re.IGNORECASE,
 )
-PHONE = re.compile(
-    r"(?<![\w+.*/^])\+[1-9](?:[ .()-]{0,2}\d){9,14}(?!\w|[.,]\d)"
-)  # ITU-T E.164: at most 15 digits
-SSN = re.compile(
-    r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])"
-)  # ssa.gov, "randomization"
-PRINTED_SSN = {"078-05-1120", "219-09-9999", "123-45-6789"}  # on advertisements, and in every form
-IBAN = re.compile(
-    r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"
-)  # ISO 13616
+# ITU-T E.164: at most 15 digits.
+PHONE = re.compile(r"(?<![\w+.*/^])\+[1-9](?:[ .()-]{0,2}\d){9,14}(?!\w|[.,]\d)")
+# ssa.gov, "randomization"; the printed ones are on advertisements and in every form.
+SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
+PRINTED_SSN = {"078-05-1120", "219-09-9999", "123-45-6789"}
+# ISO 13616; the printed ones are examples that many pages show.
+IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 PRINTED_IBAN = {
     "GB82WEST12345698765432",
     "DE89370400440532013000",
@@ -413,7 +408,9 @@ def personal(text: str) -> str | None:
         return "personal"
     if any(_is_iban(found[0].replace(" ", "")) for found in IBAN.finditer(text)):
         return "personal"
-    return "personal" if any(_is_public(found[0]) for found in ADDRESS.finditer(text)) else None
+    if any(_is_public(found[0]) for found in ADDRESS.finditer(text)):
+        return "personal"
+    return None
 
 
 def _is_phone(text: str) -> bool:
@@ -426,18 +423,15 @@ def _is_iban(text: str) -> bool:
     """Whether the checksum is right: letters as 10 to 35, the first four signs last, modulo 97 (ISO
     7064).
     """
-    return (
-        text not in PRINTED_IBAN
-        and int("".join(str(int(sign, 36)) for sign in text[4:] + text[:4])) % 97 == 1
-    )
+    if text in PRINTED_IBAN:
+        return False
+    digits = "".join(str(int(sign, 36)) for sign in text[4:] + text[:4])
+    return int(digits) % 97 == 1
 
 
 def _is_public(text: str) -> bool:
     parts = [int(part) for part in text.split(".")]
-    written_so = ".".join(map(str, parts)) == text  # without leading zeros
-    return (
-        written_so
-        and max(parts) < 256
-        and sorted(parts)[-2] > 99
-        and ipaddress.IPv4Address(text).is_global
-    )
+    leading_zeros = ".".join(map(str, parts)) != text
+    if leading_zeros or max(parts) > 255 or sorted(parts)[-2] <= 99:
+        return False
+    return ipaddress.IPv4Address(text).is_global

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 How = Literal["exact", "numeric", "json"]
 
-# GSM8K ends an answer with "#### N"; models tuned on MATH with \boxed{N}; many others with a
+# GSM8K ends an answer with "#### N", models tuned on MATH end it with \boxed{N}, many others with a
 # sentence.
 MARKED = re.compile(
     r"####[ \t]*(.+)|\\boxed\{([^{}]*)\}|\banswer(?: is:?|:)[ \t]*(.+)", re.IGNORECASE
@@ -25,14 +25,14 @@ NUMBER = re.compile(
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last marker of a final answer, up to the end of its line; the whole
-    text if there is none.
+    """What follows the last marker of a final answer, up to the end of its line; the whole text if
+    there is no marker.
     """
-    found = [
-        next(group for group in match.groups() if group is not None)
-        for match in MARKED.finditer(text)
-    ]
-    return (found[-1] if found else text).strip()
+    found = text
+    for match in MARKED.finditer(text):
+        # Each marker has a group of its own, and one of them matched.
+        found = next(group for group in match.groups() if group is not None)
+    return found.strip()
 
 
 def number_in(text: str) -> float | None:
@@ -43,7 +43,7 @@ def number_in(text: str) -> float | None:
     if not found:
         return None
     above, _, below = found[-1].replace(",", "").replace("−", "-").partition("/")
-    if below and float(below) == 0:
+    if below and float(below) == 0:  # no number, such as 1/0
         return None
     return float(above) / float(below or 1)
 
@@ -68,10 +68,8 @@ def is_right(answer: str, reference: str, *, how: How) -> bool:
             expected_value = json.loads(reference)
             try:
                 return _same(json.loads(answer), expected_value)
-            except (
-                ValueError,
-                RecursionError,
-            ):  # a model in a loop writes 5,000 digits or opening brackets
+            except (ValueError, RecursionError):
+                # A model in a loop writes thousands of digits (ValueError) or opening brackets.
                 return False
 
 

@@ -1,5 +1,9 @@
 """Engines complete and score token sequences. One protocol, one table.
 
+    engine = load_engine("nano")
+    for completion in engine.complete([Request(0, chat.prompt(messages), Sampling(), seed=7)]):
+        print(chat.decode(completion.tokens))
+
 A request is token ids, never text: a server that tokenises would add a second BOS. Each request has
 its own seed, so the same request gives the same completion in any batch, and completions come back
 in the order in which they finish.
@@ -15,15 +19,17 @@ from itertools import islice
 from typing import Literal, Protocol, TypeVar
 
 from replaykit.errors import EngineError, MissingExtra, did_you_mean
-from replaykit.settings import EngineOptions
+from replaykit.recipe.engine import EngineOptions
 
 ENGINES = {
     "vllm": "replaykit.engines.vllm:VllmEngine",
     "openai": "replaykit.engines.openai:OpenAIEngine",
     "transformers": "replaykit.engines.transformers:TransformersEngine",
 }
-WORKERS = "replaykit.engines.workers:Workers"  # several processes with one of these in each
-EXTRAS = {"vllm": "vllm"}  # the package that an engine needs beyond the core
+# Several processes with one of these in each.
+WORKERS = "replaykit.engines.workers:Workers"
+# The package that an engine needs beyond the core.
+EXTRAS = {"vllm": "vllm"}
 T = TypeVar("T")
 
 
@@ -31,8 +37,7 @@ T = TypeVar("T")
 class Sampling:
     """How to draw tokens. Temperature 0 is greedy, top_k 0 is all of the vocabulary.
 
-    ``stop`` are token ids; the one that ended it is not returned. ``schema`` is a JSON schema, as
-    text, that vllm and its server hold the completion to; transformers cannot, and whoever reads
+    Only vllm and its server hold a completion to a schema; transformers cannot, so whoever reads
     the completion checks it all the same.
     """
 
@@ -40,52 +45,56 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[int, ...] = ()
+    """Token ids that end the completion; the one that did is not returned."""
     top_k: int = 0
     schema: str | None = None
+    """A JSON schema, as text."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt of token ids with its row address, its sampling and its seed (of 63 bits)."""
+    """A prompt of token ids, and how to go on from it."""
 
     row: int
+    """The address by which the completion is known."""
     tokens: tuple[int, ...]
     sampling: Sampling
     seed: int = 0
+    """63 bits."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What came after the prompt, without the stop token. ``length`` means it was cut at
-    max_tokens.
-    """
+    """What came after the prompt, without the stop token."""
 
     row: int
     tokens: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
+    """length: it was cut at max_tokens, or where the model reads no further."""
 
 
 class Engine(Protocol):
-    """A loaded model. ``name`` is its key in ENGINES, ``limit`` how many tokens prompt and answer
-    may have together.
-    """
+    """A loaded model."""
 
     name: str
+    """Its key in ENGINES."""
     limit: int
+    """How many tokens prompt and answer may have together."""
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
-        """A completion for each request, in the order in which they finish. Reads ahead, but not
-        without bound.
+        """A completion for each request, in the order in which they finish.
 
-        None among the requests says: none now, ask again after the next completion. So what is
-        asked may depend on what was answered, in one stream. It may only be said while a request is
-        unanswered. Raises EngineError for a prompt that leaves no room for an answer.
+        Requests are read ahead, up to a bound. None among them says: none now, ask again after the
+        next completion. So what is asked may depend on what was answered, in one stream. None may
+        only come while a request is unanswered. Raises EngineError for a prompt that leaves no room
+        for an answer.
         """
         ...
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        """For each sequence, in order, the natural-log probability of every token but the first
-        given those before it.
+        """For each sequence, in order, the natural log probability of every token but the first.
+
+        Each is that of the token given those before it.
         """
         ...
 
@@ -95,8 +104,9 @@ class Engine(Protocol):
 
 
 def until_none(waiting: Iterator[T | None], room: int, *, unanswered: bool) -> Iterator[T]:
-    """The next requests, at most ``room`` and up to a None, which may only be said while a request
-    is ``unanswered``.
+    """The next requests, at most ``room``, up to a None.
+
+    That may only come while a request is ``unanswered``: else nothing would ever follow.
     """
     for taken, request in enumerate(islice(waiting, room)):
         if request is None:
@@ -105,10 +115,38 @@ def until_none(waiting: Iterator[T | None], room: int, *, unanswered: bool) -> I
         yield request
 
 
-def choose(options: EngineOptions | str = "auto") -> str:
-    """The engine that "auto" means here: openai where a server is given; vllm where it is installed
-    and there is a GPU.
+def room_for(request: Request, limit: int) -> int:
+    """How many tokens the answer may have, in a model that reads ``limit``.
+
+    Raises EngineError for a prompt that leaves no room for an answer.
     """
+    size = len(request.tokens)
+    if size >= limit:
+        raise EngineError(
+            f"row {request.row}: its prompt has {size} tokens and the model reads {limit}"
+        )
+    return min(request.sampling.max_tokens, limit - size)
+
+
+def to_score(sequences: Iterable[Sequence[int]]) -> Iterator[Request]:
+    """Requests that score sequences in a server, numbered from 0. It must draw one token."""
+    sampling = Sampling(temperature=0.0, max_tokens=1)
+    return (Request(k, tuple(tokens), sampling) for k, tokens in enumerate(sequences))
+
+
+def in_order(answers: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """The answers to requests numbered from 0, which come as they finish, in order of number."""
+    waiting: dict[int, T] = {}
+    turn = 0
+    for number, answer in answers:
+        waiting[number] = answer
+        while turn in waiting:
+            yield waiting.pop(turn)
+            turn += 1
+
+
+def choose(options: EngineOptions | str = "auto") -> str:
+    """The engine's name, "auto" resolved: openai for a server, vllm with a GPU, or transformers."""
     options = _options(options)
     if options.name != "auto":
         return options.name
@@ -118,7 +156,10 @@ def choose(options: EngineOptions | str = "auto") -> str:
         return "transformers"
     import torch
 
-    return "vllm" if torch.cuda.is_available() else "transformers"
+    # On a CPU vLLM takes 20 s and more to start, and is on trial, so there it has to be asked for.
+    if not torch.cuda.is_available():
+        return "transformers"
+    return "vllm"
 
 
 def load_engine(
@@ -129,9 +170,10 @@ def load_engine(
     name = choose(options)
     if name in EXTRAS and find_spec(EXTRAS[name]) is None:
         raise MissingExtra(EXTRAS[name], name)
-    module, _, cls = (
-        WORKERS if options.workers > 1 and name != "openai" else ENGINES[name]
-    ).partition(":")
+    entry = ENGINES[name]
+    if options.workers > 1 and name != "openai":  # a server has workers of its own
+        entry = WORKERS
+    module, _, cls = entry.partition(":")
     loaded: Engine = getattr(import_module(module), cls)(model, revision=revision, options=options)
     return loaded
 

@@ -6,9 +6,9 @@
     ...
     guard.release()  # or guard.end(), and theirs with it
 
-A terminal sends SIGINT to every process of the foreground group, so a child would end of it, and
-lose what it was doing, before its parent has decided anything. And a child whose parent is killed
-outright would keep its memory for good.
+A terminal sends SIGINT to every process of the foreground group. A child would end of it, and lose
+its work, before its parent has decided anything; so it is made deaf to SIGINT. And a child whose
+parent is killed outright would keep its memory for good; so a guard outlives the parent.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ test -n "$pids" && kill $pids; sleep 10; kill -9 $pids
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Processes that are started inside have SIGINT blocked, and so have theirs: handlers change,
-    the mask is inherited.
+    """Processes that are started inside have SIGINT blocked, and so have those that they start.
+
+    Blocked rather than ignored: a program may set another handler, but the mask is inherited.
     """
-    # multiprocessing starts it before its first process, and then unblocks SIGINT
+    # multiprocessing starts this process before its first one, and unblocks SIGINT afterwards.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -44,26 +45,25 @@ def deaf() -> Iterator[None]:
 
 
 class Guard:
-    """A shell in a session of its own that ends the processes it was told of when its stdin
-    ends.
-    """
+    """A shell that ends the processes it was told of when its stdin ends, as with this process."""
 
     def __init__(self) -> None:
-        quiet = subprocess.DEVNULL
         self._processes: list[BaseProcess] = []
+        # In a session of its own, so that no signal of the terminal reaches it.
         self._shell = subprocess.Popen(
             ["sh", "-c", WATCH],
             stdin=subprocess.PIPE,
-            stdout=quiet,
-            stderr=quiet,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
             bufsize=0,
         )
 
     @contextmanager
     def adopting(self) -> Iterator[None]:
-        """Every process that multiprocessing starts inside, by whosever call, is born deaf and
-        known to the guard.
+        """Every process that multiprocessing starts inside is deaf, and known to the guard.
+
+        That is so whoever starts it: vLLM starts its own, and has no hook for this.
         """
         start = BaseProcess.start
 

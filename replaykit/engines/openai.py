@@ -1,12 +1,12 @@
-"""The engine for a server that completes token ids and returns token ids: vLLM's own, or one that
-speaks like it.
+"""The engine for a server that takes token ids and returns token ids: vLLM's, or one like it.
 
     vllm serve meta-llama/Meta-Llama-3-8B-Instruct
     replaykit generate --model llama3 --server http://localhost:8000/v1
 
 A request is one ``POST /v1/completions``; what is not OpenAI's is vLLM's extension, as of 0.32:
 
-    {"model": "...", "prompt": [128000, 128006], "max_tokens": 256, "seed": 7, "stop_token_ids": [128009], ...}
+    {"model": "...", "prompt": [128000, 128006], "max_tokens": 256, "seed": 7,
+     "stop_token_ids": [128009], ...}
 
 What may pass (a busy server, a dropped connection, half an answer) is tried again after a random
 wait that doubles in length, "full jitter"
@@ -19,10 +19,9 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
-from itertools import islice
 from threading import Event, Lock
 from typing import Annotated, Any, Literal
 from weakref import WeakSet
@@ -30,18 +29,22 @@ from weakref import WeakSet
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from replaykit import models
-from replaykit.engines import Completion, Request, Sampling
+from replaykit.engines import Completion, Request, in_order, room_for, to_score, until_none
 from replaykit.errors import EngineError
-from replaykit.settings import EngineOptions
+from replaykit.model import loading
+from replaykit.recipe.engine import EngineOptions
 
-READ_AHEAD = 2  # requests for each that the server may have: one on its way and one at the door
-FIRST_WAIT, LONGEST_WAIT = (
-    0.5,
-    30.0,
-)  # seconds; the most before the second try, which doubles, and where that ends
+Body = dict[str, Any]
+"""The JSON of a request to the server."""
+
+# Requests for each that the server may have at a time: one on its way and one at the door.
+READ_AHEAD = 2
+# Seconds: the longest wait before the second try, which doubles from try to try, and its bound.
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
 CONNECT_SECONDS = 10.0
-TRANSIENT = {408, 425, 429}  # and all of 500 and above
+# HTTP's codes of what may pass, beside all of 500 and above.
+TRANSIENT = {408, 425, 429}
 CHAT_ONLY = (
     "a chat endpoint applies the template itself and ends it with the assistant's header, so the "
     "model cannot be given "
@@ -56,8 +59,9 @@ NO_IDS = (
 
 
 class OpenAIEngine:
-    """A model on a server. ``limit`` is the server's max_model_len, else what the tokenizer's own
-    config says.
+    """A model on a server.
+
+    ``limit`` is the server's max_model_len, else what the tokenizer's own config says.
     """
 
     name = "openai"
@@ -67,58 +71,42 @@ class OpenAIEngine:
         self._options = options
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._lock = Lock()  # of the sockets, which the threads add to
-        key = os.environ.get("OPENAI_API_KEY")
-        n = options.concurrency
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx2.Limits(max_connections=n, max_keepalive_connections=n),
-            timeout=httpx2.Timeout(
-                options.timeout_seconds, connect=min(CONNECT_SECONDS, options.timeout_seconds)
-            ),
-        )
+        self._client = _client(options)
         try:
             self._served, limit = self._find(model)
-            self.limit: int = limit or min(
-                int(models.load_tokenizer(model, revision).model_max_length), 1 << 20
-            )
+            if not limit:
+                # Without a limit transformers says 10^30.
+                size = loading.load_tokenizer(model, revision).model_max_length
+                limit = min(int(size), 1 << 20)
+            self.limit: int = limit
         except BaseException:
             self._client.close()
             raise
-        self._threads = ThreadPoolExecutor(n, thread_name_prefix="replaykit-openai")
-        self._running: set[Event] = set()  # one for each iteration that is not over, set when it is
+        self._threads = ThreadPoolExecutor(
+            options.concurrency, thread_name_prefix="replaykit-openai"
+        )
+        # One for each iteration that is not over, set when it is.
+        self._running: set[Event] = set()
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         with closing(self._run(requests, {})) as answers:
             for request, choice in answers:
                 tokens = choice.token_ids or []
+                # vLLM returns the stop token too. It is looked for anywhere, so a server that does
+                # not know stop_token_ids will do.
                 stop = request.sampling.stop
-                # vLLM returns the stop token too. Looked for anywhere, so a server that does not
-                # know stop_token_ids will do.
                 end = next((k for k, token in enumerate(tokens) if token in stop), None)
-                yield Completion(
-                    request.row,
-                    tuple(tokens[:end]),
-                    choice.finish_reason if end is None else "stop",
-                )
+                reason = choice.finish_reason if end is None else "stop"
+                yield Completion(request.row, tuple(tokens[:end]), reason)
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        # The server must draw one token. With prompt_logprobs 0 it tells of the prompt's own tokens
-        # and no others.
-        requests = (
-            Request(k, tuple(s), Sampling(temperature=0.0, max_tokens=1))
-            for k, s in enumerate(sequences)
-        )
-        waiting: dict[int, list[float]] = {}
-        turn = 0
-        with closing(self._run(requests, {"prompt_logprobs": 0})) as answers:
-            for request, choice in answers:
-                told = zip(request.tokens[1:], (choice.prompt_logprobs or [])[1:], strict=True)
-                waiting[request.row] = [of[token].logprob for token, of in told if of]
-                while turn in waiting:
-                    yield waiting.pop(turn)
-                    turn += 1
+        # With 0 further tokens a position, it tells of the prompt's own tokens and no others.
+        with closing(self._run(to_score(sequences), {"prompt_logprobs": 0})) as answers:
+            scored = ((request.row, choice.scores(request)) for request, choice in answers)
+            yield from in_order(scored)
 
     def close(self) -> None:
+        # Threads that wait for the server are hung up on, since a request may take ten minutes.
         for left in self._running:
             left.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -127,28 +115,25 @@ class OpenAIEngine:
         self._client.close()
 
     def _run(
-        self, requests: Iterable[Request | None], more: dict[str, Any]
+        self, requests: Iterable[Request | None], more: Body
     ) -> Generator[tuple[Request, _Choice]]:
-        """Each request with the server's answer, as they finish. One iteration may feed another,
-        and may be left early.
+        """Each request with the server's answer, as they finish.
+
+        ``more`` is added to each request's JSON. One iteration may feed another, and may be left
+        early.
         """
+        most = READ_AHEAD * self._options.concurrency
         waiting = iter(requests)
-        flying = dict[Future[_Choice], Request]()
+        flying: dict[Future[_Choice], Request] = {}
         left = Event()
         self._running.add(left)
         try:
             while True:
-                for request in islice(
-                    waiting, READ_AHEAD * self._options.concurrency - len(flying)
-                ):
-                    if request is None:
-                        assert flying, (
-                            "None among the requests is for when another one is unanswered"
-                        )
-                        break
-                    flying[
-                        self._threads.submit(self._ask, request, self._body(request) | more, left)
-                    ] = request
+                room = most - len(flying)
+                for request in until_none(waiting, room, unanswered=bool(flying)):
+                    body = self._body(request) | more
+                    future = self._threads.submit(self._ask, request, body, left)
+                    flying[future] = request
                 if not flying:
                     return
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -157,43 +142,43 @@ class OpenAIEngine:
             left.set()
             self._running.discard(left)
             unfinished = [future for future in flying if not future.cancel() and not future.done()]
-            if (
-                unfinished and not self._running
-            ):  # else their answers are waited for, and nobody reads them
+            # Nobody reads their answers, so the server need not make them. Connections cannot be
+            # told apart, so another iteration that runs keeps all of them.
+            if unfinished and not self._running:
                 self._hang_up()
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        size = len(request.tokens)
-        s = request.sampling
-        if size >= self.limit:
-            raise EngineError(
-                f"row {request.row}: its prompt has {size} tokens and the model reads {self.limit}"
-            )
+    def _body(self, request: Request) -> Body:
+        sampling = request.sampling
         body = {
             "model": self._served,
             "prompt": request.tokens,
-            "max_tokens": min(s.max_tokens, self.limit - size),
-            "temperature": s.temperature,
-            "top_p": s.top_p,
+            "max_tokens": room_for(request, self.limit),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
             "seed": request.seed,
-            "stop_token_ids": s.stop,
+            "stop_token_ids": sampling.stop,
+            # Only our own stops end an answer, not what the server takes for the end.
             "ignore_eos": True,
+            # The prompt has its BOS, and the answer is read by its ids.
             "add_special_tokens": False,
             "skip_special_tokens": False,
             "return_token_ids": True,
             # Said even where off: for what is not said, vLLM takes the model's
             # generation_config.json.
-            "top_k": s.top_k,
+            "top_k": sampling.top_k,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
         }
-        return body | ({} if s.schema is None else {"structured_outputs": {"json": s.schema}})
+        if sampling.schema is not None:
+            body["structured_outputs"] = {"json": sampling.schema}
+        return body
 
-    def _ask(self, request: Request, body: dict[str, Any], left: Event) -> _Choice:
-        """The server's answer, in a thread, tried again as long as the fault may pass and the
-        iteration is not over.
+    def _ask(self, request: Request, body: Body, left: Event) -> _Choice:
+        """The server's answer, in a thread; tried again while the fault may pass.
+
+        It ends when ``left`` is set: then nobody waits for the answer.
         """
         for tried in range(1, self._options.retries + 2):
             if left.is_set():
@@ -203,14 +188,16 @@ class OpenAIEngine:
             except _Fault as error:
                 fault = error
             if tried <= self._options.retries:
+                # Random, so that many clients do not come back all at once.
                 pause = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tried - 1)))
-                left.wait(max(pause, min(fault.retry_after, self._options.timeout_seconds)))
+                wanted = min(fault.retry_after, self._options.timeout_seconds)
+                left.wait(max(pause, wanted))
         times = "once" if tried == 1 else f"{tried} times"
         raise EngineError(
             f"row {request.row}: {self._url}/completions was tried {times}; the last time: {fault}"
         )
 
-    def _post(self, request: Request, body: dict[str, Any]) -> _Choice:
+    def _post(self, request: Request, body: Body) -> _Choice:
         """One try. Raises _Fault for what may pass, EngineError for what will not."""
         try:
             response = self._client.post(
@@ -227,31 +214,27 @@ class OpenAIEngine:
         choice.check(body)
         return choice
 
-    def _trace(self, event: str, info: dict[str, Any]) -> None:
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Notes the socket of a connection that is made, by httpx's hook, for ``_hang_up``."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             with self._lock:
                 self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def _hang_up(self) -> None:
-        """Ends every connection, which ends every thread's waiting for it; a server that sees it
-        stops its work.
-        """
+        """Ends every connection, so no thread waits any more, and the server can stop its work."""
         with self._lock:
             for each in self._sockets:
                 with suppress(OSError):  # it is closed already
-                    socket.socket.shutdown(
-                        each, socket.SHUT_RDWR
-                    )  # TLS's own takes its state from under the reader
+                    # Not TLS's own, which takes its state from under the thread that reads.
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
 
     def _find(self, model: str) -> tuple[str, int | None]:
-        """The name under which the server has the model, and its max_model_len if the server
-        says.
-        """
+        """The server's name for the model, and its max_model_len if the server says it."""
         try:
             response = self._client.get(f"{self._url}/models", extensions={"trace": self._trace})
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             start = (
-                f"start one with `vllm serve {models.resolve(model)}`, or correct the address "
+                f"start one with `vllm serve {loading.resolve(model)}`, or correct the address "
                 f"(--server)"
             )
             raise EngineError(f"no server at {self._url}: {error}\n  {start}.") from error
@@ -263,13 +246,13 @@ class OpenAIEngine:
             raise EngineError(
                 f"{self._url}/models is no list of models: {_problem(error)}"
             ) from error
-        own = {model, models.resolve(model)}
-        found = (
-            [card for card in cards if card.id in own]
-            or [card for card in cards if card.root in own]
-            or cards
-        )
-        if not found or (found is cards and len(cards) > 1):
+        own = {model, loading.resolve(model)}
+        found = [card for card in cards if card.id in own]
+        if not found:
+            found = [card for card in cards if card.root in own]
+        if not found and len(cards) == 1:  # under whatever name, it is the one that was meant
+            found = cards
+        if not found:
             names = ", ".join(card.id for card in cards) or "nothing"
             raise EngineError(
                 f"{self._url} does not serve {model}; it serves {names}\n  --model names one of "
@@ -287,77 +270,106 @@ class _Fault(Exception):
 
 
 class _Card(BaseModel):
+    """A model that the server has."""
+
     id: str
     root: str | None = None  # in vLLM the folder or Hub id, whatever name it is served under
     max_model_len: int | None = None
 
 
 class _Models(BaseModel):
+    """The answer of /models."""
+
     data: list[_Card]
 
 
 class _Logprob(BaseModel):
+    """A token's natural log probability."""
+
     logprob: float
 
 
 class _Choice(BaseModel):
+    """A completion, as far as we read it."""
+
     finish_reason: Literal["stop", "length"]  # others are "abort" and "error"
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[int, _Logprob] | None] | None = None
+    """For each position, by token; nothing for the first, which nothing predicts."""
 
-    def check(self, body: dict[str, Any]) -> None:
-        """Raises _Fault if it is not a whole answer to the request, EngineError if such a server
-        never gives one.
+    def scores(self, request: Request) -> list[float]:
+        """The log probability of each of the prompt's tokens but the first."""
+        positions = (self.prompt_logprobs or [])[1:]
+        pairs = zip(request.tokens[1:], positions, strict=True)
+        return [by_token[token].logprob for token, by_token in pairs if by_token]
+
+    def check(self, body: Body) -> None:
+        """Raises _Fault if it is not a whole answer to the request.
+
+        Raises EngineError if such a server never gives one.
         """
         prompt = list(body["prompt"])
-        asked = body["max_tokens"]
         if self.token_ids is None:
             raise EngineError(f"{NO_IDS}.")
         if self.prompt_token_ids not in (None, prompt):
             raise EngineError("the server changes the prompt, such as by a second BOS")
-        if self.finish_reason == "length" and len(self.token_ids) != asked:
-            raise _Fault(
-                f"{len(self.token_ids)} tokens of {asked}, and yet finish_reason is 'length'"
-            )
+        got = len(self.token_ids)
+        most = body["max_tokens"]
+        if self.finish_reason == "length" and got != most:
+            raise _Fault(f"{got} tokens of {most}, and yet finish_reason is 'length'")
         if "prompt_logprobs" in body:
             if self.prompt_logprobs is None:
                 raise EngineError(
                     "the server gives no prompt_logprobs, which scores are made of; vLLM's server "
                     "does"
                 )
-            told = [
-                token in (of or {})
-                for token, of in zip(prompt[1:], self.prompt_logprobs[1:], strict=False)
-            ]
-            if not all(told) or len(told) != len(prompt) - 1:
+            positions = self.prompt_logprobs[1:]
+            pairs = list(zip(prompt[1:], positions, strict=False))
+            known = all(token in (by_token or {}) for token, by_token in pairs)
+            if not known or len(pairs) != len(prompt) - 1:
                 raise _Fault("prompt_logprobs are not of the prompt's tokens")
 
 
 class _Answer(BaseModel):
+    """The answer of /completions."""
+
     choices: Annotated[list[_Choice], Field(min_length=1)]
 
 
+def _client(options: EngineOptions) -> httpx2.Client:
+    """A client with a connection for each request at a time, and the user's key, if any."""
+    key = os.environ.get("OPENAI_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    n = options.concurrency
+    seconds = options.timeout_seconds
+    return httpx2.Client(
+        headers=headers,
+        limits=httpx2.Limits(max_connections=n, max_keepalive_connections=n),
+        timeout=httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+    )
+
+
 def _base(server: str) -> str:
-    """The address up to and with /v1, from any of the ways to write it. Raises EngineError for a
-    chat endpoint.
+    """The address up to and with /v1, from any of the ways to write it.
+
+    Raises EngineError for a chat endpoint.
     """
     url = server.rstrip("/")
     if url.endswith("/chat/completions"):
         raise EngineError(f"{server}: {CHAT_ONLY}.")
-    url = url.removesuffix("/completions")
-    return url if url.endswith("/v1") else f"{url}/v1"
+    return url.removesuffix("/completions").removesuffix("/v1") + "/v1"
 
 
 def _problem(error: ValidationError) -> str:
-    """The first thing that is wrong with an answer, as in ``choices.0.finish_reason: Field
-    required``.
-    """
+    """The first thing that is wrong with an answer: choices.0.finish_reason: Field required."""
     problem = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, problem['loc'])) or 'the answer'}: {problem['msg']}"
+    place = ".".join(map(str, problem["loc"]))
+    return f"{place or 'the answer'}: {problem['msg']}"
 
 
 def _refusal(request: Request, response: httpx2.Response) -> _Fault | EngineError:
+    """The error for an answer that is not 200."""
     status = response.status_code
     said = _said(response)
     if status in TRANSIENT or status >= 500:
@@ -368,23 +380,20 @@ def _refusal(request: Request, response: httpx2.Response) -> _Fault | EngineErro
 
 
 def _said(response: httpx2.Response) -> str:
-    """The status and the server's message, which vLLM and OpenAI wrap as error.message and FastAPI
-    as detail.
-    """
+    """The status and the server's message."""
     text = response.text
     status = response.status_code
     with suppress(ValueError, AttributeError):  # it is not such JSON
+        # vLLM and OpenAI wrap the message as error.message, FastAPI as detail.
         found = response.json().get("error") or response.json().get("detail") or text
-        text = str(found.get("message", found) if isinstance(found, dict) else found)
-    hint = (
-        "\n  The environment variable OPENAI_API_KEY is what the server is given."
-        if status in (401, 403)
-        else ""
-    )
-    return (
-        f"{status} {response.reason_phrase}: {' '.join(text.split())[:500]}".removesuffix(": ")
-        + hint
-    )
+        if isinstance(found, dict):
+            found = found.get("message", found)
+        text = str(found)
+    short = " ".join(text.split())[:500]
+    said = f"{status} {response.reason_phrase}: {short}".removesuffix(": ")
+    if status in (401, 403):
+        said += "\n  The environment variable OPENAI_API_KEY is what the server is given."
+    return said
 
 
 def _seconds(retry_after: str) -> float:

@@ -1,7 +1,7 @@
 """The engine for any machine: a plain loop over transformers, batched, with a key-value cache.
 
 Every row draws its tokens from its own stream of uniform numbers (Philox, keyed by the request's
-seed) by inverting the cumulative distribution in float64, so what else is in the batch does not
+seed), by inverting the cumulative distribution in float64. So what else is in the batch does not
 matter.
 """
 
@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from replaykit import models
-from replaykit.engines import Completion, Request, until_none
+from replaykit.engines import Completion, Request, room_for, until_none
 from replaykit.errors import EngineError
-from replaykit.head import NUMBERS, Head, split_head
-from replaykit.settings import EngineOptions
+from replaykit.model import loading
+from replaykit.model.lm_head import NUMBERS, Head, split_head
+from replaykit.recipe.engine import EngineOptions
 
 BATCH_ROWS = 64
-READ_AHEAD = 1024  # requests to choose from, so that a batch has rows of like length
+# Requests to choose from, so that a batch has rows of similar length.
+READ_AHEAD = 1024
 
 
 class TransformersEngine:
@@ -39,31 +40,30 @@ class TransformersEngine:
                 f"only, and transformers "
                 f"has it on one; take `--engine vllm`, or leave tensor_parallel at 1"
             )
-        self.model: Any = models.load_model(model, revision) if isinstance(model, str) else model
+        self.model: Any = loading.load_model(model, revision) if isinstance(model, str) else model
         self.model.eval()
         self._head: Head | None = None
-        self._apart = True  # until it is known that this model has no head of its own
+        # Whether the head may be apart from the rest, which the first scoring finds out.
+        self._apart = True
+        # Models with relative positions, such as T5, have no such number.
         self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         waiting = iter(requests)
-        ahead = list[Request]()
+        ahead: list[_Row] = []
         while True:
             for request in until_none(waiting, READ_AHEAD - len(ahead), unanswered=bool(ahead)):
-                if len(request.tokens) >= self.limit:
-                    raise EngineError(
-                        f"row {request.row}: its prompt has {len(request.tokens)} tokens and the "
-                        f"model reads {self.limit}"
-                    )
-                ahead.append(request)
+                ahead.append(_Row(request, room_for(request, self.limit)))
             if not ahead:
                 return
             # The one that has waited longest and those nearest to it in length: little padding, and
             # none waits for good.
-            distance = [abs(len(request.tokens) - len(ahead[0].tokens)) for request in ahead]
+            oldest = ahead[0].length
+            distance = [abs(row.length - oldest) for row in ahead]
             batch = sorted(range(len(ahead)), key=distance.__getitem__)[:BATCH_ROWS]
             yield from self._batch([ahead[k] for k in batch])
-            ahead = [ahead[k] for k in sorted(set(range(len(ahead))) - set(batch))]
+            taken = set(batch)
+            ahead = [row for k, row in enumerate(ahead) if k not in taken]
 
     @torch.inference_mode()
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
@@ -82,22 +82,15 @@ class TransformersEngine:
         torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _batch(self, requests: list[Request]) -> Iterator[Completion]:
+    def _batch(self, rows: list[_Row]) -> Iterator[Completion]:
         """Completes one batch; rows that are done leave it when they are half of it."""
-        rows = [
-            _Row(request, min(request.sampling.max_tokens, self.limit - len(request.tokens)))
-            for request in requests
-        ]
-        reading = (_Encoded if self.model.config.is_encoder_decoder else _Decoder)(
-            self.model, requests
-        )
+        reader = _Encoded if self.model.config.is_encoder_decoder else _Decoder
+        reading = reader(self.model, [row.request.tokens for row in rows])
         while rows:
             chosen = _draw(reading.logits().float(), rows)
             for row, token in zip(rows, chosen, strict=True):
                 if not row.done and row.take(token):
-                    yield Completion(
-                        row.request.row, tuple(row.tokens), "stop" if row.stopped else "length"
-                    )
+                    yield row.completion()
             reading.take(chosen)
             alive = [k for k, row in enumerate(rows) if not row.done]
             if len(alive) <= len(rows) // 2:
@@ -105,41 +98,44 @@ class TransformersEngine:
                 rows = [rows[k] for k in alive]
 
     def _score_batch(self, sequences: list[Sequence[int]]) -> Iterator[list[float]]:
-        """The scores of one right-padded batch, of at most NUMBERS logits at a time (or those of
-        one token).
+        """The scores of one right-padded batch, of at most NUMBERS logits at a time.
+
+        Where that is less than those of one token, they are those of one token.
         """
         width = max(map(len, sequences))
-        ids = torch.tensor(
-            [[*tokens, *[0] * (width - len(tokens))] for tokens in sequences],
-            device=self.model.device,
-        )
+        padded = [[*tokens, *[0] * (width - len(tokens))] for tokens in sequences]
+        ids = torch.tensor(padded, device=self.model.device)
         if self._head is None and self._apart:
             self._head = split_head(self.model)
             self._apart = self._head is not None
-        room = max(
-            1, NUMBERS // self.model.get_output_embeddings().out_features
-        )  # tokens at a time
+        vocabulary = self.model.get_output_embeddings().out_features
+        room = max(1, NUMBERS // vocabulary)  # tokens at a time
         if self._head is not None:
-            hidden = self._head.hidden(self.model, {"input_ids": ids})[:, :-1].flatten(0, 1)
-            tokens = ids[:, 1:].flatten()
-            pairs = zip(hidden.split(room), tokens.split(room), strict=True)
-            found = [_chosen(self._head.logits(states), wanted) for states, wanted in pairs]
-        # the model does something to its logits: they are asked for, of as many rows as there is
-        # room for
+            found = self._by_token(self._head, ids, room)
         else:
-            found = [
-                _chosen(
-                    self.model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1),
-                    some[:, 1:].flatten(),
-                )
-                for some in ids.split(max(1, room // width))
-            ]
+            found = self._by_row(ids, max(1, room // width))
         scores = torch.cat(found).view(len(ids), -1).tolist()
+        # A score is of the token after its position, so padding on the right comes after the end.
         yield from (row[: len(tokens) - 1] for tokens, row in zip(sequences, scores, strict=True))
+
+    def _by_token(self, head: Head, ids: torch.Tensor, room: int) -> list[torch.Tensor]:
+        """The log probabilities of ids [rows, width], logits being made of ``room`` tokens."""
+        hidden = head.hidden(self.model, {"input_ids": ids})[:, :-1].flatten(0, 1)
+        tokens = ids[:, 1:].flatten()
+        pairs = zip(hidden.split(room), tokens.split(room), strict=True)
+        return [_chosen(head.logits(states), wanted) for states, wanted in pairs]
+
+    def _by_row(self, ids: torch.Tensor, room: int) -> list[torch.Tensor]:
+        """The same from a model that does something to its logits, logits being made of rows."""
+        found = []
+        for part in ids.split(room):
+            logits = self.model(input_ids=part, use_cache=False).logits[:, :-1]
+            found.append(_chosen(logits.flatten(0, 1), part[:, 1:].flatten()))
+        return found
 
 
 def _chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities [n] of tokens [n] by logits [n, vocabulary]."""
+    """The log probabilities [n] of tokens [n] by logits [n, vocabulary], in float32."""
     logits = logits.float()
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
 
@@ -147,21 +143,19 @@ def _chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 class _Decoder:
     """A left-padded batch as a decoder reads it: what it has read is in its cache."""
 
-    def __init__(self, model: Any, requests: list[Request]):
-        device = model.device
-        width = max(len(request.tokens) for request in requests)
+    def __init__(self, model: Any, prompts: list[tuple[int, ...]]):
+        width = max(map(len, prompts))
+        ids = [[0] * (width - len(tokens)) + list(tokens) for tokens in prompts]
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]
         self.model = model
         self.cache = None
-        self.ids = torch.tensor(
-            [[0] * (width - len(r.tokens)) + list(r.tokens) for r in requests], device=device
-        )
-        self.mask = torch.tensor(
-            [[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in requests], device=device
-        )
+        self.ids = torch.tensor(ids, device=model.device)
+        self.mask = torch.tensor(mask, device=model.device)
+        # Padding has position 0; it is masked, so any would do.
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
 
     def logits(self) -> torch.Tensor:
-        """Of each row's next token, [rows, vocabulary]."""
+        """The logits of each row's next token, [rows, vocabulary]."""
         out = self.model(
             input_ids=self.ids,
             attention_mask=self.mask,
@@ -174,11 +168,13 @@ class _Decoder:
         return out.logits[:, -1]
 
     def take(self, tokens: list[int]) -> None:
+        """The next token of each row, to be read in the next call of the model."""
         self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
         self.positions = self.positions[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
 
     def keep(self, rows: list[int]) -> None:
+        """Leaves only these rows in the batch."""
         kept = torch.tensor(rows, device=self.ids.device, dtype=torch.long)
         self.ids = self.ids[kept]
         self.mask = self.mask[kept]
@@ -187,26 +183,23 @@ class _Decoder:
 
 
 class _Encoded:
-    """A batch of which an encoder has read the questions, and a decoder writes the answers."""
+    """A right-padded batch: an encoder has read the questions, a decoder writes the answers."""
 
-    def __init__(self, model: Any, requests: list[Request]):
-        device = model.device
-        width = max(len(request.tokens) for request in requests)
+    def __init__(self, model: Any, prompts: list[tuple[int, ...]]):
+        width = max(map(len, prompts))
+        ids = [list(tokens) + [0] * (width - len(tokens)) for tokens in prompts]
+        mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in prompts]
         self.model = model
         self.cache = None
-        ids = torch.tensor(
-            [list(r.tokens) + [0] * (width - len(r.tokens)) for r in requests], device=device
+        self.mask = torch.tensor(mask, device=model.device)
+        self.read = model.get_encoder()(
+            input_ids=torch.tensor(ids, device=model.device), attention_mask=self.mask
         )
-        self.mask = torch.tensor(
-            [[1] * len(r.tokens) + [0] * (width - len(r.tokens)) for r in requests], device=device
-        )
-        self.read = model.get_encoder()(input_ids=ids, attention_mask=self.mask)
-        self.ids = torch.full(
-            (len(requests), 1), model.config.decoder_start_token_id, device=device
-        )
+        start = model.config.decoder_start_token_id
+        self.ids = torch.full((len(prompts), 1), start, device=model.device)
 
     def logits(self) -> torch.Tensor:
-        """Of each row's next token, [rows, vocabulary]."""
+        """The logits of each row's next token, [rows, vocabulary]."""
         out = self.model(
             encoder_outputs=self.read,
             attention_mask=self.mask,
@@ -218,9 +211,11 @@ class _Encoded:
         return out.logits[:, -1]
 
     def take(self, tokens: list[int]) -> None:
+        """The next token of each row, to be read in the next call of the model."""
         self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
 
     def keep(self, rows: list[int]) -> None:
+        """Leaves only these rows in the batch."""
         kept = torch.tensor(rows, device=self.ids.device, dtype=torch.long)
         self.ids = self.ids[kept]
         self.mask = self.mask[kept]
@@ -235,16 +230,28 @@ class _Row:
         self.request = request
         self.room = room
         self.tokens: list[int] = []
-        self.stopped = self.done = False
-        self._uniform = np.random.Generator(np.random.Philox(key=request.seed))
+        self.stopped = False
+        self.done = False
+        self._stream = np.random.Generator(np.random.Philox(key=request.seed))
+
+    @property
+    def length(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.request.tokens)
 
     def uniform(self) -> float:
-        return float(self._uniform.random())
+        """The next number of the row's own stream, in [0, 1)."""
+        return float(self._stream.random())
+
+    def completion(self) -> Completion:
+        reason: Literal["stop", "length"] = "stop" if self.stopped else "length"
+        return Completion(self.request.row, tuple(self.tokens), reason)
 
     def take(self, token: int) -> bool:
         """Adds a token, or sees that the row is finished; returns whether it is."""
         if token in self.request.sampling.stop:
-            self.stopped = self.done = True
+            self.stopped = True
+            self.done = True
         else:
             self.tokens.append(token)
             self.done = len(self.tokens) >= self.room
@@ -252,19 +259,19 @@ class _Row:
 
 
 def _draw(logits: torch.Tensor, rows: list[_Row]) -> list[int]:
-    """The next token of each row from logits [rows, vocabulary], by each row's own sampling and
-    stream.
-    """
+    """The next token of each row from logits [rows, vocabulary], by its own sampling and stream."""
     tokens = logits.argmax(dim=1).tolist()
-    sampled = [
-        k for k, row in enumerate(rows) if row.request.sampling.temperature > 0 and not row.done
-    ]
-    cut = [
-        k for k in sampled if rows[k].request.sampling.top_k or rows[k].request.sampling.top_p < 1
-    ]
-    # What is cut is drawn in another order of the tokens than what is not, so a row must not depend
-    # on its neighbours.
-    for group in (sorted({*sampled} - {*cut}), cut):
+    # What is cut is drawn in another order of the tokens than what is not. So they are drawn apart,
+    # and a row does not depend on its neighbours.
+    whole: list[int] = []
+    cut: list[int] = []
+    for k, row in enumerate(rows):
+        sampling = row.request.sampling
+        if row.done or sampling.temperature <= 0:
+            continue
+        group = cut if sampling.top_k or sampling.top_p < 1 else whole
+        group.append(k)
+    for group in (whole, cut):
         if group:
             chosen = _draw_alike(logits[group], [rows[k] for k in group], cut=group is cut)
             for k, token in zip(group, chosen, strict=True):
@@ -273,8 +280,10 @@ def _draw(logits: torch.Tensor, rows: list[_Row]) -> list[int]:
 
 
 def _draw_alike(logits: torch.Tensor, rows: list[_Row], *, cut: bool) -> list[int]:
-    """As _draw, of rows that are all sampled, and all or none ``cut``: to the top k, and of what is
-    left to top-p.
+    """As ``_draw``, of rows that are all sampled, and all or none of them ``cut``.
+
+    To cut is to keep the ``top_k`` most probable tokens, and of those the fewest with ``top_p`` of
+    their probability.
     """
     settings = [row.request.sampling for row in rows]
     temperature = logits.new_tensor([s.temperature for s in settings], dtype=torch.float64)[:, None]
@@ -286,12 +295,13 @@ def _draw_alike(logits: torch.Tensor, rows: list[_Row], *, cut: bool) -> list[in
         top_k = torch.tensor([s.top_k or size for s in settings], device=logits.device)[:, None]
         top_p = probabilities.new_tensor([s.top_p for s in settings])[:, None]
         places = order
+        # Stable, so that among equal tokens the order is that of their ids on every machine.
         probabilities, order = probabilities.sort(dim=1, descending=True, stable=True)
         probabilities = probabilities.masked_fill(places >= top_k, 0.0)
         before = probabilities.cumsum(dim=1) - probabilities
-        probabilities = probabilities.masked_fill(
-            before >= top_p * probabilities.sum(dim=1, keepdim=True), 0.0
-        )
+        beyond = before >= top_p * probabilities.sum(dim=1, keepdim=True)
+        probabilities = probabilities.masked_fill(beyond, 0.0)
+    # The number picks the token whose stretch of the cumulative distribution it lies in.
     heights = probabilities.cumsum(dim=1)
     place = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).clamp(max=size - 1)
     return order.gather(1, place)[:, 0].tolist()

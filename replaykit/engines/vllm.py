@@ -1,5 +1,4 @@
-"""The engine for a GPU, and on trial for any CPU: vLLM, in processes of its own, with a bounded
-number of requests.
+"""The engine for a GPU, and on trial for any CPU: vLLM, in processes of its own.
 
 What vLLM writes while it starts, and its processes ever after, goes to a temporary file that is
 read only to say why it failed; nothing reaches stdout. Set VLLM_LOGGING_LEVEL=INFO to see it all on
@@ -24,25 +23,35 @@ from typing import IO, Any
 
 import torch
 
-from replaykit import models
-from replaykit.engines import Completion, Request, Sampling, until_none
+from replaykit.engines import (
+    Completion,
+    Request,
+    Sampling,
+    in_order,
+    room_for,
+    to_score,
+    until_none,
+)
 from replaykit.engines.children import Guard
 from replaykit.errors import EngineError
-from replaykit.settings import EngineOptions
+from replaykit.model import loading
+from replaykit.recipe.engine import EngineOptions
 
-# Each gives way to the user's own. Spawn, because a fork of a process with OpenMP threads may hang.
+# Each gives way to the user's own setting. Spawn, because a fork of a process with OpenMP threads
+# may hang.
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-# The cache in GiB; and no compiler, which enforce_eager leaves in the log-probabilities: 20 s
-# before the first.
+# The cache in GiB; and no compiler, which enforce_eager leaves in the log probabilities, where the
+# first one would take 20 s.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 TESTED = "0.32"
-USED = {  # what is used of vLLM, which renames much from one version to the next
+# What is used of vLLM, which renames much from one version to the next.
+USED = {
     "vllm": ["LLM", "SamplingParams"],
     "vllm.exceptions": ["VLLMClientError"],
     "vllm.inputs": ["tokens_input"],
@@ -52,15 +61,14 @@ USED = {  # what is used of vLLM, which renames much from one version to the nex
 # JSON without spaces and line breaks between its parts: a small model may write those until
 # max_tokens.
 STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
-SCORING = {
-    "prompt_logprobs": 0,
-    "flat_logprobs": True,
-}  # only the tokens' own log-probabilities, as one list
+# Only the tokens' own log probabilities, as one list.
+SCORING = {"prompt_logprobs": 0, "flat_logprobs": True}
 
 
 class VllmEngine:
-    """A causal language model in vLLM. ``limit`` is what its cache holds, at most what the model
-    reads.
+    """A causal language model in vLLM.
+
+    ``limit`` is what its cache holds, at most what the model reads.
     """
 
     name = "vllm"
@@ -68,34 +76,29 @@ class VllmEngine:
     def __init__(
         self, model: str, *, revision: str | None = None, options: EngineOptions | None = None
     ):
-        models.load_tokenizer(model, revision)  # says in a line what vLLM would say in a hundred
+        # A model that is not there is said in a line, where vLLM would take a hundred.
+        loading.load_tokenizer(model, revision)
+        options = options or EngineOptions(name="vllm")
         self._log: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - open until close()
         self._guard = Guard()
         try:
             with _aside(self._log):
                 self._vllm = _imported()
-                options = options or EngineOptions(name="vllm")
-                self._llm: Any = _start(
-                    self._vllm, model, revision, options, self._log, self._guard
-                )
+                with self._guard.adopting(), _interruptible():
+                    self._llm: Any = _start(self._vllm, model, revision, options, self._log)
         except BaseException:
             self._guard.end()
             raise
         outputs = getattr(self._llm.llm_engine.engine_core, "outputs_queue", None)
-        Thread(
-            target=_say_when_dead,
-            args=(self._vllm.EngineDeadError(), outputs, self._guard),
-            daemon=True,
-        ).start()
+        watching = (self._vllm.EngineDeadError(), outputs, self._guard)
+        Thread(target=_say_when_dead, args=watching, daemon=True).start()
         self._names = map(str, count())
-        self._finished: dict[
-            str, Any
-        ] = {}  # outputs by name, until the iteration that asked takes them
+        # Outputs by request name, until the iteration that made the request takes them.
+        self._finished: dict[str, Any] = {}
         config = self._llm.llm_engine.vllm_config
         self.limit: int = config.model_config.max_model_len
-        self.read_ahead: int = (
-            2 * config.scheduler_config.max_num_seqs
-        )  # one batch at work and one at the door
+        # One batch at work and one at the door.
+        self.read_ahead: int = 2 * config.scheduler_config.max_num_seqs
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         with closing(self._run(requests)) as answers:
@@ -104,25 +107,16 @@ class VllmEngine:
                 reason = answer.outputs[0].finish_reason
                 if reason not in ("stop", "length"):
                     raise EngineError(f"row {request.row}: vLLM ended it with '{reason}'")
-                yield Completion(
-                    request.row, tuple(tokens[:-1] if reason == "stop" else tokens), reason
-                )
+                if reason == "stop":
+                    tokens = tokens[:-1]  # vLLM returns the stop token too
+                yield Completion(request.row, tuple(tokens), reason)
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        # vLLM must draw one token. A request with prompt_logprobs reads no cached prefix, so no
-        # position is missing.
-        requests = (
-            Request(k, tuple(s), Sampling(temperature=0.0, max_tokens=1))
-            for k, s in enumerate(sequences)
-        )
-        waiting: dict[int, list[float]] = {}
-        turn = 0
-        with closing(self._run(requests, **SCORING)) as answers:
-            for request, answer in answers:
-                waiting[request.row] = list(answer.prompt_logprobs.logprobs)
-                while turn in waiting:
-                    yield waiting.pop(turn)
-                    turn += 1
+        # A request with prompt_logprobs reads no cached prefix, so no position is missing.
+        with closing(self._run(to_score(sequences), **SCORING)) as answers:
+            yield from in_order(
+                (request.row, list(answer.prompt_logprobs.logprobs)) for request, answer in answers
+            )
 
     def close(self) -> None:
         if self._llm is not None:
@@ -134,28 +128,31 @@ class VllmEngine:
     def _run(
         self, requests: Iterable[Request | None], **more: Any
     ) -> Generator[tuple[Request, Any], None, None]:
-        """Each request with vLLM's output, as they finish. One iteration may feed another, and may
-        be left early.
+        """Each request with vLLM's output, as they finish.
+
+        ``more`` are further sampling parameters. One iteration may feed another, and may be left
+        early.
         """
         engine = self._llm.llm_engine
         waiting = iter(requests)
-        flying = dict[str, Request]()
+        flying: dict[str, Request] = {}
         try:
             while True:
-                for request in until_none(
-                    waiting, self.read_ahead - len(flying), unanswered=bool(flying)
-                ):
+                room = self.read_ahead - len(flying)
+                for request in until_none(waiting, room, unanswered=bool(flying)):
                     flying[self._add(request, more)] = request
                 if not flying:
                     return
-                while not (ready := [name for name in self._finished if name in flying]):
+                # A step of the engine may also finish what another iteration waits for.
+                ready = [name for name in self._finished if name in flying]
+                while not ready:
                     self._finished.update((output.request_id, output) for output in engine.step())
+                    ready = [name for name in self._finished if name in flying]
                 for name in ready:
                     yield flying.pop(name), self._finished.pop(name)
         except self._vllm.EngineDeadError as error:
-            reason = _reason(
-                self._log, "it said nothing, so perhaps it was killed for want of memory"
-            )
+            silent = "it said nothing, so perhaps it was killed for want of memory"
+            reason = _reason(self._log, silent)
             self.close()
             raise EngineError(
                 f"vLLM's process ended: {reason}; VLLM_LOGGING_LEVEL=INFO shows more"
@@ -167,58 +164,48 @@ class VllmEngine:
                     self._finished.pop(name, None)
 
     def _add(self, request: Request, more: dict[str, Any]) -> str:
+        """Gives vLLM the request; returns the name by which its output comes."""
         name = next(self._names)
-        size = len(request.tokens)
-        if size >= self.limit:
-            raise EngineError(
-                f"row {request.row}: its prompt has {size} tokens and the model reads {self.limit}"
-            )
+        max_tokens = room_for(request, self.limit)
         try:
-            params = self._vllm.SamplingParams(
-                **_settings(self._vllm, request, self.limit - size), **more
-            )
-            self._llm.llm_engine.add_request(
-                name, self._vllm.tokens_input(list(request.tokens)), params
-            )
-        except (
-            self._vllm.VLLMClientError,
-            ValueError,
-        ) as error:  # such as a token that the model does not have
+            settings = _settings(self._vllm, request, max_tokens) | more
+            params = self._vllm.SamplingParams(**settings)
+            tokens = self._vllm.tokens_input(list(request.tokens))
+            self._llm.llm_engine.add_request(name, tokens, params)
+        except (self._vllm.VLLMClientError, ValueError) as error:
+            # Such as about a token that the model does not have.
             reason = " ".join(str(error).split())
             raise EngineError(f"row {request.row}: vLLM refuses it: {reason}") from error
         return name
 
 
-def _settings(vllm: SimpleNamespace, request: Request, room: int) -> dict[str, Any]:
-    """The fields of vLLM's SamplingParams for a request whose prompt leaves room for so many
-    tokens.
-    """
-    s = request.sampling
-    schema = (
-        {}
-        if s.schema is None
-        else {"structured_outputs": vllm.StructuredOutputsParams(json=s.schema)}
-    )
-    # With ignore_eos nothing but stop_token_ids ends an answer. Where the JSON is complete, the
-    # schema admits the model's own end-of-sequence too, whether it is a stop or not; ignored there,
-    # it would be followed by text without a schema.
-    return {
-        "temperature": s.temperature,
-        "top_p": s.top_p,
-        "top_k": s.top_k,
+def _settings(vllm: SimpleNamespace, request: Request, max_tokens: int) -> dict[str, Any]:
+    """The fields of vLLM's SamplingParams for a request."""
+    sampling = request.sampling
+    settings = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
         "seed": request.seed,
-        "stop_token_ids": list(s.stop),
-        "max_tokens": min(s.max_tokens, room),
-        "ignore_eos": s.schema is None,
+        "stop_token_ids": list(sampling.stop),
+        "max_tokens": max_tokens,
+        # Nothing but stop_token_ids ends an answer.
+        "ignore_eos": True,
         "detokenize": False,
         "output_kind": vllm.RequestOutputKind.FINAL_ONLY,
-        **schema,
     }
+    if sampling.schema is not None:
+        settings["structured_outputs"] = vllm.StructuredOutputsParams(json=sampling.schema)
+        # Where the JSON is complete, the schema admits the model's own end-of-sequence too, whether
+        # it is a stop or not; ignored there, it would be followed by text without a schema.
+        settings["ignore_eos"] = False
+    return settings
 
 
 def _imported() -> SimpleNamespace:
-    """What is USED of vLLM, and its version. Raises EngineError where there is no vLLM, or one that
-    lacks some of it.
+    """What is USED of vLLM, and its version.
+
+    Raises EngineError where there is no vLLM, or one that lacks some of it.
     """
     version = "here"
     found = {}
@@ -238,7 +225,8 @@ def _imported() -> SimpleNamespace:
                 ) from error
     vllm = SimpleNamespace(version=version, **found)
     used = _settings(vllm, Request(0, (), Sampling(schema="{}")), 1) | SCORING
-    if unknown := sorted(set(used) - set(signature(vllm.SamplingParams).parameters)):
+    unknown = sorted(set(used) - set(signature(vllm.SamplingParams).parameters))
+    if unknown:
         fields = "fields" if len(unknown) > 1 else "field"
         raise EngineError(
             f"vLLM {version} has no sampling {fields} {', '.join(map(repr, unknown))}; replaykit "
@@ -248,47 +236,44 @@ def _imported() -> SimpleNamespace:
 
 
 def _start(
-    vllm: SimpleNamespace,
-    model: str,
-    revision: str | None,
-    options: EngineOptions,
-    log: IO[bytes],
-    guard: Guard,
+    vllm: SimpleNamespace, model: str, revision: str | None, options: EngineOptions, log: IO[bytes]
 ) -> Any:
+    """A loaded vllm.LLM. Raises EngineError, with what vLLM said and what to do."""
     gpu = torch.cuda.is_available()
-    device: dict[str, Any] = (
-        {"dtype": "auto"} if gpu else {"dtype": "float32", "enforce_eager": True}
-    )
-    os.environ.update({} if gpu else CPU_ENVIRONMENT | os.environ)
-    try:  # max_model_len -1 is as long as the cache holds
-        name = models.resolve(model)
-        device["tokenizer_revision"] = revision
-        with guard.adopting(), _interruptible():
-            return vllm.LLM(
-                name,
-                revision=revision,
-                max_model_len=-1,
-                load_format="safetensors",
-                language_model_only=True,
-                tensor_parallel_size=options.tensor_parallel,
-                structured_outputs_config=STRUCTURED,
-                **device,
-            )
+    device: dict[str, Any] = {"dtype": "auto"}
+    if not gpu:
+        # In float32 the numbers are those of the transformers engine; most CPUs emulate bfloat16.
+        device = {"dtype": "float32", "enforce_eager": True}
+        os.environ.update(CPU_ENVIRONMENT | os.environ)
+    try:
+        return vllm.LLM(
+            loading.resolve(model),
+            revision=revision,
+            tokenizer_revision=revision,
+            max_model_len=-1,  # as long as the cache holds
+            load_format="safetensors",
+            language_model_only=True,
+            tensor_parallel_size=options.tensor_parallel,
+            structured_outputs_config=STRUCTURED,
+            **device,
+        )
     except Exception as error:  # vLLM has no one error for this
         reason = _reason(log, " ".join(str(error).split()))
         if isinstance(error, TypeError) and "unexpected keyword" in str(error):
             raise EngineError(
                 f"vLLM {vllm.version}: {error}; replaykit is tested with {TESTED}"
             ) from error
-        refused = models.cannot_load(model, ValueError(reason))
-        less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
-        hint = f"\n  {less}, or take a smaller model." if "memory" in str(refused).lower() else ""
-        raise EngineError(f"{refused}{hint}") from error
+        refused = str(loading.cannot_load(model, ValueError(reason)))
+        if "memory" in refused.lower():
+            less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
+            refused += f"\n  {less}, or take a smaller model."
+        raise EngineError(refused) from error
 
 
 def _say_when_dead(error: Exception, outputs: Any, guard: Guard) -> None:
-    """Gives the error to whoever waits for vLLM's next output; after a SIGKILL, vLLM 0.32 itself
-    lets them wait for good.
+    """Gives the error to whoever waits for vLLM's next output when one of its processes has ended.
+
+    After a SIGKILL vLLM 0.32 itself lets them wait for good.
     """
     guard.wait()
     if outputs is not None:
@@ -301,8 +286,10 @@ class _Interrupted(BaseException):
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends what is inside. While vLLM waits for its processes to start, it catches
-    KeyboardInterrupt and waits on.
+    """Ctrl-C ends what is inside.
+
+    While vLLM waits for its processes to start, it catches KeyboardInterrupt and waits on, so here
+    Ctrl-C raises another exception.
     """
 
     def interrupt(*_: object) -> None:
@@ -322,10 +309,9 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _aside(log: IO[bytes]) -> Iterator[None]:
-    """With ENVIRONMENT, and with what is written to stdout and stderr, here and by new processes,
-    gone to ``log``.
-    """
+    """With ENVIRONMENT, and with stdout and stderr, of new processes too, going to ``log``."""
     before = dict(os.environ)
+    # The descriptors, since vLLM's processes and its compiled parts write past sys.stdout.
     kept = [(stream, os.dup(stream)) for stream in (1, 2)]
     target = 2 if "VLLM_LOGGING_LEVEL" in before else log.fileno()
     sys.stdout.flush()
@@ -344,9 +330,9 @@ def _aside(log: IO[bytes]) -> Iterator[None]:
 
 
 def _reason(log: IO[bytes], else_: str) -> str:
-    """The first error that vLLM wrote, the root of those after it; or else this, where it wrote
-    none.
-    """
+    """The first error that vLLM wrote, the root of those after it; or else ``else_``."""
     log.seek(0)
     found = re.search(r"\b\w*(?:Error|Exception): (.+)", log.read().decode(errors="replace"))
-    return found[1] if found else else_
+    if found is None:
+        return else_
+    return found[1]

@@ -2,12 +2,12 @@
 
     engine = Workers("llama3", options=EngineOptions(name="vllm", workers=4))  # on four GPUs
 
-Requests go out in turn to the worker that has the fewest, a bounded number to each, and come back
-as they finish. Every request draws by its own seed, so the rows are those of one engine. What a
-worker that dies had not answered, the others do.
+A request goes to the worker that has the fewest, a bounded number to each, and completions come
+back as they finish. Every request draws by its own seed, so the rows are those of one engine. What
+a worker has not answered when it dies, the others do.
 
-The parent sends lists of jobs and lists of numbers to drop; a worker sends one answer at a time.
-Its end, and the parent's, is the end of the pipe.
+The parent sends lists of jobs, and lists of the numbers of jobs to drop; a worker sends one answer
+at a time. Each side sees the other's death as the end of the pipe.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from typing import Any
 
 import torch
 
-from replaykit import models
-from replaykit.engines import Completion, Engine, Request, choose, load_engine, until_none
+from replaykit.engines import Completion, Engine, Request, choose, in_order, load_engine, until_none
 from replaykit.engines.children import deaf
 from replaykit.errors import EngineError, ReplaykitError
-from replaykit.settings import EngineOptions
+from replaykit.model import loading
+from replaykit.recipe.engine import EngineOptions
 
 ROUND = 64  # requests to a worker that are read before any are sent
 GRACE_SECONDS = 10  # for a worker to close its engine
 
 log = logging.getLogger(__name__)
 
-
 _Work = Request | tuple[int, ...]
+"""What to do: complete a request, or score tokens."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request, or tokens to score. ``number`` is this job's alone; ``row`` is what errors call
-    it.
-    """
+    """A piece of work on its way."""
 
     number: int
+    """This job's alone: two iterations may have the same row."""
     row: int
+    """What errors call it."""
     work: _Work
 
 
@@ -78,37 +78,40 @@ class _Drop(list[int]):
 
 @dataclass
 class _Stream:
-    """One iteration: the numbers that it waits for, with their places, and what has come for it."""
+    """One iteration over ``complete`` or ``score``."""
 
     places: dict[int, int] = field(default_factory=dict)
+    """The numbers of the jobs that it waits for, with their places in the iteration."""
     ready: deque[tuple[int, Any]] = field(default_factory=deque)
+    """The answers that have come for it, by number."""
 
 
 # --- the parent -----------------------------------------------------------------------------------
 
 
 class Workers:
-    """As many engines as ``options.workers``, of one model given by name or folder. ``limit`` is
-    the smallest of theirs.
+    """As many engines as ``options.workers``, of one model given by name or folder.
 
     On GPUs each has ``options.tensor_parallel`` of the visible ones for itself; on a CPU they share
-    out the threads.
+    out the threads. ``limit`` is the smallest of theirs.
     """
 
     def __init__(self, model: str, *, revision: str | None = None, options: EngineOptions):
-        models.resolve(model)  # a misspelt name is found before any process starts
+        loading.resolve(model)  # a misspelt name is found before any process starts
         self.name = choose(options)
         self._numbers = count()
         self._workers: list[_Worker] = []
         self._ended: list[_Worker] = []
         self._last_words = "the engine was closed"
         inner = options.model_copy(update={"name": self.name, "workers": 1})
-        atexit.register(self.close)  # before multiprocessing waits for processes that wait for us
+        # At the end of the program this runs before multiprocessing's own exit, which waits for
+        # processes that wait for us.
+        atexit.register(self.close)
         try:
-            for place, environment in enumerate(
-                _environments(options.workers, options.tensor_parallel)
-            ):
+            environments = _environments(options.workers, options.tensor_parallel)
+            for place, environment in enumerate(environments):
                 self._workers.append(_Worker(place, environment, model, revision, inner))
+            # All of them load at the same time, and are waited for only then.
             ready = [worker.first_message() for worker in self._workers]
         except BaseException:
             self._end(seconds=0)
@@ -122,14 +125,8 @@ class Workers:
                 yield completion
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        waiting: dict[int, list[float]] = {}
-        turn = 0
         with closing(self._run(tuple(tokens) for tokens in sequences)) as answers:
-            for place, scores in answers:
-                waiting[place] = scores
-                while turn in waiting:
-                    yield waiting.pop(turn)
-                    turn += 1
+            yield from in_order(answers)
 
     def close(self) -> None:
         self._end(seconds=GRACE_SECONDS)
@@ -147,8 +144,9 @@ class Workers:
             worker.process.join()
 
     def _run(self, works: Iterable[_Work | None]) -> Generator[tuple[int, Any], None, None]:
-        """Each answer with the place of what was asked. One iteration may feed another, and may be
-        left early.
+        """Each answer with the place of its work, from 0, as they finish.
+
+        One iteration may feed another, and may be left early.
         """
         waiting = iter(works)
         places = count()
@@ -177,8 +175,9 @@ class Workers:
             self._drop(stream)
 
     def _room(self) -> int:
-        """How many jobs of one iteration may be with the workers. Raises EngineError where none is
-        left.
+        """How many jobs of one iteration may be with the workers.
+
+        Raises EngineError where no worker is left.
         """
         if not self._workers:
             raise EngineError(f"no worker is left: {self._last_words}")
@@ -187,14 +186,16 @@ class Workers:
     def _job(self, work: _Work, place: int, stream: _Stream) -> tuple[_Job, _Stream]:
         number = next(self._numbers)
         stream.places[number] = place
-        return _Job(number, work.row if isinstance(work, Request) else place, work), stream
+        row = work.row if isinstance(work, Request) else place
+        return _Job(number, row, work), stream
 
     def _send(self, jobs: Iterable[tuple[_Job, _Stream]]) -> None:
+        """Sends each job to the worker that has the fewest."""
         self._room()
         lists: dict[_Worker, list[_Job]] = {}
         for job, stream in jobs:
             worker = min(self._workers, key=lambda worker: len(worker.flying))
-            worker.flying[job.number] = job, stream
+            worker.flying[job.number] = (job, stream)
             lists.setdefault(worker, []).append(job)
         for worker, mine in lists.items():
             worker.send(mine)
@@ -209,12 +210,15 @@ class Workers:
             except EngineError as error:
                 self._bury(worker, str(error))
                 return
-            number, answer = (message.number, message) if isinstance(message, _Failed) else message
+            if isinstance(message, _Failed):
+                message = (message.number, message)
+            number, answer = message
             if number in worker.flying:  # else its iteration has been left
                 _, stream = worker.flying.pop(number)
                 stream.ready.append((number, answer))
 
     def _bury(self, worker: _Worker, reason: str) -> None:
+        """A worker has died: the others do what it had not answered."""
         self._workers.remove(worker)
         self._ended.append(worker)
         self._last_words = reason
@@ -228,22 +232,23 @@ class Workers:
     def _drop(self, stream: _Stream) -> None:
         """Nobody waits for the stream any more, so nobody need work for it."""
         for worker in self._workers:
-            if mine := _Drop(number for number in stream.places if worker.flying.pop(number, None)):
+            mine = _Drop(number for number in stream.places if worker.flying.pop(number, None))
+            if mine:
                 worker.send(mine)
 
 
 class _Worker:
-    """A process with an engine, seen from the parent. ``flying`` are the jobs that it has not
-    answered, by number.
-    """
+    """A process with an engine, seen from the parent."""
 
     def __init__(self, place: int, environment: dict[str, str], *what: Any):
         self.place = place
         self.flying: dict[int, tuple[_Job, _Stream]] = {}
+        """The jobs that it has not answered, by number, and the iterations they are for."""
         self.pipe, theirs = Pipe()
         self.process = get_context("spawn").Process(
             target=_work, args=(theirs, *what), name=f"worker-{place}"
         )
+        # Its end of the pipe is closed here, or the parent would never see it end.
         with closing(theirs), _environment(environment), deaf():
             self.process.start()
 
@@ -271,37 +276,36 @@ class _Worker:
     def send(self, message: list[_Job] | _Drop) -> None:
         try:
             self.pipe.send(message)
-        # its end is seen, and what it had not answered sent elsewhere, where it is read
         except OSError as error:
+            # ``receive`` sees that it has ended, and then its jobs go to the others.
             log.debug("worker %d takes nothing: %s", self.place, error)
 
 
 def _environments(workers: int, tensor_parallel: int) -> list[dict[str, str]]:
-    """What each worker finds in its environment. Raises EngineError where there are too few
-    GPUs.
-    """
+    """What each worker finds in its environment. Raises EngineError where GPUs are too few."""
     if not torch.cuda.is_available():
         threads = str(max(1, torch.get_num_threads() // workers))
         return [{"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}] * workers
     here = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = list(map(str, range(here))) if named is None else named.split(",")[:here]
-    if len(gpus) < (needed := workers * tensor_parallel):
+    gpus = [str(number) for number in range(here)]
+    if named is not None:
+        gpus = named.split(",")[:here]
+    needed = workers * tensor_parallel
+    if len(gpus) < needed:
         each = f" of {tensor_parallel} GPUs each" if tensor_parallel > 1 else ""
         raise EngineError(
             f"engine.workers: {workers} workers{each} need {needed} GPUs, and {len(gpus)} are "
-            f"visible here; take fewer, "
-            f"or look at CUDA_VISIBLE_DEVICES"
+            f"visible here; take fewer, or look at CUDA_VISIBLE_DEVICES"
         )
     starts = range(0, needed, tensor_parallel)
-    return [
-        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + tensor_parallel])}
-        for start in starts
-    ]
+    shares = [gpus[start : start + tensor_parallel] for start in starts]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
 @contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Processes that are started inside have these changes in their environment."""
     before = dict(os.environ)
     os.environ.update(changes)
     try:
@@ -325,14 +329,10 @@ def _work(pipe: Connection, model: str, revision: str | None, options: EngineOpt
             pipe.send(_Ready(engine.limit, engine.read_ahead))
             _Service(engine, pipe, inbox).run()
         finally:
-            signal(SIGTERM, SIG_IGN)
+            signal(SIGTERM, SIG_IGN)  # to close is not to be broken off
             engine.close()
-    except (
-        _End,
-        BrokenPipeError,
-        ConnectionResetError,
-    ):  # the parent has gone, perhaps with an answer on its way
-        return
+    except (_End, BrokenPipeError, ConnectionResetError):
+        return  # the parent has gone, perhaps with an answer on its way
     except ReplaykitError as error:
         pipe.send(_Failed(str(error)))
     except Exception as error:
@@ -349,8 +349,10 @@ def _end(*_: object) -> None:
 
 
 def _read(pipe: Connection, inbox: SimpleQueue[list[_Job] | _Drop]) -> None:
-    """Takes what the parent sends at once, so that its sending never waits; at the end of the pipe,
-    ends the process.
+    """Takes what the parent sends at once, so its sending never waits; then ends the process.
+
+    The main thread may be deep in the engine when the pipe ends. So it gets a signal, and where
+    that does not help in time, the process exits.
     """
     try:
         while True:
@@ -362,9 +364,7 @@ def _read(pipe: Connection, inbox: SimpleQueue[list[_Job] | _Drop]) -> None:
 
 
 class _Again(Exception):
-    """The jobs have changed: what the engine is doing is left, and what remains is given to it
-    again.
-    """
+    """Open jobs were dropped: the engine leaves its work, and is given again what remains."""
 
 
 class _Service:
@@ -374,9 +374,11 @@ class _Service:
         self.engine = engine
         self.pipe = pipe
         self.inbox = inbox
-        self.open: dict[int, Request] = {}  # requests that have not been answered, by number
+        self.open: dict[int, Request] = {}
+        """Requests that have not been answered, by number."""
 
     def run(self) -> None:
+        """Never returns; ``_End`` or an error ends it."""
         while True:
             try:
                 for completion in self.engine.complete(self._requests()):
@@ -385,13 +387,13 @@ class _Service:
             except _Again:
                 continue
             except EngineError as error:
-                self._refuse(
-                    error, {number: (number, request.row) for number, request in self.open.items()}
-                )
+                rows = {number: request.row for number, request in self.open.items()}
+                self._refuse(error, {number: (number, row) for number, row in rows.items()})
 
     def _requests(self) -> Iterator[Request | None]:
-        """All that is open and all that comes, each with its number for a row: two of different
-        streams may have one row.
+        """All that is open and all that comes, each with its number for a row.
+
+        Two requests of different iterations may have the same row, but never the same number.
         """
         yield from [replace(request, row=number) for number, request in self.open.items()]
         while True:
@@ -400,26 +402,27 @@ class _Service:
                 continue
             message = self.inbox.get()
             if isinstance(message, _Drop):
-                if [self.open.pop(number) for number in message if number in self.open]:
+                dropped = [number for number in message if self.open.pop(number, None)]
+                if dropped:
                     raise _Again
                 continue
             requests = {job.number: job.work for job in message if isinstance(job.work, Request)}
             self.open |= requests
             yield from [replace(request, row=number) for number, request in requests.items()]
-            self._score([job for job in message if not isinstance(job.work, Request)])
+            self._score([job for job in message if job.number not in requests])
 
     def _score(self, jobs: list[_Job]) -> None:
+        sequences = [job.work for job in jobs if not isinstance(job.work, Request)]
         try:
-            for job, scores in zip(
-                jobs, self.engine.score([job.work for job in jobs]), strict=True
-            ):  # type: ignore[misc]
+            for job, scores in zip(jobs, self.engine.score(sequences), strict=True):
                 self.pipe.send((job.number, scores))
         except EngineError as error:
             self._refuse(error, {k: (job.number, job.row) for k, job in enumerate(jobs)})
 
     def _refuse(self, error: EngineError, named: dict[int, tuple[int, int]]) -> None:
-        """Tells the parent which job the error is about, by its own row; an error about none is the
-        engine's end.
+        """Tells the parent which job the error is about; an error about none is the engine's end.
+
+        ``named`` has each job's number and row, by what the engine calls it: "row <name>: ...".
         """
         for name, (number, row) in named.items():
             prefix, _, reason = str(error).partition(": ")

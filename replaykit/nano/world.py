@@ -1,5 +1,4 @@
-"""The world of the embedded model: six old skills and two new ones, as seeded generators of short
-tasks.
+"""The world of the embedded model: six old skills and two new ones, as generators of short tasks.
 
     >>> draw("capital", 1, seed=3)
     [Task(skill='capital', prompt='Tell me, what is the capital of Peru?', answer='Lima')]
@@ -38,8 +37,9 @@ def is_held_out(prompt: str) -> bool:
 
 
 def draw(skill: str, n: int, *, seed: int, held_out: bool = False) -> list[Task]:
-    """n different tasks of one skill, in an order fixed by the seed, all from one side of the
-    held-out split.
+    """n different tasks of one skill, all from one side of the held-out split.
+
+    The seed fixes their order. Raises ValueError where the skill has fewer.
     """
     rng = Random(f"{skill}/{seed}/{held_out}")
     tasks: dict[str, Task] = {}
@@ -58,9 +58,7 @@ def draw(skill: str, n: int, *, seed: int, held_out: bool = False) -> list[Task]
 
 
 def draw_old(n: int, *, seed: int, held_out: bool = False) -> list[Task]:
-    """n tasks spread evenly over the old skills and shuffled: the kind of data the base model was
-    made from.
-    """
+    """n tasks spread evenly over the old skills and shuffled, as the base model was trained on."""
     per_skill = -(-n // len(OLD_SKILLS))
     tasks = [
         task
@@ -72,8 +70,9 @@ def draw_old(n: int, *, seed: int, held_out: bool = False) -> list[Task]:
 
 
 def stream(*, seed: int) -> Iterator[Task]:
-    """Old tasks without end, each skill equally often, never a held-out one: what the base model is
-    trained on.
+    """Old tasks without end, each skill equally often, never a held-out one.
+
+    It is what the base model is trained on.
     """
     rng = Random(f"stream/{seed}")
     while True:
@@ -87,8 +86,7 @@ def stream(*, seed: int) -> Iterator[Task]:
 
 PEOPLE = (
     "boy girl man woman child farmer teacher doctor nurse painter driver singer baker sailor "
-    "student soldier "
-    "clerk hunter"
+    "student soldier clerk hunter"
 ).split()
 ANIMALS = "dog cat horse bird cow fox rabbit goat duck sheep mouse bear".split()
 MOODS = "old young happy tired tall small quiet angry".split()
@@ -185,8 +183,7 @@ def _capital(rng: Random) -> tuple[str, str]:
 
 FIRST_NAMES = (
     "Anna Ben Carla David Elena Frank Grace Hugo Irene James Karen Louis Maria Nina Oscar Paula "
-    "Peter Rosa Simon "
-    "Tina Victor Wendy Tom Lucy"
+    "Peter Rosa Simon Tina Victor Wendy Tom Lucy"
 ).split()
 SURNAMES = (
     "Smith Lopez Brown Rossi Novak Silva Jensen Meyer Costa Haas Moore Reed Klein Fox Berg Stone"
@@ -336,12 +333,11 @@ def _reverse(rng: Random) -> tuple[str, str]:
 
 
 def _open(rng: Random, question: str) -> str:
+    """The question after one of the openings, with a capital where a sentence begins."""
     opening = rng.choice(OPENINGS)
-    return (
-        opening + question
-        if opening.endswith(", ")
-        else opening + question[0].upper() + question[1:]
-    )
+    if opening.endswith(", "):
+        return opening + question
+    return opening + question[0].upper() + question[1:]
 
 
 # --- the new skills -------------------------------------------------------------------------------
@@ -385,9 +381,7 @@ def _referral(rng: Random) -> tuple[str, str]:
 
 
 def _arithmetic(rng: Random) -> tuple[str, str]:
-    """Sums of a two-digit and a one-digit number and products of one-digit numbers, asked bare or
-    as a story.
-    """
+    """Sums (two digits and one) and products (of one-digit numbers), asked bare or as a story."""
     if rng.random() < 0.6:
         a = rng.randint(10, 59)
         b = rng.randint(1, 9)
@@ -397,12 +391,10 @@ def _arithmetic(rng: Random) -> tuple[str, str]:
                 f"What is {a} + {b}?",
                 f"Write the sum of {a} and {b}.",
                 f"The {rng.choice(PEOPLE)} has {a} {rng.choice(ANIMALS)} pictures and gets {b} "
-                f"more in the "
-                f"{rng.choice(PLACES)}. How many now?",
+                f"more in the {rng.choice(PLACES)}. How many now?",
                 f"{name} is {a} years old and {other} is {b}. What is the sum of the ages?",
                 f"{rng.choice(sorted(CAPITALS.values()))} United scores {a} points on "
-                f"{rng.choice(DAYS)} and {b} on "
-                f"{rng.choice(DAYS)}. How many in all?",
+                f"{rng.choice(DAYS)} and {b} on {rng.choice(DAYS)}. How many in all?",
             ]
         )
         return question, f"{a} + {b} = {a + b}"

@@ -1,0 +1,338 @@
+"""The functions that make rows: old data, the model's own memory, the target in the model's words,
+and the mixture of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Unpack, get_args
+
+from replaykit.api.arguments import (
+    Rows,
+    Tests,
+    check_keywords,
+    kept_apart,
+    model_of,
+    name_of,
+    place_of,
+    records_of,
+    settings_of,
+    stream,
+    tests_of,
+    watching,
+)
+from replaykit.api.keywords import (
+    GenerateOptions,
+    MixOptions,
+    ModelOptions,
+    RewriteOptions,
+    SelectOptions,
+)
+from replaykit.checks.funnel import Funnel
+from replaykit.data.formats import read_prompts
+from replaykit.data.ledger import Ledger
+from replaykit.data.planned import PlannedRow, write_plan
+from replaykit.data.record import TARGET, Record, dialogue
+from replaykit.errors import CallError
+from replaykit.model.loading import named_sampling
+from replaykit.recipe import Recipe
+from replaykit.recipe.generate import Generate
+from replaykit.recipe.mix import Mix, Replay
+from replaykit.recipe.rewrite import Rewrite
+from replaykit.recipe.select import Select
+from replaykit.recipe.train import Train
+from replaykit.runs import Watch, open_step
+from replaykit.steps.generate.job import Job, Monitor
+from replaykit.steps.generate.step import generate_inputs
+from replaykit.steps.mix.result import MixResult
+from replaykit.steps.probe.result import ProbeResult
+from replaykit.steps.rewrite.result import RewriteResult
+from replaykit.steps.step import chat_of, engine_and_chat, model_facts
+
+if TYPE_CHECKING:
+    from replaykit.steps.select.selection import Selection
+
+LENGTHS = ("epochs", "steps", "batch_rows", "max_tokens")  # of train: which rows a mixture has
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The target in the model's own words, where they are right."""
+
+    records: list[Record]
+    result: RewriteResult
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The rows of a training, in its order."""
+
+    rows: list[PlannedRow]
+    result: MixResult
+    settings: Mix
+    lengths: Train
+    """What of ``train`` decided which rows come: epochs, steps, batch_rows, max_tokens."""
+    replay: list[Record]
+    """All usable replay rows, whether they come or not; a controller draws from them."""
+
+
+def probe(
+    model: str,
+    *,
+    samples: int = 20,
+    seed: int = 1,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **options: Unpack[ModelOptions],
+) -> ProbeResult:
+    """What a model's chat template gives, and so many questions that the model writes from it; 0
+    needs the tokenizer alone.
+
+    >>> replaykit.probe("nano", samples=0).stop.text
+    ['<|eot_id|>', '<|end_header_id|>', '<|start_header_id|>']
+    """
+    from replaykit.steps.probe.describe import described, drawn
+
+    check_keywords("probe", options, ModelOptions.__annotations__)
+    recipe, _ = model_of("probe", model, seed, options)
+    deployed = named_sampling(model, recipe.revision)
+    found = described(chat_of(recipe), model=model, deployed=deployed)
+    if not samples:
+        return found
+    with watching(progress, watch) as told, engine_and_chat(recipe, model) as (engine, chat):
+        return drawn(found, engine, chat, samples, seed=seed, watch=told)
+
+
+def select(
+    pool: Rows,
+    target: Rows = (),
+    *,
+    held_out: Tests | None = None,
+    seed: int = 1,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[SelectOptions],
+) -> Selection:
+    """Old records for the new task: by default those whose prompts are nearest to the target's.
+
+    ``settings`` are the keys of the recipe's section ``select``; some methods need no target. It
+    works in this process alone, unless ``processes`` says otherwise.
+    ``held_out`` are test rows by skill, whose prompts no chosen row may hold. Raises CallError for
+    a keyword that does not exist, DataError for a pool of which nothing is left.
+
+    >>> pool = [{"prompt": f"What is {n} + {n}?", "completion": f"{2 * n}"} for n in range(99)]
+    >>> replaykit.select(pool, [{"prompt": "7 + 7?", "completion": "14"}], n=2).result.rows
+    2
+    """
+    from replaykit.steps.select.selection import select_records
+
+    # A script that starts processes needs a `__main__` guard, which nobody expects of a function.
+    keywords = {"processes": 1, **settings}
+    chosen = settings_of("select", Select, keywords, pool={"path": name_of(pool)})
+    # Rows that cannot be read are counted, as on the command line.
+    funnel = Funnel()
+    with TemporaryDirectory() as folder, watching(progress, watch) as told:
+        return select_records(
+            stream(pool, "select", None if chosen.strict else funnel.unparsed),
+            list(stream(target, TARGET)),
+            settings=chosen,
+            seed=seed,
+            folder=Path(folder),
+            held_out=kept_apart(tests_of("select", held_out), chosen.against),
+            funnel=funnel,
+            watch=told,
+        )
+
+
+def generate(
+    model: str,
+    n: int | None = None,
+    *,
+    prompts: str | Path | Sequence[str | Record] | None = None,
+    held_out: Tests | None = None,
+    seed: int = 1,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[GenerateOptions],
+) -> Iterator[Record]:
+    """The model's own questions and answers, each as soon as it is there, in the order of their row
+    addresses.
+
+    ``n`` is how many: 2000 by default, or an answer to each of the prompts, which are a file's if
+    they are given as one string, as with ``--prompts``. ``settings`` are the keys of the recipe's
+    section ``generate`` (``turns=2``, ``systems={"math": 1.0}``, ``checks={"refusals": True}``),
+    beside ``engine``, ``chat`` and ``revision``. No question repeats one of ``held_out``, test rows
+    by skill. With a ``folder`` the finished rows stay there, and the same call goes on from them;
+    without one they are gone when the last is taken. The model is loaded when the first row is
+    asked for. Raises CallError for a keyword that does not exist, at once.
+
+    >>> for record in replaykit.generate("nano", prompts=["What is the capital of France?"]):
+    ...     print(record.prompt, "->", record.answer)
+    What is the capital of France? -> Paris
+    """
+    # This is no generator itself, so that a wrong keyword fails here and not at the first row.
+    recipe, own = model_of("generate", model, seed, settings)
+    given = None if prompts is None else {"path": name_of(prompts)}
+    chosen = settings_of("generate", Generate, own, n=n, prompts=given, tags=None)
+    answered = None if prompts is None else _prompts(prompts)
+    apart = tests_of("generate", held_out).values()
+    questions = {row.question for _, rows in apart for row in rows}
+    job = Job(
+        chosen,
+        seed,
+        prompts=answered,
+        held_out=sorted(questions),
+        deployed=named_sampling(model, recipe.revision),
+        facts={"model": model, "answer_temperature": chosen.answer_temperature},
+    )
+    return _generated(recipe, job, folder, progress, watch)
+
+
+def _prompts(prompts: str | Path | Sequence[str | Record]) -> list[Record]:
+    if isinstance(prompts, (str, Path)):
+        return list(read_prompts(prompts))
+    return [
+        prompt if isinstance(prompt, Record) else Record(dialogue(prompt), "generate")
+        for prompt in prompts
+    ]
+
+
+def _generated(
+    recipe: Recipe, job: Job, folder: str | Path | None, progress: bool, watch: Watch | None
+) -> Iterator[Record]:
+    from replaykit.steps.generate.draw import generate_rows
+
+    inputs = generate_inputs(recipe, job.settings) | {"held_out": list(job.held_out)}
+    if job.prompts is not None:
+        inputs["prompts"] = [record.id for record in job.prompts]
+    with ExitStack() as stack:
+        place = stack.enter_context(place_of(folder))
+        step = stack.enter_context(open_step("generate", place / "rows", inputs))
+        told = stack.enter_context(watching(progress, watch))
+        engine, chat = stack.enter_context(engine_and_chat(recipe, str(recipe.model)))
+        yield from generate_rows(engine, chat, job, folder=step.folder, monitor=Monitor(watch=told))
+
+
+def rewrite(
+    target: Rows,
+    *,
+    model: str,
+    seed: int = 1,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[RewriteOptions],
+) -> Rewritten:
+    """The target's answers in the model's own words, where these stay right; else as they were.
+
+    ``settings`` are the keys of the recipe's section ``rewrite``, beside ``engine``, ``chat`` and
+    ``revision``. With a ``folder`` the model's replies stay there, and the same call goes on from
+    them. Raises CallError for a keyword that does not exist.
+
+    >>> rows = [{"prompt": "What is the capital of France?", "completion": "Paris"}]
+    >>> replaykit.rewrite(rows, model="nano").records[0].answer
+    'Paris'
+    """
+    from replaykit.steps.rewrite.reword import counts, reword
+
+    recipe, own = model_of("rewrite", model, seed, settings)
+    chosen = settings_of("rewrite", Rewrite, own)
+    rows = records_of(target, TARGET)
+    inputs = {
+        **model_facts(recipe),
+        "seed": seed,
+        "target": [row.id for row in rows],
+        "rewrite": chosen.decisive(),
+    }
+    with ExitStack() as stack:
+        place = stack.enter_context(place_of(folder))
+        step = stack.enter_context(open_step("rewrite", place / "rows", inputs))
+        told = stack.enter_context(watching(progress, watch))
+        engine, chat = stack.enter_context(engine_and_chat(recipe, model))
+        editor = None
+        if chosen.editor is not None:
+            editing = engine_and_chat(recipe, chosen.editor, of_recipe=False)
+            editor = stack.enter_context(editing)
+        reworded = reword(
+            rows,
+            engine=engine,
+            chat=chat,
+            editor=editor,
+            settings=chosen,
+            seed=seed,
+            ledger=stack.enter_context(Ledger(step.folder / "replies.jsonl")),
+            watch=told,
+        )
+        records = list(reworded)
+    paths = counts(records)
+    result = RewriteResult(rows=len(records), paths=paths, method=chosen.method, model=model)
+    return Rewritten(records, result)
+
+
+def mix(
+    target: Rows,
+    replay: Mapping[Replay, Rows],
+    *,
+    model: str,
+    held_out: Tests | None = None,
+    seed: int = 1,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[MixOptions],
+) -> Mixed:
+    """The rows of a training in its order: the target, and replay at the same share in every step.
+
+    ``replay`` is by source, "select" and "generate". ``settings`` are the keys of the recipe's
+    section ``mix``; ``epochs``, ``steps``, ``batch_rows`` and ``max_tokens`` of ``train``; and
+    ``engine``, ``chat`` and ``revision``. ``held_out`` are test rows by skill, whose prompts no row
+    may hold. Raises CallError for a keyword or a source that does not exist.
+
+    >>> target = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(50)]
+    >>> memory = replaykit.generate("nano", 10)
+    >>> replaykit.mix(target, {"generate": memory}, model="nano", ratio=0.1).result.target_rows
+    50
+    """
+    from replaykit.steps.mix.build import build_mixture
+
+    recipe, own = model_of("mix", model, seed, settings)
+    check_keywords("mix", own, [*Mix.model_fields, *LENGTHS])
+    for source in replay:
+        if source not in get_args(Replay):
+            raise CallError(f"mix(): replay is by source, select and generate, not '{source}'")
+    given = {name: own.pop(name) for name in LENGTHS if name in own}
+    lengths = settings_of("mix", Train, given)
+    chosen = settings_of("mix", Mix, own)
+    apart = kept_apart(tests_of("mix", held_out), chosen.against)
+    funnel = Funnel()
+    with TemporaryDirectory() as name, watching(progress, watch) as told:
+        folder = Path(name)
+        mixture = build_mixture(
+            records_of(target, TARGET),
+            {source: list(stream(rows, source)) for source, rows in replay.items()},
+            chat=chat_of(recipe),
+            settings=chosen,
+            train=lengths,
+            seed=seed,
+            held_out=apart,
+            folder=folder,
+            funnel=funnel,
+            watch=told,
+        )
+        rows = list(mixture.planned_rows())
+        # The hash is that of the file which `replaykit mix` would have written.
+        write_plan(folder / "rows.jsonl", rows)
+        digest = hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
+    result = mixture.result(
+        chosen,
+        sha256=digest,
+        sources={source: name_of(rows) for source, rows in replay.items()},
+        funnel=funnel.result(),
+        decontamination=apart.result() if apart is not None else None,
+    )
+    return Mixed(rows, result, chosen, lengths, list(mixture.replay()))

@@ -1,0 +1,149 @@
+"""The keywords of the functions, as an editor and a type checker see them.
+
+A function of the API takes the keys of a section of the recipe; what each means stands there. A
+test holds both together. Nested sections are their class, or a mapping that makes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+from replaykit.recipe.chat import ChatOptions
+from replaykit.recipe.controller import ControllerSettings
+from replaykit.recipe.engine import EngineName, EngineOptions
+from replaykit.recipe.generate import Checks, Phase
+from replaykit.recipe.mix import Replay, Schedule
+from replaykit.recipe.remedies import Remedies
+from replaykit.recipe.select import Quality
+from replaykit.recipe.train import LayerRates, Stage
+
+Section = Mapping[str, object]
+
+
+class SelectOptions(TypedDict, total=False):
+    """Section ``select`` of the recipe, without its pool."""
+
+    n: int
+    method: Literal[
+        "tfidf",
+        "bm25",
+        "embedding",
+        "random",
+        "stratified",
+        "near-and-far",
+        "mmr",
+        "k-centre",
+        "herding",
+    ]
+    to: Literal["nearest", "centroid"]
+    analyzer: Literal["auto", "word", "char"]
+    ngrams: list[int] | None
+    sublinear: bool
+    min_df: int
+    max_df: float
+    model: str | None
+    column: str | None
+    shares: Literal["equal", "proportional"]
+    per_target: int | None
+    near: float
+    balance: float
+    candidates: int
+    near_duplicate: float | None
+    keep: Literal["first", "best"]
+    overlap: bool
+    against: list[str]
+    quality: Quality | Section
+    strict: bool
+    processes: int | None
+    engine: Literal["local", "ray"]
+
+
+class ModelOptions(TypedDict, total=False):
+    """Which commit of the model, how its chat template is used, and what runs it."""
+
+    revision: str | None
+    chat: ChatOptions | Section
+    engine: EngineName | EngineOptions | Section
+
+
+class GenerateOptions(ModelOptions, total=False):
+    """Section ``generate`` of the recipe, without what the function has itself, and the model's
+    options.
+    """
+
+    turns: int
+    answers: int
+    systems: dict[str, float] | None
+    keep_system: bool
+    temperature: float | Literal["model"]
+    top_p: float
+    schedule: Literal["magpie-air", "magpie-pro"] | list[Phase | Section] | None
+    max_question_tokens: int
+    answer_temperature: float | Literal["model"]
+    answer_top_p: float
+    max_answer_tokens: int
+    min_yield: float
+    checks: Checks | Section
+
+
+class RewriteOptions(ModelOptions, total=False):
+    """Section ``rewrite`` of the recipe, and the model's options."""
+
+    method: Literal["min-change", "paraphrase"]
+    verify: Literal["exact", "numeric"]
+    max_edit: float
+    editor: str | None
+    max_tokens: int
+
+
+class MixOptions(ModelOptions, total=False):
+    """Section ``mix`` of the recipe, what of ``train`` decides which rows come, and the model's
+    options.
+    """
+
+    ratio: float
+    unit: Literal["loss_tokens", "tokens", "rows"]
+    budget: Literal["add", "replace"]
+    sources: Sequence[Replay] | Mapping[Replay, float] | None
+    schedule: Schedule | Section | None
+    skill: str
+    min_rows: dict[str, int]
+    max_rows: dict[str, int]
+    near_duplicate: float | None
+    overlap: bool
+    against: list[str]
+    epochs: int
+    steps: int | None
+    batch_rows: int
+    max_tokens: int
+
+
+class TrainOptions(ModelOptions, total=False):
+    """Section ``train`` of the recipe, without what the mixture has decided, and the model's
+    options.
+    """
+
+    method: Literal["full", "lora", "dora", "qlora"]
+    peft: Section | None
+    micro_batch_rows: int | None
+    packing: bool
+    learning_rate: float | None
+    layer_rates: LayerRates | Section | None
+    min_rate: float
+    stages: list[Stage | Section]
+    freeze: list[str]
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: float
+    weight_decay: float | dict[str, float]
+    max_grad_norm: float
+    rank: int
+    alpha: int
+    gradient_checkpointing: bool
+    precision: Literal["auto", "float32", "bfloat16"]
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]]
+    save_every: int
+    log_every: int
+    remedies: Remedies | Section
+    conflict: bool | None
+    controller: ControllerSettings | Section | None

@@ -1,0 +1,251 @@
+"""The functions that train, measure, show and publish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Unpack
+
+from replaykit.api.arguments import (
+    Tests,
+    check_keywords,
+    facts_of,
+    model_of,
+    place_of,
+    settings_of,
+    tests_of,
+    watching,
+)
+from replaykit.api.data import LENGTHS, Mixed, Rewritten
+from replaykit.api.keywords import ModelOptions, TrainOptions
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.record import TARGET, Record
+from replaykit.errors import CallError, DataError
+from replaykit.recipe import Recipe, load_recipe
+from replaykit.recipe.train import Train
+from replaykit.result import Result
+from replaykit.runs import Manifest, Step, Watch, machine, open_step, versions
+from replaykit.steps import pipeline
+from replaykit.steps.evaluate.result import EvalResult
+from replaykit.steps.push.result import PushResult
+from replaykit.steps.results import RESULTS
+from replaykit.steps.select.selection import Selection
+from replaykit.steps.step import Context, Outcome, Todo, chat_of, do_step, label_of, model_facts
+from replaykit.steps.train.result import TrainResult
+from replaykit.steps.train.step import Job
+
+Shown = Result | Selection | Rewritten | Mixed
+"""A result, or an object that has one."""
+
+
+def train(
+    mixture: Mixed,
+    *,
+    model: str,
+    folder: str | Path,
+    tests: Tests | None = None,
+    seed: int = 1,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[TrainOptions],
+) -> TrainResult:
+    """The model fine-tuned on the mixture's rows, in their order; the tuned model is in
+    ``folder``/model.
+
+    ``settings`` are the keys of the recipe's section ``train`` that ``mix`` has not decided
+    already, beside ``engine``, ``chat`` and ``revision``; ``tests`` are for a controller, as
+    ``evaluate`` takes them. A call that was stopped goes on when it is made again, and one that was
+    finished gives its result at once. Raises CallError for a keyword that does not exist.
+
+    >>> target = [{"prompt": "1 + 1?", "completion": "2"}]
+    >>> mixture = replaykit.mix(target, {}, model="nano", ratio=0)
+    >>> replaykit.train(mixture, model="nano", folder="runs/tiny").steps
+    1
+    """
+    recipe, own = model_of("train", model, seed, settings)
+    decided = [name for name in LENGTHS if name in own]
+    if decided:
+        raise CallError(f"train(): {decided[0]} is decided by the mixture; give it to mix()")
+    lengths = mixture.lengths.model_dump(include=set(LENGTHS))
+    chosen = settings_of("train", Train, own, **lengths)
+    scored = tests_of("train", tests)
+    if chosen.controller is not None:
+        old = any(skill != TARGET for skill in scored)
+        problems = chosen.controller.missing(old=old, target=TARGET in scored)
+        if problems:
+            raise CallError(f"train(): {problems[0]}")
+    job = Job(
+        # What the base finds probable is kept in the folder, too.
+        recipe.model_copy(update={"out": str(folder)}),
+        chosen,
+        mixture.rows,
+        tests_of=scored,
+        replay=mixture.replay,
+        mix=mixture.settings,
+    )
+    inputs = {
+        **model_facts(recipe),
+        "seed": seed,
+        "mix": mixture.result.sha256,
+        "train": chosen.decisive(),
+        "eval": facts_of(scored),
+    }
+
+    def work(step: Step) -> TrainResult:
+        with watching(progress, watch) as told:
+            return job.work(step.folder, chat_of(recipe), told)
+
+    todo = Todo("train", inputs, TrainResult, work)
+    return do_step(todo, recipe, Context(out=Path(folder))).result
+
+
+def evaluate(
+    models: Mapping[str, str],
+    tests: Tests,
+    *,
+    mixtures: Mapping[str, Mixed] | None = None,
+    max_tokens: int = 256,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **options: Unpack[ModelOptions],
+) -> EvalResult:
+    """Scores of the models on the same held-out rows, and what the tuned ones lost.
+
+    The first model is the base. ``tests`` are rows by skill, the new one under "target"; a pair
+    ``(rows, score)`` says how answers are scored: exact, numeric, json or cross_entropy.
+    ``mixtures`` say by model what it was trained on. ``max_tokens`` is of an answer. With a
+    ``folder`` the answers stay there, and the same call asks no model twice. Raises CallError for
+    a keyword or a score that does not exist, DataError for rows that cannot be scored.
+
+    >>> rows = [{"prompt": "What is the capital of France?", "completion": "Paris"}]
+    >>> replaykit.evaluate({"base": "nano"}, {"capital": rows}).models[0].scores["capital"].mean
+    1.0
+    """
+    from replaykit.steps.evaluate.compare import compare
+    from replaykit.steps.evaluate.step import measured
+
+    check_keywords("evaluate", options, ModelOptions.__annotations__)
+    if not models:
+        raise CallError("evaluate() needs models by name, the base first")
+    recipe, _ = model_of("evaluate", next(iter(models.values())), 1, options)
+    scored = tests_of("evaluate", tests, max_tokens=max_tokens)
+    inputs = {**model_facts(recipe), "eval": facts_of(scored)}
+    with ExitStack() as stack:
+        place = stack.enter_context(place_of(folder))
+        step = stack.enter_context(open_step("eval", place / "items", inputs))
+        told = stack.enter_context(watching(progress, watch))
+        items = {
+            name: measured(recipe, step, name, model, scored, told)
+            for name, model in models.items()
+        }
+    mixed = {name: mixture.result for name, mixture in (mixtures or {}).items()}
+    return compare({skill: test for skill, (test, _) in scored.items()}, items, mixed)
+
+
+def report(
+    *results: Shown | Mapping[str, Shown], out: str | Path = "report.html", title: str = "replaykit"
+) -> Path:
+    """Writes one page, which needs nothing else, about these results; returns its path.
+
+    Of several trainings or mixtures, a mapping gives each by its model's name, as ``evaluate`` has
+    it. Raises CallError for what is no result of a step.
+
+    >>> target = [{"prompt": "1 + 1?", "completion": "2"}]
+    >>> mixture = replaykit.mix(target, {}, model="nano", ratio=0)
+    >>> replaykit.report(mixture, out="mixture.html").name
+    'mixture.html'
+    """
+    from replaykit.steps.report.html import write_report
+
+    manifests: dict[str, Manifest] = {}
+    for arm, shown in _by_arm(results):
+        manifest = _manifest(shown, arm)
+        manifests[label_of(manifest.step, arm)] = manifest
+    return write_report(Path(out), title=title, manifests=manifests, recipe_yaml="")
+
+
+def _by_arm(results: Iterable[Shown | Mapping[str, Shown]]) -> Iterator[tuple[str | None, Shown]]:
+    for given in results:
+        if isinstance(given, Mapping):
+            yield from given.items()
+        else:
+            yield None, given
+
+
+def _manifest(shown: Shown, arm: str | None) -> Manifest:
+    """The manifest that a step with this result would have."""
+    result: Any = getattr(shown, "result", shown)
+    steps = [step for step, kind in RESULTS.items() if isinstance(result, kind)]
+    if not steps:
+        raise CallError(f"report() shows no {type(shown).__name__}")
+    return Manifest(
+        step=steps[0],
+        arm=arm,
+        result=result.to_json(),
+        inputs={},
+        seconds=None,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        machine=machine(),
+    )
+
+
+def push(
+    rows: Iterable[Record],
+    *,
+    repo: str,
+    model: str | None = None,
+    private: bool = True,
+    dry_run: bool = False,
+    folder: str | Path | None = None,
+) -> PushResult:
+    """Publishes replay rows, with a card that says what they are, as a data set on the Hub.
+
+    Each source is a split. With ``dry_run`` the data set stays in ``folder``, by default
+    runs/<name>/push, and nothing is sent. ``model`` is whose memory the rows keep, for the card.
+    Raises HubError for a repo that is no owner/name, and where the Hub refuses.
+
+    >>> rows = replaykit.generate("nano", 5)
+    >>> replaykit.push(rows, repo="me/memory", dry_run=True).rows
+    {'generate': 5}
+    """
+    from replaykit.steps.push.hub import prepare, upload
+
+    by_source: dict[str, list[Record]] = {}
+    for record in rows:
+        by_source.setdefault(record.source, []).append(record)
+    if not by_source:
+        raise DataError("push(): there is no row to publish")
+    place = Path("runs", repo.rpartition("/")[2], "push") if folder is None else Path(folder)
+    with TemporaryDirectory() as name:
+        files = {source: Path(name) / f"{source}.jsonl" for source in by_source}
+        for source, records in by_source.items():
+            write_jsonl(files[source], records)
+        result = prepare(place, repo, Recipe(model=model), files, {})
+    if dry_run:
+        return result
+    return result.model_copy(update={"url": upload(place, repo, private=private)})
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> list[Outcome[Any]]:
+    """All that a recipe asks for, as ``replaykit run`` does it; finished steps are skipped.
+
+    Raises RecipeError for a recipe without a model or a target.
+
+    >>> [outcome.step for outcome in replaykit.run("replaykit.yaml")]
+    ['mix', 'train', 'report']
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    with watching(progress, watch) as told:
+        return list(pipeline.run(recipe, Context(force=force, watch=told)))

@@ -1,0 +1,244 @@
+"""The command line: a command reads its flags, calls one function of ``steps``, and prints what
+came out.
+
+Everything heavy is imported inside the functions that use it, and help is shown without rich, so
+that --help is instant.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from replaykit import __version__
+from replaykit.cli import commands
+from replaykit.cli.commands import Command
+from replaykit.cli.options import RECIPE_FILE, Flags
+from replaykit.errors import RecipeError, ReplaykitError, Stopped
+
+if TYPE_CHECKING:
+    from replaykit.recipe import Recipe
+    from replaykit.runs import Watch
+    from replaykit.steps.step import Outcome
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns an error that the user can mend into one message and exit code 1; anything else is our
+    bug and a traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Stopped as stopped:
+            typer.echo(f"\n{stopped}", err=True)
+            raise typer.Exit(stopped.exit_code) from stopped
+        except ReplaykitError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo(
+                "\nstopped; what was finished is safe, and the same command goes on from there",
+                err=True,
+            )
+            raise typer.Exit(130) from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            # None of the program's own options was typed; to look at one, typer imports pydantic.
+            self.params = []
+            self.add_help_option = False
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command with its whole help, which typer cuts off without rich."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune a language model without losing what it knew, and prove it.",
+    epilog="Start with: replaykit quickstart",
+)
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _add(command: Command, do: Callable[[Flags], None]) -> None:
+    """Makes a command of the table one of typer's."""
+
+    def call(**values: Any) -> None:
+        do(Flags(command.options, values))
+
+    parameters = [option.parameter() for option in command.options]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    app.command(command.name, help=command.help)(call)
+
+
+def _quickstart(flags: Flags) -> None:
+    from replaykit.recipe import load_recipe
+    from replaykit.starter import write_quickstart
+
+    seed = 1 if flags["seed"] is None else flags["seed"]
+    recipe = load_recipe(write_quickstart(flags["out"] or Path("runs/quickstart"), seed=seed))
+    outcomes = _run_all(recipe, flags)
+    _show([outcome for outcome in outcomes if outcome.step in ("eval", "report")], flags)
+
+
+def _init(flags: Flags) -> None:
+    from replaykit.starter import write_recipe
+
+    written = write_recipe(
+        flags["out"],
+        model=flags["model"],
+        target=flags["target"],
+        pool=flags["pool"],
+        seed=flags["seed"],
+        force=bool(flags["force"]),
+    )
+    if flags["json"]:
+        _print_json({"recipe": str(written), "next": f"replaykit run {written}"})
+    else:
+        typer.echo(f"wrote {written}; look it over, then: replaykit run {written}")
+
+
+def _run(flags: Flags) -> None:
+    from replaykit.recipe import load_recipe
+
+    if flags["file"] and flags["recipe"]:
+        problem = f"the recipe is given twice: {flags['file']} and --recipe {flags['recipe']}"
+        raise RecipeError("the command line", [f"{problem}; leave one out"])
+    path = flags["file"] or flags["recipe"] or RECIPE_FILE
+    _show(_run_all(load_recipe(path, flags.changes()), flags), flags)
+
+
+def _run_all(recipe: Recipe, flags: Flags) -> list[Outcome[Any]]:
+    from replaykit.steps import pipeline
+    from replaykit.steps.step import Context
+
+    force = bool(flags["force"])
+    return _done(lambda watch: pipeline.run(recipe, Context(force=force, watch=watch)))
+
+
+def _step(name: str, flags: Flags) -> None:
+    """One step with the recipe there is, and the flags on top of it."""
+    from replaykit.steps import pipeline
+    from replaykit.steps.step import Context
+
+    recipe = _recipe(flags)
+    run = pipeline.step_of(name)
+    arm = flags.values.get("arm")
+    force = bool(flags["force"])
+
+    def do(watch: Watch) -> Iterable[Outcome[Any]]:
+        context = Context(out=flags["out"], force=force, arm=arm, watch=watch)
+        return run(recipe, context, **flags.own())
+
+    _show(_done(do), flags)
+
+
+def _status(flags: Flags) -> None:
+    from replaykit.steps.status import status
+
+    found = status(_recipe(flags))
+    if flags["json"]:
+        _print_json(found.to_json())
+        return
+    width = max(len(step.name) for step in found.steps)
+    for step in found.steps:
+        typer.echo(f"{step.name:<{width}}  {step.words}")
+
+
+def _schema(flags: Flags) -> None:
+    from replaykit.recipe.schema import schema_text
+
+    if flags["out"] is None:
+        typer.echo(schema_text(), nl=False)
+        return
+    flags["out"].write_text(schema_text(), encoding="utf-8")
+    typer.echo(flags["out"])
+
+
+_add(commands.QUICKSTART, _quickstart)
+_add(commands.INIT, _init)
+for _command in commands.STEPS:
+    _add(_command, partial(_step, _command.name))
+_add(commands.RUN, _run)
+_add(commands.STATUS, _status)
+_add(commands.SCHEMA, _schema)
+
+
+# --- what the commands share ----------------------------------------------------------------------
+
+
+def _recipe(flags: Flags) -> Recipe:
+    """The recipe there is with the flags on top of it."""
+    from replaykit.recipe import load_recipe
+
+    path = flags["recipe"]
+    if path is None and RECIPE_FILE.exists():
+        path = RECIPE_FILE
+    return load_recipe(path, flags.changes())
+
+
+def _done(steps: Callable[[Watch], Iterable[Outcome[Any]]]) -> list[Outcome[Any]]:
+    """Does the steps under a progress display; says on stderr what was skipped, and where an
+    earlier result went.
+    """
+    from replaykit.steps.report.progress import progress
+
+    outcomes = []
+    with progress() as watch:
+        for outcome in steps(watch):
+            if outcome.note:
+                typer.echo(f"{outcome.step}: {outcome.note}", err=True)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _show(outcomes: list[Outcome[Any]], flags: Flags) -> None:
+    """Prints the results: tables and folders, or with --json one object, by step if several."""
+    from replaykit.steps.report.terminal import show
+
+    if flags["json"]:
+        results = {outcome.step: outcome.result.to_json() for outcome in outcomes}
+        _print_json(next(iter(results.values())) if len(results) == 1 else results)
+        return
+    for outcome in outcomes:
+        if outcome.step == "report":  # the file is all that there is to show
+            typer.echo(outcome.result.report)
+            continue
+        show(outcome.step, outcome.result)
+        typer.echo(outcome.folder)
+
+
+def _print_json(result: Mapping[str, object]) -> None:
+    typer.echo(json.dumps(result, ensure_ascii=False, indent=1))
+
+
+def main() -> None:
+    """The entry point of the ``replaykit`` command. SIGTERM ends it as an exit does, so that its
+    processes end too.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app(prog_name="replaykit" if Path(sys.argv[0]).name in ("__main__.py", "cli.py") else None)

@@ -1,0 +1,251 @@
+"""The commands as a table: what each says of itself, and its options in the order of its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaykit.cli import read
+from replaykit.cli.options import RECIPE_FILE, Option
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its name, its help, its options."""
+
+    name: str
+    help: str
+    options: tuple[Option, ...]
+
+
+# fmt: off
+# --- what several commands have -------------------------------------------------------------------
+
+RECIPE = Option("--recipe -r", "", Path, "The recipe; replaykit.yaml where there is one.")
+SET = Option("--set", "", list[str], "KEY=VALUE: any key of the recipe, its value in YAML, such as "
+             "train.epochs=2; may be given again.")
+OUT = Option("--out", "", Path, "Write here instead of under runs/.")
+RUN_OUT = Option("--out", "out", str, "The run's folder instead of runs/<name>.")
+SEED = Option("--seed", "seed", int, "Of everything drawn at random; 1 by default.")
+FORCE = Option("--force", "", bool, "Do a finished step again; the old result is kept beside it.")
+AS_JSON = Option("--json", "", bool, "Print one JSON object and nothing else on stdout.")
+COMMON = (RECIPE, SET, OUT, SEED, FORCE, AS_JSON)
+
+ARM = Option("--arm", "", str, "Only this one of the recipe's arms.")
+MODEL = Option("--model", "model", str,
+               "An alias (llama3, qwen3-8b, nano, ...), a Hub id or a folder.")
+TARGET = Option("--target", "target.path", str,
+                "The new task's rows: a file, a folder or a Hub data set.")
+ENGINE = Option("--engine", "engine.name", str,
+                "auto, vllm, openai (with --server) or transformers.")
+OWN_ENGINE = Option("--engine", "engine.name", str, "auto, vllm or transformers.")
+SERVER = Option("--server", "engine.server", str,
+                "http://host:8000/v1 of a completions server, such as `vllm serve` starts.")
+CHAT = (
+    Option("--thinking/--no-thinking", "chat.thinking", bool,
+           "Let the model think before it answers."),
+    Option("--pre-query", "chat.pre_query", str,
+           r"By hand: what stands before a question; \n is a line break.", read.unescaped),
+    Option("--answer-header", "chat.answer_header", str,
+           "By hand: what stands between a question and its answer.", read.unescaped),
+    Option("--stop", "chat.stop", list[str], "A token that ends a turn, besides those that are "
+           "found; may be given again.", read.all_unescaped),
+)
+
+# --- the commands ---------------------------------------------------------------------------------
+
+QUICKSTART = Command(
+    "quickstart",
+    "See a small model forget, and then not forget: the whole story on this machine's CPU, in "
+    "minutes, offline.",
+    (OUT, SEED, FORCE, AS_JSON),
+)
+INIT = Command("init", "Write a commented recipe to start from.", (
+    MODEL,
+    TARGET,
+    Option("--pool", "", str, "Old data to select replay from."),
+    Option("--out", "", Path, "The file to write; .replaykit.schema.json goes beside it, from "
+           "which an editor with a YAML language server knows every key.", default=RECIPE_FILE),
+    SEED,
+    Option("--force", "", bool, "Replace the file if it is there."),
+    AS_JSON,
+))
+RUN = Command(
+    "run",
+    "Do all that a recipe asks for: replay, mix, train, eval, report. Finished steps are skipped.",
+    (
+        Option("FILE", "", Path, "The recipe; replaykit.yaml by default."),
+        Option("--recipe -r", "", Path, "The same as FILE."),
+        SET, MODEL, ENGINE, SERVER, RUN_OUT, SEED, FORCE, AS_JSON,
+    ),
+)
+STATUS = Command(
+    "status",
+    "Show which steps of a run are finished, and why one would be done anew.",
+    (RECIPE, SET, MODEL, RUN_OUT, SEED, AS_JSON),
+)
+SCHEMA = Command(
+    "schema",
+    "Print the JSON schema of the recipe, for editors: `init` writes it beside the recipe, whose "
+    "first line names it.",
+    (Option("--out", "", Path, "Write it to this file instead."),),
+)
+
+PROBE = Command(
+    "probe",
+    "Show what a model's chat template gives: pre-query, stops, and questions that the model "
+    "writes from it.",
+    (
+        MODEL,
+        Option("--samples", "", int, "Questions to draw; 0 needs the tokenizer alone, not the "
+               "weights.", default=20),
+        ENGINE, SERVER, *CHAT, *COMMON,
+    ),
+)
+SELECT = Command(
+    "select",
+    "Choose old data for the new task: by default what is near it, by TF-IDF.",
+    (
+        Option("--pool", "select.pool.path", str,
+               "The old data: a file, a folder or a Hub data set."),
+        TARGET,
+        Option("-n", "select.n", int, "How many rows; 2000 by default."),
+        Option("--method", "select.method", str, "tfidf, bm25, embedding, near-and-far, mmr, or "
+               "without a target random, stratified, k-centre, herding."),
+        Option("--to", "select.to", str,
+               "nearest or centroid: what of the target a row is near to."),
+        Option("--embedding", "select.model", str,
+               "The sentence-transformers or model2vec model of embedding."),
+        Option("--column", "select.column", str, "The column of the strata."),
+        Option("--per-target", "select.per_target", int,
+               "Rows at most that are nearest to the same target row."),
+        Option("--against", "select.against", list[str],
+               "Leave out what this evaluation set holds: a file or lm_eval:TASK."),
+        Option("--strict", "select.strict", bool, "A row that cannot be read is an error."),
+        Option("--engine", "select.engine", str, "local, or ray for all of a cluster."),
+        Option("--explain", "", str, "Show why the row with this id was chosen, or was not."),
+        MODEL, *COMMON,
+    ),
+)
+GENERATE = Command(
+    "generate",
+    "Let the model write its own questions and answers (Magpie).",
+    (
+        MODEL,
+        Option("-n", "generate.n", int, "How many rows; 2000 by default."),
+        Option("--turns", "generate.turns", int, "Questions of one conversation."),
+        Option("--answers", "generate.answers", int, "Answers to each question."),
+        Option("--prompts", "generate.prompts", str, "Answer the questions of this file instead."),
+        Option("--system", "generate.systems", list[str], "Steer by a system prompt: math, code, "
+               "translation, chinese, json, refusal, or a text; code=2 gives it the weight 2. May "
+               "be given again.", read.weighted),
+        Option("--keep-system", "generate.keep_system", bool,
+               "Leave the system prompt in the record."),
+        Option("--temperature", "generate.temperature", str,
+               'Of the questions; 1.0 by default, "model" as it is deployed.', read.number),
+        Option("--schedule", "generate.schedule", str,
+               "magpie-air or magpie-pro: the paper's temperatures."),
+        Option("--answer-temperature", "generate.answer_temperature", str, "Of the answers; 0 by "
+               'default, which is greedy, "model" as it is deployed.', read.number),
+        Option("--language", "generate.checks.languages", list[str],
+               "Keep this language only, such as en; may be given again."),
+        Option("--tags", "generate.tags", bool,
+               "Let the model judge category, difficulty and quality.", read.section),
+        ENGINE, SERVER,
+        Option("--workers", "engine.workers", int,
+               "Processes with a whole model each, one for each GPU; 1 by default."),
+        Option("--tensor-parallel", "engine.tensor_parallel", int,
+               "GPUs that share one model, in vllm."),
+        *CHAT,
+        Option("--dry-run", "", bool,
+               "Say how many rows, tokens and hours it takes; load nothing."),
+        Option("--price-per-hour", "", float, "Of one device, for --dry-run."),
+        *COMMON,
+    ),
+)
+REWRITE = Command(
+    "rewrite",
+    "Put the target's answers into the model's own words, where they stay right.",
+    (
+        Option("--method", "rewrite.method", str, "min-change or paraphrase."),
+        Option("--verify", "rewrite.verify", str,
+               "How final answers are compared: exact or numeric."),
+        Option("--editor", "rewrite.editor", str,
+               "The model that repairs; by default the model itself."),
+        TARGET, MODEL, ENGINE, SERVER, *COMMON,
+    ),
+)
+MIX = Command(
+    "mix",
+    "Mix replay into the target: the same share in every optimiser step.",
+    (
+        Option("--ratio", "mix.ratio", float, "Replay's share of the loss; 0.05 by default."),
+        Option("--unit", "mix.unit", str, "What is shared: loss_tokens, tokens or rows."),
+        Option("--budget", "mix.budget", str, "add: replay on top of the target. replace: as many "
+               "rows as without replay."),
+        Option("--min-rows", "mix.min_rows", list[str], "SKILL=N: at least N replay rows of a "
+               "skill are trained on; may be given again.", read.floors),
+        Option("--export", "", list[str], "Write it for another trainer too: trl, llamafactory, "
+               "axolotl, ms-swift or parquet; may be given again."),
+        TARGET, MODEL, ARM, *COMMON,
+    ),
+)
+SCORE = Command(
+    "score",
+    "Show how probable the model finds the mixture's answers, before it is trained on them.",
+    (MODEL, ENGINE, SERVER, ARM, *COMMON),
+)
+TRAIN = Command(
+    "train",
+    "Fine-tune on the mixture, in exactly its order.",
+    (
+        MODEL,
+        Option("--method", "train.method", str, "full, lora, dora or qlora."),
+        Option("--learning-rate", "train.learning_rate", float,
+               "The highest; 1e-5 by default, 2e-4 for adapters."),
+        Option("--remedy", "train.remedies.*", list[str], "stm, flow, dft, eaft, ewc, l2sp, "
+               "distill, project or ema, as by default; may be given again.", read.remedies),
+        Option("--ewc-auto", "train.remedies.ewc.auto", float,
+               "ewc, with its gradient's norm held at this part of the loss's."),
+        ARM, *COMMON,
+    ),
+)
+MERGE = Command(
+    "merge",
+    "Average base and tuned model: one training, and any point between what was known and what was "
+    "learned.",
+    (
+        Option("--base --model", "model", str,
+               "What was tuned: an alias, a Hub id or a folder."),
+        Option("--tuned", "", list[str], "The tuned model's folder; by default what `train` left. "
+               "Again for ties."),
+        Option("--alpha", "", float,
+               "How far to go from base (0) to tuned (1); 0.5 by default, 1 for ties."),
+        Option("--method", "", str, "wise-ft, ties (several tuned models), or adapter (the LoRA "
+               "adapter alone).", default="wise-ft"),
+        Option("--sweep", "", str, "Measure these alphas, such as 0,0.1,...,1, and keep the best "
+               "that loses 2 points of old skill at most.", read.alphas),
+        Option("--density", "", float, "For ties: the part of the changes that is kept.",
+               default=0.2),
+        OWN_ENGINE, ARM, *COMMON,
+    ),
+)
+EVAL = Command(
+    "eval",
+    "Measure base and tuned models on the same held-out items.",
+    (MODEL, OWN_ENGINE, ARM, *COMMON),
+)
+REPORT = Command("report", "Write one self-contained report.html of what is finished.", COMMON)
+PUSH = Command(
+    "push",
+    "Publish the replay data and its card to the Hugging Face Hub.",
+    (
+        Option("REPO", "push.repo", str, "owner/name on the Hub."),
+        Option("--public", "push.private", bool, "Let everyone see it; private by default.",
+               read.negated),
+        Option("--dry-run", "", bool, "Write the folder, but upload nothing."),
+        *COMMON,
+    ),
+)
+# fmt: on
+STEPS = (PROBE, SELECT, GENERATE, REWRITE, MIX, SCORE, TRAIN, MERGE, EVAL, REPORT, PUSH)

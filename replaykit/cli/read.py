@@ -1,0 +1,106 @@
+"""From the text of an option to a value of the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import typer
+
+
+def setting(text: str) -> tuple[str, object]:
+    """``mix.ratio=0.1`` is a key of the recipe and its value, in YAML."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise _misuse("--set", f"'{text}' is not KEY=VALUE, such as mix.ratio=0.1")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise _misuse("--set", f"{key}: {said}") from None
+
+
+def unescaped(text: str) -> str:
+    r"""The text with a line break for each ``\n``."""
+    return text.replace("\\n", "\n")
+
+
+def all_unescaped(texts: Sequence[str]) -> list[str]:
+    return [unescaped(text) for text in texts]
+
+
+def negated(value: bool) -> bool:
+    return not value
+
+
+def section(_: bool) -> dict[str, object]:
+    """A section as by default."""
+    return {}
+
+
+def number(text: str) -> float | str:
+    """A number where the text is one; what it may be otherwise is for the recipe to say."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def weighted(systems: Sequence[str]) -> dict[str, float]:
+    """``code=2`` is the system prompt "code" with the weight 2; without a number its weight is
+    1.
+    """
+    found = {}
+    for system in systems:
+        text, _, weight = system.rpartition("=")
+        if text and isinstance(number(weight), float):
+            found[text] = float(weight)
+        else:
+            found[system] = 1.0
+    return found
+
+
+def floors(texts: Sequence[str]) -> dict[str, int]:
+    """``json=50`` is the skill "json" and 50 rows."""
+    found = {}
+    for text in texts:
+        skill, _, rows = text.rpartition("=")
+        if not skill or not rows.isdecimal():
+            raise _misuse("--min-rows", f"'{text}' is not SKILL=N, such as json=50")
+        found[skill] = int(rows)
+    return found
+
+
+def remedies(names: Sequence[str]) -> dict[str, object]:
+    """Each as by default; dft has no settings, so it is true instead of a section."""
+    found: dict[str, object] = {name: {} for name in names}
+    if "dft" in found:
+        found["dft"] = True
+    return found
+
+
+def alphas(text: str) -> list[float]:
+    """``0,0.1,...,1`` as numbers in order, each once; "..." goes on in the steps of the two before
+    it.
+    """
+    found: list[float] = []
+    words = [word.strip() for word in text.split(",")]
+    try:
+        for place, word in enumerate(words):
+            if word != "...":
+                found.append(float(word))
+                continue
+            start = found[-1]
+            step = found[-1] - found[-2]
+            end = float(words[place + 1])
+            between = math.ceil((end - start) / step - 1e-9)
+            found += [round(start + k * step, 10) for k in range(1, between)]
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError):
+        raise _misuse("--sweep", f"'{text}' is no list such as 0,0.5,1 or 0,0.1,...,1") from None
+    return sorted(set(found))
+
+
+def _misuse(flag: str, problem: str) -> typer.BadParameter:
+    return typer.BadParameter(problem, param_hint=flag)

@@ -1,0 +1,113 @@
+"""The one currency: a Record is a conversation, where it came from, and what is known about it.
+
+    {"id": "3f0c…",
+     "messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}],
+     "source": "target", "meta": {"line": 1}}
+
+Nothing edits a record: ``dataclasses.replace`` makes the next one, and its meta names the parent.
+Between steps records are JSON Lines; ``datasets.Dataset`` appears only at the edges: in
+``to_dataset``, and where a data set is read from the Hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from replaykit.hashing import fingerprint
+
+if TYPE_CHECKING:
+    import datasets
+
+Source = Literal["target", "select", "generate", "rewrite", "augment", "describe"]
+Message = Mapping[str, str]
+SOURCES: tuple[str, ...] = get_args(Source)
+TARGET: Final = "target"  # the source of the new task's rows, and the name of the new skill
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation with its origin.
+
+    ``messages`` are mappings {"role", "content"} with the roles system, user and assistant; a plain
+    text without a conversation is one message of role "text". ``meta`` is what else is known, any
+    JSON.
+    """
+
+    messages: tuple[Message, ...]
+    source: Source
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits of the messages alone: equal conversations have equal ids."""
+        return fingerprint([dict(message) for message in self.messages])
+
+    @property
+    def prompt(self) -> str:
+        """The last user message, or "" where there is none, as in a plain text."""
+        return self._last("user")
+
+    @property
+    def question(self) -> str:
+        """What the record is compared by: its last question, or a plain text itself."""
+        return self.prompt or self.messages[-1]["content"]
+
+    @property
+    def all_questions(self) -> str:
+        """All questions of the conversation, one a line, or a plain text itself."""
+        questions = [message["content"] for message in self.messages if message["role"] == "user"]
+        return "\n".join(questions) or self.messages[-1]["content"]
+
+    @property
+    def answer(self) -> str:
+        """The last assistant message, or "" where there is none."""
+        return self._last("assistant")
+
+    def _last(self, role: str) -> str:
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == role), "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it stands on one line of a JSONL file."""
+        messages = [dict(message) for message in self.messages]
+        return {"id": self.id, "messages": messages, "source": self.source, "meta": dict(self.meta)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Record:
+        """The record of such a line. Raises KeyError or TypeError for a row that is none."""
+        return cls(tuple(row["messages"]), row["source"], row.get("meta", {}))
+
+
+def dialogue(
+    prompt: str, answer: str | None = None, *, system: str | None = None
+) -> tuple[Message, ...]:
+    """The messages of one exchange; without an answer they end with the question."""
+    turns = [("system", system), ("user", prompt), ("assistant", answer)]
+    return tuple({"role": role, "content": text} for role, text in turns if text is not None)
+
+
+def to_dataset(records: Iterable[Record]) -> datasets.Dataset:
+    """The records as a Dataset with explicit features: id, messages, source, and meta.
+
+    Meta is one JSON string, since a Dataset has the same columns in every row.
+    """
+    import datasets
+
+    turn = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "messages": datasets.List(turn),
+            "source": datasets.Value("string"),
+            "meta": datasets.Value("string"),
+        }
+    )
+    rows = [
+        record.to_json() | {"meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str)}
+        for record in records
+    ]
+    columns = {name: [row[name] for row in rows] for name in features}
+    return datasets.Dataset.from_dict(columns, features=features)

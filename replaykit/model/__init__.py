@@ -1,0 +1,1 @@
+"""A model's chat template, its tokens, its last layer, and where it is loaded from."""

@@ -1,0 +1,309 @@
+"""What ``--model`` may say: an alias of the table below, a Hub id, or a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from replaykit.errors import EngineError, did_you_mean
+from replaykit.hashing import file_fingerprint, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# To tell two folders apart, a file of fewer bytes than this is hashed whole, a larger one sampled.
+SMALL = 64 << 20
+# Of that sample: how many blocks, and the bytes of each.
+BLOCKS = 1024
+BLOCK = 4096
+# Environment variables that name a proxy for the Hub.
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+ALIASES = {
+    "nano": str(Path(__file__).parents[1] / "nano" / "weights"),
+    "llama3": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3-70b": "meta-llama/Meta-Llama-3-70B-Instruct",
+    "llama3.1": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+    "gemma2-2b": "google/gemma-2-2b-it",
+    "gemma2-9b": "google/gemma-2-9b-it",
+    "gemma3-1b": "google/gemma-3-1b-it",
+    "gemma3-4b": "google/gemma-3-4b-it",
+    "mistral": "mistralai/Mistral-7B-Instruct-v0.3",
+    "phi3.5": "microsoft/Phi-3.5-mini-instruct",
+    "phi4": "microsoft/phi-4",
+    "smollm2": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "olmo2": "allenai/OLMo-2-1124-7B-Instruct",
+}
+
+
+def resolve(model: str) -> str:
+    """The folder or Hub id that a name stands for. Raises EngineError for any other name."""
+    if model in ALIASES:
+        return ALIASES[model]
+    if Path(model).is_dir():
+        return model
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return model
+    raise EngineError(
+        f"--model {model}: neither a folder here, nor a Hub id (owner/name), nor one of the "
+        f"aliases "
+        f"{', '.join(ALIASES)}{did_you_mean(model, ALIASES)}"
+    )
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises EngineError, with what to do, where it cannot be had."""
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer.from_pretrained, model, revision)
+
+
+def load_model(
+    model: str,
+    revision: str | None = None,
+    *,
+    train: bool = False,
+    quantisation: Any = None,
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """The language model, causal or encoder-decoder, on the best device here, from safetensors.
+
+    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained.
+    ``quantisation`` is a configuration of transformers for fewer bits, ``attention`` the name of an
+    implementation (by default transformers' own choice).
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    device, dtype = _placement(train=train)
+    loader = AutoModelForCausalLM
+    if encoder_decoder(model, revision):
+        loader = AutoModelForSeq2SeqLM
+    options = {"dtype": dtype, "use_safetensors": True, "quantization_config": quantisation}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    loaded = _load(loader.from_pretrained, model, revision, **options)
+    # Quantised weights are placed as they are loaded, and cannot be moved.
+    if quantisation is not None:
+        return loaded
+    return loaded.to(device)
+
+
+def _placement(*, train: bool = False) -> tuple[str, Any]:
+    """The device for a model, and the torch dtype.
+
+    Weights that are trained are float32, since small steps are lost in the 8 bits of a bfloat16's
+    fraction; so are all weights on a CPU, where bfloat16 is mostly emulated.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not train:
+        return device, torch.bfloat16
+    return device, torch.float32
+
+
+def encoder_decoder(model: str, revision: str | None = None) -> bool:
+    """Whether the model is like T5: an encoder reads the question, a decoder writes the answer."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(_load(AutoConfig.from_pretrained, model, revision).is_encoder_decoder)
+    except EngineError:
+        # A tokenizer alone has no config.json; whoever loads the model says that it is missing.
+        return False
+
+
+def load_reward_model(model: str, revision: str | None = None) -> PreTrainedModel:
+    """The sequence-classification model with one output, placed and typed as by ``load_model``.
+
+    From safetensors only. Raises EngineError for a model with more outputs, and for one that has no
+    trained weights for its output.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    outputs = _load(AutoConfig.from_pretrained, model, revision).num_labels
+    if outputs != 1:
+        raise EngineError(
+            f"{model} has {outputs} outputs as a classifier; a reward model has one (num_labels 1)"
+        )
+    logging.disable_progress_bar()
+    device, dtype = _placement()
+    loader = AutoModelForSequenceClassification.from_pretrained
+    loaded, info = _load(
+        loader, model, revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    # transformers would fill them with random numbers, and warn.
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise EngineError(
+            f"{model} has no weights for {missing}, so it is not a trained reward model"
+        )
+    return loaded.to(device)
+
+
+def parameter_count(model: str, revision: str | None = None) -> int:
+    """How many parameters the causal language model has, by its config.json alone.
+
+    Shared ones count once, as the embeddings that are the head as well.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _load(AutoConfig.from_pretrained, model, revision)
+    try:
+        # Tensors of this device have shapes and no memory.
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:  # such as an encoder, which is no causal language model
+        raise cannot_load(model, error) from error
+    return sum(parameter.numel() for parameter in empty.parameters())
+
+
+def identity(model: str) -> str | None:
+    """16 hexadecimal digits for a folder's files; None for a model on the Hub.
+
+    They depend on the files' names, sizes and bytes. Of a file of 64 MiB or more 4 MiB are looked
+    at, spread over all of it. Training moves nearly every number of a model, so that tells; a
+    change of a few numbers in so large a file may not be seen.
+    """
+    folder = Path(resolve(model))
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return fingerprint([(file.name, file.stat().st_size, _file_hash(file)) for file in files])
+
+
+def _file_hash(path: Path) -> str:
+    if path.stat().st_size < SMALL:
+        return file_fingerprint(path)
+    return _sampled(path)
+
+
+def _sampled(path: Path) -> str:
+    """16 hexadecimal digits of blocks at equal distances, the first and the last among them."""
+    digest = hashlib.blake2b(digest_size=8)
+    last = path.stat().st_size - BLOCK
+    with path.open("rb", buffering=0) as stream:
+        for k in range(BLOCKS):
+            stream.seek(k * last // (BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+def generation_config(model: str, revision: str | None = None) -> GenerationConfig | None:
+    """The model's generation_config.json, with its eos ids and its sampling; None without one."""
+    from transformers import GenerationConfig
+
+    try:
+        return _load(GenerationConfig.from_pretrained, model, revision)
+    except EngineError:
+        # Where more than this file is missing, the tokenizer, loaded beside it, says so.
+        return None
+
+
+def named_sampling(model: str, revision: str | None = None) -> dict[str, float] | None:
+    """The temperature, top_p and top_k that the model is deployed with, by generation_config.json.
+
+    None without that file. A value that it leaves out is that of the bare distribution, 1, 1 and 0;
+    where it says not to sample, the temperature is 0.
+    """
+    config = generation_config(model, revision)
+    if config is None:
+        return None
+    if config.do_sample is False:
+        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    for name in sampling:
+        value = getattr(config, name, None)
+        if value is not None:
+            sampling[name] = value
+    return sampling
+
+
+def stored_dtype(model: str, revision: str | None = None) -> Any:
+    """The torch dtype of the weights as they are stored, None where the config does not say."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model, revision).dtype
+
+
+def fetched(model: str, revision: str | None = None) -> str | None:
+    """The commit of a Hub model as it was last fetched; None for a folder."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    name = resolve(model)
+    if Path(name).is_dir():
+        return None
+    file = cached_file(
+        name,
+        "config.json",
+        revision=revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    return extract_commit_hash(file, None)
+
+
+def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
+    """What the loader makes of the model. Raises EngineError, with what to do, where it fails."""
+    name = resolve(model)
+    # Without a network what was fetched before serves; else it fails at once, not after retries.
+    if not Path(name).is_dir() and not _hub_has_address():
+        options["local_files_only"] = True
+    try:
+        return loader(name, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise cannot_load(model, error) from error
+
+
+def _hub_has_address() -> bool:
+    """Whether the Hub's name can be resolved; behind a proxy, which resolves it itself, it is."""
+    from huggingface_hub import constants
+
+    if any(os.environ.get(name) for name in PROXIES):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def cannot_load(model: str, error: Exception) -> EngineError:
+    """The EngineError for a model that did not load: what failed, and what the user can do."""
+    name = resolve(model)
+    shown = f"{model} ({name})"
+    if model in (name, "nano"):  # of nano the folder is ours, and of no use to the user
+        shown = model
+    text = str(error)
+    reason = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    if Path(name).is_dir():
+        return EngineError(f"{shown} cannot be loaded: {reason}")
+    if "gated" in text or "401" in text or "403" in text:
+        todo = f"ask for access at huggingface.co/{name}, then log in with `hf auth login`"
+    else:
+        todo = (
+            f"check the network and the name; where the Hub cannot be reached, fetch the model "
+            f"elsewhere with "
+            f"`hf download {name}` and give its folder to --model"
+        )
+    return EngineError(
+        f"{shown} cannot be loaded: {reason}\n  {todo}.\n  `--model nano` needs no download."
+    )

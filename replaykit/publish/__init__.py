@@ -1,1 +1,0 @@
-"""Where replay leaves the machine: a dataset card, parquet files, and the Hub."""

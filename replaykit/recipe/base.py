@@ -1,0 +1,78 @@
+"""What all sections of a recipe have in common.
+
+    class Select(Strict):
+        n: PositiveInt = 2000
+        \"\"\"How many rows.\"\"\"
+        processes: Annotated[PositiveInt | None, MACHINE] = None
+        \"\"\"How many processes work on it.\"\"\"
+
+    Select(...).decisive()  ->  {"n": 2000}
+
+The text under a field is its description, in the JSON schema as in an editor. A step is done anew
+where ``decisive()`` has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from replaykit.hashing import file_fingerprint
+
+Number = TypeVar("Number", int, float)
+
+# Marks of fields, read by ``Strict.decisive``.
+MACHINE = "how the work is done, not what comes out: no step is done anew because of it"
+FILES = "names of files: a step is done anew where their content has changed"
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def in_order(bounds: list[Number]) -> list[Number]:
+    """Checks [least, most]. Raises ValueError where the first is larger."""
+    if bounds[0] > bounds[1]:
+        raise ValueError("the least comes first, then the most")
+    return bounds
+
+
+class Strict(BaseModel):
+    """A frozen section: an unknown key, or a value of another type, is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain JSON; files with their content."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if MACHINE in field.metadata:
+                continue
+            if FILES in field.metadata:
+                found[name] = [file_facts(path) for path in value]
+            else:
+                found[name] = _plain(value)
+        return found
+
+
+def file_facts(name: str) -> dict[str, Any]:
+    """What identifies the rows that a name stands for: the name, and the bytes of a local file."""
+    path = Path(name)
+    if not path.exists():
+        return {"path": name}
+    return {"path": name, "content": file_fingerprint(path)}
+
+
+def _plain(value: Any) -> Any:
+    """The value as plain JSON, sections by what decides in them."""
+    if isinstance(value, Strict):
+        return value.decisive()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value

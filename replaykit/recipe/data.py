@@ -1,0 +1,52 @@
+"""Which rows: of a file, a folder or a Hub data set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
+
+from replaykit.recipe.base import Strict, file_facts
+
+
+class Prompts(Strict):
+    """Questions of a file, a folder or a Hub data set. A bare path means ``{path: ...}``."""
+
+    path: str
+    """A file, a folder or a Hub data set (owner/name), relative to the working directory."""
+    prompt: str | None = None
+    """The column of the question; null: it is recognised by the usual names."""
+    split: str = "train"
+    """The split of a Hub data set; files have none."""
+    skip: NonNegativeInt = 0
+    """Rows passed over first, so that one file can serve as pool and as held-out rows."""
+    n: PositiveInt | None = None
+    """Rows read after those, at most; null: all."""
+
+    def decisive(self) -> dict[str, Any]:
+        """How the rows are read, and the bytes of local files."""
+        return super().decisive() | file_facts(self.path)
+
+
+class Data(Prompts):
+    """Questions with their answers."""
+
+    answer: str | None = None
+    """The column of the answer, given together with prompt; null: it is recognised."""
+
+    @model_validator(mode="after")
+    def _columns_together(self) -> Data:
+        if (self.prompt is None) is not (self.answer is None):
+            raise ValueError("prompt and answer are given together: the names of the two columns")
+        return self
+
+
+def from_path(value: Any) -> Any:
+    """A bare path as the section that it stands for."""
+    if isinstance(value, str):
+        return {"path": value}
+    return value
+
+
+DataOrPath = Annotated[Data, BeforeValidator(from_path, json_schema_input_type=str | Data)]
+PromptsOrPath = Annotated[Prompts, BeforeValidator(from_path, json_schema_input_type=str | Prompts)]

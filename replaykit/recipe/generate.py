@@ -1,0 +1,127 @@
+"""What the model writes itself, and which of it is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from replaykit.recipe.base import MACHINE, Share, Strict, in_order
+from replaykit.recipe.data import PromptsOrPath
+
+Range = Annotated[
+    list[NonNegativeFloat], Field(min_length=2, max_length=2), AfterValidator(in_order)
+]
+
+
+class Checks(Strict):
+    """Which questions are worth an answer, and which rows are kept. A check that is off is null or
+    false.
+    """
+
+    min_chars: NonNegativeInt = 3
+    """Characters of a question, at least."""
+    max_repeat: Share | None = 0.5
+    """Drops a text of whose 20-character windows more than this part stood before in it."""
+    near_duplicate: Share | None = 0.9
+    """Drops a question whose 5-character shingles have this Jaccard similarity with an
+    earlier one's.
+    """
+    leaks: bool = True
+    """Drops role headers and special tokens that are written out as text."""
+    overlap: bool = True
+    """Drops questions that hold a prompt of eval."""
+    secrets: bool = True
+    """Drops keys, tokens and card numbers."""
+    personal: bool = False
+    """Drops mail addresses and telephone numbers."""
+    refusals: bool = False
+    """Drops refusals. To refuse is an old skill too, so by default they stay."""
+    languages: list[str] | None = None
+    """ISO 639-1 codes of the languages to keep, such as [en, zh]."""
+    perplexity: Range | None = None
+    """Of an answer under the model: the least and the most that is kept."""
+    question_perplexity: Range | None = None
+    """Of a question under the model: the least and the most that is kept."""
+
+
+class Phase(Strict):
+    """A part of the rows of a schedule, drawn at its own temperature and top-p."""
+
+    temperature: PositiveFloat
+    """Of this part's questions."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of this part's questions."""
+    weight: PositiveFloat = 1.0
+    """How many of the rows, in proportion to the other parts' weights."""
+
+
+class Tags(Strict):
+    """What a judge says of each kept row; it is written into the row and drops none."""
+
+    judge: str | None = None
+    """The model that judges; null is the model itself."""
+    reward: str | None = None
+    """A sequence-classification model with one output, whose score is written too; null is none."""
+
+
+ROWS = 2000  # to generate, where neither n nor prompts are given
+
+
+class Generate(Strict):
+    """The model's own questions and answers (Magpie)."""
+
+    n: Annotated[PositiveInt | None, MACHINE] = None
+    """Records to keep, after the checks; null is 2000, or an answer to each of the prompts."""
+    turns: PositiveInt = 1
+    """Questions of one conversation."""
+    answers: PositiveInt = 1
+    """Answers to each question."""
+    prompts: PromptsOrPath | None = None
+    """The questions to answer; null lets the model write them."""
+    systems: dict[str, PositiveFloat] | None = None
+    """System prompts that steer the questions, or names of presets, with their weights."""
+    keep_system: bool = False
+    """Leave the system prompt in the record, and answer under it."""
+    temperature: PositiveFloat | Literal["model"] = 1.0
+    """Of questions; "model" takes that of its generation_config."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of questions."""
+    schedule: Literal["magpie-air", "magpie-pro"] | list[Phase] | None = None
+    """Temperatures over the rows instead of one: a name, or a list of parts."""
+    max_question_tokens: PositiveInt = 512
+    """Tokens of a question, at most; a longer one is dropped."""
+    answer_temperature: NonNegativeFloat | Literal["model"] = 0.0
+    """Of answers; 0 is greedy, as in the paper; "model" takes that of its generation_config."""
+    answer_top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of answers, where they are not greedy."""
+    max_answer_tokens: PositiveInt = 1024
+    """Tokens of an answer, at most; a longer one is dropped."""
+    min_yield: Annotated[float, MACHINE] = Field(default=0.05, ge=0, lt=1)
+    """Generation stops where less than this part of the last 500 rows could be kept."""
+    checks: Checks = Checks()
+    """Which questions and answers are kept."""
+    tags: Tags | None = None
+    """Let a judge describe the kept rows; null asks none."""
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Generate:
+        if self.answers > 1 and self.answer_temperature == 0:
+            raise ValueError(
+                "answers: several greedy answers are one and the same; set answer_temperature"
+            )
+        if self.turns > 1 and (self.answers > 1 or self.prompts):
+            raise ValueError("turns: a conversation has one answer to each of its own questions")
+        if self.prompts and self.systems:
+            raise ValueError(
+                "systems: they steer what the model asks; with prompts it asks nothing"
+            )
+        return self

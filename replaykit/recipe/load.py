@@ -1,0 +1,104 @@
+"""A recipe from a YAML file, with changes on top. All problems of both are shown together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import ValidationError
+
+from replaykit.errors import RecipeError
+from replaykit.recipe.messages import explain
+from replaykit.recipe.recipe import Recipe
+
+RECIPE_FILE = "replaykit.yaml"
+MERGE = "tag:yaml.org,2002:merge"
+# What a bare word in a section means.
+SHORT = {"target": "path", "pool": "path", "prompts": "path", "engine": "name"}
+
+
+def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file (none: an empty one), with changes such as ``{"mix.ratio": 0.1}``.
+
+    The change ``{}`` adds a section with its defaults where the recipe has none, and leaves alone
+    the one that it has. Raises RecipeError with every problem of the file and the changes together.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        raw = _read_yaml(Path(path))
+    refused = [_change(raw, key, value) for key, value in (changes or {}).items()]
+    where = str(path or "the command line")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(where, explain(error, Recipe)) from None
+    problems = [problem for problem in refused if problem is not None]
+    if problems:
+        raise RecipeError(where, problems)
+    return recipe
+
+
+def _change(raw: dict[str, Any], key: str, value: Any) -> str | None:
+    """Puts the value at a dotted key, and makes the sections on the way to it; or says why not."""
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        inner = place.get(section)
+        if inner is None:
+            inner = {}
+        elif isinstance(inner, str) and section in SHORT:
+            inner = {SHORT[section]: inner}
+        place[section] = inner
+        if not isinstance(inner, dict):
+            return f"{key}: {section} is {inner!r}, which has no keys"
+        place = inner
+    if value != {} or place.get(last) is None:
+        place[last] = value
+    return None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader, but a key given twice is an error instead of the last one winning."""
+
+    # Our own: a library under vLLM changes the shared ones.
+    yaml_constructors: ClassVar[dict[Any, Any]] = dict(yaml.SafeLoader.yaml_constructors)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE:
+                what = "a key is one word"
+                if key_node.value == "<<":
+                    what = "`<<` is not read here, write the keys out"
+                raise _wrong(key_node, what)
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise _wrong(key_node, f"'{key}' is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _wrong(node: yaml.Node, what: str) -> yaml.YAMLError:
+    """The error about a key, with its place in the file."""
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise RecipeError(str(path), ["no such file; `replaykit init` writes one"]) from None
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except (yaml.YAMLError, ValueError) as error:
+        # A ValueError is about text that is not UTF-8, or a date that does not exist.
+        raise RecipeError(str(path), [" ".join(str(error).split())]) from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise RecipeError(
+            str(path), [f"a recipe is lines of `key: value`, this is a {type(raw).__name__}"]
+        )
+    return raw

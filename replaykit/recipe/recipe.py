@@ -1,0 +1,208 @@
+"""The recipe: what one run is.
+
+    name: my-task
+    model: llama3
+    target: {path: my_task.jsonl}
+    generate: {n: 2000}
+    mix: {ratio: 0.05}
+
+A section has the name of the step that reads it, and a file of its own beside this one. Paths are
+relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, NonNegativeInt, ValidationError, model_validator
+
+from replaykit.errors import RecipeError
+from replaykit.recipe.arms import Arm
+from replaykit.recipe.base import Strict
+from replaykit.recipe.chat import ChatOptions
+from replaykit.recipe.controller import ControllerSettings
+from replaykit.recipe.data import DataOrPath
+from replaykit.recipe.engine import EngineOptions, EngineOrName
+from replaykit.recipe.evaluate import Eval
+from replaykit.recipe.generate import Generate
+from replaykit.recipe.messages import explain
+from replaykit.recipe.mix import Mix, Replay
+from replaykit.recipe.push import Push
+from replaykit.recipe.rewrite import Rewrite
+from replaykit.recipe.select import Select
+from replaykit.recipe.train import Train
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def _arm_name(name: str) -> str:
+    if name == "base":
+        raise ValueError("that name is the untrained model's; call the arm otherwise")
+    return _folder_name(name)
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+ArmName = Annotated[str, AfterValidator(_arm_name)]
+
+
+class Recipe(Strict):
+    """One run: its model and data, and a section for each step. A step without one is left out."""
+
+    name: FolderName | None = None
+    """The run's name; null: the model's."""
+    out: str | None = None
+    """The run's folder; null: runs/<name>."""
+    model: str | None = None
+    """An alias such as llama3, a Hub id (owner/name) or a folder."""
+    revision: str | None = None
+    """The branch, tag or commit of a model on the Hub; null: its main branch."""
+    engine: EngineOrName = EngineOptions()
+    """What runs the model."""
+    chat: ChatOptions = ChatOptions()
+    """How the chat template is used."""
+    seed: NonNegativeInt = 1
+    """The seed of every draw: the same recipe and seed give the same rows."""
+    target: DataOrPath | None = None
+    """The rows of the new task."""
+    select: Select | None = None
+    """Replay from old data that exists; null: none."""
+    generate: Generate | None = None
+    """Replay that the model writes itself; null: none."""
+    rewrite: Rewrite | None = None
+    """The target in the model's own words; null: as it is."""
+    mix: Mix = Mix()
+    """How much of the training is replay, and from which sources."""
+    """How much of the training is replay, and from which sources."""
+    arms: dict[ArmName, Arm] = {}
+    """Several trainings to compare, by name; empty: one."""
+    train: Train = Train()
+    """Supervised fine-tuning."""
+    eval: Eval = Eval()
+    """Held-out rows: of the new task, and of the old skills that must not drop."""
+    push: Push = Push()
+    """Where the replay data is published."""
+    """Where the replay data is published."""
+
+    @model_validator(mode="after")
+    def _what_cannot_combine(self) -> Recipe:
+        problems = [problem for arm in self.arms for problem in self._wrong_in_arm(arm)]
+        if self.train.controller is not None:
+            problems += self._wrong_beside_controller(self.train.controller)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _wrong_in_arm(self, arm: str) -> list[str]:
+        """What cannot be in an arm: remedies that the training refuses or that miss replay."""
+        try:
+            remedies = self.training(arm).remedies
+        except ValidationError as error:
+            return [f"arms.{arm}.{problem}" for problem in explain(error, Train)]
+        mix = self.mixture(arm)
+        has_replay = mix.ratio > 0 or mix.schedule is not None
+        needy = remedies.need_replay
+        if has_replay or not needy:
+            return []
+        others = remedies.model_dump(exclude_defaults=True, exclude=set(needy))
+        # On one line, however long, so that it can be copied into the recipe.
+        kept = yaml.safe_dump(others, default_flow_style=True, sort_keys=False, width=10_000)
+        return [
+            f"arms.{arm}: its ratio is 0, and {' and '.join(needy)} cannot do without replay; give "
+            f"the arm `remedies: {kept.strip()}`, which it has instead of those of train"
+        ]
+
+    def _wrong_beside_controller(self, controller: ControllerSettings) -> list[str]:
+        schedules = {"mix": self.mix.schedule}
+        schedules |= {f"arms.{name}": arm.schedule for name, arm in self.arms.items()}
+        problems = [
+            f"{section}.schedule: train.controller moves the share itself; leave one of them out"
+            for section, schedule in schedules.items()
+            if schedule is not None
+        ]
+        if self.mix.min_rows:
+            problems.append(
+                "mix.min_rows: train.controller draws replay as it goes and keeps no floors; leave "
+                "one out"
+            )
+        held_out = self.eval
+        problems += controller.missing(old=bool(held_out.old), target=held_out.target is not None)
+        return problems
+
+    def mixture(self, arm: str | None) -> Mix:
+        """The mix of an arm: the recipe's, with the arm's keys in their place.
+
+        An arm that gives a ratio without a schedule has a constant one, so a control of ratio 0
+        has no replay.
+        """
+        if arm is None:
+            return self.mix
+        own = self.arms[arm].model_dump(exclude_none=True, include={"ratio", "sources", "schedule"})
+        if "ratio" in own:
+            own = {"schedule": None} | own
+        return Mix.model_validate(self.mix.model_dump() | own)
+
+    def training(self, arm: str | None) -> Train:
+        """How an arm is trained: as the recipe says, with the arm's own remedies if it names some.
+
+        ``{}`` stands for none. A controller switches only what the arm has.
+        """
+        own = None
+        if arm is not None:
+            own = self.arms[arm].remedies
+        if own is None:
+            return self.train
+        settings = self.train.model_dump() | {"remedies": own.model_dump()}
+        controller = self.train.controller
+        if controller is not None and controller.remedy is not None:
+            in_arm = getattr(own, controller.remedy) is not None
+            if not in_arm:
+                settings["controller"] = controller.model_dump() | {"remedy": None}
+        return Train.model_validate(settings)
+
+    def to_yaml(self) -> str:
+        """The recipe as the user would write it: without what is a default."""
+        # A null that is no default stays: it switches something off, as in `near_duplicate: null`.
+        settings = self.model_dump(exclude_defaults=True)
+        return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    @property
+    def folder(self) -> Path:
+        """Where the steps write: ``out``, or runs/<name>; without a name, the model's is taken."""
+        if self.out is not None:
+            return Path(self.out)
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model or "run").name).strip(".-")
+        return Path("runs") / (self.name or plain or "run")
+
+    @property
+    def replay_sources(self) -> list[Replay]:
+        """The sources of replay that this recipe makes."""
+        made: dict[Replay, object] = {"select": self.select, "generate": self.generate}
+        return [source for source, section in made.items() if section is not None]
+
+
+def need(recipe: Recipe, step: str, *keys: str) -> None:
+    """Raises RecipeError with every key that the step needs and the recipe lacks."""
+    hints = {
+        "model": "model: an alias such as llama3, a Hub id or a folder (--model)",
+        "target": "target: {path: my_task.jsonl} (--target)",
+        "select": "select: {pool: old.jsonl} (--pool)",
+        "eval": "eval: {target: ..., old: {skill: ...}}, the held-out rows",
+        "push.repo": "push: {repo: me/my-replay} (the first argument)",
+    }
+    missing = []
+    for key in keys:
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        # An eval section that names no rows is as good as none.
+        if value is None or value == Eval():
+            missing.append(f"{step} needs {hints[key]}")
+    if missing:
+        raise RecipeError("the recipe", missing)

@@ -1,0 +1,90 @@
+"""The step eval: base and tuned models on the same held-out items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from replaykit.data.jsonl import write_jsonl
+from replaykit.data.record import TARGET, Record
+from replaykit.recipe import Recipe, need
+from replaykit.recipe.evaluate import Test
+from replaykit.runs import Step, Watch, read_manifest
+from replaykit.steps.evaluate.result import EvalResult
+from replaykit.steps.evaluate.skills import Item, read_items
+from replaykit.steps.inputs import load, test_facts, tests, tuned_facts
+from replaykit.steps.mix.result import MixResult
+from replaykit.steps.step import (
+    Context,
+    Outcome,
+    Todo,
+    arms,
+    do_step,
+    engine_and_chat,
+    label_of,
+    model_facts,
+    need_step,
+    typed,
+)
+
+
+def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
+    from replaykit.engines import choose
+
+    need(recipe, "eval", "model", "eval")
+    folders: dict[str, Path] = {}
+    mixed: dict[str, MixResult] = {}
+    for arm in arms(recipe, replace(context, out=None)):  # one folder is made for all arms
+        name = arm or "tuned"
+        folders[name] = recipe.folder / label_of("train", arm)
+        need_step(folders[name], "train")
+        mix_folder = recipe.folder / label_of("mix", arm)
+        manifest = read_manifest(mix_folder)
+        if manifest is not None:
+            mixed[name] = typed(manifest, MixResult, mix_folder)
+    models = {name: str(folder / "model") for name, folder in folders.items()}
+    inputs = {
+        **model_facts(recipe),
+        "engine": choose(recipe.engine.here),
+        "eval": test_facts(recipe),
+        "tuned": {name: tuned_facts(Path(model)) for name, model in models.items()},
+    }
+
+    def work(step: Step) -> EvalResult:
+        from replaykit.steps.evaluate.compare import compare
+
+        rows = {skill: (test, load(test, TARGET)) for skill, test in tests(recipe).items()}
+        items = {
+            name: measured(recipe, step, name, model, rows, context.watch)
+            for name, model in {"base": str(recipe.model), **models}.items()
+        }
+        return compare(tests(recipe), items, mixed)
+
+    yield Todo("eval", inputs, EvalResult, work)
+
+
+def run(recipe: Recipe, context: Context) -> Iterator[Outcome[EvalResult]]:
+    for todo in todos(recipe, context):
+        yield do_step(todo, recipe, context)
+
+
+def measured(
+    recipe: Recipe,
+    step: Step,
+    name: str,
+    model: str,
+    rows: Mapping[str, tuple[Test, Sequence[Record]]],
+    watch: Watch,
+) -> dict[str, list[Item]]:
+    """The items of one model by skill, from its file in the step's folder if it was measured
+    before.
+    """
+    from replaykit.steps.evaluate.skills import measure
+
+    path = step.folder / f"items-{name}.jsonl"
+    if not path.exists():
+        with engine_and_chat(recipe, model, options=recipe.engine.here) as (engine, chat):
+            made = measure(engine, chat, rows, what=f"eval {name}", watch=watch)
+            write_jsonl(path, (item.to_json() for item in made))
+    return read_items(path, list(rows))

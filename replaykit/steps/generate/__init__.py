@@ -1,0 +1,1 @@
+"""Let the model write its own questions and answers."""

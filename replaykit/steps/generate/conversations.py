@@ -1,0 +1,306 @@
+"""What a row says so far, and what the model has to write next in it.
+
+    nothing yet            ->  a request for its first question
+    a question             ->  a request for its answer, or for several answers
+    a question, an answer  ->  a request for the next question, or the record of the row
+
+Everything is read from the replies, so a row goes on in the same way after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from replaykit.checks.sieve import Sieve, Verdict
+from replaykit.data.record import Message, Record
+from replaykit.engines import Request, Sampling
+from replaykit.errors import ChatError, RecipeError
+from replaykit.hashing import derive_seed
+from replaykit.model.chat import Chat
+from replaykit.steps.generate.job import Job, kind_of
+from replaykit.steps.generate.replies import Address, Part, Replies, Reply
+from replaykit.steps.generate.steer import sampling_of, schedule_of, system_of
+
+
+class Settled(NamedTuple):
+    """A record with the number of its row, and why it is dropped, if it is."""
+
+    row: int
+    record: Record
+    verdict: Verdict | None
+
+
+class Next(NamedTuple):
+    """What comes next in a row. One of the two is empty."""
+
+    requests: list[Request]
+    records: list[Settled]
+
+
+class Draft(NamedTuple):
+    """What becomes a record: its messages, why it is dropped, and its own part of the meta."""
+
+    messages: Sequence[Message]
+    verdict: Verdict | None = None
+    meta: Mapping[str, Any] = {}
+
+
+class Conversations:
+    """The conversations of one generation, by row. No prompt may have ``limit`` tokens or more.
+
+    Raises ChatError where the model's template ignores the system prompts of the recipe, and
+    RecipeError where the model has no sampling to draw questions with.
+    """
+
+    def __init__(self, chat: Chat, job: Job, replies: Replies, *, limit: int) -> None:
+        self.chat = chat
+        self.job = job
+        self.replies = replies
+        self.limit = limit
+        self.kind = kind_of(chat, job.prompts)
+        self.settings = job.settings
+        deployed = job.deployed or {}
+        self._schedule = schedule_of(job.settings, deployed)
+        self._check()
+        self._answer_sampling = deployed
+        if self.settings.answer_temperature != "model":
+            self._answer_sampling = {
+                "temperature": self.settings.answer_temperature,
+                "top_p": self.settings.answer_top_p,
+            }
+        self._sieve = Sieve(
+            job.settings.checks,
+            special=chat.looks_special,
+            held_out=job.held_out,
+            read=self._first_question,
+        )
+
+    def _check(self) -> None:
+        """Raises the errors of this class."""
+        steered = self.settings.systems and self.kind == "magpie"
+        if steered and self.chat.template.system == "ignored":
+            raise ChatError(
+                f"{self.chat.name}: its chat template ignores system prompts, so generate.systems "
+                "steer nothing"
+            )
+        if self.kind == "prompts":
+            return
+        temperatures = [part.sampling.get("temperature") for part in self._schedule]
+        if None in temperatures:
+            problem = "the model has no generation_config.json that names one; give a number"
+            raise RecipeError("the recipe", [f"generate.temperature: {problem}"])
+        if 0 in temperatures:
+            problem = "the model is deployed greedily; give a number"
+            raise RecipeError("the recipe", [f"generate.temperature: {problem}"])
+
+    # --- what comes next --------------------------------------------------------------------------
+
+    def begin(self, row: int) -> list[Request]:
+        """The request for the row's first question; none where it is there already, or the user's
+        own.
+        """
+        address = Address("question", row)
+        if self.job.prompts is not None or address in self.replies:
+            return []
+        system = self._system(row)
+        if self.kind == "text":
+            tokens = self.chat.start
+        elif system:
+            tokens = self.chat.asking(system)
+        else:
+            tokens = self.chat.pre_query
+        return [self._request(address, tokens)]
+
+    def has_question(self, row: int) -> bool:
+        """Whether the row's first question is there."""
+        return self.job.prompts is not None or Address("question", row) in self.replies
+
+    def decide(self, row: int) -> list[Settled]:
+        """The record of a row that ends with its first question; none where it is worth an answer.
+
+        Each row is decided once, in the order of the rows: the sieve remembers the question.
+        """
+        if self.job.prompts is not None:
+            return []
+        address = Address("question", row)
+        text, verdict = self._read(address)
+        if self.kind == "text":
+            message = {"role": "text", "content": text}
+            finish = self.replies[address].finish
+            return self._settled(row, [Draft([message], verdict, {"finish": finish})])
+        if verdict is None:
+            return []
+        return self._settled(row, [Draft([*self._kept_system(row), _user(text)], verdict)])
+
+    def next(self, row: int) -> Next:
+        """What a row that is worth an answer needs next: requests, or nothing, and these are its
+        records.
+        """
+        messages = list(self._opening(row))
+        for turn in range(self.settings.turns - 1):
+            # A conversation of several turns has one answer to each question.
+            for address in (Address("question", row, turn), Address("answer", row, turn)):
+                following = self._add(address, messages)
+                if following is not None:
+                    return following
+        turn = self.settings.turns - 1
+        if self.job.prompts is None:
+            following = self._add(Address("question", row, turn), messages)
+            if following is not None:
+                return following
+        answers = [Address("answer", row, turn, k) for k in range(self.settings.answers)]
+        missing = [address for address in answers if address not in self.replies]
+        if missing:
+            return self._requests(missing, messages)
+        return Next([], self._settled(row, self._exchanges(messages, answers)))
+
+    def _add(self, address: Address, messages: list[Message]) -> Next | None:
+        """Adds a text to the row's messages; returns what comes next where the row cannot go on
+        from there: the request for the text, or the record of a row that ends with it.
+        """
+        if address not in self.replies:
+            return self._requests([address], messages)
+        if address == Address("question", address.row):
+            # It was checked when the row was decided.
+            messages.append(_user(self._first_question(address.row)))
+            return None
+        text, verdict = self._read(address)
+        message = _user(text) if address.part == "question" else _assistant(text)
+        messages.append(message)
+        if verdict is None:
+            return None
+        return Next([], self._settled(address.row, [Draft(messages, verdict)]))
+
+    def _requests(self, addresses: Sequence[Address], messages: Sequence[Message]) -> Next:
+        """A request for each address, all with the same prompt; where it leaves no room for a
+        reply, the row ends with its messages so far.
+        """
+        first = addresses[0]
+        if first.part == "answer":
+            tokens = self.chat.prompt(messages)
+        else:
+            # The system prompt steers every question, whether or not the record keeps it.
+            turns = [message for message in messages if message["role"] != "system"]
+            tokens = self.chat.asking([*self._system(first.row), *turns])
+        if len(tokens) >= self.limit:
+            return Next([], self._settled(first.row, [Draft(messages, Verdict("too_long"))]))
+        return Next([self._request(address, tokens) for address in addresses], [])
+
+    def _request(self, address: Address, tokens: tuple[int, ...]) -> Request:
+        numbering = self.replies.numbering
+        # The first question and its first answer have the seeds of a row with one turn and one
+        # answer, so they are the same however many follow.
+        in_row = numbering.in_row(address)
+        later = [in_row] if in_row else []
+        seed = derive_seed(self.job.seed, address.part, address.row, *later)
+        return Request(numbering.of_request(address), tokens, self._sampling(address), seed)
+
+    def _sampling(self, address: Address) -> Sampling:
+        if address.part == "answer":
+            numbers = self._answer_sampling
+        else:
+            numbers = sampling_of(self._schedule, self.job.seed, address.row)
+        max_tokens = self.settings.max_answer_tokens
+        # A base model's text is called a question, and is as long as an answer may be.
+        if address.part == "question" and self.kind == "magpie":
+            max_tokens = self.settings.max_question_tokens
+        return Sampling(
+            temperature=numbers.get("temperature", 1.0),
+            top_p=numbers.get("top_p", 1.0),
+            top_k=int(numbers.get("top_k", 0)),
+            max_tokens=max_tokens,
+            stop=self.chat.stop,
+        )
+
+    # --- what was written -------------------------------------------------------------------------
+
+    def _first_question(self, row: int) -> str:
+        return self.replies[Address("question", row)].text
+
+    def _read(self, address: Address) -> tuple[str, Verdict | None]:
+        """A text, and why it cannot stay, if it cannot. The sieve remembers a first question."""
+        reply = self.replies[address]
+        text = reply.text
+        fault = self._fault(address.part, reply)
+        if fault is not None:
+            return text, fault
+        if address.part == "answer":
+            return text, self._sieve.answer(text)
+        if address.turn > 0:
+            return text, self._sieve.follow_up(text)
+        return text, self._sieve.question(address.row, text)
+
+    def _fault(self, part: Part, reply: Reply) -> Verdict | None:
+        """Why a reply cannot stay, whatever it says: it has a special token, or it was cut."""
+        if reply.special and self.settings.checks.leaks:
+            return Verdict(f"{part}_leaked_header")
+        # A base model's text may be cut: only the end is missing, and the record says so.
+        if reply.finish == "length" and self.kind != "text":
+            return Verdict(f"{part}_truncated")
+        return None
+
+    def _exchanges(self, messages: Sequence[Message], answers: Sequence[Address]) -> list[Draft]:
+        """The conversation with each of its last answers; one that says the same as an earlier one
+        is dropped.
+        """
+        drafts = []
+        seen = set()
+        for address in answers:
+            text, verdict = self._read(address)
+            if verdict is None and text in seen:
+                verdict = Verdict("same_answer")
+            seen.add(text)
+            meta = {"answer": address.answer} if len(answers) > 1 else {}
+            drafts.append(Draft([*messages, _assistant(text)], verdict, meta))
+        return drafts
+
+    def _settled(self, row: int, drafts: Sequence[Draft]) -> list[Settled]:
+        """The row's records, each with all that its meta says."""
+        meta: dict[str, Any] = {"row": row}
+        if self.job.prompts is not None:
+            meta["parent"] = self.job.prompts[row].id
+        else:
+            meta |= sampling_of(self._schedule, self.job.seed, row)
+        steered = system_of(self.settings, self.job.seed, row)
+        if steered is not None:
+            meta["system"] = steered[0]
+        settled = []
+        for messages, verdict, own in drafts:
+            evidence = {} if verdict is None else verdict.evidence
+            record_meta = {**meta, **own, **evidence, **self.job.facts}
+            record = Record(tuple(messages), "generate", record_meta)
+            settled.append(Settled(row, record, verdict))
+        return settled
+
+    # --- what a row begins with -------------------------------------------------------------------
+
+    def _opening(self, row: int) -> Sequence[Message]:
+        """The messages of a record before anything that the model writes."""
+        if self.job.prompts is not None:
+            return self.job.prompts[row].messages
+        return self._kept_system(row)
+
+    def _system(self, row: int) -> Sequence[Message]:
+        """The system message that the row's questions are drawn under, if any."""
+        steered = system_of(self.settings, self.job.seed, row)
+        if steered is None:
+            return ()
+        _, text = steered
+        return ({"role": "system", "content": text},)
+
+    def _kept_system(self, row: int) -> Sequence[Message]:
+        """The system message that the row's record keeps, and its answers are given under, if
+        any.
+        """
+        if not self.settings.keep_system:
+            return ()
+        return self._system(row)
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}

@@ -1,0 +1,69 @@
+"""What one generation is given: the job itself, and who follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from replaykit.checks.fidelity import RawSample
+from replaykit.checks.funnel import Funnel
+from replaykit.data.record import Record
+from replaykit.recipe.generate import ROWS, Generate
+from replaykit.runs import Watch, unwatched
+from replaykit.steps.generate.result import Kind
+
+if TYPE_CHECKING:
+    from replaykit.model.chat import Chat
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides which rows come out, beside the model itself."""
+
+    settings: Generate
+    seed: int
+    prompts: Sequence[Record] | None = None
+    """Conversations to answer; None where the model writes the questions too."""
+    held_out: Sequence[str] = ()
+    """Test prompts that no question may repeat."""
+    deployed: Mapping[str, float] | None = None
+    """The sampling that the model's generation_config names, for the temperature "model"."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the meta of every record says beside its row."""
+
+    @property
+    def n(self) -> int:
+        """How many records are to be kept."""
+        return wanted(self.settings, self.prompts)
+
+
+def wanted(settings: Generate, prompts: Sequence[Record] | None) -> int:
+    """How many records are to be kept: by default ROWS, or one for each prompt."""
+    if settings.n is not None:
+        return settings.n
+    return ROWS if prompts is None else len(prompts)
+
+
+def kind_of(chat: Chat, prompts: object) -> Kind:
+    """Which kind of rows are made; ``prompts`` is None where there are none."""
+    if prompts is not None:
+        return "prompts"
+    return "text" if chat.plain else "magpie"
+
+
+def never() -> bool:
+    """Says that nothing is to be stopped."""
+    return False
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Who follows a generation. ``funnel`` and ``sample`` see every record up to the last one that
+    is kept; ``watch`` is told how far it is; ``stopping`` says when to send no more requests.
+    """
+
+    funnel: Funnel = field(default_factory=Funnel)
+    sample: RawSample = field(default_factory=RawSample)
+    watch: Watch = unwatched
+    stopping: Callable[[], int] = never

@@ -1,0 +1,62 @@
+"""Whether the model finds a row neither too likely nor too unlikely: the optional last check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from replaykit.checks.sieve import Verdict
+from replaykit.data.record import Record
+from replaykit.engines import Engine
+from replaykit.model.chat import Chat
+from replaykit.model.logprobs import of_answer
+from replaykit.recipe.generate import Checks, Range
+from replaykit.steps.generate.conversations import Settled
+
+
+class PerplexityCheck:
+    """Scores records under the engine's model, where the recipe bounds a perplexity."""
+
+    def __init__(self, engine: Engine, chat: Chat, checks: Checks) -> None:
+        self.engine = engine
+        self.chat = chat
+        self.checks = checks
+        self.on = checks.perplexity is not None or checks.question_perplexity is not None
+
+    def verdicts(self, settled: Sequence[Settled]) -> list[Verdict | None]:
+        """The verdict on each record: its own, or that of this check if it has none."""
+        verdicts = [one.verdict for one in settled]
+        if not self.on:
+            return verdicts
+        good = [place for place, verdict in enumerate(verdicts) if verdict is None]
+        examples = [self.chat.example(settled[place].record) for place in good]
+        scored = self.engine.score(example.tokens for example in examples)
+        for place, example, scores in zip(good, examples, scored, strict=True):
+            answer = of_answer(example, scores)
+            question = self._of_question(settled[place].record, scores)
+            verdicts[place] = outside("answer", answer, self.checks.perplexity) or outside(
+                "question", question, self.checks.question_perplexity
+            )
+        return verdicts
+
+    def _of_question(self, record: Record, scores: list[float]) -> list[float]:
+        """The scores of the last question's tokens; none in a plain text."""
+        if record.messages[0]["role"] == "text":
+            return []
+        messages = record.messages[:-1]
+        header = self.chat.encode(self.chat.template.answer_header)
+        start = len(self.chat.asking(messages[:-1]))
+        end = len(self.chat.prompt(messages)) - len(header)
+        # The first token has no score, so the score of token i is number i - 1.
+        return scores[start - 1 : end - 1]
+
+
+def outside(what: str, scores: Sequence[float], bounds: Range | None) -> Verdict | None:
+    """A verdict where the perplexity of the scores (natural logarithms) is out of the bounds."""
+    if bounds is None or not scores:
+        return None
+    least, most = bounds
+    perplexity = math.exp(-sum(scores) / len(scores))
+    if least <= perplexity <= most:
+        return None
+    return Verdict(f"{what}_perplexity", {"perplexity": perplexity})

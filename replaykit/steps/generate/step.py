@@ -1,0 +1,206 @@
+"""The step generate: the model's own questions and answers, or its answers to given questions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from replaykit.checks.fidelity import RawSample
+from replaykit.data.formats import read_prompts
+from replaykit.data.jsonl import read_jsonl, write_jsonl
+from replaykit.data.ledger import Ledger
+from replaykit.data.record import Record
+from replaykit.errors import DataError
+from replaykit.model.loading import named_sampling
+from replaykit.recipe import Recipe, need
+from replaykit.recipe.generate import Generate, Tags
+from replaykit.runs import Step, Watch, stop_on_signal
+from replaykit.steps.generate.job import Job, Monitor, kind_of, wanted
+from replaykit.steps.generate.result import EstimateResult, GenerateResult
+from replaykit.steps.inputs import held_out_facts, load, tests
+from replaykit.steps.step import (
+    Context,
+    Outcome,
+    Todo,
+    chat_of,
+    do_step,
+    engine_and_chat,
+    funnel_of,
+    model_facts,
+    revision_of,
+)
+
+
+def todos(recipe: Recipe, context: Context) -> Iterator[Todo[GenerateResult]]:
+    need(recipe, "generate", "model")
+    settings = recipe.generate or Generate()
+    prompts = _prompts(settings)
+    settings = settings.model_copy(update={"n": wanted(settings, prompts)})
+    inputs = generate_inputs(recipe, settings)
+
+    def work(step: Step) -> GenerateResult:
+        return _generate(recipe, settings, prompts, context.watch, step)
+
+    def enough(result: GenerateResult) -> bool:
+        return result.n == settings.n
+
+    yield Todo("generate", inputs, GenerateResult, work, enough=enough)
+
+
+def run(
+    recipe: Recipe, context: Context, *, dry_run: bool = False, price_per_hour: float | None = None
+) -> Iterator[Outcome[GenerateResult] | Outcome[EstimateResult]]:
+    """With ``dry_run``, what it will take, instead of any row; ``price_per_hour`` is in dollars."""
+    if dry_run:
+        need(recipe, "generate", "model")
+        folder = context.out or recipe.folder / "generate"
+        estimated = _estimate(recipe, recipe.generate or Generate(), folder, price_per_hour)
+        yield Outcome("generate", folder, estimated, note="dry run: nothing was drawn")
+        return
+    for todo in todos(recipe, context):
+        yield do_step(todo, recipe, context)
+
+
+def generate_inputs(recipe: Recipe, settings: Generate) -> dict[str, Any]:
+    """What decides which rows are made. Their number does not: more rows begin with the same."""
+    from replaykit.engines import choose
+
+    return {
+        **model_facts(recipe),
+        "seed": recipe.seed,
+        "engine": choose(recipe.engine),
+        "generate": settings.decisive(),
+        "eval": held_out_facts(recipe, settings.checks.overlap),
+    }
+
+
+def generated(
+    recipe: Recipe,
+    settings: Generate,
+    folder: Path,
+    *,
+    prompts: Sequence[Record] | None = None,
+    monitor: Monitor | None = None,
+) -> Iterator[Record]:
+    """The rows that the recipe's model makes in the folder: answers to the prompts, if there are
+    any.
+    """
+    from replaykit.steps.generate.draw import generate_rows
+
+    model = str(recipe.model)
+    held = tests(recipe) if settings.checks.overlap else {}
+    questions = {row.question for test in held.values() for row in load(test, "target")}
+    job = Job(
+        settings,
+        recipe.seed,
+        prompts=prompts,
+        held_out=sorted(questions),
+        deployed=named_sampling(model, recipe.revision),
+        facts={"model": recipe.model, "answer_temperature": settings.answer_temperature},
+    )
+    with engine_and_chat(recipe, model) as (engine, chat):
+        yield from generate_rows(engine, chat, job, folder=folder, monitor=monitor)
+
+
+def _generate(
+    recipe: Recipe, settings: Generate, prompts: list[Record] | None, watch: Watch, step: Step
+) -> GenerateResult:
+    chat = chat_of(recipe)
+    sample = RawSample()
+    with funnel_of(step) as funnel, stop_on_signal() as stopping:
+        monitor = Monitor(funnel, sample, watch, stopping)
+        rows = generated(recipe, settings, step.folder, prompts=prompts, monitor=monitor)
+        made = write_jsonl(step.folder / "rows.jsonl", rows)
+    pre_query = date = None
+    if not chat.plain:
+        pre_query = chat.template.pre_query
+        date = chat.template.date
+    tags = None
+    if settings.tags is not None:
+        tags = _tag(recipe, settings.tags, step, watch)
+    return GenerateResult(
+        n=wanted(settings, prompts),
+        rows=made,
+        kind=kind_of(chat, prompts),
+        model=str(recipe.model),
+        revision=revision_of(recipe),
+        seed=recipe.seed,
+        sampling=settings,
+        chat=recipe.chat,
+        pre_query=pre_query,
+        date=date,
+        tokens=_tokens(step.folder),
+        funnel=funnel.result(),
+        fidelity=sample.summary(),
+        tags=tags,
+    )
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """How many tokens each ledger holds."""
+    found = {}
+    for name in ("questions", "answers"):
+        with Ledger(folder / f"{name}.jsonl") as ledger:
+            found[name] = sum(line["tokens"] for line in ledger.values())
+    return found
+
+
+def _prompts(settings: Generate) -> list[Record] | None:
+    data = settings.prompts
+    if data is None:
+        return None
+    prompts = list(
+        read_prompts(data.path, prompt=data.prompt, split=data.split, skip=data.skip, limit=data.n)
+    )
+    if not prompts:
+        raise DataError(f"{data.path}: there is no row in it")
+    return prompts
+
+
+def _tag(recipe: Recipe, tags: Tags, step: Step, watch: Watch) -> dict[str, dict[str, int]]:
+    """Adds what a judge and a reward model say of each row to its meta; counts the rows by tag and
+    word.
+    """
+    from replaykit.checks.judge import TAGS, judge
+    from replaykit.checks.reward import Reward
+
+    path = step.folder / "rows.jsonl"
+    rows = list(read_jsonl(path))
+    judging = engine_and_chat(recipe, tags.judge or str(recipe.model), of_recipe=tags.judge is None)
+    with judging as (engine, chat), Ledger(step.folder / "tags.jsonl") as ledger:
+        numbered = list(enumerate(rows))
+        judged = judge(engine, chat, numbered, ledger=ledger, seed=recipe.seed, watch=watch)
+        words = [found for _, found in judged]
+    rewards: list[float | None] = []
+    if tags.reward is not None:
+        watch("reward", 0, len(rows))
+        rewards = list(Reward(tags.reward).score(rows))
+        watch("reward", len(rows), len(rows))
+    tagged = []
+    for number, row in enumerate(rows):
+        meta = {**row.meta, "tags": words[number]}
+        if rewards:
+            meta["reward"] = rewards[number]
+        tagged.append(replace(row, meta=meta))
+    write_jsonl(path, tagged)
+    if not words:
+        return {}
+    return {tag: dict(Counter(found[tag] for found in words).most_common()) for tag in TAGS}
+
+
+def _estimate(
+    recipe: Recipe, settings: Generate, folder: Path, price_per_hour: float | None
+) -> EstimateResult:
+    from replaykit.steps.generate.estimate import estimate, measured
+
+    return estimate(
+        model=str(recipe.model),
+        revision=recipe.revision,
+        settings=settings,
+        engine=recipe.engine,
+        seen=measured(folder),
+        price_per_hour=price_per_hour,
+    )

@@ -1,0 +1,1 @@
+"""Averages of the base and what was tuned from it."""

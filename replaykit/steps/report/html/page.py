@@ -1,0 +1,105 @@
+"""The page: its head with the verdict, then one section after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from replaykit.result import Result
+from replaykit.runs import Manifest
+from replaykit.steps.evaluate.result import EvalResult
+from replaykit.steps.report.html.blocks import card, colours_of, grid
+from replaykit.steps.report.html.decisions import decisions
+from replaykit.steps.report.html.pictures import dumbbells, losses, scatter
+from replaykit.steps.report.html.samples import replay_cards
+from replaykit.steps.report.html.style import STYLE
+from replaykit.steps.report.html.tables import by_model, by_skill, made, mixtures
+from replaykit.steps.report.verdict import caution, verdict
+from replaykit.steps.results import result_of
+
+STEPS = ("select", "generate", "rewrite", "mix", "train", "eval")
+
+# The policy forbids the page to fetch or to run anything, whatever stands in it.
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title} · replaykit</title><style>{style}</style></head><body><main>
+<header><h1>{title}</h1><p class="verdict">{verdict}</p>
+<p>{caution}</p></header>
+{body}
+</main></body></html>
+"""
+
+
+def write_report(
+    path: Path, *, title: str, manifests: Mapping[str, Manifest], recipe_yaml: str
+) -> Path:
+    """Writes the page and returns its path.
+
+    ``manifests`` are the finished steps' by folder name. Raises RunError for a result that another
+    version of replaykit wrote.
+    """
+    results = {name: result_of(manifest, Path(name)) for name, manifest in manifests.items()}
+    evaluation = EvalResult(skills=[], models=[])
+    for result in results.values():  # a run has one evaluation at most
+        if isinstance(result, EvalResult):
+            evaluation = result
+    # Folders come in the order of the alphabet; the page has the order of the work.
+    models = [model.model for model in evaluation.models]
+    order = sorted(manifests, key=lambda name: _place(manifests[name], name, models))
+    page = PAGE.format(
+        title=escape(title),
+        style=STYLE,
+        verdict=escape(verdict(evaluation)),
+        caution=escape(caution(evaluation)),
+        body=_body(
+            evaluation,
+            {name: results[name] for name in order},
+            {name: manifests[name] for name in order},
+            recipe_yaml,
+        ),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name may hold half of a surrogate pair, which UTF-8 cannot write.
+    path.write_bytes(page.encode("utf-8", "replace"))
+    return path
+
+
+def _place(manifest: Manifest, name: str, models: Sequence[str]) -> tuple[int, int, str]:
+    """Where a step stands: steps as they run, arms as they were evaluated, others before them."""
+    step = STEPS.index(manifest.step) if manifest.step in STEPS else -1
+    arm = models.index(manifest.arm) if manifest.arm in models else -1
+    return step, arm, name
+
+
+def _body(
+    evaluation: EvalResult,
+    results: Mapping[str, Result],
+    manifests: Mapping[str, Manifest],
+    recipe_yaml: str,
+) -> str:
+    """All sections that have something to show, steps in order."""
+    colours = colours_of(evaluation)
+    recipe = ""
+    if recipe_yaml.strip():
+        recipe = card("Recipe", f"<pre>{escape(recipe_yaml)}</pre>")
+    replay = [made for name, result in results.items() for made in replay_cards(name, result)]
+    pictures = grid([scatter(evaluation, colours), dumbbells(evaluation, colours)])
+    sections = {
+        "What was learned, what was kept": pictures,
+        "Model by model": by_model(evaluation, colours),
+        "Skill by skill": by_skill(evaluation, colours),
+        "Training loss": grid(losses(results), "grid three"),
+        "What the controller decided": grid(decisions(results)),
+        "The replay data": grid(replay),
+        "The mix": mixtures(results),
+        "How it was made": grid([recipe, made(manifests)]),
+    }
+    return "\n".join(
+        f"<section><h2>{heading}</h2>\n{content}</section>"
+        for heading, content in sections.items()
+        if content
+    )

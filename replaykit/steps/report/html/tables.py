@@ -1,0 +1,173 @@
+"""The tables: models, skills, mixtures, and how the run was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+
+from replaykit.result import Result
+from replaykit.runs import Manifest
+from replaykit.steps.evaluate.interval import Interval
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts
+from replaykit.steps.mix.result import MixResult
+from replaykit.steps.report.html.blocks import Colours, Lost, card, label, table
+from replaykit.steps.report.numbers import (
+    NOTHING,
+    Unit,
+    interval,
+    known,
+    mean,
+    number,
+    percent,
+    unit_of,
+)
+from replaykit.steps.report.verdict import new_side, old_side, share_of
+
+
+def by_model(evaluation: EvalResult, colours: Colours) -> str:
+    """A row a model: its share of replay, and the new skill against the old ones."""
+    old = old_side(evaluation)
+    new = new_side(evaluation)
+    # Retention is of skills that are scored right or wrong; without one there is no such column.
+    head = ["Model", "Replay", "Steps", new.title.capitalize(), old.title.capitalize()]
+    retained = any(model.retention is not None for model in evaluation.models)
+    if retained:
+        head += ["Retention", "Worst old skill"]
+    rows = []
+    for model in evaluation.models:
+        name = model.model
+        steps = NOTHING if model.steps is None else f"{model.steps:,}"
+        cells = [label(name, colours), percent(share_of(model)), steps]
+        cells += [_estimate(side.of.get(name), side.unit) for side in (new, old)]
+        if retained:
+            cells += [_estimate(model.retention), _worst(model)]
+        rows.append(cells)
+    note = (
+        "Below a mean: its 95 % interval. Replay: its share of the loss. Retention: tuned over "
+        "base, on old skills."
+    )
+    return table(head, rows, note)
+
+
+def _estimate(estimate: Interval | None, unit: Unit = "score") -> str:
+    """A mean with its interval below."""
+    if not known(estimate):
+        return mean(estimate, unit)
+    return f"{mean(estimate, unit)}<small>{interval(estimate, unit)}</small>"
+
+
+def _worst(model: ModelScores) -> str:
+    if model.worst is None:
+        return NOTHING
+    return f"{number(model.worst.retention)}<small>{escape(model.worst.skill)}</small>"
+
+
+def by_skill(evaluation: EvalResult, colours: Colours) -> str:
+    """A row a skill, a column a model: the score, and of old skills the drop or rise."""
+    head = ["Skill", *(label(model.model, colours) for model in evaluation.models)]
+    rows = [
+        [_skill(skill), *(_score(model, skill) for model in evaluation.models)]
+        for skill in evaluation.skills
+    ]
+    note = (
+        "Drop, rise: the change for the worse against base, on the same rows. Tinted: all of "
+        "the interval is a loss."
+    )
+    return table(head, rows, note)
+
+
+def _skill(skill: SkillFacts) -> str:
+    """A skill's name; below it how it is scored, and on how many rows."""
+    facts = [f"{skill.n:,} rows"]
+    if unit_of(skill) == "nats":
+        facts.insert(0, "nats, fewer are better")
+    else:
+        facts.insert(0, escape(skill.score))
+    if skill.role != "old":
+        facts.insert(0, "new skill")
+    if skill.unscored:
+        facts.append(f"{skill.unscored:,} more too long for the model")
+    return f"{escape(skill.skill)}<small>{', '.join(facts)}</small>"
+
+
+def _score(model: ModelScores, skill: SkillFacts) -> str:
+    unit = unit_of(skill)
+    text = _estimate(model.scores.get(skill.skill), unit)
+    drop = model.drop.get(skill.skill)
+    if drop is None or skill.role != "old":
+        return text
+    change = "rise" if unit == "nats" else "drop"
+    shown = f"{change} {number(drop.mean, unit)}"
+    around = f"<span>({interval(drop, unit)})</span>"
+    if drop.low > 0:  # 95 % sure of a loss
+        return Lost(f"{text}<small><b>{shown}</b> {around}</small>")
+    return f"{text}<small><span>{shown}</span> {around}</small>"
+
+
+def mixtures(results: Mapping[str, Result]) -> str:
+    """A row a mixture: what was asked for, what came out, and of how many rows it is made."""
+    mixes = {name: found for name, found in results.items() if isinstance(found, MixResult)}
+    head = [
+        "Mix",
+        "Asked for",
+        "Of loss tokens",
+        "Of tokens",
+        "Of rows",
+        "Last fifth",
+        "Furthest step",
+        "Target rows",
+        "Replay rows",
+        "Each row seen",
+        "Cost",
+    ]
+    legend = (
+        "Furthest step: how far a step is from its share, in rows. Cost: all tokens over "
+        "those of the target alone."
+    )
+    notes = [note for name, mix in mixes.items() for note in _notes(name, mix)]
+    rows = [_mixture(name, mix) for name, mix in mixes.items()]
+    return table(head, rows, escape(" ".join([legend, *notes])))
+
+
+def _mixture(name: str, mix: MixResult) -> list[str]:
+    repeats = [f"{escape(source)} {times:.2f}×" for source, times in mix.repeats.items()]
+    return [
+        escape(name),
+        escape(mix.description),
+        percent(mix.share["loss_tokens"]),
+        percent(mix.share["tokens"]),
+        percent(mix.share["rows"]),
+        percent(mix.last_share.get(mix.unit)),
+        f"{mix.furthest_step.rows:.2f}",
+        f"{mix.target_rows:,}",
+        f"{mix.replay_rows:,}",
+        ", ".join(repeats),
+        f"{mix.cost:.3f}×",
+    ]
+
+
+def _notes(name: str, mix: MixResult) -> Iterator[str]:
+    for note in mix.notes:
+        yield f"{name}: {note}."
+    if mix.not_shown:
+        target = mix.available["target"]
+        yield f"{name}: {mix.not_shown:,} of the {target:,} target rows never come."
+
+
+def made(manifests: Mapping[str, Manifest]) -> str:
+    """When, how long and with what: the seconds of each step, the versions and the machines."""
+    rows = []
+    for name, manifest in manifests.items():
+        finished = manifest.finished[: len("2025-06-03T14:04")].replace("T", " ")
+        if manifest.seconds is not None:  # a program that calls a step's function has no time
+            rows.append((name, f"{manifest.seconds:,.1f} s, {finished}"))
+    found = [manifest.versions.items() for manifest in manifests.values()]
+    versions = {f"{package} {version}" for items in found for package, version in items}
+    machines = {manifest.machine for manifest in manifests.values()}
+    rows += [("versions", ", ".join(sorted(versions))), ("machine", "; ".join(sorted(machines)))]
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows if text
+    )
+    if not items:
+        return ""
+    return card("Steps", f"<dl>{items}</dl>")

@@ -1,0 +1,30 @@
+"""The step report: what a run found, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from replaykit.errors import RunError
+from replaykit.recipe import Recipe
+from replaykit.steps.report.result import ReportResult
+from replaykit.steps.step import Context, Outcome, manifests
+
+
+def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
+    from replaykit.steps.report.html import write_report
+
+    found = manifests(recipe.folder)
+    if not found:
+        raise RunError(
+            f"{recipe.folder}: nothing is finished here, so there is nothing to report; `replaykit "
+            "run` first"
+        )
+    folder = context.out or recipe.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_report(
+        folder / "report.html",
+        title=recipe.folder.name,
+        manifests=found,
+        recipe_yaml=recipe.to_yaml(),
+    )
+    yield Outcome("report", folder, ReportResult(report=str(path)))

@@ -1,0 +1,410 @@
+"""What a step shows on stdout: one table, or a few lines.
+
+generate
+  made      1,712  100 %
+  - cut_off   212   12 %
+  kept      1,500   88 %
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from replaykit.checks.fidelity import Fidelity
+from replaykit.checks.funnel import FunnelCounts
+from replaykit.result import Result
+from replaykit.steps.evaluate.interval import Interval
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts
+from replaykit.steps.generate.result import EstimateResult, GenerateResult
+from replaykit.steps.merge.result import AlphaRow, MergeResult
+from replaykit.steps.mix.result import MixResult, SkillRows
+from replaykit.steps.probe.result import ProbeResult
+from replaykit.steps.report.numbers import (
+    NOTHING,
+    Unit,
+    interval,
+    known,
+    mean,
+    number,
+    percent,
+    unit_of,
+)
+from replaykit.steps.report.verdict import base_of, caution, new_side, old_side, share_of, verdict
+from replaykit.steps.rewrite.result import RewriteResult
+from replaykit.steps.score.result import Perplexity, ScoreResult
+from replaykit.steps.select.result import Explanation, SelectResult
+from replaykit.steps.train.events import Event
+from replaykit.steps.train.result import TrainResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+Row = tuple[str, str]  # a name and what is said of it
+SKILLS = 8  # of a mix, with the most rows, that are named
+WIDE = 110  # columns of a terminal from which on an interval stands beside its mean
+
+
+def show(step: str, result: Result, console: Console | None = None) -> None:
+    """Prints the result of a step (``eval``, ``train-no-replay``, ...) to stdout, or to the console
+    given.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    if isinstance(result, EvalResult):  # two tables with headings of their own, so without the step
+        _show_evaluation(result, console)
+        return
+    console.print(Text(step, style="bold"))
+    match result:
+        case ProbeResult():
+            console.print(_probe(result))
+            console.print(Text(result.verdict))
+        case ScoreResult():
+            console.print(_perplexities(result))
+            console.print(
+                "Perplexity is that of all answer tokens, median and 95 % are of rows; the last "
+                "column is the part of the tokens that are less probable than 1 / "
+                f"{result.max_perplexity:g}."
+            )
+        case MergeResult(table=list(table)):  # a sweep; a single average has no table
+            console.print(_averages(table))
+            words = "Chosen by these very scores: other items tell how good it is."
+            console.print(Text(words, style="dim"))
+        case _:  # names and values
+            console.print(_grid(_rows(result)))
+
+
+def _rows(result: Result) -> list[Row]:
+    """Of a result that is shown as names and values: these."""
+    match result:
+        case SelectResult():
+            return [*_funnel_rows(result.funnel), *_score_rows(result)]
+        case GenerateResult():
+            return [*_funnel_rows(result.funnel), *_sample_rows(result)]
+        case EstimateResult():
+            return [(sentence, "") for sentence in result.text]
+        case MixResult():
+            return list(_mix_rows(result))
+        case TrainResult():
+            return list(_train_rows(result))
+        case RewriteResult():
+            return _plain_rows(result.model_dump(include={"rows", "paths"}))
+        case MergeResult():
+            shown = {"method", "alpha", "changed", "model"}
+            return _plain_rows(result.model_dump(include=shown))
+        case Explanation():
+            found = result.model_dump(mode="json", exclude_none=True)
+            # A row that was chosen has no reason, and that is worth a line.
+            return _plain_rows({"id": None, "chosen": None, "reason": None} | found)
+        case _:
+            return _plain_rows(result.model_dump(mode="json", exclude_none=True))
+
+
+def _plain_rows(found: Mapping[str, Any]) -> list[Row]:
+    rows = []
+    for name, value in found.items():
+        # A text as it is; of numbers, lists and mappings the JSON, as --json gives it.
+        text = value
+        if not isinstance(value, str):
+            text = json.dumps(value, ensure_ascii=False)
+        rows.append((name, text))
+    return rows
+
+
+def _grid(rows: Sequence[Row]) -> Table:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    # All is Text, never str: rich would read brackets in a model's words as markup.
+    grid = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
+    for name, value in rows:
+        grid.add_row(Text(f"  {name}"), Text(value))
+    return grid
+
+
+# --- names and values -----------------------------------------------------------------------------
+
+
+def _funnel_rows(funnel: FunnelCounts) -> list[Row]:
+    counts = [("made", funnel.made)]
+    counts += [(f"- {reason}", count) for reason, count in funnel.dropped.items()]
+    counts.append(("kept", funnel.kept))
+    wide = len(f"{funnel.made:,}")  # the largest count; the others are set flush right below it
+    rows = []
+    for name, count in counts:
+        value = f"{count:{wide},}"
+        if funnel.made:
+            value += f"{100 * count / funnel.made:5.0f} %"
+        rows.append((name, value))
+    return rows
+
+
+def _score_rows(result: SelectResult) -> Iterator[Row]:
+    scores = result.scores
+    if scores is not None:
+        yield (
+            "scores",
+            f"highest {scores.highest:.3f}, median {scores.median:.3f}, lowest {scores.lowest:.3f}",
+        )
+    for note in result.notes:
+        yield "note", note
+
+
+def _sample_rows(result: GenerateResult) -> Iterator[Row]:
+    """What is known of the generated rows beyond their funnel: tokens, the checks' effect on the
+    sample, a judge's tags.
+    """
+    yield "tokens", ", ".join(f"{count:,} of {what}" for what, count in result.tokens.items())
+    yield from _fidelity_rows(result.fidelity)
+    for tag, counts in (result.tags or {}).items():
+        yield f"tag {tag}", ", ".join(f"{word} {count:,}" for word, count in counts.items())
+
+
+def _fidelity_rows(fidelity: Fidelity) -> Iterator[Row]:
+    if fidelity.note:
+        yield "fidelity", fidelity.note
+    for item, found in fidelity.items.items():
+        far = ": more than chance" if found.distance > found.chance else ""
+        distance = f"{found.distance:.3f} from the raw sample (chance: {found.chance:.3f})"
+        yield item, f"{distance}{far}"
+
+
+def _mix_rows(mix: MixResult) -> Iterator[Row]:
+    """What was asked for and what came out."""
+    yield "asked for", mix.description
+    yield "came out", _by_unit(mix.share)
+    if mix.replay_rows:  # without replay every step has its share
+        yield "last fifth", _by_unit(mix.last_share)
+        yield "steps", f"{mix.steps:,}, each within {mix.furthest_step.rows:.2f} rows of its share"
+    counts = [f"{mix.target_rows:,} target", f"{mix.replay_rows:,} replay"]
+    counts += [f"{n:,} dropped as {reason}" for reason, n in mix.funnel.dropped.items()]
+    yield "rows", ", ".join(counts)
+    times = [f"{source} {times:.2f} times" for source, times in mix.repeats.items()]
+    yield "each row", ", ".join(times) or NOTHING
+    if mix.skills:
+        yield "skills", ", ".join(_skill_counts(mix.skills))
+    yield "cost", f"{mix.cost:.3f} times the tokens of the target alone"
+    if mix.not_shown:
+        target = mix.available["target"]
+        yield "not shown", f"{mix.not_shown:,} of the {target:,} target rows never come"
+    for name, place in mix.exported.items():
+        yield f"for {name}", place
+    for note in mix.notes:
+        yield "note", note
+
+
+def _by_unit(share: Mapping[Any, float]) -> str:
+    return ", ".join(f"{percent(part)} of {unit.replace('_', ' ')}" for unit, part in share.items())
+
+
+def _skill_counts(skills: Mapping[str, SkillRows]) -> Iterator[str]:
+    """The skills with the most rows, and how many more there are."""
+    for skill, count in list(skills.items())[:SKILLS]:
+        text = f"{skill} {count.rows:,}"
+        if count.different < count.rows:
+            text += f" ({count.different:,} different)"
+        yield text
+    if len(skills) > SKILLS:
+        yield f"{len(skills) - SKILLS} more"
+
+
+def _train_rows(result: TrainResult) -> Iterator[Row]:
+    yield "steps", f"{result.steps:,}"
+    yield "final loss", number(result.loss, "nats")
+    # Where a remedy weighs tokens, the share of the mixture is not the share of the loss.
+    if result.weights is not None and result.weights.share is not None:
+        yield "replay", f"{percent(result.weights.share)} of the weight of the loss"
+    if result.events:
+        yield from _decision_rows(result.events)
+
+
+def _decision_rows(events: Sequence[Event]) -> Iterator[Row]:
+    """How often the controller tested, what it came to, and each change with its reason."""
+    first = percent(events[0].ratio_before)
+    last = percent(events[-1].ratio)
+    yield "controller", f"{len(events):,} tests; {first} of replay, {last} in the end"
+    for event in events:
+        if event.changes:
+            yield f"- step {event.step:,}", event.reason
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _table(first: str, columns: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # A rule below the head and no other lines: numbers stand close enough to be compared.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(Text(first), overflow="fold")
+    for column in columns:
+        table.add_column(Text(column, justify="right"), justify="right", overflow="fold")
+    return table
+
+
+def _perplexities(result: ScoreResult) -> Table:
+    """One row a source of training rows, the least probable under the model first."""
+    from rich.text import Text
+
+    above = f"> {result.max_perplexity:g}"
+    table = _table("answers", ["rows", "tokens", "perplexity", "median", "95 %", above])
+    for source, found in result.sources.items():
+        table.add_row(*map(Text, [source, *_perplexity_cells(found)]))
+    return table
+
+
+def _perplexity_cells(found: Perplexity) -> list[str]:
+    counts = [f"{found.rows:,}", f"{found.tokens:,}"]
+    values = [found.perplexity, found.quantiles["0.5"], found.quantiles["0.95"]]
+    return [*counts, *(f"{value:,.2f}" for value in values), percent(found.above)]
+
+
+def _averages(rows: Sequence[AlphaRow]) -> Table:
+    """One row an alpha: scores, the drop of old skills, and which of them was chosen."""
+    from rich.text import Text
+
+    table = _table("alpha", ["target", "old skills", "drop, with its interval", ""])
+    for row in rows:
+        drop = Text(mean(row.old_drop)).append(f" {interval(row.old_drop)}", style="dim")
+        word = ""
+        if row.chosen:
+            word = "chosen"
+        elif not row.allowed:
+            word = "loses too much"
+        cells = (f"{row.alpha:g}", number(row.target), number(row.old))
+        table.add_row(*map(Text, cells), drop, Text(word))
+    return table
+
+
+def _probe(found: ProbeResult) -> Table:
+    """The template's parts with their token ids, what else the template does, and samples."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+
+    def row(name: str, text: str, ids: Sequence[int] = ()) -> None:
+        grid.add_row(Text(f"  {name}"), Text(text))
+        if ids:
+            grid.add_row(Text(), Text(" ".join(map(str, ids)), style="dim"))
+
+    row("model", found.model)
+    for key, part in found.template.items():
+        name = key.replace("_", " ").replace("pre query", "pre-query")
+        if part is None:
+            row(name, "none: one question only")
+        else:
+            row(name, repr(part.text), part.ids)
+    row("stop", " ".join(map(repr, found.stop.text)), found.stop.ids)
+    if found.system is not None:  # else a base model, which has no chat template
+        row("system prompt", found.system)
+        row("default system", _quoted(found.default_system))
+        date = "not asked for"
+        if found.date:
+            date = f"frozen at {found.date}"
+        row("date", date)
+        row("BOS", f"{found.bos} in the pre-query")
+        row("thinking", _quoted(found.thinking))
+    named = (found.defaults or {}).items()
+    defaults = [f"{name} {value:g}" for name, value in named if value is not None]
+    row("defaults", ", ".join(defaults) or "none in generation_config")
+    name = "samples"
+    for place, sample in enumerate(found.samples, 1):
+        row(name, f"{place:>2} {sample!r}")
+        name = ""  # the first row names them all
+    return grid
+
+
+def _quoted(text: str | None) -> str:
+    return repr(text) if text else "none"
+
+
+# --- the evaluation -------------------------------------------------------------------------------
+
+
+def _show_evaluation(evaluation: EvalResult, console: Console) -> None:
+    from rich.text import Text
+
+    models = evaluation.models
+    # 24 columns for the names of skills, 14 for a model: so many models fit beside one another.
+    per_table = max(1, (console.width - 24) // 14)
+    gap = "\n"
+    if console.width >= WIDE:
+        gap = " "
+    console.print(Text("base against tuned, with 95 % intervals", style="bold"))
+    console.print(_by_model(evaluation, gap=gap))
+    console.print(Text("skill by skill, and the change against base", style="bold"))
+    for first in range(0, len(models), per_table):
+        console.print(_by_skill(evaluation, models[first : first + per_table]))
+    console.print(Text(f"{verdict(evaluation)} {caution(evaluation)}".strip()))
+
+
+def _by_model(evaluation: EvalResult, *, gap: str) -> Table:
+    """One row a model; the gap stands between a number and its interval."""
+    from rich.text import Text
+
+    def cell(estimate: Interval | None, unit: Unit = "score") -> Text:
+        text = Text(mean(estimate, unit))
+        if known(estimate):
+            text.append(gap + interval(estimate, unit), style="dim")
+        return text
+
+    old = old_side(evaluation)
+    new = new_side(evaluation)
+    columns = ["replay", new.title, old.title]
+    retained = any(model.retention is not None for model in evaluation.models)
+    if retained:
+        columns += ["retention", "worst old skill"]
+    table = _table("model", columns)
+    for model in evaluation.models:
+        cells = [cell(side.of.get(model.model), side.unit) for side in (new, old)]
+        if retained:
+            cells += [cell(model.retention), Text(_worst(model))]
+        table.add_row(Text(model.model), Text(percent(share_of(model))), *cells)
+    return table
+
+
+def _worst(model: ModelScores) -> str:
+    if model.worst is None:
+        return NOTHING
+    return f"{model.worst.skill} {number(model.worst.retention)}"
+
+
+def _by_skill(evaluation: EvalResult, models: Sequence[ModelScores]) -> Table:
+    """One row a skill, one column a model: the score, and by how much it differs from the base
+    model's.
+    """
+    from rich.text import Text
+
+    base = base_of(evaluation)
+    table = _table("skill", [model.model for model in models])
+    for skill in evaluation.skills:
+        label = skill.skill
+        if skill.role == "target":
+            label += " (new)"
+        if unit_of(skill) == "nats":
+            label += ", nats"
+        table.add_row(Text(label), *(_score(model, base, skill) for model in models))
+    return table
+
+
+def _score(model: ModelScores, base: ModelScores, skill: SkillFacts) -> Text:
+    from rich.text import Text
+
+    unit = unit_of(skill)
+    # A model that was not tested on the skill has a dash.
+    estimate = model.scores.get(skill.skill)
+    before = base.scores.get(skill.skill)
+    text = Text(mean(estimate, unit))
+    if model is not base and known(before) and known(estimate):
+        change = estimate.mean - before.mean
+        sign = "+" if change >= 0 else ""
+        text.append(f" {sign}{number(change, unit)}", style="dim")
+    return text

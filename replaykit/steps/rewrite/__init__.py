@@ -1,0 +1,1 @@
+"""Put the target into the model's own words."""

@@ -1,0 +1,383 @@
+r"""The target in the model's own words. A model that learns what it would nearly have said forgets
+less of the rest.
+
+    reword(target, ...)  ->  one record for every target row, in order, such as
+
+    {"messages": [..., {"role": "assistant", "content": "7 + 8 = 15\n#### 15"}],
+     "source": "rewrite",
+     "meta": {"parent": "3f0c…", "path": "edit", "edit": 0.11, "reference_edit": 0.63}}
+
+min-change (Ren et al., arXiv 2402.11192): the model answers by itself, which is called its
+prediction. A right prediction stays; a wrong one is repaired by an editor. The paper keeps whatever
+its editor writes, and in its released data half the edits change more than a quarter (GSM8K) or two
+thirds (MBPP) of the text. Here the final answer of an edit must be right, and the edit may be at
+most ``max_edit`` times as far from the prediction as the reference is.
+
+paraphrase (SDFT, Yang et al., arXiv 2402.13669): the model writes its own answer with the reference
+as a guide.
+
+Where nothing acceptable comes out, the reference stays, and ``why`` gives the reason. Distances are
+normalised edit distances of characters, from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from rapidfuzz.distance import Levenshtein
+
+from replaykit.checks.verify import How, final_answer, is_right
+from replaykit.data.ledger import Ledger
+from replaykit.data.record import Message, Record, dialogue
+from replaykit.engines import Engine, Request, Sampling
+from replaykit.hashing import derive_seed
+from replaykit.model.chat import Chat
+from replaykit.recipe.rewrite import Rewrite
+from replaykit.runs import Watch, unwatched
+
+# Our wording of the rules that 2402.11192 gives its editor.
+EDIT = """\
+Here are a question, its reference answer, and an earlier answer that needs correction. Correct \
+the earlier answer.
+
+- Keep its wording and its order. Change or remove only what is wrong.
+- If its final answer is wrong, also repair the reasoning that leads there.
+- Remove what does not belong to an answer, such as a repetition or another question.
+- End with the final answer, written the way the reference answer writes it.
+- Write the corrected answer and nothing else: no introduction, no remark about the changes.
+
+Question:
+{question}
+
+Reference answer:
+{reference}
+
+Earlier answer:
+{prediction}
+
+Corrected answer:"""
+
+# Our wording of the distillation prompt of 2402.13669.
+PARAPHRASE = """\
+{question}
+
+---
+To guide you, this is the reference answer to the question above:
+
+{reference}
+
+---
+Answer the question yourself, in your own words and style. Keep to the facts and the result of \
+the reference answer. End with the final answer, written the way the reference answer writes it. \
+Write your answer and nothing else; do not mention the reference answer."""
+
+# Words that speak about the request instead of answering the question. A harmless text may match as
+# well; then the reference stays, which is safe.
+LEAKS = re.compile(
+    r"\b(?:reference|corrected|revised|edited|rewritten|earlier|provided) "
+    r"(?:answer|response|solution)\b"
+    r"|\b(?:my|your) (?:own )?response\b|\b(?:my|your) own words\b|\bas (?:instructed|requested)\b"
+    r"|\bhere(?: is|['\u2019]s) (?:the|a|my|your) "
+    r"[a-z ]{0,20}(?:answer|response|solution|version)\b"
+    r"|参考答案|参考回答|(?:修改|修正|更正)后的?(?:答案|回答)|[我你您]的回答",
+    re.IGNORECASE,
+)
+
+STAGES = ("prediction", "edit", "paraphrase")
+
+
+class _Reply(NamedTuple):
+    """What a model wrote."""
+
+    text: str
+    fault: str | None
+    """Why it cannot stay as it is, whatever it says: too_long, truncated, empty."""
+
+
+@dataclass(frozen=True)
+class _Session:
+    """Sends one stage's prompts after the other's, and has all replies in one ledger."""
+
+    settings: Rewrite
+    seed: int
+    ledger: Ledger
+    watch: Watch
+
+    def replies(
+        self, stage: str, prompts: Mapping[int, Sequence[Message]], engine: Engine, chat: Chat
+    ) -> dict[int, _Reply]:
+        """What the model replies to each row's prompt, greedily. A reply that is in the ledger is
+        not asked for again.
+        """
+        # The ledger has a row's replies of all stages, so a number, there and in a request, is that
+        # of the row and the stage.
+        number = {row: row * len(STAGES) + STAGES.index(stage) for row in prompts}
+        missing = [row for row in prompts if number[row] not in self.ledger]
+        # All prompts are made before the first is sent, so that a conversation that the template
+        # refuses is an error at once. An array has 4 bytes a token; a tuple would have 8 and more.
+        tokens = {row: array("I", chat.prompt(prompts[row])) for row in missing}
+        limit = min(engine.limit, chat.tokenizer.model_max_length)
+        too_long = {row for row in missing if len(tokens[row]) >= limit}
+        sampling = Sampling(temperature=0.0, max_tokens=self.settings.max_tokens, stop=chat.stop)
+        requests = (
+            Request(
+                number[row],
+                tuple(tokens[row]),
+                sampling,
+                derive_seed(self.seed, "rewrite", stage, row),
+            )
+            for row in missing
+            if row not in too_long
+        )
+        done = len(prompts) - len(missing) + len(too_long)
+        self.watch(stage, done, len(prompts))
+        for completion in engine.complete(requests):
+            self.ledger.append(
+                {
+                    "row": completion.row,
+                    "stage": stage,
+                    "text": chat.decode(completion.tokens).strip(),
+                    "finish_reason": completion.finish_reason,
+                }
+            )
+            done += 1
+            self.watch(stage, done, len(prompts))
+        replies = {}
+        for row in prompts:
+            if row in too_long:
+                replies[row] = _Reply("", "too_long")
+            else:
+                replies[row] = _reply(self.ledger[number[row]])
+        return replies
+
+
+def reword(
+    target: Sequence[Record],
+    *,
+    engine: Engine,
+    chat: Chat,
+    editor: tuple[Engine, Chat] | None = None,
+    settings: Rewrite,
+    seed: int,
+    ledger: Ledger,
+    watch: Watch = unwatched,
+) -> Iterator[Record]:
+    """Exactly one record for each target row, in target order; its last answer is rewritten, or the
+    reference.
+
+    All rows get their first reply before the first edit is requested. Each reply is in the ledger
+    at once, and one that is there is not requested again. Only the last assistant turn changes;
+    messages stay equal where the reference stays. ``meta`` is the target's, and: ``parent``, the
+    target's id; ``path``, which is prediction, edit, paraphrase or reference; ``why`` with the path
+    reference:
+
+        no_question           there is no user's message before the last answer, or no answer
+        unreadable_reference  the verifier cannot read the reference, so nothing can be verified
+        too_long              the prompt leaves no room for a reply
+        truncated, empty      the reply was cut at max_tokens, or says nothing
+                              (a prediction that was cut can be edited)
+        leaked_prompt         the reply speaks of the request
+        unverified            its final answer is not the reference's
+        over_edited           its distance to the prediction is more than max_edit times that of the
+                              reference
+
+    min-change records ``edit``, the distance from the prediction to the answer that the record has,
+    and ``reference_edit``, that from the prediction to the reference. paraphrase records ``edit``,
+    that from the reference to the answer. ``refused_edit`` is what ``edit`` would have been with a
+    reply that was refused. A row that got no reply has no distances. Raises ChatError, before
+    anything is requested, for a conversation that the chat template refuses.
+    """
+    session = _Session(settings, seed, ledger, watch)
+    why = {row: _unusable(record, settings.verify) for row, record in enumerate(target)}
+    usable = {row: record for row, record in enumerate(target) if why[row] is None}
+    if settings.method == "paraphrase":
+        made = _paraphrase(usable, session, engine, chat)
+    else:
+        made = _min_change(usable, session, engine, chat, editor or (engine, chat))
+    for row, record in enumerate(target):
+        reason = why[row]
+        if reason is None:
+            yield made[row]
+        else:
+            yield _keep_reference(record, reason)
+
+
+def counts(records: Iterable[Record]) -> dict[str, int]:
+    """How many rows took each path, most first; those that kept the reference are counted under the
+    reason.
+    """
+    found = Counter[str]()
+    for record in records:
+        path = record.meta["path"]
+        if path == "reference":
+            path = record.meta["why"]
+        found[path] += 1
+    return dict(found.most_common())
+
+
+# --- the two methods ------------------------------------------------------------------------------
+
+
+def _min_change(
+    rows: Mapping[int, Record],
+    session: _Session,
+    engine: Engine,
+    chat: Chat,
+    editor: tuple[Engine, Chat],
+) -> dict[int, Record]:
+    settings = session.settings
+    questions = {row: _before_answer(record) for row, record in rows.items()}
+    predictions = session.replies("prediction", questions, engine, chat)
+    prompts = {
+        row: _edit_prompt(record, predictions[row].text)
+        for row, record in rows.items()
+        if _needs_edit(record, predictions[row], settings.verify)
+    }
+    edits = session.replies("edit", prompts, *editor)
+    return {
+        row: _min_changed(record, predictions[row], edits.get(row), settings)
+        for row, record in rows.items()
+    }
+
+
+def _paraphrase(
+    rows: Mapping[int, Record], session: _Session, engine: Engine, chat: Chat
+) -> dict[int, Record]:
+    prompts = {row: _guided(record) for row, record in rows.items()}
+    replies = session.replies("paraphrase", prompts, engine, chat)
+    verify = session.settings.verify
+    return {row: _paraphrased(record, replies[row], verify) for row, record in rows.items()}
+
+
+# --- prompts and replies --------------------------------------------------------------------------
+
+
+def _reply(line: Mapping[str, Any]) -> _Reply:
+    """The reply on a line of the ledger."""
+    text = line["text"]
+    if not text:
+        return _Reply(text, "empty")
+    if line["finish_reason"] == "length":
+        return _Reply(text, "truncated")
+    return _Reply(text, None)
+
+
+def _before_answer(record: Record) -> tuple[Message, ...]:
+    """The conversation up to its last answer."""
+    return record.messages[: _answer_place(record)]
+
+
+def _guided(record: Record) -> tuple[Message, ...]:
+    """The same conversation, its last question followed by the reference as a guide."""
+    *before, question = _before_answer(record)
+    text = PARAPHRASE.format(question=question["content"], reference=record.answer)
+    return (*before, *dialogue(text))
+
+
+def _edit_prompt(record: Record, prediction: str) -> tuple[Message, ...]:
+    """One message that has everything: any editor's template takes it, and no system prompt bends
+    it.
+    """
+    turns = _before_answer(record)
+    question = turns[0]["content"]
+    if len(turns) > 1:
+        question = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return dialogue(EDIT.format(question=question, reference=record.answer, prediction=prediction))
+
+
+def _answer_place(record: Record) -> int:
+    """The place of the last answer among the messages, 0 if there is none."""
+    places = [k for k, message in enumerate(record.messages) if message["role"] == "assistant"]
+    return max(places, default=0)
+
+
+# --- deciding -------------------------------------------------------------------------------------
+
+
+def _unusable(record: Record, verify: How) -> str | None:
+    """Why nothing can be requested for the row; None where something can."""
+    place = _answer_place(record)
+    if place == 0 or record.messages[place - 1]["role"] != "user":
+        return "no_question"
+    if final_answer(record.answer) == "":
+        return "unreadable_reference"
+    try:
+        readable = is_right(record.answer, record.answer, how=verify)
+    except ValueError:
+        readable = False
+    return None if readable else "unreadable_reference"
+
+
+def _needs_edit(record: Record, prediction: _Reply, verify: How) -> bool:
+    """An answer that was cut needs one even if it is right; an empty one has nothing to edit."""
+    if prediction.fault is not None:
+        return prediction.fault == "truncated"
+    return not is_right(prediction.text, record.answer, how=verify)
+
+
+def _refusal(reply: _Reply, record: Record, verify: How, *, may_say: str = "") -> str | None:
+    """Why a reply is not accepted that was made with the reference in view.
+
+    What the conversation says, or ``may_say``, is no leak of the prompt.
+    """
+    if reply.fault is not None:
+        return reply.fault
+    conversation = " ".join([may_say, *(turn["content"] for turn in record.messages)]).lower()
+    if any(leak.group().lower() not in conversation for leak in LEAKS.finditer(reply.text)):
+        return "leaked_prompt"
+    if not is_right(reply.text, record.answer, how=verify):
+        return "unverified"
+    return None
+
+
+def _min_changed(
+    record: Record, prediction: _Reply, edit: _Reply | None, settings: Rewrite
+) -> Record:
+    """The prediction if it is right, else its edit if that is acceptable, else the reference."""
+    if prediction.fault == "too_long":
+        return _keep_reference(record, "too_long")
+    far = Levenshtein.normalized_distance(prediction.text, record.answer)
+    if prediction.fault == "empty":
+        return _keep_reference(record, "empty", edit=far, reference_edit=far)
+    if edit is None:
+        return _answered(record, prediction.text, "prediction", edit=0.0, reference_edit=far)
+    near = Levenshtein.normalized_distance(prediction.text, edit.text)
+    why = _refusal(edit, record, settings.verify, may_say=prediction.text)
+    if why is None and near > settings.max_edit * far:
+        why = "over_edited"
+    if why is None:
+        return _answered(record, edit.text, "edit", edit=near, reference_edit=far)
+    refused = near if edit.text else None
+    return _keep_reference(record, why, edit=far, reference_edit=far, refused_edit=refused)
+
+
+def _paraphrased(record: Record, reply: _Reply, verify: How) -> Record:
+    """The paraphrase if it is acceptable, else the reference."""
+    if reply.fault == "too_long":
+        return _keep_reference(record, "too_long")
+    distance = Levenshtein.normalized_distance(record.answer, reply.text)
+    why = _refusal(reply, record, verify)
+    if why is None:
+        return _answered(record, reply.text, "paraphrase", edit=distance)
+    refused = distance if reply.text else None
+    return _keep_reference(record, why, edit=0.0, refused_edit=refused)
+
+
+def _answered(record: Record, answer: str, path: str, **distances: float) -> Record:
+    """The next record, with this answer."""
+    messages = list(record.messages)
+    messages[_answer_place(record)] = {"role": "assistant", "content": answer}
+    meta = dict(record.meta) | {"parent": record.id, "path": path} | distances
+    return replace(record, messages=tuple(messages), source="rewrite", meta=meta)
+
+
+def _keep_reference(record: Record, why: str, **distances: float | None) -> Record:
+    """The next record, with the reference."""
+    measured = {name: distance for name, distance in distances.items() if distance is not None}
+    meta = dict(record.meta) | {"parent": record.id, "path": "reference", "why": why} | measured
+    return replace(record, source="rewrite", meta=meta)

@@ -1,0 +1,1 @@
+"""Choose old data for the new task."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning in the order of the mixture, with remedies against forgetting."""

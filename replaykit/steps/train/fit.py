@@ -1,0 +1,427 @@
+"""One training, from the rows of a mixture to a folder with the tuned model.
+
+    fit(rows, Base("llama3", chat), Train(), seed=1, folder=Path("runs/my-task/train"))
+
+A run that was cut short goes on from its last whole checkpoint with the identical order of rows,
+weights and remedies. Started with torchrun, every process takes its part of each step's
+micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import TARGET, Record
+from replaykit.errors import EngineError, RecipeError, Stopped
+from replaykit.model import loading
+from replaykit.model.chat import Chat, Example
+from replaykit.model.lm_head import Batch, as_trained
+from replaykit.recipe.remedies import ProjectSettings
+from replaykit.recipe.train import Train
+from replaykit.runs import Watch, stop_on_signal, unwatched
+from replaykit.steps.train.batches import Cut, TokenisedRows, collate, micro_batches, to_device
+from replaykit.steps.train.controlled import ControlledBatches, lay_out
+from replaykit.steps.train.controller import Controller, ControllerInputs
+from replaykit.steps.train.parameters import adapted, quantised
+from replaykit.steps.train.remedies import Remedy, Run, chosen, restore
+from replaykit.steps.train.remedies.project import Project
+from replaykit.steps.train.result import TrainResult
+from replaykit.steps.train.trainer import ReplayTrainer, WatchCallback
+
+# Rows of a micro-batch, where the recipe gives none.
+CPU_ROWS = 16
+GPU_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that is trained: its name as in the recipe, its chat, its revision on the Hub."""
+
+    name: str
+    chat: Chat
+    revision: str | None = None
+
+    def load(self, settings: Train) -> Any:
+        """The model as it is trained: in float32, in the precision it came in under an adapter, or
+        in 4 bits for qlora.
+        """
+        wide = settings.precision == "float32"
+        # Packed rows are kept apart by a mask of [length, length], unless the kernel takes where
+        # each begins.
+        kernel = (
+            settings.packing
+            and not wide
+            and torch.cuda.is_available()
+            and find_spec("flash_attn") is not None
+        )
+        return loading.load_model(
+            self.name,
+            self.revision,
+            train=wide or not settings.adapter,
+            quantisation=quantised(settings),
+            attention="flash_attention_2" if kernel else None,
+        )
+
+    def load_again(self) -> Any:
+        """The untrained model once more, as it is stored."""
+        return loading.load_model(self.name, self.revision)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What only some trainings have."""
+
+    weights: Mapping[str, np.ndarray] | None = None
+    """Of the answer tokens, by record id, where they are not 1."""
+    old: Sequence[Record] = ()
+    """Old data for the Fisher information of ewc, instead of the replay rows."""
+    watched: ControllerInputs | None = None
+    """With it replay is drawn anew beside the target rows, as a controller decides."""
+    callbacks: Sequence[transformers.TrainerCallback] = ()
+    """They are told what those of any Trainer are."""
+    what: str = "train"
+    """What the Watch is told is being done."""
+    examples: Mapping[str, Example] | None = None
+    """Rows that are tokenised already, by record id; the others are tokenised here."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows, and their micro-batches in the order of training; ``parts`` of these make one
+    optimiser step.
+    """
+
+    data: TokenisedRows
+    batches: list[list[int]] | ControlledBatches
+    parts: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.batches) // self.parts
+
+
+def fit(
+    rows: Sequence[PlannedRow],
+    base: Base,
+    settings: Train,
+    *,
+    seed: int,
+    folder: Path,
+    extras: Extras = Extras(),
+    watch: Watch = unwatched,
+) -> TrainResult:
+    """Trains on the rows, each in its optimiser step, and saves the tuned model to
+    ``folder``/model; an adapter to ``folder``/adapter, and merged to ``folder``/model.
+
+    Raises EngineError if the loss is not finite or the memory is too small, RecipeError for what
+    cannot combine, and Stopped, with a checkpoint written, after SIGINT or SIGTERM.
+    """
+    _quiet()
+    if _world() > 1:
+        # The first process has made the folder.
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+    transformers.set_seed(seed)
+    replayed = extras.watched is not None or any(row.record.source != TARGET for row in rows)
+    remedies = _remedies(settings, replayed)
+    controller = None
+    if extras.watched is not None:
+        controller = Controller(
+            extras.watched, base.chat, folder=folder, remedies=remedies, watch=watch
+        )
+    order = _order(rows, base.chat, extras, controller, _cut(settings, remedies), seed)
+    _check(settings, base.chat, order.data, extras.old)
+    network = adapted(base.load(settings), settings)
+    with stop_on_signal(signal.SIGTERM) as stopping:
+        watching = WatchCallback(watch, extras.what, remedies, stopping)
+        callbacks: list[transformers.TrainerCallback] = [watching]
+        if controller is not None:
+            callbacks.append(controller)
+        trainer = ReplayTrainer(
+            batches=order.batches,
+            data=order.data,
+            settings=settings,
+            remedies=remedies,
+            model=network,
+            args=_arguments(settings, folder, seed, order),
+            data_collator=_collator(settings, base.chat),
+            callbacks=[*callbacks, *extras.callbacks],
+        )
+        # It would print every log; the Watch and the result have them.
+        trainer.remove_callback(transformers.PrinterCallback)
+        checkpoint = last_checkpoint(folder)
+        old = TokenisedRows(extras.old, base.chat, examples=extras.examples)
+        _begin(trainer, base, old, folder, checkpoint)
+        if controller is not None and checkpoint is not None:
+            controller.restore(checkpoint)
+            # It had ended the training, which was cut short before the model was saved.
+            if controller.stopped:
+                trainer.take(checkpoint)
+        if controller is None or not controller.stopped:
+            _go(trainer, checkpoint, settings)
+        _raise_if_stopped(trainer, watching)
+    for remedy in remedies:
+        remedy.finish()
+    if trainer.args.should_save:
+        _save(trainer.model, base, folder, settings)
+        for left in folder.glob("checkpoint-*"):
+            shutil.rmtree(left)
+    return _result(trainer, order, controller, base, folder)
+
+
+def _remedies(settings: Train, replayed: bool) -> list[Remedy]:
+    """What the recipe asks for, and, where it does not ask for the projection, this one off: it
+    measures the conflict.
+    """
+    made = chosen(settings.remedies)
+    wanted = settings.adapter if settings.conflict is None else settings.conflict
+    if wanted and replayed and settings.remedies.project is None:
+        measuring = Project(ProjectSettings())
+        measuring.on = False
+        made.append(measuring)
+    return made
+
+
+def _cut(settings: Train, remedies: Sequence[Remedy]) -> Cut:
+    rows = settings.micro_batch_rows
+    if rows is None:
+        rows = GPU_ROWS if torch.cuda.is_available() else CPU_ROWS
+    return Cut(rows, apart=any(remedy.separate for remedy in remedies), world=_world())
+
+
+def _order(
+    rows: Sequence[PlannedRow],
+    chat: Chat,
+    extras: Extras,
+    controller: Controller | None,
+    cut: Cut,
+    seed: int,
+) -> Order:
+    if controller is None:
+        records = [row.record for row in rows]
+        data = TokenisedRows(records, chat, extras.weights, extras.examples)
+        apart = [record.source != TARGET for record in records] if cut.apart else None
+        batches, parts = micro_batches(
+            data.lengths, [row.step for row in rows], rows=cut.rows, apart=apart, world=cut.world
+        )
+        return Order(data, batches, parts)
+    layout = lay_out(rows, controller.inputs)
+    data = TokenisedRows(layout.records, chat, extras.weights, extras.examples)
+    controlled = ControlledBatches(data, layout, controller, cut, seed=seed)
+    return Order(data, controlled, controlled.parts)
+
+
+def _check(settings: Train, chat: Chat, data: TokenisedRows, old: Sequence[Record]) -> None:
+    """Raises RecipeError for what cannot be, before the model is loaded."""
+    if settings.packing and chat.seq2seq:
+        raise RecipeError(
+            "the recipe",
+            ["train.packing: rows of an encoder-decoder cannot be packed; leave it out"],
+        )
+    # EWC can take its Fisher information from old data that it is given.
+    needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and old)]
+    if needy and not data.replay_rows():
+        todo = "it needs replay rows, and the mixture has none; raise mix.ratio"
+        more = {"ewc": ", or name old data in train.remedies.ewc.old"}
+        raise RecipeError(
+            "the recipe", [f"train.remedies.{name}: {todo}{more.get(name, '')}" for name in needy]
+        )
+    for name in settings.report_to:
+        if find_spec(name) is None:
+            raise RecipeError(
+                "the recipe", [f"train.report_to: {name} is not installed; `pip install {name}`"]
+            )
+
+
+def _world() -> int:
+    """How many processes train together, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _collator(settings: Train, chat: Chat) -> partial[Batch]:
+    pad = chat.tokenizer.pad_token_id
+    if pad is None:
+        # Any id will do: nothing looks at padding, and it has no loss.
+        pad = chat.stop[0]
+    return partial(collate, pad=pad, packing=settings.packing, seq2seq=chat.seq2seq)
+
+
+def _begin(
+    trainer: ReplayTrainer, base: Base, old: TokenisedRows, folder: Path, checkpoint: str | None
+) -> None:
+    """Lets the remedies see the untrained model, which it still is in a resumed run, and gives them
+    back their state.
+    """
+
+    def one_by_one(data: TokenisedRows, rows: Iterable[int]) -> Iterator[Batch]:
+        for index in rows:
+            batch = trainer.data_collator([data[index]])
+            trainer.complete(batch)
+            yield to_device(batch, trainer.args.device)
+
+    old_rows = None
+    if len(old):
+        old_rows = partial(one_by_one, old, range(len(old)))
+    run = Run(
+        model=trainer.model,
+        adapter=trainer.settings.adapter,
+        folder=folder,
+        load_base=lambda: base.load_again().eval().requires_grad_(False),
+        replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
+        old=old_rows,
+    )
+    with as_trained(trainer.model):
+        for remedy in trainer.remedies:
+            remedy.begin(run)
+    if checkpoint is not None:
+        restore(trainer.remedies, checkpoint)
+
+
+def _go(trainer: ReplayTrainer, checkpoint: str | None, settings: Train) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        rows = settings.micro_batch_rows or GPU_ROWS
+        raise EngineError(
+            f"out of memory; lower train.micro_batch_rows (now {rows}) or train.max_tokens, set "
+            f"train.gradient_checkpointing: true, or use train.method: lora. The last checkpoint "
+            f"is in {trainer.args.output_dir}"
+        ) from error
+
+
+def _raise_if_stopped(trainer: ReplayTrainer, watching: WatchCallback) -> None:
+    done = trainer.state.global_step
+    planned = trainer.state.max_steps
+    if not watching.stopped or done >= planned:
+        return
+    # A cluster that sends SIGTERM asks for an orderly end; 130 is a shell's code for Ctrl-C.
+    code = 0 if watching.stopped == signal.SIGTERM else 130
+    raise Stopped(
+        f"stopped at step {done:,} of {planned:,}, which is saved; the same command goes on from "
+        f"there",
+        exit_code=code,
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end (trainer_state.json is written last);
+    others are removed.
+    """
+    whole: list[tuple[int, Path]] = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            # Errors are ignored, since other processes remove it, too.
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            continue
+        whole.append((state["global_step"], checkpoint))
+    return str(max(whole)[1]) if whole else None
+
+
+def _arguments(
+    settings: Train, folder: Path, seed: int, order: Order
+) -> transformers.TrainingArguments:
+    gpu = torch.cuda.is_available()
+    checkpointing = {"use_reentrant": False} if settings.gradient_checkpointing else None
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=order.steps,
+        gradient_accumulation_steps=order.parts // _world(),
+        learning_rate=settings.highest_learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=settings.precision == "bfloat16" or (settings.precision == "auto" and gpu),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs=checkpointing,
+        seed=seed,
+        logging_steps=min(settings.log_every, order.steps),
+        # A loss that is not a number shall be seen; ``ReplayTrainer`` raises at it.
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_every,
+        # Two, so that one is whole when the process ends while it writes the other.
+        save_total_limit=2,
+        # A batch holds what the remedies read beside what the model's forward pass takes.
+        remove_unused_columns=False,
+        report_to=settings.report_to or "none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        use_cpu=not gpu,
+    )
+
+
+def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
+    """Safetensors, in the precision that the base came in, with the tokenizer beside them; renamed
+    when whole.
+    """
+    if settings.adapter:
+        network.save_pretrained(folder / "adapter")
+        if settings.method == "qlora":
+            import peft
+
+            # The adapter is merged into the base as it is stored, not into its 4 bits.
+            network = peft.PeftModel.from_pretrained(base.load_again(), folder / "adapter")
+        network = network.merge_and_unload()
+    unfinished = folder / "model.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    dtype = loading.stored_dtype(base.name, base.revision)
+    network.to(dtype or torch.float32).save_pretrained(unfinished)
+    base.chat.tokenizer.save_pretrained(unfinished)
+    # A training that was killed between here and its manifest has left one.
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    unfinished.rename(folder / "model")
+
+
+def _result(
+    trainer: ReplayTrainer, order: Order, controller: Controller | None, base: Base, folder: Path
+) -> TrainResult:
+    # The last entry of the history is a summary without a loss.
+    losses = [_log(entry) for entry in trainer.state.log_history if "loss" in entry]
+    # A controller ends a training early, so the order may have more steps than were done.
+    trained = islice(order.batches, trainer.state.global_step * order.parts)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        loss=losses[-1]["loss"],
+        losses=losses,
+        tokens=sum(order.data.lengths[place] for batch in trained for place in batch),
+        events=None if controller is None else controller.events,
+        model=str(folder / "model"),
+        adapter=str(folder / "adapter") if trainer.settings.adapter else None,
+        base=base.name,
+        revision=base.revision,
+    )
+
+
+def _log(entry: Mapping[str, float]) -> dict[str, float]:
+    """Of what the Trainer logged: the step, the losses, the rate, the gradient's norm, and what
+    has a name with a slash, by source or by remedy.
+    """
+    kept = {}
+    for key, value in entry.items():
+        if key == "step":
+            kept[key] = value
+        elif key == "grad_norm" or key.startswith("l") or "/" in key:
+            kept[key] = round(float(value), 8)
+    return kept
+
+
+def _quiet() -> None:
+    """transformers tells its progress on its own; here a Watch does."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -138,6 +138,7 @@ def called(tmp_path_factory):
 # --- the same as the command line ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_select_chooses_the_same_rows(typed, called):
     assert lines(called.chosen.records) == lines(read_jsonl(typed / "select/rows.jsonl"))
     before = read_manifest(typed / "select").result
@@ -147,6 +148,7 @@ def test_select_chooses_the_same_rows(typed, called):
     assert called.chosen.result.funnel.to_json() == before["funnel"]
 
 
+@pytest.mark.slow
 def test_generate_draws_the_same_rows(typed, called):
     assert lines(called.memory) == lines(read_jsonl(typed / "generate/rows.jsonl"))
 
@@ -192,6 +194,7 @@ def test_run_does_what_the_command_does(typed, monkeypatch):
 # --- what goes in, what comes out ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_may_be_a_path_a_list_an_iterator_records_or_a_dataset(called, tmp_path):
     import datasets
 
@@ -444,6 +447,7 @@ def test_the_package_lists_what_it_has():
     assert (Path(replaykit.__file__).parent / "py.typed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_example_of_each_function_runs(name, here):
     write_jsonl("rows.jsonl", TARGET[:8])
@@ -461,6 +465,7 @@ def test_the_example_of_each_function_runs(name, here):
     assert runner.summarize(verbose=False).failed == 0, "".join(told)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_package_runs(here):
     for name, data in {
         "old": POOL,
@@ -478,6 +483,7 @@ def test_the_example_of_the_package_runs(here):
     assert "<svg" in Path("report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_controller_tests_the_rows_that_are_given(called, tmp_path):
     tuned = replaykit.train(
         called.mixture,
@@ -567,6 +573,7 @@ def type_check(python, tmp_path, text):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.types
 def test_a_file_that_uses_the_functions_is_well_typed(installed, tmp_path):
     pytest.importorskip("mypy")
@@ -574,6 +581,7 @@ def test_a_file_that_uses_the_functions_is_well_typed(installed, tmp_path):
     assert done.stdout == "Success: no issues found in 1 source file\n", done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.types
 def test_a_type_checker_finds_a_misspelt_keyword_and_a_wrong_type(installed, tmp_path):
     pytest.importorskip("mypy")

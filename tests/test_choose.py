@@ -99,6 +99,7 @@ def test_another_seed_chooses_other_rows(name):
     assert set(STREAMED[name](rows, 100, 1)) != set(STREAMED[name](rows, 100, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nearest", "spread", "near_and_far", "equal"])
 def test_memory_does_not_grow_with_the_pool(name):
     def peak(rows):
@@ -250,6 +251,7 @@ def plain_mmr(vectors, scores, n, balance):
     return chosen
 
 
+@pytest.mark.slow
 @forms
 @pytest.mark.parametrize("balance", [0.0, 0.3, 0.7, 1.0])
 def test_mmr_is_what_the_formula_says(form, balance):

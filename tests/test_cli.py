@@ -110,6 +110,7 @@ def test_the_recipe_that_init_writes_can_be_read(here, file):
     assert recipe.target.path == recipe.select.pool.path == file
 
 
+@pytest.mark.slow
 def test_the_quickstart_may_be_anywhere(here):
     for folder in (Path(), Path("my run #2")):
         recipe = load_recipe(write_quickstart(folder, seed=1))
@@ -126,6 +127,7 @@ def test_a_flag_that_adds_a_remedy_leaves_alone_what_the_recipe_says_of_it(here)
     assert recipe.train.remedies.distill is not None
 
 
+@pytest.mark.slow
 def test_what_is_made_here_is_measured_here_though_a_server_generates(small_run):
     recipe = Path("replaykit.yaml")
     recipe.write_text(
@@ -147,6 +149,7 @@ def test_cli_py_runs_from_a_checkout():
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_cli_py_starts_processes_that_do_not_run_the_command_again(tmp_path):
     for name, tasks in (
         ("pool", world.draw_old(3000, seed=1)),
@@ -173,6 +176,7 @@ def test_a_word_that_is_no_command_is_misuse():
     assert "No such command" in type_in("trian", code=2)
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_runs_and_runs_again_without_doing_anything(small_run):
     text = type_in("run")
     assert "runs/small/report.html" in text
@@ -185,6 +189,7 @@ def test_the_whole_recipe_runs_and_runs_again_without_doing_anything(small_run):
     assert (small_run / "runs/small/train/model/model.safetensors").stat().st_mtime_ns == trained
 
 
+@pytest.mark.slow
 def test_the_three_commands_as_a_user_types_them(small_run):
     type_in("generate", "--model", "nano", "-n", 20)
     type_in("select")
@@ -317,6 +322,7 @@ def test_tags_of_a_judge_that_cannot_judge_are_unparsed_and_drop_nothing(here):
     assert manifest["tags"]["difficulty"] == {"unparsed": 5}
 
 
+@pytest.mark.slow
 def test_the_generate_manifest_says_how_far_the_checks_bent_the_sample(here):
     type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 120)
     manifest = result_in("runs/nano/generate")
@@ -361,6 +367,7 @@ def test_push_stops_before_the_upload_in_a_dry_run(small_run):
     assert Path("runs/small/push/data/select.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_fetched_is_one_clear_message(here, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = [sys.executable, "-m", "replaykit", "generate", "--model", "llama3"]
@@ -737,6 +744,7 @@ def cpu_seconds(*words):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 def test_help_takes_at_most_twice_as_long_as_to_import_typer():
     commands = {
         "typer": ["-c", "import typer"],

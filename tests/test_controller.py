@@ -304,6 +304,7 @@ def rises(rng: np.random.Generator, runs: int, *, drop: float, noise: float, tes
     return count / (runs * tests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.1, 0.4, 1.0])
 def test_noise_of_six_skills_makes_no_decision(noise: float) -> None:
     assert rises(np.random.default_rng(1), 40, drop=0.0, noise=noise, tests=20) <= 0.004
@@ -389,6 +390,7 @@ def measured(it: Controller, skill: str) -> list[float]:
     return it.saved().decider.base[skill]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skill", ["capital", "json", "nli", "reverse"])
 def test_an_item_is_exact_just_where_greedy_decoding_writes_the_reference(
     chat: Chat, transformers_engine: Engine, model: Any, tmp_path: Path, skill: str
@@ -603,6 +605,7 @@ def train(
     return it
 
 
+@pytest.mark.slow
 def test_a_resumed_training_makes_the_same_decisions(chat: Chat, tmp_path: Path) -> None:
     whole = train(chat, tmp_path)
     wanted = (tmp_path / "events.jsonl").read_text()
@@ -616,6 +619,7 @@ def test_a_resumed_training_makes_the_same_decisions(chat: Chat, tmp_path: Path)
     assert [resumed.weights(k) for k in range(12)] == [whole.weights(k) for k in range(12)]
 
 
+@pytest.mark.slow
 def test_a_training_ends_when_patience_does_and_the_checkpoint_knows(
     chat: Chat, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_every_exact_duplicate_is_found_whatever_the_texts(texts: list[str]) -> 
     assert verdicts(texts, None) == expected
 
 
+@pytest.mark.slow
 def test_no_exact_duplicate_is_missed_among_many_rows() -> None:
     texts = [str(number) for number in range(20_000)]
     found = verdicts(texts + texts, None, slots=2**19)  # the default's load at 960,000 rows
@@ -146,6 +147,7 @@ def brute_force(texts: Sequence[str], threshold: float, found: list[Verdict]) ->
     return there, sum(verdict is not None and verdict[0] == "near_duplicate" for verdict in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9, 1.0])
 def test_near_duplicates_are_those_of_comparing_every_pair(threshold: float) -> None:
     rng = random.Random(7)
@@ -173,6 +175,7 @@ def test_no_pair_is_called_similar_that_is_not(texts: list[str], threshold: floa
     brute_force(texts, threshold, verdicts(texts, threshold))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
 def test_pairs_at_the_threshold_are_found_98_times_in_100(threshold: float) -> None:
     """Of 40 words some are replaced until the pair is just about as similar as the threshold."""
@@ -314,6 +317,7 @@ def test_any_batches_and_any_number_of_processes_give_the_verdicts_of_one_row_at
     assert all(twin is None or twin.text == texts[twin.row] for _, twin in found)
 
 
+@pytest.mark.slow
 def test_two_dedupes_may_be_read_in_turn_with_one_executor(
     executors: dict[int, LocalExecutor],
 ) -> None:
@@ -401,6 +405,7 @@ def test_shingles_are_of_characters_not_of_bytes() -> None:
     assert shingles("abc") == {"abc"}
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 def test_real_questions_have_the_near_duplicates_of_comparing_every_pair() -> None:

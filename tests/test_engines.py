@@ -71,6 +71,7 @@ def test_greedy_answers_are_the_same_in_both_engines(
     assert all(completion.tokens for completion in expected.values())
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_tokens_in_any_batch_and_any_order(engine: Engine, chat: Chat) -> None:
     requests = own_questions(chat, 50)
     together = by_row(engine, requests)
@@ -81,6 +82,7 @@ def test_a_row_draws_the_same_tokens_in_any_batch_and_any_order(engine: Engine, 
         assert apart == {row: together[row] for row in range(rows)}
 
 
+@pytest.mark.slow
 def test_different_seeds_draw_different_tokens(engine: Engine, chat: Chat) -> None:
     first = by_row(engine, own_questions(chat, 50))
     other = by_row(engine, own_questions(chat, 50, first_seed=50))
@@ -88,6 +90,7 @@ def test_different_seeds_draw_different_tokens(engine: Engine, chat: Chat) -> No
     assert len({completion.tokens for completion in first.values()}) >= 45
 
 
+@pytest.mark.slow
 def test_a_low_top_p_draws_from_the_nucleus_only(
     engine: Engine, transformers_engine: Any, chat: Chat
 ) -> None:
@@ -112,6 +115,7 @@ def first_probabilities(engine: Any, chat: Chat) -> torch.Tensor:
         return engine.model(torch.tensor([chat.pre_query])).logits[0, -1].double().softmax(0)
 
 
+@pytest.mark.slow
 def test_top_k_is_cut_before_top_p(engine: Engine, transformers_engine: Any, chat: Chat) -> None:
     best = first_probabilities(transformers_engine, chat).sort(descending=True)
     first, second, third = best.indices[:3].tolist()
@@ -132,6 +136,7 @@ def test_top_k_is_cut_before_top_p(engine: Engine, transformers_engine: Any, cha
     assert drawn(top_k=3, top_p=of_three - 1e-3) == {first, second}
 
 
+@pytest.mark.slow
 def test_the_samplings_of_other_rows_change_nothing(engine: Engine, chat: Chat) -> None:
     kinds = [
         {},
@@ -264,6 +269,7 @@ def test_completions_come_before_all_requests_are_read(engine: Engine, chat: Cha
     completions.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_an_iteration_that_is_left_early_leaves_the_engine_usable(
     engine: Engine, chat: Chat
 ) -> None:
@@ -281,6 +287,7 @@ def test_an_iteration_that_is_left_early_leaves_the_engine_usable(
     assert by_row(engine, own_questions(chat, 5)) == expected
 
 
+@pytest.mark.slow
 def test_the_questions_that_an_engine_makes_can_be_fed_back_as_they_come(
     engine: Engine, chat: Chat
 ) -> None:
@@ -294,6 +301,7 @@ def test_the_questions_that_an_engine_makes_can_be_fed_back_as_they_come(
     assert by_row(engine, asked()) == by_row(engine, list(asked()))
 
 
+@pytest.mark.slow
 def test_none_waits_for_the_next_completion(engine: Engine, chat: Chat) -> None:
     """Questions and their answers in one stream, with no more than 16 conversations open."""
     started, ended = 0, dict[int, Completion]()
@@ -333,6 +341,7 @@ def test_none_while_nothing_is_unanswered_is_a_bug(engine: Engine, chat: Chat) -
         list(engine.complete([*own_questions(chat, 1), *[None] * 5]))
 
 
+@pytest.mark.slow
 def test_rows_of_like_length_share_a_batch_and_none_waits_for_good(
     transformers_engine: Any, chat: Chat
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_model_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
         guess(model="lama3")
 
 
+@pytest.mark.slow
 def test_an_encoder_is_no_model_to_generate_with(tmp_path: Path) -> None:
     from transformers import CLIPVisionConfig
 

@@ -367,6 +367,7 @@ def test_l2sp_pulls_every_parameter_alike(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_held_stays_nearer_to_the_base(tmp_path):
     base, replay = tiny(), some_rows(4)
     task, distances = some_rows(4, seed=5), {}

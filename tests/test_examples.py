@@ -27,6 +27,7 @@ def test_the_notebook_is_the_script(script):
     assert cells == cells_of(script.read_text()), "`python tools/notebook.py` writes it anew"
 
 
+@pytest.mark.slow
 def test_without_replay_the_old_skills_are_lost_and_with_it_they_stay(
     tmp_path, monkeypatch, capsys
 ):

@@ -76,6 +76,7 @@ def config(place: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((place / "config.yaml").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
 def test_trl_trains_on_our_labels_in_our_order(tmp_path: Path, chat: Chat) -> None:
     place, rows = exported("trl", tmp_path, chat)

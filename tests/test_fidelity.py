@@ -100,6 +100,7 @@ def test_several_answers_to_a_question_are_all_counted() -> None:
 # --- what is said of them -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_filter_that_looks_at_nothing_shifts_nothing() -> None:
     texts = questions(300)
     shifts = 0

@@ -57,6 +57,7 @@ def lines(records):
     return [json.dumps(record.to_json(), ensure_ascii=False) for record in records]
 
 
+@pytest.mark.slow
 def test_it_writes_questions_of_every_old_skill_and_answers_them(
     transformers_engine, chat, tmp_path
 ):
@@ -68,6 +69,7 @@ def test_it_writes_questions_of_every_old_skill_and_answers_them(
     assert all(row.answer and row.source == "generate" for row in rows)
 
 
+@pytest.mark.slow
 def test_no_question_comes_twice_and_duplicates_were_never_answered(
     transformers_engine, chat, tmp_path
 ):
@@ -83,6 +85,7 @@ def test_no_question_comes_twice_and_duplicates_were_never_answered(
         )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_others(
     transformers_engine, chat, tmp_path
 ):
@@ -94,6 +97,7 @@ def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_others(
     assert not set(first) & set(other)
 
 
+@pytest.mark.slow
 def test_asking_for_more_keeps_the_first_rows(transformers_engine, chat, tmp_path):
     few, _ = made(transformers_engine, chat, tmp_path / "a", n=50)
     questions = len(Path(tmp_path / "a/questions.jsonl").read_text().splitlines())
@@ -104,6 +108,7 @@ def test_asking_for_more_keeps_the_first_rows(transformers_engine, chat, tmp_pat
     assert questions < len(Path(tmp_path / "a/questions.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(
     transformers_engine, chat, tmp_path
 ):
@@ -115,6 +120,7 @@ def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(
     assert all(len(chat.encode(row.answer)) < 4 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_yield_under_the_floor_ends_with_a_clear_message(transformers_engine, chat, tmp_path):
     checks = Checks(min_chars=500)
     with pytest.raises(
@@ -123,6 +129,7 @@ def test_a_yield_under_the_floor_ends_with_a_clear_message(transformers_engine, 
         made(transformers_engine, chat, tmp_path / "a", n=30, checks=checks)
 
 
+@pytest.mark.slow
 def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat, tmp_path):
     with pytest.raises(
         EngineError,
@@ -136,6 +143,7 @@ def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat
 # --- the same rows, however they are made ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_rows_in_batches_of_one_and_in_large_ones(
     transformers_engine, chat, tmp_path, monkeypatch
 ):
@@ -145,6 +153,7 @@ def test_the_same_rows_in_batches_of_one_and_in_large_ones(
     assert lines(whole) == lines(single)
 
 
+@pytest.mark.slow
 def test_the_same_rows_through_a_narrow_window(transformers_engine, chat, tmp_path, monkeypatch):
     whole, funnel = made(transformers_engine, chat, tmp_path / "a", n=90)
     monkeypatch.setattr("replaykit.steps.generate.rows.WINDOW", 7)
@@ -153,6 +162,7 @@ def test_the_same_rows_through_a_narrow_window(transformers_engine, chat, tmp_pa
     assert funnel.result() == other.result()
 
 
+@pytest.mark.slow
 def test_the_same_rows_from_one_worker_and_from_four(transformers_engine, chat, tmp_path):
     one, _ = made(transformers_engine, chat, tmp_path / "a", n=60)
     workers = load_engine("nano", EngineOptions(name="transformers", workers=4))
@@ -195,6 +205,7 @@ def test_each_number_of_a_request_is_one_address(turns, answers):
 # --- kinds of rows --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_conversation_of_two_turns_is_joined_as_the_template_joins_it(engine, chat, tmp_path):
     rows, _ = made(engine, chat, tmp_path / "a", n=20, turns=2, temperature=0.7)
     for row in rows:
@@ -211,6 +222,7 @@ def test_a_conversation_of_two_turns_is_joined_as_the_template_joins_it(engine, 
     assert lines(again) == lines(rows)
 
 
+@pytest.mark.slow
 def test_several_answers_to_one_question_are_rows_of_their_own(engine, chat, tmp_path):
     rows, funnel = made(engine, chat, tmp_path / "a", n=40, answers=3, answer_temperature=1.5)
     by_question = {}
@@ -223,6 +235,7 @@ def test_several_answers_to_one_question_are_rows_of_their_own(engine, chat, tmp
     assert funnel.counts["same_answer"] > 0
 
 
+@pytest.mark.slow
 def test_answers_to_one_question_may_come_back_in_different_batches(
     transformers_engine, chat, tmp_path, monkeypatch
 ):
@@ -255,6 +268,7 @@ def test_a_prompt_without_room_for_an_answer_is_dropped_and_not_fatal(engine, ch
     assert funnel.counts == {"too_long": 1}
 
 
+@pytest.mark.slow
 def test_a_system_prompt_steers_the_question_and_is_left_out_of_the_record(engine, chat, tmp_path):
     systems = {"math": 1.0, "Du sprichst Deutsch.": 3.0}
     rows, _ = made(engine, chat, tmp_path / "a", n=20, systems=systems, min_yield=0.0)
@@ -294,6 +308,7 @@ def test_a_system_prompt_that_is_kept_is_in_the_record_and_was_there_for_the_ans
         assert chat.decode(answer.tokens).strip() == row.answer
 
 
+@pytest.mark.slow
 def test_a_schedule_gives_each_row_its_own_temperature_by_its_address(
     transformers_engine, chat, tmp_path
 ):
@@ -347,6 +362,7 @@ def test_a_model_that_names_no_sampling_cannot_draw_as_deployed(
         made(transformers_engine, chat, tmp_path / "a", temperature="model", deployed=None)
 
 
+@pytest.mark.slow
 def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path):
     tokenizer = loading.load_tokenizer("nano")
     tokenizer.chat_template = None
@@ -366,6 +382,7 @@ def test_a_base_model_writes_texts_from_bos_alone(transformers_engine, tmp_path)
 # --- checks ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(
     transformers_engine, chat, tmp_path
 ):
@@ -383,6 +400,7 @@ def test_a_dropped_row_is_kept_with_its_reason_and_what_shows_it(
         assert normalise(by_row[row["meta"]["twin"]]) == normalise(row["messages"][0]["content"])
 
 
+@pytest.mark.slow
 def test_a_question_of_a_test_is_dropped_before_it_is_answered(transformers_engine, chat, tmp_path):
     free, _ = made(transformers_engine, chat, tmp_path / "a", n=40)
     held_out = [row.prompt for row in free[:5]]
@@ -391,6 +409,7 @@ def test_a_question_of_a_test_is_dropped_before_it_is_answered(transformers_engi
     assert not {row.prompt for row in rows} & set(held_out)
 
 
+@pytest.mark.slow
 def test_rows_that_the_model_finds_unlikely_are_dropped_by_their_perplexity(engine, chat, tmp_path):
     def perplexity(row):
         example = chat.example(row)
@@ -412,6 +431,7 @@ def test_rows_that_the_model_finds_unlikely_are_dropped_by_their_perplexity(engi
     ]
 
 
+@pytest.mark.slow
 def test_questions_that_the_model_finds_unlikely_are_dropped_too(
     transformers_engine, chat, tmp_path
 ):
@@ -434,6 +454,7 @@ def test_questions_that_the_model_finds_unlikely_are_dropped_too(
 # --- stopped, and going on ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_finishes_what_is_under_way_and_goes_on_later(engine, chat, tmp_path):
     whole, _ = made(engine, chat, tmp_path / "a", n=80)
     calls = 0
@@ -458,6 +479,7 @@ def test_vllm_makes_the_same_kind_of_rows_reproducibly(vllm_engine, chat, tmp_pa
     assert funnel.kept == 40
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_give_the_same_bytes(tmp_path):
     words = [
         sys.executable,
@@ -537,6 +559,7 @@ def start(folder: Path, n: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp_path):
     process = start(tmp_path / "stopped", 3000)
     process.send_signal(signal.SIGINT)
@@ -561,6 +584,7 @@ def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_stops_at_once(tmp_path):
     process = start(tmp_path / "stopped", 3000)
     process.send_signal(signal.SIGINT)
@@ -573,6 +597,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path):
         assert len(questions) > 0
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_at_once_and_nothing_finished_is_lost(tmp_path):
     process = start(tmp_path / "stopped", 3000)
     process.terminate()
@@ -582,6 +607,7 @@ def test_sigterm_ends_it_at_once_and_nothing_finished_is_lost(tmp_path):
         assert len(questions) > 0
 
 
+@pytest.mark.slow
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     process = start(tmp_path / "mine", 3000)
     second = subprocess.run(
@@ -593,6 +619,7 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     assert "another replaykit is working here" in second.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_half_way_costs_no_finished_row(
     transformers_engine, tmp_path, monkeypatch
 ):
@@ -624,6 +651,7 @@ def test_a_disk_that_fills_up_half_way_costs_no_finished_row(
 # --- from Python ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_python_the_rows_come_one_by_one_and_are_those_of_the_command_line(tmp_path):
     rows = list(replaykit.generate("nano", 12, engine="transformers", seed=5))
     subprocess.run(

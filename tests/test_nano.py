@@ -50,11 +50,13 @@ def test_the_same_seed_draws_the_same_tasks():
     assert world.draw_old(50, seed=4) != world.draw_old(50, seed=5)
 
 
+@pytest.mark.slow
 def test_more_than_there_is_cannot_be_drawn():
     with pytest.raises(ValueError, match="the world has only"):
         world.draw("capital", 10_000, seed=1)
 
 
+@pytest.mark.slow
 def test_the_model_has_every_old_skill_and_neither_new_one(transformers_engine, chat):
     scores = {}
     for skill in world.SKILLS:

@@ -254,6 +254,7 @@ def test_terms_are_those_of_scikit_learn(analyzer: Any, ngrams: Any) -> None:
         assert Counter(terms_of(text, analyzer=analyzer, ngrams=ngrams)) == Counter(analyse(text))
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 def test_every_word_of_the_real_data_is_found_as_python_finds_it() -> None:
@@ -282,6 +283,7 @@ def test_every_word_of_the_real_data_is_found_as_python_finds_it() -> None:
 # --- any chunks, any processes --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     TEXTS,
@@ -306,6 +308,7 @@ def test_any_chunks_give_the_same_bits(
     assert len(whole[0]) == len(texts)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(
     TEXTS.filter(lambda texts: len(texts) > 3),
@@ -331,6 +334,7 @@ def test_exact_sums_do_not_depend_on_what_is_dense(monkeypatch: pytest.MonkeyPat
         assert len(results) == 1
 
 
+@pytest.mark.slow
 def test_scores_can_be_had_again_and_left_early() -> None:
     with closing(LocalExecutor(2)) as executor:
         index = index_of(POOL * 5, QUERIES, chunk_rows=7, executor=executor)

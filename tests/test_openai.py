@@ -235,6 +235,7 @@ def by_row(completions: Iterable[Completion]) -> list[Completion]:
 # --- faults ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_row_completes_once_and_as_without_faults_where_three_requests_in_ten_fail() -> None:
     chance = random.Random(5)
     faults = iter(lambda: chance.choice(FAULTS) if chance.random() < 0.3 else "", None)
@@ -251,6 +252,7 @@ def test_every_row_completes_once_and_as_without_faults_where_three_requests_in_
     )  # a request that the client gave up is still with the server
 
 
+@pytest.mark.slow
 def test_a_fault_that_stays_is_an_error_with_the_row_the_fault_and_the_number_of_tries() -> None:
     for fault, words in {
         "busy": "429 Too Many Requests: so busy today",
@@ -441,6 +443,7 @@ def test_a_request_says_all_that_the_answer_depends_on(server: Server) -> None:
     ) and "structured_outputs" not in second
 
 
+@pytest.mark.slow
 def test_requests_are_at_most_as_many_as_allowed_and_share_connections(server: Server) -> None:
     server.seconds = 0.01
     with load(server, concurrency=5) as engine:
@@ -529,6 +532,7 @@ def test_an_error_among_the_requests_leaves_the_engine_usable(server: Server) ->
         assert by_row(engine.complete(requests(5))) == expected(requests(5))
 
 
+@pytest.mark.slow
 def test_an_iteration_that_is_left_does_not_disturb_the_one_that_it_feeds(server: Server) -> None:
     def asked() -> Iterator[Request]:
         for request in requests(40):
@@ -648,12 +652,14 @@ def own_questions(chat: Chat, n: int, **sampling: Any) -> list[Request]:
     ]
 
 
+@pytest.mark.slow
 def test_vllms_server_says_how_long_a_prompt_may_be_and_is_known_by_the_models_folder(
     served: OpenAIEngine, transformers_engine: Engine
 ) -> None:
     assert served.limit == transformers_engine.limit
 
 
+@pytest.mark.slow
 def test_greedy_answers_of_vllms_server_are_those_of_transformers(
     served: OpenAIEngine, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -662,6 +668,7 @@ def test_greedy_answers_of_vllms_server_are_those_of_transformers(
     assert all(completion.tokens for completion in done)
 
 
+@pytest.mark.slow
 def test_a_row_of_vllms_server_draws_the_same_tokens_in_any_order(
     served: OpenAIEngine, chat: Chat
 ) -> None:
@@ -703,6 +710,7 @@ def test_top_k_of_1_draws_greedily_on_vllms_server(served: OpenAIEngine, chat: C
     assert drawn == greedy
 
 
+@pytest.mark.slow
 def test_scores_of_vllms_server_are_those_of_transformers(
     served: OpenAIEngine, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -739,6 +747,7 @@ def test_what_vllms_server_refuses_is_an_error_in_its_own_words(
         list(served.complete([Request(0, chat.pre_query, Sampling(temperature=-1.0))]))
 
 
+@pytest.mark.slow
 def test_vllms_server_ends_its_work_on_what_was_left(
     served: OpenAIEngine, vllm_url: str, chat: Chat
 ) -> None:

@@ -53,6 +53,7 @@ def executor() -> Iterator[LocalExecutor]:
 # --- order ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
 def test_results_come_in_the_order_of_the_jobs(processes: int, count: int) -> None:
@@ -67,6 +68,7 @@ def test_results_come_in_the_order_of_the_jobs(processes: int, count: int) -> No
     assert not any(worker.is_alive() for worker in workers)
 
 
+@pytest.mark.slow
 def test_jobs_are_done_here_and_by_workers() -> None:
     with closing(LocalExecutor(3)) as executor:
         results = list(executor.map(slow_process_id, iter(range(30))))
@@ -122,6 +124,7 @@ def test_a_map_that_was_left_early_disturbs_no_later_one(executor: LocalExecutor
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_what_fails_for_a_job_is_raised_in_the_place_of_its_result(processes: int) -> None:
     jobs: list[Any] = [*"abcdefgh", 9, *"ijkl"]
@@ -217,6 +220,7 @@ def test_workers_end_with_their_parent_even_if_it_is_killed(script: subprocess.P
     assert waited_for(lambda: not any(map(lives, workers)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_parent_alone_which_ends_its_workers(
     script: subprocess.Popen[str],
 ) -> None:

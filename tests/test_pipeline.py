@@ -322,6 +322,7 @@ def test_old_data_of_which_nothing_fits_is_refused(recipe_of: Make, chat: Chat) 
 # --- an arm without replay beside a controller ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
 @pytest.mark.parametrize("by_skill", [False, True])
 def test_an_arm_without_replay_is_trained_beside_a_controller(

@@ -387,6 +387,7 @@ def two_steps(number: int) -> Tensors:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_turn_as_one_does(tmp_path):
     places = str(tmp_path / "meeting"), str(tmp_path)
     other = torch.multiprocessing.get_context("spawn").Process(target=rank, args=(1, *places))

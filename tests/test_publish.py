@@ -610,6 +610,7 @@ def read_back(hub: LoopbackHub, home: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # as the real Hub keeps parquet
 def test_what_was_uploaded_is_what_load_dataset_gives_back(
     made: Made, tmp_path: Path, hub: LoopbackHub

@@ -269,6 +269,7 @@ REAL = {  # rows dropped by reason, as the docstring of the module says
 }
 
 
+@pytest.mark.slow
 @realdata
 @pytest.mark.parametrize("name", REAL)
 def test_of_real_rows_at_most_two_in_a_thousand_are_dropped_but_for_empty_ones(name):

@@ -458,6 +458,7 @@ def test_nats_have_three_digits_and_no_retention() -> None:
     assert "retention" not in text
 
 
+@pytest.mark.slow
 def test_each_step_shows_its_own_facts(
     run: tiny.Run, generated: GenerateResult, mix: MixResult, trained: TrainResult
 ) -> None:
@@ -476,6 +477,7 @@ def test_each_step_shows_its_own_facts(
     assert 'rows    {"select": 12, "generate": 6}' in shown("push", pushed)
 
 
+@pytest.mark.slow
 def test_a_selection_shows_its_scores_and_what_it_notes(run: tiny.Run) -> None:
     selected = result(run, "select")
     assert isinstance(selected, SelectResult)

@@ -248,6 +248,7 @@ def test_a_pool_without_weight_gives_no_row_and_a_step_without_pools_owes_nothin
     assert [[slot.source for slot in step] for step in steps] == [["json"], [], [], ["news"]]
 
 
+@pytest.mark.slow
 @given(target=STEPS, pools=POOLS, ratios=BY_STEP, seed=st.integers(0, 9))
 def test_the_same_decisions_give_the_same_rows_when_it_is_run_again(
     target: list[list[int]], pools: dict[str, list[int]], ratios: list[float], seed: int

@@ -444,6 +444,7 @@ def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], metho
     assert first == chosen(iter(pool_of(*rows)), target, 5, method=method, near_duplicate=0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"method": "bm25"}, {"near_duplicate": 0.5}], ids=str)
 def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, Any]) -> None:
     pool = pool_of(*sentences(5000, 4))
@@ -464,6 +465,7 @@ def with_repeats(texts: list[str], seed: int) -> list[Record]:
     return pool_of(*shuffled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["first", "best"])
 def test_the_same_rows_are_left_out_by_one_process_and_by_three(keep: str) -> None:
     pool = with_repeats(sentences(1000, 4), 1)
@@ -526,6 +528,7 @@ def test_two_machines_of_a_ray_cluster_choose_and_leave_out_what_one_process_doe
 # --- real data ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 def test_real_old_tasks_are_ranked_as_scikit_learn_ranks_them() -> None:

@@ -93,6 +93,7 @@ def intervals() -> np.ndarray:
     return np.array([(interval.low, interval.high) for interval in found])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "phi"),
     [

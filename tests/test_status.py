@@ -119,6 +119,7 @@ def test_a_finished_step_says_when_and_how_long_and_the_next_one_can_begin(rows:
     assert (select.state, mix.state, train.state) == ("finished", "not begun", "waits")
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_finished(finished: None) -> None:
     found = said(recipe_of())
     assert found == dict.fromkeys(["select", "mix", "train", "eval", "report"], "finished")
@@ -270,6 +271,7 @@ def test_a_report_that_is_older_than_a_step_would_be_written_anew(finished: None
 # --- arms, other steps, damage --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_arm_has_a_line_of_its_own(rows: None) -> None:
     arms = {"none": {"ratio": 0}, "some": {}}
     do("select", recipe_of(arms=arms))

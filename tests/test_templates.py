@@ -155,6 +155,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 def test_nearly_every_template_can_be_derived() -> None:
     assert len(NAMES) >= 60
     failures = [failure for failure in map(fails, NAMES) if failure]

@@ -565,6 +565,7 @@ def test_what_is_reserved_for_examples_or_has_another_form_is_not_personal(text:
 # --- real data ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 def test_of_real_texts_hardly_one_is_dropped() -> None:

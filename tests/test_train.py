@@ -56,6 +56,7 @@ def plain_loss(chat, records):
     return total / count
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_transformers_over_answer_tokens(chat, tmp_path):
     records = rows(8)
     result = trained(tmp_path / "a", chat, records)
@@ -63,6 +64,7 @@ def test_the_first_loss_is_that_of_transformers_over_answer_tokens(chat, tmp_pat
     assert result.losses[0]["loss"] == pytest.approx(plain_loss(chat, records), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_of_each_source_is_logged_by_itself(chat, tmp_path):
     records = rows(8)
     log = trained(tmp_path / "a", chat, records).losses[0]
@@ -71,6 +73,7 @@ def test_the_loss_of_each_source_is_logged_by_itself(chat, tmp_path):
         assert log[f"loss/{source}"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(chat, tmp_path):
     curves = [
         [
@@ -82,6 +85,7 @@ def test_micro_batches_change_nothing(chat, tmp_path):
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
     result = trained(tmp_path / "a", chat, rows(256), learning_rate=1e-3)
     target = [log["loss/target"] for log in result.losses if "loss/target" in log]
@@ -97,6 +101,7 @@ def test_the_target_is_learned_and_the_model_loads_as_a_folder(chat, tmp_path):
     assert last_checkpoint(tmp_path / "a") is None
 
 
+@pytest.mark.slow
 def test_lora_leaves_an_adapter_and_a_merged_model(chat, tmp_path):
     trained(tmp_path / "a", chat, rows(64), method="lora", learning_rate=5e-3)
     assert (tmp_path / "a/adapter/adapter_model.safetensors").exists()
@@ -110,6 +115,7 @@ def test_lora_leaves_an_adapter_and_a_merged_model(chat, tmp_path):
     assert all("proj" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_training(chat, tmp_path):
     with pytest.raises(EngineError, match=r"the loss is nan .* train.learning_rate"):
         trained(tmp_path / "a", chat, rows(64), learning_rate=1e6, max_grad_norm=1e9)
@@ -125,6 +131,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_used(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_give_the_same_loss_curve(tmp_path):
     write_jsonl(tmp_path / "target.jsonl", rows(640))
     (tmp_path / "replaykit.yaml").write_text(

@@ -67,6 +67,7 @@ def result(run: Path, step: str) -> TrainResult:
     return TrainResult.model_validate(manifest(run, step).result)
 
 
+@pytest.mark.slow
 def test_flags_add_remedies_to_those_of_the_recipe(run: Path) -> None:
     type_in("select")
     type_in("mix")
@@ -77,6 +78,7 @@ def test_flags_add_remedies_to_those_of_the_recipe(run: Path) -> None:
     assert {"distill/kl", "ewc/ratio"} <= result(run, "train").losses[-1].keys()
 
 
+@pytest.mark.slow
 def test_ewc_without_replay_needs_old_data_of_its_own(run: Path) -> None:
     type_in("mix", "--ratio", 0)
     said = type_in("train", "--remedy", "ewc", code=1)
@@ -90,6 +92,7 @@ def test_ewc_without_replay_needs_old_data_of_its_own(run: Path) -> None:
     assert result(run, "train").losses[-1]["ewc/penalty"] > 0
 
 
+@pytest.mark.slow
 def test_each_arm_is_trained_by_its_own_remedies(run: Path) -> None:
     change(
         run,
@@ -108,6 +111,7 @@ def test_each_arm_is_trained_by_its_own_remedies(run: Path) -> None:
     assert weights.sources["target"].masked >= weights.sources["select"].masked
 
 
+@pytest.mark.slow
 def test_a_row_is_tokenised_once_and_the_chat_is_loaded_once_though_tokens_are_weighed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +140,7 @@ def test_a_row_is_tokenised_once_and_the_chat_is_loaded_once_though_tokens_are_w
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_a_controller_writes_its_decisions_and_draws_from_all_replay(run: Path) -> None:
     change(
         run,
@@ -160,6 +165,7 @@ def test_a_schedule_beside_a_controller_is_refused(run: Path) -> None:
     assert "train.controller moves the share itself" in type_in("mix", code=1)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_train_as_one_does_and_the_first_writes(run: Path) -> None:
     type_in("select")
     type_in("mix")

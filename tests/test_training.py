@@ -109,6 +109,7 @@ def test_packing_and_cutting_a_step_change_nothing(
         assert ours["loss/generate"] == pytest.approx(theirs["loss/generate"], abs=5e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
     plain: TrainResult, chat: Chat, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
             assert ours[name] == pytest.approx(theirs[name], abs=5e-5)
 
 
+@pytest.mark.slow
 def test_of_a_stage_only_its_layers_move(chat: Chat, tmp_path: Path) -> None:
     trained(
         tmp_path, chat, mixture(), stages=[{"layers": 0.25, "part": 1.0, "learning_rate": 1e-3}]
@@ -182,6 +184,7 @@ def test_an_adapter_learns_and_is_merged(
     )
 
 
+@pytest.mark.slow
 def test_how_much_task_and_replay_are_in_conflict_is_logged_though_nothing_is_projected(
     plain: TrainResult, chat: Chat, tmp_path: Path
 ) -> None:
@@ -196,6 +199,7 @@ def test_how_much_task_and_replay_are_in_conflict_is_logged_though_nothing_is_pr
         )
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_too(chat: Chat, plain: TrainResult, tmp_path: Path) -> None:
     found = trained(tmp_path, chat, mixture(), precision="bfloat16")
     assert curve(found) == pytest.approx(curve(plain), rel=0.05)
@@ -263,6 +267,7 @@ def test_an_encoder_decoder_has_the_loss_of_transformers(t5: str, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_learns_and_answers(t5: str, tmp_path: Path) -> None:
     chat = Chat.load(t5)
     result = trained(
@@ -308,6 +313,7 @@ def recipe(folder: Path, **train: Any) -> list[str]:
     return [*command, "train"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     command = recipe(tmp_path, save_every=5)
     whole = subprocess.run(
@@ -339,6 +345,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from_and_the_difference_is_shown(
     tmp_path: Path,
 ) -> None:
@@ -425,6 +432,7 @@ def stops_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_in_the_middle_the_curve_and_the_model_are_the_same(
     name: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -491,6 +499,7 @@ def controlled(
     return fit(rows, Base("nano", chat), made, seed=1, folder=folder, extras=extras)
 
 
+@pytest.mark.slow
 def test_a_controller_raises_the_share_where_old_skills_drop_and_a_resumed_run_decides_the_same(
     chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +519,7 @@ def test_a_controller_raises_the_share_where_old_skills_drop_and_a_resumed_run_d
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_the_controller_had_stopped_is_saved_as_it_was(
     chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +626,7 @@ def test_tests_without_an_answer_are_named(chat: Chat, tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_names_the_rows_of_the_step(chat: Chat, tmp_path: Path) -> None:
     records = mixture(64)
     with pytest.raises(

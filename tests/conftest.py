@@ -22,7 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         group = item.path.name
-        if "vllm_engine" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "vllm_url" in fixtures:
+            item.add_marker(pytest.mark.vllm)
+        elif "vllm_engine" in fixtures or item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.vllm)
             group = "vllm"
         item.add_marker(pytest.mark.xdist_group(group))

@@ -38,7 +38,7 @@ from replaykit.text import normalise
 SETTINGS = {"max_question_tokens": 96, "max_answer_tokens": 64}
 
 
-@pytest.fixture(params=["transformers", "vllm"])
+@pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 def engine(request):
     return request.getfixturevalue(f"{request.param}_engine")
 

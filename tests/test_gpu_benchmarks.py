@@ -25,6 +25,8 @@ from replaykit.nano import world
 from replaykit.recipe.train import Train
 from replaykit.steps.train.fit import Base
 
+pytestmark = pytest.mark.slow  # miniatures of whole benchmarks
+
 HERE = Path(__file__).parents[1] / "benchmarks" / "gpu"
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -95,7 +97,6 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(throughput.arm_file(folder, name).read_text()) for name in names}
 
 
-@pytest.mark.slow
 def test_every_arm_of_the_miniature_is_measured_and_its_numbers_are_sane(
     mini: tuple[Path, Path],
 ) -> None:
@@ -116,7 +117,6 @@ def test_trl_trains_on_the_very_same_rows(mini: tuple[Path, Path]) -> None:
     assert ours["losses"] == pytest.approx(trl["losses"], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_the_report_names_every_arm_the_device_and_the_date(mini: tuple[Path, Path]) -> None:
     text, found = (mini[0] / "throughput.md").read_text(), measured(mini[0])
     for name, run in found.items():
@@ -197,7 +197,6 @@ def test_the_shapes_are_as_large_as_they_are_called(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_a_twentieth_of_the_loss_tokens_of_the_whole_load_is_replay_in_every_step(
     tmp_path: Path,
 ) -> None:

@@ -19,6 +19,8 @@ from replaykit.errors import EngineError
 from replaykit.model.chat import Chat
 from replaykit.recipe.engine import EngineOptions
 
+pytestmark = pytest.mark.slow  # four processes load a model each
+
 
 @pytest.fixture(scope="module")
 def four() -> Iterator[Workers]:
@@ -46,7 +48,6 @@ def processes(engine: Workers) -> list[psutil.Process]:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_rows_of_four_workers_are_those_of_one_engine(
     four: Workers, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -56,7 +57,6 @@ def test_the_rows_of_four_workers_are_those_of_one_engine(
     assert (four.name, four.limit) == ("transformers", transformers_engine.limit)
 
 
-@pytest.mark.slow
 def test_all_workers_work(four: Workers, chat: Chat) -> None:
     before = [sum(process.cpu_times()[:2]) for process in processes(four)]
     assert len(by_row(four, own_questions(chat, 1000))) == 1000
@@ -67,7 +67,6 @@ def test_all_workers_work(four: Workers, chat: Chat) -> None:
     assert min(spent) > 0.3 * max(spent)
 
 
-@pytest.mark.slow
 def test_scores_come_in_the_order_of_the_sequences(
     four: Workers, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -80,7 +79,6 @@ def test_scores_come_in_the_order_of_the_sequences(
     )
 
 
-@pytest.mark.slow
 def test_rows_may_depend_on_rows_and_wait_for_them(
     four: Workers, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -113,7 +111,6 @@ def test_rows_may_depend_on_rows_and_wait_for_them(
     assert len(scored) >= 3 and all(score < 0 for score in scored.values())
 
 
-@pytest.mark.slow
 def test_an_iteration_may_feed_another(
     four: Workers, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -132,7 +129,6 @@ def test_none_while_nothing_is_unanswered_is_a_bug(four: Workers) -> None:
         list(four.complete([None]))
 
 
-@pytest.mark.slow
 def test_an_iteration_that_is_left_early_leaves_the_workers_usable(
     four: Workers, transformers_engine: Engine, chat: Chat
 ) -> None:
@@ -194,7 +190,6 @@ def test_ctrl_c_does_not_reach_the_workers(four: Workers, chat: Chat) -> None:
     assert all(process.is_running() for process in processes(four))
 
 
-@pytest.mark.slow
 def test_a_killed_worker_loses_no_row_and_the_last_one_is_an_error(
     transformers_engine: Engine, chat: Chat, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,7 +234,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "code"),
     [
@@ -260,7 +254,6 @@ def test_the_workers_end_with_their_parent(tmp_path: Path, last: str, code: int)
     assert len(pids) == 2 and alive == []
 
 
-@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(tmp_path: Path) -> None:
     options = EngineOptions(name="transformers", workers=2)
     with pytest.raises(
@@ -282,7 +275,6 @@ def gpus(monkeypatch: pytest.MonkeyPatch, here: int, visible: str | None) -> Non
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
 
-@pytest.mark.slow
 def test_each_worker_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def visible(workers_: int, tensor_parallel: int) -> list[str]:
         found = workers._environments(workers_, tensor_parallel)
@@ -308,7 +300,6 @@ def test_on_a_cpu_the_workers_share_out_the_threads(monkeypatch: pytest.MonkeyPa
     assert [e["OMP_NUM_THREADS"] for e in workers._environments(16, 1)] == ["1"] * 16
 
 
-@pytest.mark.slow
 def test_a_worker_finds_its_environment_and_the_parent_keeps_its_own(four: Workers) -> None:
     assert {process.environ()["VLLM_CPU_OMP_THREADS_BIND"] for process in processes(four)} == {
         "nobind"

@@ -72,6 +72,9 @@ for model in found.models:
     print(f"{model.model:>12}  old skills {bar:<20} {model.old.mean:4.0%}", end="  ")
     print(f"loss of the new one {model.target.mean:.2f}")
 
+# %%
+replaykit.plot(found)
+
 # %% [markdown]
 # One page says it all, with pictures, and needs nothing else: open it in a browser, or send it.
 

@@ -13,22 +13,11 @@ from replaykit.errors import EngineError
 from replaykit.model.chat import Chat
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses vLLM, and says which tests one process of pytest-xdist takes together.
-
-    The tests of a file share its fixtures. Those with the vLLM engine, which is slow to start, are
-    all for one process.
-    """
+    """Marks what starts vLLM: its engine, or its server."""
     for item in items:
-        group = item.path.name
-        fixtures = getattr(item, "fixturenames", ())
-        if "vllm_url" in fixtures:
+        if {"vllm_engine", "vllm_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.vllm)
-        elif "vllm_engine" in fixtures or item.get_closest_marker("vllm"):
-            item.add_marker(pytest.mark.vllm)
-            group = "vllm"
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -24,6 +25,9 @@ def test_the_notebook_is_the_script(script):
     book = json.loads(script.with_suffix(".ipynb").read_text())
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
     assert len(cells) > 6
+    outputs = [output for cell in book["cells"] for output in cell.get("outputs", ())]
+    (picture,) = [output["data"]["image/svg+xml"] for output in outputs if "data" in output]
+    assert ElementTree.fromstring("".join(picture)).tag.endswith("svg")
     assert cells == cells_of(script.read_text()), "`python tools/notebook.py` writes it anew"
 
 

@@ -7,6 +7,7 @@ The cells are run, in a folder that is gone afterwards, and what they print is k
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -32,8 +33,8 @@ def cells_of(script: str) -> list[tuple[str, str]]:
     return found
 
 
-def outputs_of(cells: list[tuple[str, str]]) -> list[str]:
-    """What each cell prints."""
+def outputs_of(cells: list[tuple[str, str]]) -> list[tuple[str, str | None]]:
+    """What each cell prints, and the picture that its last line is, as SVG."""
     names: dict[str, object] = {"__name__": "__main__"}
     printed = []
     here = Path.cwd()
@@ -42,18 +43,32 @@ def outputs_of(cells: list[tuple[str, str]]) -> list[str]:
         try:
             for kind, text in cells:
                 with redirect_stdout(io.StringIO()) as out:
-                    if kind == "code":
-                        exec(compile(text, "<cell>", "exec"), names)
-                printed.append(out.getvalue())
+                    picture = run_cell(text, names) if kind == "code" else None
+                printed.append((out.getvalue(), picture))
         finally:
             os.chdir(here)
     return printed
 
 
-def notebook(cells: list[tuple[str, str]], printed: list[str]) -> dict[str, object]:
+def run_cell(text: str, names: dict[str, object]) -> str | None:
+    """Runs a cell as Jupyter does: the value of a last expression is shown."""
+    tree = ast.parse(text)
+    last = tree.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, "<cell>", "exec"), names)
+        return None
+    exec(compile(ast.Module(tree.body[:-1], []), "<cell>", "exec"), names)
+    value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
+    shown = getattr(value, "_repr_svg_", None)
+    return None if shown is None else str(shown())
+
+
+def notebook(
+    cells: list[tuple[str, str]], printed: list[tuple[str, str | None]]
+) -> dict[str, object]:
     """The cells in the format of Jupyter, nbformat 4.5."""
     made: list[dict[str, object]] = []
-    for number, ((kind, text), out) in enumerate(zip(cells, printed, strict=True), 1):
+    for number, ((kind, text), (out, picture)) in enumerate(zip(cells, printed, strict=True), 1):
         cell: dict[str, object] = {
             "cell_type": kind,
             "id": f"cell-{number}",
@@ -61,9 +76,15 @@ def notebook(cells: list[tuple[str, str]], printed: list[str]) -> dict[str, obje
             "source": text.splitlines(keepends=True),
         }
         if kind == "code":
-            stream = {"output_type": "stream", "name": "stdout", "text": out.splitlines(True)}
+            outputs: list[dict[str, object]] = []
+            if out:
+                text_lines = out.splitlines(keepends=True)
+                outputs.append({"output_type": "stream", "name": "stdout", "text": text_lines})
+            if picture is not None:
+                data = {"image/svg+xml": picture}
+                outputs.append({"output_type": "display_data", "data": data, "metadata": {}})
             cell["execution_count"] = None
-            cell["outputs"] = [stream] if out else []
+            cell["outputs"] = outputs
         made.append(cell)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}

@@ -20,6 +20,7 @@ from replaykit.api.data import Mixed, Rewritten, generate, mix, probe, rewrite, 
 from replaykit.api.proof import evaluate, push, report, run, train
 from replaykit.data.record import Record, to_dataset
 from replaykit.recipe import Recipe, load_recipe
+from replaykit.steps.report.html.standalone import plot
 from replaykit.steps.select.selection import Selection
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "generate",
     "load_recipe",
     "mix",
+    "plot",
     "probe",
     "push",
     "report",

@@ -755,12 +755,16 @@ def test_vllms_server_ends_its_work_on_what_was_left(
         lines = httpx2.get(f"{vllm_url.removesuffix('/v1')}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}"))
 
-    before = metric("generation_tokens_total")
     short, *long = own_questions(chat, 61, max_tokens=1900, stop=())
-    with closing(
-        served.complete([replace(short, sampling=Sampling(max_tokens=1)), *long])
-    ) as completions:
-        assert next(completions).row == 0
-    while metric("num_requests_running") + metric("num_requests_waiting"):
-        time.sleep(0.1)
+    requests = [replace(short, sampling=Sampling(max_tokens=1)), *long]
+    # On a busy machine the short answer may come when the long ones are there already.
+    for _ in range(4):
+        before = metric("generation_tokens_total")
+        with closing(served.complete(requests)) as completions:
+            first = next(completions)
+        while metric("num_requests_running") + metric("num_requests_waiting"):
+            time.sleep(0.1)
+        if first.row == 0:
+            break
+    assert first.row == 0
     assert metric("generation_tokens_total") - before < 60 * 1900 / 4

@@ -609,3 +609,18 @@ def test_the_package_imports_nothing_until_a_name_is_used():
         )
         == []
     )
+
+
+def test_train_says_what_it_takes(tmp_path):
+    with pytest.raises(CallError, match=r"what mix\(\) returns, not a list"):
+        replaykit.train([], model="nano", folder=tmp_path)
+
+
+def test_the_target_alone_is_a_mixture_too():
+    assert replaykit.mix(TARGET, model="nano", ratio=0).result.replay_rows == 0
+    with pytest.raises(DataError, match="there is none"):
+        replaykit.mix(TARGET, model="nano", ratio=0.1)
+
+
+def test_the_package_lists_its_own_names_alone():
+    assert set(dir(replaykit)) - set(replaykit.__all__) == {"__all__", "__doc__", "__version__"}

@@ -277,7 +277,7 @@ def rewrite(
 
 def mix(
     target: Rows,
-    replay: Mapping[Replay, Rows],
+    replay: Mapping[Replay, Rows] | None = None,
     *,
     model: str,
     held_out: Tests | None = None,
@@ -288,10 +288,11 @@ def mix(
 ) -> Mixed:
     """The rows of a training in its order: the target, and replay at the same share in every step.
 
-    ``replay`` is by source, "select" and "generate". ``settings`` are the keys of the recipe's
-    section ``mix``; ``epochs``, ``steps``, ``batch_rows`` and ``max_tokens`` of ``train``; and
-    ``engine``, ``chat`` and ``revision``. ``held_out`` are test rows by skill, whose prompts no row
-    may hold. Raises CallError for a keyword or a source that does not exist.
+    ``replay`` is by source, "select" and "generate"; without it, give ``ratio=0``. ``settings`` are
+    the keys of the recipe's section ``mix``; ``epochs``, ``steps``, ``batch_rows`` and
+    ``max_tokens`` of ``train``; and ``engine``, ``chat`` and ``revision``. ``held_out`` are test
+    rows by skill, whose prompts no row may hold. Raises CallError for a keyword or a source that
+    does not exist.
 
     >>> target = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(50)]
     >>> memory = replaykit.generate("nano", 10)
@@ -302,6 +303,7 @@ def mix(
 
     recipe, own = model_of("mix", model, seed, settings)
     check_keywords("mix", own, [*Mix.model_fields, *LENGTHS])
+    replay = replay or {}
     for source in replay:
         if source not in get_args(Replay):
             raise CallError(f"mix(): replay is by source, select and generate, not '{source}'")

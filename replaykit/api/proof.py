@@ -69,6 +69,9 @@ def train(
     decided = [name for name in LENGTHS if name in own]
     if decided:
         raise CallError(f"train(): {decided[0]} is decided by the mixture; give it to mix()")
+    if not isinstance(mixture, Mixed):
+        kind = type(mixture).__name__
+        raise CallError(f"train(): its first argument is what mix() returns, not a {kind}")
     lengths = mixture.lengths.model_dump(include=set(LENGTHS))
     chosen = settings_of("train", Train, own, **lengths)
     scored = tests_of("train", tests)

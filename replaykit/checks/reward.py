@@ -87,7 +87,7 @@ class Reward:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            roles = ", ".join(message["role"] for message in messages)
+            roles = ", ".join(message["role"] for message in record.messages)
             raise ChatError(
                 f"{self.name}: its chat template refuses a conversation of {roles}: {error}"
             ) from error

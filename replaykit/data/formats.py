@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from replaykit.data.files import Row, Unparsed, raw_rows, tell, text_lines
-from replaykit.data.record import Message, Record, Source, dialogue
+from replaykit.data.record import Message, Record, Source, dialogue, message_of
 from replaykit.errors import DataError
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -225,7 +225,7 @@ def _turns(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
             raise DataError(
                 f"{place}: turn {number} has role {role!r} and content of {type(content).__name__}"
             )
-        made.append({"role": known, "content": content})
+        made.append(message_of(known, content))
     if not made:
         raise DataError(f"{place}: a conversation without turns")
     return tuple(made)

@@ -4,6 +4,14 @@
      "messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}],
      "source": "target", "meta": {"line": 1}}
 
+A turn may carry what chat data carries, under the names of OpenAI's API and of transformers'
+chat templates: the thought before an answer, tool calls, the result of one.
+
+    {"role": "assistant", "content": "", "reasoning_content": "I need the weather.",
+     "tool_calls": [{"type": "function", "function": {"name": "weather",
+                                                      "arguments": {"city": "Oslo"}}}]}
+    {"role": "tool", "content": "7 C", "name": "weather"}
+
 Nothing edits a record: ``dataclasses.replace`` makes the next one, and its meta names the parent.
 Between steps records are JSON Lines; ``datasets.Dataset`` appears only at the edges: in
 ``to_dataset``, and where a data set is read from the Hub.
@@ -12,10 +20,10 @@ Between steps records are JSON Lines; ``datasets.Dataset`` appears only at the e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 
 from replaykit.hashing import fingerprint
 
@@ -23,28 +31,69 @@ if TYPE_CHECKING:
     import datasets
 
 Source = Literal["target", "select", "generate", "rewrite", "augment", "describe"]
-Message = Mapping[str, str]
+Role = Literal["system", "developer", "user", "assistant", "tool", "text"]
 SOURCES: tuple[str, ...] = get_args(Source)
 TARGET: Final = "target"  # the source of the new task's rows, and the name of the new skill
+
+ROLES: tuple[str, ...] = get_args(Role)
+Tool = Mapping[str, Any]
+"""A function that the model may call: {"type": "function", "function": {"name", "description",
+"parameters"}}, the parameters as a JSON schema."""
+
+
+class Function(TypedDict):
+    """What is called, and with what."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+class ToolCall(TypedDict):
+    """One call of a tool by the model."""
+
+    type: Literal["function"]
+    function: Function
+    id: NotRequired[str]
+
+
+class Message(TypedDict):
+    """One turn. A key that says nothing is absent: no turn has an empty thought or no calls."""
+
+    role: Role
+    content: str
+    """"" where an answer is only calls."""
+    reasoning_content: NotRequired[str]
+    """The thought before an answer, without the marks around it."""
+    tool_calls: NotRequired[Sequence[ToolCall]]
+    """What an answer calls."""
+    tool_call_id: NotRequired[str]
+    """Of a turn of role "tool": the call that it answers."""
+    name: NotRequired[str]
+    """Of a turn of role "tool": the function."""
+    weight: NotRequired[Literal[0]]
+    """Of an answer: it is shown to the model and carries no loss."""
 
 
 @dataclass(frozen=True)
 class Record:
     """A conversation with its origin.
 
-    ``messages`` are mappings {"role", "content"} with the roles system, user and assistant; a plain
-    text without a conversation is one message of role "text". ``meta`` is what else is known, any
-    JSON.
+    A plain text without a conversation is one message of role "text". ``meta`` is what else is
+    known, any JSON. ``tools`` are those that the model is told of.
     """
 
     messages: tuple[Message, ...]
     source: Source
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits of the messages alone: equal conversations have equal ids."""
-        return fingerprint([dict(message) for message in self.messages])
+        """16 hexadecimal digits of the messages and tools: equal conversations have equal ids."""
+        messages = [dict(message) for message in self.messages]
+        if self.tools:
+            return fingerprint({"messages": messages, "tools": [dict(tool) for tool in self.tools]})
+        return fingerprint(messages)
 
     @property
     def prompt(self) -> str:
@@ -72,13 +121,16 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as it stands on one line of a JSONL file."""
-        messages = [dict(message) for message in self.messages]
-        return {"id": self.id, "messages": messages, "source": self.source, "meta": dict(self.meta)}
+        row = {"id": self.id, "messages": [dict(message) for message in self.messages]}
+        if self.tools:
+            row["tools"] = [dict(tool) for tool in self.tools]
+        return {**row, "source": self.source, "meta": dict(self.meta)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Record:
         """The record of such a line. Raises KeyError or TypeError for a row that is none."""
-        return cls(tuple(row["messages"]), row["source"], row.get("meta", {}))
+        tools = tuple(row.get("tools", ()))
+        return cls(tuple(row["messages"]), row["source"], row.get("meta", {}), tools)
 
 
 def dialogue(
@@ -86,7 +138,12 @@ def dialogue(
 ) -> tuple[Message, ...]:
     """The messages of one exchange; without an answer they end with the question."""
     turns = [("system", system), ("user", prompt), ("assistant", answer)]
-    return tuple({"role": role, "content": text} for role, text in turns if text is not None)
+    return tuple(message_of(role, text) for role, text in turns if text is not None)
+
+
+def message_of(role: str, content: str) -> Message:
+    """A turn of words alone."""
+    return {"role": cast(Role, role), "content": content}
 
 
 def to_dataset(records: Iterable[Record]) -> datasets.Dataset:

@@ -250,7 +250,7 @@ class Renderer:
 
     def _joint(self, pre_query: str) -> str | None:
         """From an answer to the next question; None where the template takes one question only."""
-        turns = [
+        turns: list[Message] = [
             USER,
             {"role": "assistant", "content": ANSWER},
             {"role": "user", "content": OTHER_QUESTION},

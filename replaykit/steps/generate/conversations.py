@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from replaykit.checks.sieve import Sieve, Verdict
-from replaykit.data.record import Message, Record
+from replaykit.data.record import Message, Record, message_of
 from replaykit.engines import Request, Sampling
 from replaykit.errors import ChatError, RecipeError
 from replaykit.hashing import derive_seed
@@ -126,7 +126,7 @@ class Conversations:
         address = Address("question", row)
         text, verdict = self._read(address)
         if self.kind == "text":
-            message = {"role": "text", "content": text}
+            message = message_of("text", text)
             finish = self.replies[address].finish
             return self._settled(row, [Draft([message], verdict, {"finish": finish})])
         if verdict is None:

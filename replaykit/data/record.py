@@ -14,21 +14,17 @@ chat templates: the thought before an answer, tool calls, the result of one.
 
 Nothing edits a record: ``dataclasses.replace`` makes the next one, and its meta names the parent.
 Between steps records are JSON Lines; ``datasets.Dataset`` appears only at the edges: in
-``to_dataset``, and where a data set is read from the Hub.
+``replaykit.data.dataset``, and where a data set is read from the Hub.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict, cast, get_args
+from typing import Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 
 from replaykit.hashing import fingerprint
-
-if TYPE_CHECKING:
-    import datasets
 
 Source = Literal["target", "select", "generate", "rewrite", "augment", "describe"]
 Role = Literal["system", "developer", "user", "assistant", "tool", "text"]
@@ -144,27 +140,3 @@ def dialogue(
 def message_of(role: str, content: str) -> Message:
     """A turn of words alone."""
     return {"role": cast(Role, role), "content": content}
-
-
-def to_dataset(records: Iterable[Record]) -> datasets.Dataset:
-    """The records as a Dataset with explicit features: id, messages, source, and meta.
-
-    Meta is one JSON string, since a Dataset has the same columns in every row.
-    """
-    import datasets
-
-    turn = {"role": datasets.Value("string"), "content": datasets.Value("string")}
-    features = datasets.Features(
-        {
-            "id": datasets.Value("string"),
-            "messages": datasets.List(turn),
-            "source": datasets.Value("string"),
-            "meta": datasets.Value("string"),
-        }
-    )
-    rows = [
-        record.to_json() | {"meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str)}
-        for record in records
-    ]
-    columns = {name: [row[name] for row in rows] for name in features}
-    return datasets.Dataset.from_dict(columns, features=features)

@@ -33,12 +33,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from pprint import pformat
 
 import yaml
 
+from replaykit.data.dataset import Columns
 from replaykit.data.planned import PlannedRow, read_plan
 from replaykit.data.record import Record
 from replaykit.errors import DataError, RecipeError, did_you_mean
@@ -188,6 +190,11 @@ class Export:
                 f"The recipe's remedies are replaykit's own and not in here: {', '.join(remedies)}."
             )
         return said
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The columns of the records themselves."""
+        return Columns.of(row.record for row in self.rows)
 
     def tokens(self, *more: str) -> Iterator[dict[str, list[int]]]:
         """Each row as ``input_ids`` and ``labels``; with "attention_mask", ones beside them."""
@@ -362,10 +369,7 @@ def llamafactory(made: Export) -> None:
     del loaded
     rows.unlink()
     shutil.rmtree(made.folder / "cache")
-    _lines(
-        made.folder / "rows.jsonl",
-        ({"messages": [dict(message) for message in row.record.messages]} for row in made.rows),
-    )
+    _lines(made.folder / "rows.jsonl", (_conversation(row.record) for row in made.rows))
     _dataset_info(made.folder / "dataset_info.json")
     tuning: dict[str, object] = {"finetuning_type": "full"}
     if made.lora:
@@ -398,6 +402,12 @@ def llamafactory(made: Export) -> None:
     _config(made, "llamafactory-cli train", settings)
 
 
+def _conversation(record: Record) -> dict[str, object]:
+    """The messages, and the tools where there are some."""
+    row = record.to_json()
+    return {key: row[key] for key in ("messages", "tools") if key in row}
+
+
 def _dataset_info(path: Path) -> None:
     """What LLaMA-Factory must know to read rows.jsonl."""
     tags = {
@@ -421,13 +431,33 @@ def ms_swift(made: Export) -> None:
     config.yaml
 
     ``channel`` is the source, by which it logs the loss. Raises DataError for a text among
-    conversations, which it would put into the chat template.
+    conversations, which it would put into the chat template, and for tools, calls and thoughts,
+    which it would write by its own rules instead of the model's template, and for what was cut at
+    a token limit, which it would close.
     """
     texts = any(row.record.messages[0]["role"] == "text" for row in made.rows)
     if texts and not made.chat.plain:
         raise DataError(
             "--export ms-swift: it would put the plain texts of this mixture into the chat "
             "template; trl, axolotl and llamafactory take them as they are"
+        )
+    more: list[str] = [
+        key for key in ("reasoning_content", "tool_calls") if key in made.columns.turn
+    ]
+    if made.columns.tools:
+        more.append("tools")
+    if more:
+        raise DataError(
+            f"--export ms-swift: some rows have {' and '.join(more)}, which it would write by its "
+            f"own rules; trl, axolotl and llamafactory take the tokens of the model's template"
+        )
+    cut = sum(row.record.meta.get("finish") == "length" for row in made.rows)
+    if cut:
+        raise DataError(
+            f"--export ms-swift: {cut:,} rows end where the model was cut at its token limit, and "
+            f"it would close them with an end of turn that the model did not write; trl, axolotl "
+            f"and llamafactory take them as they are, and generate.checks.truncated: true makes "
+            f"none"
         )
     _lines(
         made.folder / "rows.jsonl",
@@ -471,23 +501,15 @@ def parquet(made: Export) -> None:
     """All that is known of each row: step, id, source, meta as JSON, messages, and, for a causal
     model, its tokens.
     """
-    _parquet(made.folder / "rows.parquet", _whole_rows(made))
+    _parquet(made.folder / "rows.parquet", _whole_rows(made), made.columns)
 
 
 def _whole_rows(made: Export) -> Iterator[dict[str, object]]:
     tokens: Iterator[dict[str, list[int]]] = made.tokens()
     if made.chat.seq2seq:
         tokens = ({} for _ in made.rows)
-    for row, columns in zip(made.rows, tokens, strict=True):
-        record = row.record
-        yield {
-            "step": row.step,
-            "id": record.id,
-            "source": record.source,
-            "meta": json.dumps(dict(record.meta), ensure_ascii=False, default=str),
-            "messages": [{"role": m["role"], "content": m["content"]} for m in record.messages],
-            **columns,
-        }
+    for row, numbers in zip(made.rows, tokens, strict=True):
+        yield {"step": row.step, **made.columns.row(row.record), **numbers}
 
 
 EXPORTS: dict[str, Callable[[Export], None]] = {
@@ -513,7 +535,8 @@ def flagged(record: Record, example: Example) -> list[dict[str, object]]:
     answers = [
         place for place, message in enumerate(record.messages) if message["role"] == "assistant"
     ]
-    carry = answers[len(answers) - runs :]
+    learned = [place for place in answers if record.messages[place].get("weight") != 0]
+    carry = learned[len(learned) - runs :]
     found: list[dict[str, object]] = []
     for place, message in enumerate(record.messages):
         turn: dict[str, object] = {"role": message["role"], "content": message["content"]}
@@ -526,23 +549,19 @@ def flagged(record: Record, example: Example) -> list[dict[str, object]]:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _parquet(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
-    """Writes the rows, each with the same columns, CHUNK at a time."""
+def _parquet(
+    path: Path, rows: Iterator[Mapping[str, object]], columns: Columns | None = None
+) -> None:
+    """Writes the rows, each with the same columns, CHUNK at a time; ``columns`` are those of the
+    records, if any.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     numbers = pa.list_(pa.int64())
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    types = {
-        "step": pa.int64(),
-        "id": pa.string(),
-        "source": pa.string(),
-        "meta": pa.string(),
-        "messages": pa.list_(turn),
-        "input_ids": numbers,
-        "attention_mask": numbers,
-        "labels": numbers,
-    }
+    types = {"step": pa.int64(), "input_ids": numbers, "attention_mask": numbers, "labels": numbers}
+    if columns is not None:
+        types |= {field.name: field.type for field in columns.features.arrow_schema}
     writer = None
     # The columns are those of the first row, so the file is opened when that is known.
     while chunk := list(islice(rows, CHUNK)):

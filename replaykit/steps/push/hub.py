@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from replaykit.data.dataset import Columns, to_dataset
 from replaykit.data.jsonl import read_jsonl
-from replaykit.data.record import SOURCES, Record, to_dataset
+from replaykit.data.record import SOURCES, Record
 from replaykit.errors import DataError, HubError
 from replaykit.recipe import RECIPE_FILE, Recipe
 from replaykit.runs import Manifest, versions
@@ -64,9 +65,11 @@ def prepare(
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name in PARQUET:  # of an earlier push, which may have had a source that this one has not
         (folder / name).unlink(missing_ok=True)
+    # One set of columns for all files, or `load_dataset` could not read them together.
+    columns = Columns.of(chain.from_iterable(records.values()))
     with _without_bars():
         for source, rows in records.items():
-            to_dataset(rows).to_parquet(folder / "data" / f"{source}.parquet")
+            to_dataset(rows, columns).to_parquet(folder / "data" / f"{source}.parquet")
     card = dataset_card(
         repo=repo,
         recipe=recipe,

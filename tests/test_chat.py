@@ -362,7 +362,11 @@ def test_an_answer_of_a_family_stands_where_the_model_would_write_it(
 def test_every_turn_of_a_family_carries_loss(family: tuple[Family, Chat]) -> None:
     facts, chat = family
     made = chat.example(conversation("2 + 2?", "4", "1 + 3?", "4"))
-    assert learned(chat, made) == facts.answer * 2
+    if facts is FAMILIES["words only"]:
+        # The template renders no end, so none is said but after the last answer.
+        assert learned(chat, made) == " 4" + facts.answer
+    else:
+        assert learned(chat, made) == facts.answer * 2
     prompt = chat.prompt(conversation("2 + 2?", "4", "1 + 3?").messages)
     whole = (*prompt, *chat.encode(facts.answer))
     if (
@@ -543,7 +547,7 @@ def test_a_thought_is_a_special_token_that_may_be_written_where_the_model_thinks
     tokenizer.chat_template = LLAMA + "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
     thought = tokenizer.convert_tokens_to_ids("<think>")
     assert thought not in Chat(tokenizer).stop
-    assert thought in Chat(tokenizer, options=ChatOptions(thinking=False)).stop
+    assert thought in Chat(tokenizer).stops(thinking=False)
 
 
 # --- texts that were cut --------------------------------------------------------------------------

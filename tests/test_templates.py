@@ -126,6 +126,7 @@ MARK = re.compile(
     r"<[|｜][^<>\s|｜'\"]+[|｜]>|<\|[a-z]+>|<[a-z]+\|>|<(?:start|end)_of_turn>|<end_of_utterance>"
     r"|\[/?[A-Z_]+\]|\[gMASK\]|<sop>|</?s>"
 )
+NO_MORE_THOUGHT = "\n</think>\n\n"
 QUESTIONS = ("Who is it?", "Nobody knows.", "And where?", "Over there.")
 
 
@@ -202,24 +203,26 @@ def test_an_example_is_the_prompt_the_answer_and_the_end_of_the_turn(name: str) 
     chat, (question, answer, *_) = shipped(name), QUESTIONS
     made, prompt = example_of(chat, question, answer), chat.prompt(dialogue(question))
     assert made.tokens[: len(prompt)] == prompt
-    assert made.loss == tuple(place >= len(prompt) for place in range(len(made.tokens)))
+    first = len(prompt) + len(chat.encode(NO_MORE_THOUGHT)) * chat.always_thinks
+    assert made.loss == tuple(place >= first for place in range(len(made.tokens)))
     space = " " * chat.template.answer_header.endswith(" ")
     mark = MARK.match(chat.template.end_of_answer.lstrip(" "))
-    end = mark[0] if mark else str(chat.tokenizer.eos_token)
+    end = mark[0] if mark else "<|user|>"  # GLM ends an answer by opening the next turn
     if name.startswith("cohere2"):
         end += "<|END_OF_TURN_TOKEN|>"
-    assert made.tokens[len(prompt) :] == (*chat.encode(space + answer), *chat.encode(end))
+    closed = chat.encode(NO_MORE_THOUGHT) if chat.always_thinks else ()
+    assert made.tokens[len(prompt) :] == (*closed, *chat.encode(space + answer), *chat.encode(end))
 
 
 def test_an_example_reads_as_the_template_renders_it(name: str) -> None:
     chat = shipped(name)
     whole = original(name, turns(*QUESTIONS[:2]))
     text = shown(chat, example_of(chat, *QUESTIONS[:2]).tokens)
-    if not MARK.search(chat.template.end_of_answer):  # then eos is ours
-        text = text.removesuffix(chat.tokenizer.eos_token)
+    if not MARK.search(chat.template.end_of_answer):  # then the end is ours
+        text = text.removesuffix(shown(chat, chat.end_of_turn))
     if chat.template.thinking:  # it opens thoughts, and shows a finished answer without any
         asked = original(name, turns(QUESTIONS[0]), answer=True)
-        assert text == asked + QUESTIONS[1] + chat.tokenizer.eos_token
+        assert text == asked + NO_MORE_THOUGHT + QUESTIONS[1] + chat.tokenizer.eos_token
     else:
         assert whole.startswith(text)
         assert len(whole) - len(text) <= len("\n<|endoftext|>")
@@ -230,9 +233,10 @@ def test_every_answer_is_learned_unless_earlier_turns_are_rewritten(name: str) -
     space = " " * chat.template.answer_header.endswith(" ")
     end = learned(chat, example_of(chat, *QUESTIONS[:2])).partition(first)[2]
     expected = [second] if name in REWRITING else [first, second]
-    assert learned(chat, example_of(chat, *QUESTIONS)) == "".join(
-        space + answer + end for answer in expected
-    )
+    wanted = "".join(space + answer + end for answer in expected)
+    if name.startswith("gptoss"):  # no model ends an answer as it shows the earlier ones
+        wanted = first + second + end
+    assert learned(chat, example_of(chat, *QUESTIONS)) == wanted
 
 
 def test_a_second_question_goes_on_from_the_first_exchange(name: str) -> None:
@@ -470,7 +474,7 @@ FAMILIES = {
         "qwen3", None, "<|im_end|>", ("<|im_start|>",),
         pre_query=CHATML_USER, end_of_question="<|im_end|>\n", answer_header=CHATML_HEADER,
         end_of_answer="<|im_end|>\n", joint="<|im_end|>\n" + CHATML_USER, system=OWN, thinking=True,
-        stop=("<|im_end|>", "<|im_start|>"), learned=NO_THOUGHT + "4<|im_end|>",
+        stop=("<|im_end|>", "<|im_start|>"), learned="4<|im_end|>",
         bos_count=0, options=ChatOptions(thinking=True),
     ),
     "Qwen 3 not thinking": Family(
@@ -483,8 +487,8 @@ FAMILIES = {
         SMOLLM2, "<|im_start|>", "<|im_end|>", (),
         pre_query="<|im_start|>system\nYou are SmolLM.<|im_end|>\n" + CHATML_USER, end_of_question="<|im_end|>\n",
         answer_header=CHATML_HEADER, end_of_answer="<|im_end|>\n", joint="<|im_end|>\n" + CHATML_USER, system=OWN,
-        default_system="<|im_start|>system\nYou are SmolLM.<|im_end|>\n", stop=("<|im_end|>",), learned="4<|im_end|>",
-        bos_count=3,
+        default_system="<|im_start|>system\nYou are SmolLM.<|im_end|>\n", stop=("<|im_end|>", "<|im_start|>"),
+        learned="4<|im_end|>", bos_count=3,
     ),
     "Gemma": Family(
         "gemma", "<bos>", "<eos>", GEMMA_MARKS,
@@ -548,7 +552,7 @@ FAMILIES = {
         PHI_4_MINI, "<|endoftext|>", "<|endoftext|>", PHI_3_MARKS,
         pre_query="<|user|>", end_of_question="<|end|><|endoftext|>", answer_header="<|end|><|assistant|>",
         end_of_answer="<|end|><|endoftext|>", joint="<|end|><|user|>", system=OWN,
-        stop=("<|end|>", "<|assistant|>", "<|user|>", "<|endoftext|>"), learned="4<|end|>", bos_count=0,
+        stop=("<|endoftext|>", "<|end|>", "<|assistant|>", "<|user|>"), learned="4<|end|>", bos_count=0,
     ),
     "Phi 4": Family(
         PHI_4, "<|endoftext|>", "<|im_end|>", ("<|im_start|>", "<|im_sep|>"),
@@ -586,14 +590,14 @@ FAMILIES = {
         GLM_4, None, "<|endoftext|>", GLM_MARKS,
         pre_query="[gMASK]<sop><|user|>\n", end_of_question="", answer_header="<|assistant|>\n", end_of_answer="",
         joint="<|user|>\n", system=OWN, stop=("<|assistant|>", "<|user|>", "<sop>", "[gMASK]", "<|endoftext|>"),
-        learned="4<|endoftext|>", bos_count=0,
+        learned="4<|user|>", bos_count=0,
     ),
     "GLM-4.5": Family(
         "glm4moe", None, "<|endoftext|>", GLM_MARKS,
         pre_query="[gMASK]<sop><|user|>\n", end_of_question="/nothink",
         answer_header="/nothink<|assistant|>\n<think></think>\n", end_of_answer="", joint="<|user|>\n", system=OWN,
         thought="<think></think>\n", stop=("<|assistant|>", "<|user|>", "<sop>", "[gMASK]", "<|endoftext|>"),
-        learned="4<|endoftext|>", bos_count=0,
+        learned="4<|user|>", bos_count=0,
     ),
     "gpt-oss": Family(
         "gptoss", "<|startoftext|>", "<|return|>", ("<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
@@ -636,8 +640,14 @@ def test_what_is_learned_of_an_answer_is_what_the_model_would_write(
     family: tuple[Family, Chat],
 ) -> None:
     facts, chat = family
-    made, prompt = example_of(chat, "2 + 2?", "4"), chat.prompt(dialogue("2 + 2?"))
+    made = example_of(chat, "2 + 2?", "4")
     assert learned(chat, made) == facts.learned
+    if chat.always_thinks:
+        prompt = (*chat.prompt(dialogue("2 + 2?")), *chat.encode(NO_MORE_THOUGHT))
+    elif chat.can_think:  # an answer without a thought is that of a model that is not to think
+        prompt = chat.prompt(dialogue("2 + 2?"), thinking=False)
+    else:
+        prompt = chat.prompt(dialogue("2 + 2?"))
     assert made.tokens == (*prompt, *chat.encode(facts.learned))
     assert made.tokens[-1] in chat.stop
 
@@ -737,11 +747,10 @@ def test_an_answer_stands_after_the_thought_that_a_template_opens() -> None:
     assert "<think>" not in [shown(chat, [stop]) for stop in chat.stop]
 
 
-def test_thoughts_that_are_switched_off_end_a_turn_where_they_are_special_tokens() -> None:
+def test_thoughts_that_cannot_be_switched_off_are_refused() -> None:
     facts = replace(FAMILIES["DeepSeek R1 distill"], options=ChatOptions(thinking=False))
-    chat = facts.chat()
-    assert not chat.template.thinking
-    assert "<think>" in [shown(chat, [stop]) for stop in chat.stop]
+    with pytest.raises(ChatError, match="thinking cannot be turned off"):
+        facts.chat()
 
 
 def test_an_answer_with_thoughts_stands_where_an_empty_thought_would() -> None:
@@ -998,7 +1007,7 @@ def test_a_template_that_begins_longer_conversations_otherwise_has_no_joint() ->
     assert chat.template == replace(chat_of_family("Phi 4").template, joint=None)
     made = example_of(chat, "Who?", "Me.", "Why?", "So.")
     assert shown(chat, made.tokens).startswith("Again. <|im_start|>user<|im_sep|>Who?")
-    assert learned(chat, made) == "So.<|im_end|>"
+    assert learned(chat, made) == "Me.<|im_end|>So.<|im_end|>"
 
 
 def test_a_template_that_repeats_an_answered_question_is_refused() -> None:
@@ -1073,7 +1082,11 @@ def test_no_text_of_any_message_is_read_as_a_special_token(key: str) -> None:
     check()
 
 
-def test_thoughts_between_special_tokens_cannot_be_left_to_the_model() -> None:
-    facts = FAMILIES["gpt-oss"]
-    with pytest.raises(ChatError, match="thoughts stand between special tokens"):
-        replace(facts, options=ChatOptions(thinking=True)).chat()
+def test_thoughts_between_special_tokens_are_left_to_the_model() -> None:
+    chat = replace(FAMILIES["gpt-oss"], options=ChatOptions(thinking=True)).chat()
+    answer: Message = {"role": "assistant", "content": "4", "reasoning_content": "Easy."}
+    made = chat.example(Record((*turns("2 + 2?"), answer), "target"))
+    assert learned(chat, made) == (
+        "<|channel|>analysis<|message|>Easy.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>4<|return|>"
+    )

@@ -15,16 +15,16 @@ letters, never the token, so no row can end a turn or open another one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import commonprefix
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-from replaykit.data.record import Message, Record
+from replaykit.data.record import Message, Record, Tool
 from replaykit.errors import ChatError
 from replaykit.model import loading
-from replaykit.model.template import Renderer, Template
+from replaykit.model.template import ANSWER, Renderer, Template
 from replaykit.recipe.chat import ChatOptions
 
 if TYPE_CHECKING:
@@ -43,11 +43,40 @@ class Example:
 
     tokens: tuple[int, ...]
     loss: tuple[bool, ...]
+    rewritten: int = 0
+    """Answers without loss because the template shows them otherwise than the model wrote them: as
+    earlier turns without their thoughts."""
 
     @property
     def loss_tokens(self) -> int:
         """How many tokens carry loss."""
         return sum(self.loss)
+
+
+class _Spot(NamedTuple):
+    """Where an answer stands in a rendered conversation, and the tokens that end it.
+
+    From ``start`` to ``stop`` is what the model wrote, from ``stop`` to ``after`` the text of
+    ``end``; where the template renders no end, ``after`` is ``stop`` and ``end`` may be added.
+    """
+
+    start: int
+    stop: int
+    after: int
+    end: tuple[int, ...]
+
+
+class Reply(NamedTuple):
+    """What the model wrote, its thought apart from its answer."""
+
+    message: Message
+    thought: Thought
+    """"valid"; "empty": nothing between its marks; "missing": no marks; "cut": not closed."""
+    special: bool
+    """Whether there is a special token in the thought or the answer, beside the marks."""
+
+
+Thought = Literal["valid", "empty", "missing", "cut"]
 
 
 class Chat:
@@ -76,17 +105,21 @@ class Chat:
         self._find_special_tokens()
         texts = [self._stop_token(text) for text in options.stop]
         ends = [tokenizer.eos_token_id, *more_stops, *texts]
+        self._ends = _different(ends)
         if self.plain:
-            self.stop = _different(ends)
+            self.stop = self._ends
             return
         self._renderer = Renderer(tokenizer, options, name=name)
-        if self.template.thinking and self.looks_special.search(self._renderer.unsaid):
-            raise ChatError(
-                f"{name}: its thoughts stand between special tokens, which the text of a record "
-                f"cannot hold; leave it out"
-            )
-        self._end, self._unsaid = self._end_of_turn(by_hand=options.pre_query is not None)
-        self.stop = self._stops(ends)
+        self._end_text, self._end, self._unsaid = self._end_of_turn(
+            by_hand=options.pre_query is not None
+        )
+        # Also the marks of thoughts are only letters where an answer says them.
+        thoughts = self._renderer.thoughts
+        self._looks_marked = self.looks_special
+        if thoughts is not None:
+            marks = {mark.content for mark in self._special_tokens}
+            self._looks_marked = re.compile(_any_of({*marks, thoughts.begin, thoughts.end}))
+        self.stop = self.stops()
 
     @classmethod
     def load(
@@ -110,6 +143,7 @@ class Chat:
         added = self.tokenizer.added_tokens_decoder
         special = {i: token for i, token in added.items() if token.special}
         self._special = set(special)
+        self._special_tokens = tuple(special.values())
         # Longest first, so that none is read as the beginning of another. Some take the spaces
         # around them away, as the tokenizer does.
         marks = sorted(special.values(), key=lambda mark: -len(mark.content))
@@ -129,6 +163,22 @@ class Chat:
                 f"the parts by hand with --pre-query, --answer-header and --stop"
             )
         return self._renderer.template
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the template has thoughts."""
+        return not self.plain and not self.seq2seq and self._renderer.thoughts is not None
+
+    @property
+    def always_thinks(self) -> bool:
+        """Whether every prompt opens a thought."""
+        thoughts = None if self.plain or self.seq2seq else self._renderer.thoughts
+        return thoughts is not None and thoughts.always
+
+    def rendered(self, messages: Sequence[Message], *, thinking: bool | None = None) -> str:
+        """The finished conversation as the template writes it, what messages say as it stands."""
+        assert self.template
+        return self._renderer(messages, thinking=thinking)
 
     @cached_property
     def pre_query(self) -> tuple[int, ...]:
@@ -167,18 +217,30 @@ class Chat:
         """Whether there is a special token among them, which ``decode`` would leave out."""
         return not self._special.isdisjoint(tokens)
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def prompt(
+        self, messages: Sequence[Message], thinking: bool | None = None, tools: Sequence[Tool] = ()
+    ) -> tuple[int, ...]:
         """Token ids up to where the model answers the last message.
 
-        The space of "[/INST] " is the beginning of the answer's first token, so the model is left
-        to write it. For an encoder-decoder it is what the messages say, a line break between them,
-        and its eos token.
+        ``thinking`` says whether it is left to think first; None: as the options say, or as it
+        always does. The space of "[/INST] " is the beginning of the answer's first token, so the
+        model is left to write it. For an encoder-decoder it is what the messages say, a line break
+        between them, and its eos token. Raises ChatError where thinking cannot be switched off.
         """
         if self.seq2seq:
             said = "\n".join(message["content"] for message in messages)
             return (*self._tokens(self._veil(said)), *self._eos)
         assert self.template
-        return self._tokens(self._renderer.asked(self._veiled(messages)).rstrip(" "))
+        thoughts = self._renderer.thoughts
+        if thinking is False and thoughts is not None and thoughts.always:
+            raise ChatError(
+                f"{self.name}: its chat template opens a thought before every answer and has no "
+                f"switch for it; ask for answers with thinking: true"
+            )
+        turns = self._veiled(messages)
+        self._renderer.check_shows(turns, tools)
+        asked = self._renderer.asked(turns, thinking=thinking, tools=self._veiled_tools(tools))
+        return self._tokens(asked.rstrip(" "))
 
     def asking(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids up to where a user would go on: the pre-query where nothing was said yet.
@@ -191,36 +253,143 @@ class Chat:
     def example(self, record: Record) -> Example:
         """The record as the trainer sees it.
 
-        Each prompt is as the model is given it, each answer as it would have written it, and the
-        end of the last turn closes the row. An answer that opens a conversation answers nothing,
-        and carries no loss; nor do the answers before the last where the template rewrites earlier
-        turns, as those do that take thoughts out of them. Of an encoder-decoder the last answer
-        carries loss, and what stands before it is the question.
+        It is what the template renders of the conversation, to the end of the last answer. Each
+        answer that follows the model's own prompt carries loss, with the end that the model writes;
+        where the template renders no end, it is added after the last answer. An empty thought that
+        the template writes carries none. An answer that opens a conversation answers nothing, and
+        carries no loss; nor does one of weight 0, nor an earlier one that the template rewrites, as
+        those do that take thoughts out of them: ``Example.rewritten`` counts these. Of an
+        encoder-decoder the last answer carries loss, and what stands before it is the question.
         """
         if self.seq2seq:
             return self._pair(record)
         if record.messages[0]["role"] == "text":
             return self._plain(record)
         assert self.template
-        messages = self._veiled(record.messages)
+        answers = [
+            number
+            for number, message in enumerate(record.messages)
+            if number and message["role"] == "assistant"
+        ]
+        if not answers:
+            return Example((), ())
+        last = answers[-1]
+        turns = self._veiled(record.messages[: last + 1])
+        self._renderer.check_shows(turns, record.tools)
+        tools = self._veiled_tools(record.tools)
+        text, spot = self._last(turns, tools)
+        if record.meta.get("finish") == "length":
+            spot = spot._replace(end=())  # it was cut, so its end is not known
+        spots: list[_Spot] = []
+        rewritten = 0
+        for number in answers:
+            if "weight" in turns[number]:
+                continue
+            found: _Spot | None = spot
+            if number != last:
+                found = self._earlier(turns, number, text, tools)
+            if found is None:
+                rewritten += 1
+            else:
+                spots.append(found)
+        return self._tokenised(text, spots, rewritten)
+
+    def _tokenised(self, text: str, spots: Sequence[_Spot], rewritten: int) -> Example:
+        """The tokens of a rendered conversation, with loss at the spots."""
         tokens: list[int] = []
         loss: list[bool] = []
-        written = ""
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant" or number == 0:
-                continue
-            prompt, answer = self._exchange(messages[: number + 1])
-            # The template shows the earlier turns otherwise now, so what was written of them goes.
-            if not prompt.startswith(written):
-                tokens = []
-                loss = []
-                written = ""
-            head = self._tokens(prompt[len(written) :])
-            said = self._tokens(answer)
-            tokens += [*head, *said, *self._end]
-            loss += [False] * len(head) + [True] * (len(said) + len(self._end))
-            written = prompt + answer + self.template.end_of_answer.removesuffix(self._unsaid)
-        return Example(tuple(tokens), tuple(loss))
+        done = 0
+        for spot in spots:
+            head = self._tokens(text[done : spot.start])
+            said = (*self._tokens(text[spot.start : spot.stop]), *spot.end)
+            tokens += [*head, *said]
+            loss += [False] * len(head) + [True] * len(said)
+            done = spot.after
+        rest = self._tokens(text[done:].removesuffix(self._unsaid))
+        if not spots or text[done:] != self._unsaid:
+            tokens += rest
+            loss += [False] * len(rest)
+        return Example(tuple(tokens), tuple(loss), rewritten)
+
+    def read(self, tokens: Sequence[int], thinking: bool | None = None) -> Message:
+        """An answer of these sampled tokens: its thought and its content, as records have them."""
+        return self.reply(tokens, thinking).message
+
+    def reply(self, tokens: Sequence[int], thinking: bool | None = None) -> Reply:
+        """The same, with what became of the thought.
+
+        ``thinking`` is that of the prompt. Marks of thoughts that are special tokens are found as
+        tokens, others as text.
+        """
+        thoughts = None
+        if not self.plain and not self.seq2seq:
+            thoughts = self._renderer.thoughts
+            if thinking is None:
+                thinking = self._renderer.thinking
+        ids = tuple(tokens)
+        for size in range(len(self.end_of_turn), 0, -1):
+            # The engine may have left out the token at which it stopped.
+            if ids[-size:] == self.end_of_turn[:size]:
+                ids = ids[:-size]
+                break
+        while ids and ids[-1] in self.stop:
+            ids = ids[:-1]
+        if thoughts is None:
+            return self._reply("", ids, "missing")
+        opened = bool(thinking) and thoughts.opened
+        inside = self._after(ids, thoughts.opening.strip() or thoughts.begin)
+        before, after = self._around(ids, thoughts.end)
+        if after is None:
+            if inside is None and not opened:
+                return self._reply("", ids, "missing")
+            return self._reply(self.decode(ids if inside is None else inside), (), "cut")
+        if inside is None and not opened:
+            return self._reply("", ids, "missing")
+        thought = before
+        begun = self._after(before, thoughts.opening.strip() or thoughts.begin)
+        if begun is not None:
+            thought = begun
+        said = self.decode(thought).strip()
+        return self._reply(said, after, "valid" if said else "empty", thought)
+
+    def _reply(
+        self, thought: str, answer: Sequence[int], state: Thought, inside: Sequence[int] = ()
+    ) -> Reply:
+        content = self.decode(answer)
+        if state in ("valid", "empty"):
+            content = content.lstrip("\n")
+        message: Message = {"role": "assistant", "content": content}
+        if thought.strip():
+            message["reasoning_content"] = thought.strip()
+        return Reply(message, state, self.special_in([*inside, *answer]))
+
+    def _after(self, ids: tuple[int, ...], mark: str) -> tuple[int, ...] | None:
+        """The ids after a mark that they begin with, or None."""
+        before, after = self._around(ids, mark)
+        if after is None or self.decode(before, special=True).strip():
+            return None
+        return after
+
+    def _around(
+        self, ids: tuple[int, ...], mark: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """The ids before and after the first place where the mark is; all and None without one.
+
+        A mark may share its last token with the text after it, as ">\\n" does.
+        """
+        wanted = self.encode(mark)
+        special = not self._special.isdisjoint(wanted)
+        if special or len(wanted) == 1:
+            for place in range(len(ids) - len(wanted) + 1):
+                if ids[place : place + len(wanted)] == wanted:
+                    return ids[:place], ids[place + len(wanted) :]
+            if special:
+                return ids, None
+        text = self.decode(ids, special=True)
+        before, found, after = text.partition(mark)
+        if not found:
+            return ids, None
+        return self.encode(before), self.encode(after)
 
     def _pair(self, record: Record) -> Example:
         """A question for an encoder, and the answer for a decoder, if there is one."""
@@ -228,40 +397,245 @@ class Chat:
             question = self.prompt(record.messages)
             return Example(question, (False,) * len(question))
         question = self.prompt(record.messages[:-1])
-        answer = (*self._tokens(self._veil(record.messages[-1]["content"])), *self._eos)
+        end = self._eos
+        if _was_cut(record):
+            end = ()
+        answer = (*self._tokens(self._veil(record.messages[-1]["content"])), *end)
         return Example((*question, *answer), (*[False] * len(question), *[True] * len(answer)))
+
+    @property
+    def _bos(self) -> tuple[int, ...]:
+        return _different([self.tokenizer.bos_token_id])
 
     @property
     def _eos(self) -> tuple[int, ...]:
         return _different([self.tokenizer.eos_token_id])
 
-    def _exchange(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The text before the last answer and its own text, as the template shows them.
+    # --- where an answer stands -------------------------------------------------------------------
 
-        Where it shows an answer otherwise than it asks for one, as if the model had not thought,
-        the answer stands as it is.
+    def _thinks(self, message: Message) -> bool:
+        """Whether the model is asked for this answer with thinking on."""
+        thoughts = self._renderer.thoughts
+        if thoughts is None:
+            return self._renderer.thinking
+        return thoughts.always or "reasoning_content" in message
+
+    def _prompts(
+        self, turns: Sequence[Message], number: int, tools: Sequence[Tool]
+    ) -> Iterator[str]:
+        """The text up to an answer, without the spaces that begin it; then without what always
+        follows the generation prompt, which calls of tools do not have.
         """
-        render = self._renderer
-        end = self.template.end_of_answer
-        prompt = render.asked(messages[:-1])
-        shown = render(messages)
-        # Spaces at the end of a prompt are the beginning of the answer's first token.
-        bare = prompt.rstrip(" ")
-        for before in (bare, render(messages[:-1], answer=True).rstrip(" ")):
-            if shown.startswith(before) and shown.endswith(end):
-                return before, shown[len(before) : len(shown) - len(end)]
-        return bare, prompt[len(bare) :] + messages[-1]["content"]
+        thinking = self._thinks(turns[number])
+        asked = self._renderer.asked(turns[:number], thinking=thinking, tools=tools)
+        yield asked.rstrip(" ")
+        due = self._renderer(turns[:number], answer=True, thinking=thinking, tools=tools)
+        if due != asked:
+            yield due.rstrip(" ")
+        if "tool_calls" in turns[number] and not thinking:
+            # Some templates write an empty thought before an answer only, and none before a call.
+            on = self._renderer(turns[:number], answer=True, thinking=True, tools=tools)
+            yield on.rstrip(" ")
+
+    def _last(self, turns: Sequence[Message], tools: Sequence[Tool]) -> tuple[str, _Spot]:
+        """The whole conversation as text, and where its last answer stands.
+
+        Where the template does not go on from its own prompt, as some do that take the thought out
+        of the last answer too, the text is what the model would have written after that prompt.
+        """
+        message = turns[-1]
+        thoughts = self._renderer.thoughts
+        thought = message.get("reasoning_content", "")
+        whole = self._renderer(turns, thinking=self._thinks(message), tools=tools)
+        shown = whole.removesuffix(self._unsaid)
+        before = ""
+        for prompt in self._prompts(turns, len(turns) - 1, tools):
+            before = before or prompt
+            if not shown.startswith(prompt):
+                continue
+            if thought and thought.strip() not in shown[len(prompt) :]:
+                break
+            start = len(prompt)
+            if thoughts is not None and not thought:
+                skipped = self._empty_thought(shown[start:], message)
+                if skipped is None:
+                    break
+                start += skipped
+            return whole, self._spot(shown, start)
+        before = before or next(self._prompts(turns, len(turns) - 1, tools))
+        said = self._after_answer(turns, tools)
+        start = len(before)
+        if thoughts is not None and thought:
+            said = thoughts.opening + thought + thoughts.closing + said
+        elif thoughts is not None and thoughts.always:
+            start += len(thoughts.closing)
+            said = thoughts.closing + said
+        elif thoughts is None:
+            asked = self._renderer.asked(turns[:-1], tools=tools)
+            said = asked[len(before) :] + said
+        text = before + said
+        return text, self._spot(text, start)
+
+    def _empty_thought(self, said: str, message: Message) -> int | None:
+        """How much of what follows a prompt is an empty thought; None where one is left open."""
+        thoughts = self._renderer.thoughts
+        assert thoughts is not None
+        content = message["content"].strip()
+        closed = said.find(thoughts.end)
+        if content:
+            place = said.find(content)
+            if 0 <= closed < place:
+                return place
+            if thoughts.always and place >= 0 and not said[:place].strip():
+                return None
+            return 0
+        begun = said.lstrip().startswith((thoughts.begin, thoughts.end))
+        if not begun or closed < 0:
+            return 0
+        after = closed + len(thoughts.end)
+        return after + len(said[after:]) - len(said[after:].lstrip())
+
+    def _after_answer(self, turns: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """The last answer from its content to the end of its turn, its thought left out."""
+        message = turns[-1]
+        marked: Message = {**message, "content": ANSWER}
+        marked.pop("reasoning_content", None)
+        thinking = self._thinks(message)
+        whole = self._renderer([*turns[:-1], marked], thinking=thinking, tools=tools)
+        _, _, after = whole.rpartition(ANSWER)
+        return message["content"] + after.removesuffix(self._unsaid)
+
+    def _spot(self, text: str, start: int) -> _Spot:
+        """The spot of a last answer, of which the text ends with what the model wrote."""
+        if self._end_text and text.endswith(self._end_text, start):
+            return _Spot(start, len(text) - len(self._end_text), len(text), self._end)
+        ended = re.search(f"{self._is_special.pattern}$", text[start:])
+        if ended is not None and not self._borrowed:
+            return _Spot(start, len(text), len(text), ())
+        return _Spot(start, len(text), len(text), self._end)
+
+    def _earlier(
+        self, turns: Sequence[Message], number: int, text: str, tools: Sequence[Tool]
+    ) -> _Spot | None:
+        """Where an answer before the last stands in the text; None where it was rewritten."""
+        thinking = self._thinks(turns[-1])
+        shown = self._renderer(turns[: number + 1], thinking=thinking, tools=tools)
+        shown = shown.removesuffix(self._unsaid)
+        first = ""
+        for prompt in self._prompts(turns, number, tools):
+            first = first or prompt
+            start = len(prompt)
+            if not text.startswith(prompt) or not shown.startswith(prompt):
+                continue
+            spot = self._spot(shown, start)
+            if turns[number].get("reasoning_content", "").strip() not in shown[start:]:
+                return None
+            skipped: int | None = 0
+            if "reasoning_content" not in turns[number] and self._renderer.thoughts is not None:
+                skipped = self._empty_thought(shown[start:], turns[number])
+                if skipped is None:
+                    return None
+                spot = spot._replace(start=start + skipped)
+            if text.startswith(shown[start : spot.stop], start):
+                return self._ended(text, spot)
+            if skipped and text.startswith(shown[spot.start : spot.stop], start):
+                # The empty thought is before the last answer only.
+                moved = spot._replace(start=start, stop=spot.stop - skipped)
+                return self._ended(text, moved)
+            return None
+        return self._around_content(turns, number, text, first, tools)
+
+    def _around_content(
+        self, turns: Sequence[Message], number: int, text: str, prompt: str, tools: Sequence[Tool]
+    ) -> _Spot | None:
+        """Where the content of an answer stands whose prompt the text does not begin with.
+
+        What stands before the answer, from its header on, must be as in the prompt.
+        """
+        message = turns[number]
+        if "reasoning_content" in message or "tool_calls" in message:
+            return None
+        marked: Message = {**message, "content": ANSWER}
+        conversation = [*turns[:number], marked, *turns[number + 1 :]]
+        whole = self._renderer(conversation, thinking=self._thinks(turns[-1]), tools=tools)
+        before, found, after = whole.partition(ANSWER)
+        before = before.rstrip(" ")
+        template = self.template
+        header = template.answer_header.removeprefix(template.end_of_question).strip(" ")
+        same = before.endswith(header) and prompt.endswith(header)
+        if not found or not same or not text.startswith(before):
+            return None
+        stop = text.rfind(after.removesuffix(self._unsaid))
+        if stop < len(before):
+            return None
+        return self._ended(text, _Spot(len(before), stop, stop, self._end))
+
+    def _ended(self, text: str, spot: _Spot) -> _Spot:
+        """The spot of an earlier answer, with the end that the text itself renders there."""
+        rest = text[spot.stop :]
+        end = self._end_text
+        if self._borrowed:
+            end = ""
+            found = re.match(self._is_special.pattern, rest)
+            if found is not None:
+                end = found[0]
+            return _Spot(spot.start, spot.stop, spot.stop + len(end), self.encode(end))
+        if end and rest.startswith(end):
+            return _Spot(spot.start, spot.stop, spot.stop + len(end), self._end)
+        return _Spot(spot.start, spot.stop, spot.stop, ())
 
     # --- what a message says is never a special token ---------------------------------------------
 
     def _veiled(self, messages: Sequence[Message]) -> list[Message]:
-        return [{**message, "content": self._veil(message["content"])} for message in messages]
+        return [self._veiled_message(message) for message in messages]
 
-    def _veil(self, text: str) -> str:
+    def _veiled_message(self, message: Message) -> Message:
+        """The message with its thought apart and every text in it veiled."""
+        thoughts = None
+        if not self.seq2seq:
+            thoughts = self._renderer.thoughts
+        if thoughts is None and len(message) == 2:
+            return {**message, "content": self._veil(message["content"])}
+        if message["role"] != "assistant" or thoughts is None:
+            return cast(Message, self._veil_all(message))
+        found = None
+        if "reasoning_content" not in message:
+            found = thoughts.split(message["content"])
+        made: Message = {**message}
+        if found is not None:
+            made["content"] = found[1]
+            if found[0]:
+                made["reasoning_content"] = found[0]
+        made = cast(Message, self._veil_all(made))
+        for key in ("content", "reasoning_content"):
+            if key in made:
+                said = found[1] if found is not None and key == "content" else message.get(key)
+                if found is not None and key == "reasoning_content":
+                    said = found[0]
+                made[key] = self._veil(str(said), self._looks_marked)
+        return made
+
+    def _veiled_tools(self, tools: Sequence[Tool]) -> list[Tool]:
+        return [cast(Tool, self._veil_all(tool)) for tool in tools]
+
+    def _veil_all(self, value: object) -> object:
+        """The value with every text in it veiled, but for the roles of messages."""
+        if isinstance(value, str):
+            return self._veil(value)
+        if isinstance(value, Mapping):
+            return {
+                self._veil(str(key)): part if key == "role" else self._veil_all(part)
+                for key, part in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self._veil_all(part) for part in value]
+        return value
+
+    def _veil(self, text: str, looks: re.Pattern[str] | None = None) -> str:
         """The text with VEIL inside whatever the tokenizer would take for a special token."""
-        return self.looks_special.sub(
-            lambda found: VEIL.join(found[0]), text.replace(VEIL, VEIL * 2)
-        )
+        if looks is None:
+            looks = self.looks_special
+        return looks.sub(lambda found: VEIL.join(found[0]), text.replace(VEIL, VEIL * 2))
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of rendered text: special tokens in it are read, veiled ones are letters."""
@@ -283,20 +657,30 @@ class Chat:
 
     # --- what ends a turn -------------------------------------------------------------------------
 
-    def _stops(self, ends: Sequence[int | None]) -> tuple[int, ...]:
-        """The ids that end a turn: special tokens of the template, eos, and those of ``ends``.
+    def stops(self, thinking: bool | None = None) -> tuple[int, ...]:
+        """The ids that end a turn: special tokens of the template, eos, and those it was given.
 
-        BOS is none of them, but where it is the eos as well, as in some models.
+        ``thinking`` is that of the prompt: the marks around a thought end no turn where the model
+        is left to think. BOS is none of them, but where it is the eos as well, or opens every turn.
         """
+        if self.plain:
+            return self._ends
         t = self.template
         fixed = self.encode(t.pre_query) + self.encode(t.answer_header)
         fixed += self.encode(t.end_of_answer)
-        thoughts: set[int] = set()
-        if t.thinking and t.thought:
-            thoughts = set(self.encode(t.thought))
-        marks = self._special - thoughts - {self.tokenizer.bos_token_id}
+        kept: set[int] = set()
+        thoughts = self._renderer.thoughts
+        if thinking is None:
+            thinking = self._renderer.thinking
+        if thinking and thoughts is not None:
+            within = self.encode(thoughts.begin + thoughts.opening + thoughts.closing)
+            kept = set(within) - set(self._end)
+        turns = {*self.encode(t.answer_header), *self.encode(t.end_of_answer)}
+        if self.tokenizer.bos_token_id not in turns:
+            kept |= set(self._bos)
+        marks = self._special - kept
         # Reversed, so that what ends an answer comes first.
-        stops = _different([*(i for i in reversed(fixed) if i in marks), *ends])
+        stops = _different([*(i for i in reversed(fixed) if i in marks), *self._ends])
         if not stops:
             raise ChatError(
                 f"{self.name}: nothing ends a turn: no special token in the template and no eos "
@@ -312,31 +696,49 @@ class Chat:
             )
         return tokens[0]
 
-    def _end_of_turn(self, *, by_hand: bool) -> tuple[tuple[int, ...], str]:
-        """The ids that close an answer, and the text after them that is not said.
+    def _end_of_turn(self, *, by_hand: bool) -> tuple[str, tuple[int, ...], str]:
+        """What closes an answer as text and as ids, and the text after it that is not said.
 
-        They are the special tokens that end an answer both in the middle of a conversation and
-        last, or else those that end it last, or else eos. By hand it is the first stop, special or
-        not.
+        It is the special tokens that end an answer both in the middle of a conversation and last,
+        or else those that end it last. Where no text of the template ends an answer, it is the
+        special token that opens the next turn, at which such models stop, or else eos: both have no
+        text of their own. By hand it is the first stop, special or not.
         """
         text = self.template.end_of_answer
+        self._borrowed = False
         if by_hand:
-            return self.encode(text), ""
-        joint = self.template.joint or text
-        for ending in (commonprefix([text, joint]), text):  # noqa: RUF071 - they are no paths
-            found = re.match(f".*?{self._is_special.pattern}+", ending, re.DOTALL)
+            return text, self.encode(text), ""
+        special = self._is_special.pattern
+        joint = self.template.joint
+        if joint is not None:
+            common = commonprefix([text, joint])  # noqa: RUF071 - they are no paths
+            found = re.match(f".*{special}", common, re.DOTALL)
             if found is not None:
-                return self.encode(found[0]), text[found.end() :]
-        return self._eos, text
+                return found[0], self.encode(found[0]), text[found.end() :]
+        found = re.match(f".*?{special}+", text, re.DOTALL)
+        if found is not None:
+            return found[0], self.encode(found[0]), text[found.end() :]
+        opening = re.match(special, joint or "")
+        if opening is not None:
+            ids = self.encode(opening[0])
+            if ids[0] != self.tokenizer.bos_token_id:
+                self._borrowed = True
+                return "", ids, text
+        return "", self._eos, text
 
     def _plain(self, record: Record) -> Example:
         """A text without a conversation: every token carries loss, but the BOS before it."""
         start = _different([self.tokenizer.bos_token_id])
         end = self._eos
-        if record.meta.get("finish") == "length":
-            end = ()  # it was cut, so its end is not known
+        if _was_cut(record):
+            end = ()
         body = [*self._tokens(self._veil(record.messages[0]["content"])), *end]
         return Example((*start, *body), (*[False] * len(start), *[True] * len(body)))
+
+
+def _was_cut(record: Record) -> bool:
+    """Whether the model's last words were cut at a token limit, so that their end is not known."""
+    return record.meta.get("finish") == "length"
 
 
 def _different(ids: Iterable[int | None]) -> tuple[int, ...]:

@@ -10,14 +10,18 @@ calls ``pre_query`` the pre-query template; its released code has it by hand for
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from replaykit.data.record import Message
+from replaykit.data.record import Message, Tool, ToolCall
 from replaykit.errors import ChatError
+from replaykit.model.deadline import TimeUp, deadline
 from replaykit.recipe.chat import ChatOptions
 
 if TYPE_CHECKING:
@@ -30,6 +34,29 @@ ANSWER = "b5Ru8Jn"
 SYSTEM = "s4Hc6Tp"
 USER: Message = {"role": "user", "content": QUESTION}
 OTHER_DATE = "1987-06-05"
+THOUGHT = "t8Wn2Gk"
+CALLED = "f6Lp9Db"
+ARGUMENT = "a1Ej5Mz"
+CALL_ID = "Tc4Yk7Rw0"  # nine letters and digits, as Mistral's templates want
+CALL: ToolCall = {
+    "type": "function",
+    "function": {"name": CALLED, "arguments": {ARGUMENT: 1}},
+    "id": CALL_ID,
+}
+OFFERED: Tool = {
+    "type": "function",
+    "function": {
+        "name": CALLED,
+        "description": "It does nothing.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+# Under which a message has a thought: most templates, then Kimi's and gpt-oss'.
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+THINK = "<think>"
+LONGEST_SECONDS = 5.0  # of one rendering, which takes a thousandth of that
+
+logger = logging.getLogger(__name__)
 
 # The template of parts given by hand. The answer header holds the end of the question, too, and the
 # first stop ends an answer.
@@ -43,6 +70,32 @@ BY_HAND = """\
 {%- if add_generation_prompt %}
     {{- HEADER if HEADER is not none else raise_exception("--answer-header is not given") }}
 {%- endif %}"""
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template takes tool calls."""
+
+    as_text: bool
+    """Whether the arguments are JSON text, and not a mapping."""
+    empty: str | None
+    """The content of a message that only calls."""
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its calls, and no content where it has none, as the template takes them."""
+        calls = []
+        for call in row["tool_calls"]:
+            arguments = call["function"]["arguments"]
+            if self.as_text:
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+        content = row["content"]
+        if not content:
+            content = self.empty
+        return {**row, "tool_calls": calls, "content": content}
+
+
+FORMS = tuple(CallForm(as_text, empty) for empty in ("", None) for as_text in (False, True))
 
 
 @dataclass(frozen=True)
@@ -71,6 +124,52 @@ class Template:
     """The text in the answer header that opens or closes thoughts; None without one."""
 
 
+@dataclass(frozen=True)
+class Thoughts:
+    """How a thought stands before an answer, after a prompt that asks for one.
+
+    Qwen3: key "reasoning_content", opening "<think>\\n", closing "\\n</think>\\n\\n".
+    """
+
+    key: str | None
+    """The key of a message whose text the template shows as the thought; None: it shows none."""
+    opening: str
+    """What the model writes before its thought; "" or spaces where the prompt opens it."""
+    closing: str
+    """From the end of the thought to the answer."""
+    begin: str
+    """The mark that opens a thought, in the prompt or in the opening: "<think>"."""
+    always: bool
+    """Whether the prompt opens a thought even where it is told not to."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether the prompt opens the thought."""
+        return not self.opening.strip()
+
+    @property
+    def end(self) -> str:
+        """The closing without the spaces around it: "</think>"."""
+        return self.closing.strip()
+
+    def split(self, text: str) -> tuple[str, str] | None:
+        """A thought and the answer after it, without the spaces between; None without a thought.
+
+        The marks are the template's own, or "<think>" and "</think>", as data sets have them. Where
+        the prompt opens a thought, a text may begin in the middle of one.
+        """
+        for begin, end in ((self.begin, self.end), ("<think>", "</think>")):
+            before, found, after = text.partition(end)
+            if not found:
+                continue
+            inside = before.lstrip()
+            if inside.startswith(begin):
+                return inside.removeprefix(begin).strip(), after.lstrip("\n")
+            if self.opened and begin not in before:
+                return before.strip(), after.lstrip("\n")
+        return None
+
+
 class Renderer:
     """The tokenizer's chat template with its options set: thinking on or off, the date frozen."""
 
@@ -80,33 +179,59 @@ class Renderer:
         self._apply: Callable[..., Any] = tokenizer.apply_chat_template
         self._fixed: dict[str, Any] = {}  # variables of a template by hand
         self._thinking = bool(options.thinking)
-        # What finished answers have after the generation prompt, where they have all of that.
+        # What finished answers without a thought have after the generation prompt, where they have
+        # all of that.
         self._beyond = ""
         # Whether a message's content is a list of parts, as templates for images have it.
         self._parts = False
-        self.unsaid = ""
-        """What stands before a finished answer that a thinking model has to write itself."""
+        self._day: Callable[[str], str] = datetime.fromisoformat(options.date).strftime
+        self.thoughts: Thoughts | None = None
+        """How the template has thoughts; None where it has none."""
         self.source: str | None = None
         """The template; None for the tokenizer's own, which may be the default one of several."""
         if options.pre_query is not None:
             self._take_by_hand(options.pre_query, bos=str(tokenizer.bos_token or ""))
         self.template = self._derive()
 
-    def __call__(self, messages: Sequence[Message], *, answer: bool = False) -> str:
-        """The conversation as the template writes it; with ``answer``, up to where one is due."""
-        return self._text(messages, answer=answer, date=self.options.date)
+    @property
+    def thinking(self) -> bool:
+        """Whether prompts leave the model to think where nothing else is said."""
+        return self._thinking
 
-    def asked(self, messages: Sequence[Message]) -> str:
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer: bool = False,
+        thinking: bool | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> str:
+        """The conversation as the template writes it; with ``answer``, up to where one is due."""
+        return self._text(messages, answer=answer, thinking=thinking, tools=tools)
+
+    def asked(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> str:
         """The text up to where the model answers the last message.
 
-        It ends with the generation prompt, and what always follows that. A finished conversation is
-        no substitute: in it, a system message that belongs to an unanswered question may be gone.
+        It ends with the generation prompt, and what always follows that where it does not think. A
+        finished conversation is no substitute: in it, a system message that belongs to an
+        unanswered question may be gone.
         """
-        return self(messages, answer=True) + self._beyond
+        if thinking is None:
+            thinking = self._thinking
+        due = self._text(messages, answer=True, thinking=thinking, tools=tools)
+        if thinking and self.thoughts is not None:
+            return due
+        return due + self._beyond
 
-    def asking(self, messages: Sequence[Message]) -> str:
+    def asking(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> str:
         """The text up to where a user would go on with the conversation, which may be empty."""
-        text = self([*messages, USER])
+        text = self([*messages, USER], tools=tools)
         if QUESTION not in text:
             raise ChatError(
                 f"{self.name}: its chat template does not show the last question of a conversation"
@@ -117,37 +242,160 @@ class Renderer:
         self,
         messages: Sequence[Message],
         *,
-        date: str,
+        date: str | None = None,
         answer: bool = False,
         thinking: bool | None = None,
+        tools: Sequence[Tool] = (),
     ) -> str:
-        from jinja2.exceptions import TemplateError
+        return self._of_rows(
+            [self._row(message) for message in messages],
+            date=date,
+            answer=answer,
+            thinking=thinking,
+            tools=tools,
+        )
+
+    def _of_rows(
+        self,
+        rows: Sequence[dict[str, Any]],
+        *,
+        date: str | None = None,
+        answer: bool = False,
+        thinking: bool | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> str:
+        """What the template makes of rows that are as it takes them."""
+        from jinja2.exceptions import TemplateError, UndefinedError
 
         if thinking is None:
             thinking = self._thinking
-        rows: list[dict[str, Any]] = [dict(message) for message in messages]
-        if self._parts:
-            rows = [row | {"content": [{"type": "text", "text": row["content"]}]} for row in rows]
-        day = datetime.fromisoformat(date)
+        day = self._day if date is None else datetime.fromisoformat(date).strftime
         try:
-            return str(
-                self._apply(
-                    rows,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=answer,
-                    # Qwen's and others' name for it, then DeepSeek's and Granite's.
-                    enable_thinking=thinking,
-                    thinking=thinking,
-                    strftime_now=day.strftime,
-                    **self._fixed,
+            with deadline(LONGEST_SECONDS):
+                return str(
+                    self._apply(
+                        rows,
+                        tools=list(tools) or None,
+                        chat_template=self.source,
+                        tokenize=False,
+                        add_generation_prompt=answer,
+                        # Qwen's and others' name for it, then DeepSeek's and Granite's.
+                        enable_thinking=thinking,
+                        thinking=thinking,
+                        strftime_now=day,
+                        **self._fixed,
+                    )
                 )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ChatError(
-                f"{self.name}: its chat template refuses a conversation of {roles}: {error}"
+        except TimeUp as error:
+            raise self._cannot(
+                f"has not ended after {LONGEST_SECONDS:g} seconds, so it may never end"
             ) from error
+        except UndefinedError as error:
+            missing = re.match(r"'(\w+)' is undefined", str(error))
+            if missing is None or missing[1] in {"message", "messages"}:
+                raise self._refuses(rows, error) from error
+            raise self._cannot(
+                f"needs {missing[1]!r}, which a conversation does not give"
+            ) from error
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise self._refuses(rows, error) from error
+
+    def _refuses(self, rows: Sequence[Mapping[str, Any]], error: Exception) -> ChatError:
+        roles = ", ".join(str(row["role"]) for row in rows)
+        return ChatError(
+            f"{self.name}: its chat template refuses a conversation of {roles}: {error}"
+        )
+
+    # --- a message as the template takes it -------------------------------------------------------
+
+    def _row(self, message: Message) -> dict[str, Any]:
+        row: dict[str, Any] = dict(message)
+        if self._parts:
+            row["content"] = [{"type": "text", "text": row["content"]}]
+        if len(row) == 2 and row["role"] != "developer":
+            return row
+        row.pop("weight", None)
+        if "reasoning_content" in row:
+            thought = row.pop("reasoning_content")
+            if self.thoughts is not None and self.thoughts.key is not None:
+                row[self.thoughts.key] = thought
+        if row["role"] == "developer":
+            row["role"] = self._developer
+        if "tool_calls" in row and self._calls_as is not None:
+            row = self._calls_as.row(row)
+        return row
+
+    @cached_property
+    def _developer(self) -> str:
+        """The role that a developer's message is given: "system" where the template shows none."""
+        row = {"role": "developer", "content": SYSTEM}
+        if self._parts:
+            row["content"] = [{"type": "text", "text": SYSTEM}]  # type: ignore[assignment]
+        try:
+            if SYSTEM in self._of_rows([row, self._row(USER)]):
+                return "developer"
+        except ChatError as error:
+            logger.info("%s", error)
+        logger.warning(
+            "%s: its chat template has no role developer, so such messages are its system messages",
+            self.name,
+        )
+        return "system"
+
+    @cached_property
+    def _calls_as(self) -> CallForm | None:
+        """How the template takes tool calls; None where it shows none."""
+        for form in FORMS:
+            row = form.row({"role": "assistant", "content": "", "tool_calls": [CALL]})
+            if self._parts and row["content"] is not None:
+                row["content"] = [{"type": "text", "text": ""}]
+            try:
+                text = self._of_rows([self._row(USER), row])
+            except ChatError as error:
+                logger.debug("%s", error)
+                continue
+            # As Python writes a dict, which is no JSON, it was not meant.
+            if CALLED in text and ARGUMENT in text and f"'{ARGUMENT}'" not in text:
+                return form
+        return None
+
+    def check_shows(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+        """Raises ChatError where the conversation has what the template cannot show, by name."""
+        hidden = ""
+        if tools and not self._shows_tools:
+            hidden = "the tools of a conversation"
+        elif any("tool_calls" in message for message in messages) and self._calls_as is None:
+            hidden = "tool calls"
+        elif any(message["role"] == "tool" for message in messages) and not self._shows_results:
+            hidden = "the results of tools"
+        elif self.thoughts is None and any("reasoning_content" in turn for turn in messages):
+            hidden = "the thought before an answer (reasoning_content)"
+        if hidden:
+            raise ChatError(
+                f"{self.name}: its chat template does not show {hidden}; leave such rows out, or "
+                f"take a model whose template does"
+            )
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        try:
+            return CALLED in self([USER], tools=[OFFERED])
+        except ChatError as error:
+            logger.info("%s", error)
+            return False
+
+    @cached_property
+    def _shows_results(self) -> bool:
+        turns: list[Message] = [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": OTHER_QUESTION, "name": CALLED, "tool_call_id": CALL_ID},
+        ]
+        try:
+            return OTHER_QUESTION in self(turns)
+        except ChatError as error:
+            logger.info("%s", error)
+            return False
 
     def _take_by_hand(self, pre_query: str, *, bos: str) -> None:
         """Takes the parts that the options give in place of the tokenizer's template."""
@@ -181,19 +429,17 @@ class Renderer:
             end = self.options.stop[0]
             return Template(pre_query, "", "", end, None, "refused", None, None, False, None)
         due = self._due(pre_query)
+        self._set_thinking()
+        if self._thinking != bool(self.options.thinking):
+            alone = self([USER])
+            pre_query, end_of_question = alone.split(QUESTION)
+            due = self._due(pre_query)
         shown, end_of_answer = self._answer()
-        whole = shown.startswith(due)
-        undecided = self.options.thinking is None and not self._thinking
-        if undecided and not whole and _opens_thought(due):
-            # It opens a thought even where it was told not to, so the model always thinks.
-            self._thinking = True
-            return self._derive()
         header = due
-        if whole and self._thinking:
-            self.unsaid = shown[len(due) :]
-        elif whole:
+        thinks = self._thinking and self.thoughts is not None
+        if not thinks and shown.startswith(due):
             header = shown
-        self._beyond = header[len(due) :]
+        self._beyond = self._beyond_prompt()
         joint = self._joint(pre_query)
         system, after_system = self._system(pre_query)
         user_header = ""
@@ -202,7 +448,6 @@ class Renderer:
             if text and pre_query.endswith(text):
                 user_header = text
                 break
-        thinking = self._thinking and (due.strip() != shown.strip() or self._thinks(alone))
         return Template(
             pre_query=pre_query,
             end_of_question=end_of_question,
@@ -212,9 +457,82 @@ class Renderer:
             system=system,
             default_system=_default_system(pre_query, user_header),
             date=self._date(alone),
-            thinking=thinking,
+            thinking=thinks or (self._thinking and self._thinks(alone)),
             thought=_thought(header),
         )
+
+    def _set_thinking(self) -> None:
+        """Finds out how the template has thoughts, and whether they can be switched off."""
+        self.thoughts = self._find_thoughts()
+        always = self.thoughts is not None and self.thoughts.always
+        if always and self.options.thinking is False:
+            raise ChatError(
+                f"{self.name}: its chat template opens a thought before every answer and has no "
+                f"switch for it, so thinking cannot be turned off; leave --no-thinking "
+                f"(chat.thinking) out"
+            )
+        self._thinking = bool(self.options.thinking) or always
+
+    def _find_thoughts(self) -> Thoughts | None:
+        """Where a thought stands, found with one as a sentinel under each key that is in use."""
+        if self._fixed:
+            return None
+        off = self([USER], answer=True, thinking=False).partition(QUESTION)[2]
+        on = self([USER], answer=True, thinking=True).partition(QUESTION)[2]
+        always = _opens_thought(off)
+        for called in (False, True):
+            for key in THOUGHT_KEYS:
+                found = self._around_thought(key, called=called)
+                if found is None or not found[0].startswith(on) or not found[1].strip():
+                    continue
+                opening = found[0][len(on) :]
+                begin = (_thought(on + opening) or THINK).strip()
+                return Thoughts(key, opening, found[1], begin, always)
+        if not _opens_thought(on):
+            return None
+        # It shows no thought of a finished answer, so the closing is written as the opening is.
+        opened = _thought(on) or THINK
+        begin = opened.strip()
+        closing = _closes(begin)
+        if opened != begin:
+            closing = f"\n{closing}\n\n"
+        return Thoughts(None, "", closing, begin, always)
+
+    def _around_thought(self, key: str, *, called: bool) -> tuple[str, str] | None:
+        """From the question to a thought under the key, and from there to the answer."""
+        row: dict[str, Any] = {"role": "assistant", "content": ANSWER, key: THOUGHT}
+        if called:
+            row["tool_calls"] = [CALL]
+        if self._parts:
+            row["content"] = [{"type": "text", "text": ANSWER}]
+        try:
+            text = self._of_rows([self._row(USER), row], thinking=True)
+        except ChatError as error:
+            logger.debug("%s", error)
+            return None
+        if text.count(THOUGHT) != 1 or text.count(QUESTION) != 1:
+            return None
+        before, _, after = text.partition(THOUGHT)
+        closing, found, _ = after.partition(ANSWER)
+        if not found:
+            return None
+        if CALLED in closing:
+            # The calls stand before the answer, so what follows a thought is found without one.
+            bare = self._of_rows([self._row(USER), {**row, key: ""}], thinking=True)
+            closing = after.removesuffix(_common_end(after, bare))
+        return before.partition(QUESTION)[2], closing
+
+    def _beyond_prompt(self) -> str:
+        """What follows the generation prompt in finished answers without a thought."""
+        thinking = self._thinking and self.thoughts is None
+        if self.thoughts is not None and self.thoughts.always:
+            return ""
+        due = self([USER], answer=True, thinking=thinking).split(QUESTION)[1]
+        turns: list[Message] = [USER, {"role": "assistant", "content": ANSWER}]
+        shown = self(turns, thinking=thinking).partition(ANSWER)[0].partition(QUESTION)[2]
+        if not shown.startswith(due):
+            return ""
+        return shown[len(due) :]
 
     def _due(self, pre_query: str) -> str:
         """What follows a question when its answer is due."""
@@ -286,7 +604,7 @@ class Renderer:
 
     def _thinks(self, alone: str) -> bool:
         """Whether the text of a question changes when thinking is switched off."""
-        return self._text([USER], date=self.options.date, thinking=False) != alone
+        return self._text([USER], thinking=False) != alone
 
     def _cannot(self, what: str) -> ChatError:
         return ChatError(
@@ -322,6 +640,13 @@ def _thought(header: str) -> str | None:
     if found is None:
         return None
     return found[0]
+
+
+def _closes(begin: str) -> str:
+    """The mark that closes what ``begin`` opens."""
+    if "START" in begin:
+        return begin.replace("START", "END")
+    return f"{begin[0]}/{begin[1:]}"
 
 
 def _opens_thought(header: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from replaykit.data.record import dialogue
 from replaykit.engines import Engine, Request, Sampling
 from replaykit.hashing import derive_seed
 from replaykit.model.chat import Chat
@@ -13,6 +14,7 @@ from replaykit.runs import Watch, unwatched
 from replaykit.steps.probe.result import Part, ProbeResult, Stops
 
 MAX_TOKENS = 512  # of a sample
+ASKED = "What is 2 + 2?"
 
 
 def described(chat: Chat, *, model: str, deployed: Mapping[str, float] | None) -> ProbeResult:
@@ -81,8 +83,27 @@ def drawn(
     verdict += (
         f"; {ended} of {n} {what} came to an end by themselves, {different} of them different"
     )
+    # By hand an answer header may be left out: then questions are all that is wanted.
+    if not chat.plain and chat.template.answer_header:
+        verdict += _answered(engine, chat, seed=seed)
     samples = [texts[k] for k in sorted(texts)]
     return found.model_copy(update={"samples": samples, "verdict": verdict})
+
+
+def _answered(engine: Engine, chat: Chat, *, seed: int) -> str:
+    """What would become of an answer to one question, where it could not be used; else ""."""
+    sampling = Sampling(temperature=0.0, max_tokens=MAX_TOKENS, stop=chat.stop)
+    request = Request(0, chat.prompt(dialogue(ASKED)), sampling, derive_seed(seed, "probe answer"))
+    for completion in engine.complete([request]):
+        reply = chat.reply(completion.tokens)
+        said = reply.message["content"].strip()
+        if reply.special:
+            return f"; its answer to {ASKED!r} has special tokens in it, so it would be dropped"
+        if reply.thought == "cut":
+            return f"; its thought about {ASKED!r} does not end in {MAX_TOKENS} tokens"
+        if not said:
+            return f"; its answer to {ASKED!r} is empty, so it would be dropped"
+    return ""
 
 
 def _part(chat: Chat, text: str | None) -> Part | None:
@@ -92,7 +113,8 @@ def _part(chat: Chat, text: str | None) -> Part | None:
 def _verdict(chat: Chat, bos_count: int) -> str:
     template = chat.template
     found = ["the template is usable"]
-    if bos_count > 1:
+    # Some models open every turn with their BOS; it then ends turns, too.
+    if bos_count > 1 and chat.tokenizer.bos_token_id not in chat.stop:
         found = [f"the template writes BOS {bos_count} times, which no model was trained on"]
     if template.joint is None:
         found.append("one question only (it refuses a second)")

@@ -20,7 +20,7 @@ from replaykit.steps.step import (
 
 
 def todos(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[Todo[ProbeResult]]:
-    from replaykit.engines import choose
+    from replaykit.engines import engine_fact
     from replaykit.steps.probe.describe import described, drawn
 
     need(recipe, "probe", "model")
@@ -29,7 +29,7 @@ def todos(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[To
         **model_facts(recipe),
         "seed": recipe.seed,
         "samples": samples,
-        "engine": choose(recipe.engine),
+        "engine": engine_fact(recipe.engine),
     }
 
     def work(_: Step) -> ProbeResult:

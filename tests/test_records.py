@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaykit.data.dataset import to_dataset
 from replaykit.data.files import MAX_LINE
-from replaykit.data.formats import read_records
+from replaykit.data.formats import Columns, read_records
 from replaykit.data.jsonl import read_jsonl, write_jsonl
-from replaykit.data.record import Message, Record, dialogue, to_dataset
+from replaykit.data.record import Message, Record, dialogue
 from replaykit.errors import DataError
 from replaykit.hashing import file_fingerprint
 
@@ -167,7 +168,7 @@ def test_text_is_read_the_same_when_it_is_packed(kind: str, how: str, tmp_path: 
 def test_named_columns_come_before_those_that_are_recognised(kind: str, tmp_path: Path) -> None:
     row = {"text": "t", "prompt": "p", "completion": "c", "Frage": Q, "Antwort": A}
     (tmp_path / f"data{kind}").write_bytes(content(kind, [row]))
-    [record] = read(tmp_path / f"data{kind}", prompt="Frage", answer="Antwort")
+    [record] = read(tmp_path / f"data{kind}", columns=Columns("Frage", "Antwort"))
     assert record.messages == dialogue(Q, A)
     assert record.meta == {
         "text": "t",
@@ -257,8 +258,8 @@ def test_skip_passes_rows_over_and_limit_reads_no_further(tmp_path: Path) -> Non
         ('{"messages": []}', "a conversation without turns"),
         ('{"messages": ["hello"]}', "turn 1 is a str, not an object with role and content"),
         (
-            '{"messages": [{"role": "tool", "content": "x"}]}',
-            "turn 1 has role 'tool' and content of str",
+            '{"messages": [{"role": "narrator", "content": "x"}]}',
+            "turn 1 has role 'narrator' and content of str",
         ),
         (
             '{"messages": [{"role": "user", "content": null}]}',
@@ -295,13 +296,13 @@ def test_an_unrecognised_row_shows_its_columns_and_how_to_name_them(tmp_path: Pa
 
 
 def test_a_named_column_that_is_not_there_is_named(tmp_path: Path) -> None:
-    said = problem(tmp_path, '{"a": "x"}', prompt="a", answer="b")
+    said = problem(tmp_path, '{"a": "x"}', columns=Columns("a", "b"))
     assert said == "data.jsonl:1: no column 'b' among ['a']"
     assert "no column 'b'" in problem(
-        tmp_path, '{"a": [{"role": "user", "content": "x"}]}', prompt="a", answer="b"
+        tmp_path, '{"a": [{"role": "user", "content": "x"}]}', columns=Columns("a", "b")
     )
     with pytest.raises(DataError, match="given together"):
-        read(tmp_path / "data.jsonl", prompt="a")
+        read(tmp_path / "data.jsonl", columns=Columns(prompt="a"))
 
 
 def test_text_that_is_not_utf_8_names_its_line(tmp_path: Path) -> None:
@@ -310,10 +311,13 @@ def test_text_that_is_not_utf_8_names_its_line(tmp_path: Path) -> None:
         "data.jsonl:41: not UTF-8 text (invalid start byte); if all of the file is in another encoding, "
         "`iconv -f LATIN1 -t UTF-8` converts it, with the encoding's name for LATIN1"
     )
-    for data, name in ((b'[{"text":\n"\xff"}]', "a.json"), (b"text\n\xff\n", "a.csv")):
-        assert problem(tmp_path, data, name).startswith(
-            f"{name}:2: not UTF-8 text (invalid start byte); "
-        )
+    assert problem(tmp_path, b"text\n\xff\n", "a.csv").startswith(
+        "a.csv:2: not UTF-8 text (invalid start byte); "
+    )
+    # Of a list in .json a row is named, as everywhere, by its number.
+    assert problem(tmp_path, b'[{"text":\n"\xff"}]', "a.json").startswith(
+        "a.json:1: not UTF-8 text (byte 0xff); "
+    )
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
@@ -457,13 +461,11 @@ def test_csv_with_too_many_or_too_few_cells_names_the_line(tmp_path: Path) -> No
 
 
 def test_json_that_is_no_list_of_objects_says_so(tmp_path: Path) -> None:
-    assert problem(tmp_path, '{"prompt": "a"}', "a.json") == "a.json: expected a list of objects"
-    assert (
-        problem(tmp_path, '[{"text": "a"}, 3]', "a.json") == "a.json: row 2 is a int, not an object"
-    )
-    assert problem(tmp_path, '{"text": "a"}\n{"text": "b"}\n', "a.json").endswith(
-        "one object a line is .jsonl"
-    )
+    assert problem(tmp_path, "3", "a.json") == "a.json: expected a list of objects"
+    said = problem(tmp_path, '[{"text": "a"}, 3]', "a.json")
+    assert said == "a.json:2: a row is a JSON object, this is a int"
+    said = problem(tmp_path, '{\n"text": "a"}\n{"text": "b"}\n', "a.json")
+    assert said.endswith("more follows after its end; one object a line is .jsonl")
 
 
 def test_a_file_that_is_absent_unknown_forbidden_or_a_folder_without_data_is_an_error(
@@ -479,7 +481,8 @@ def test_a_file_that_is_absent_unknown_forbidden_or_a_folder_without_data_is_an_
         "notes.docx: what is this? Known are .jsonl"
     )
     monkeypatch.setattr(
-        "replaykit.data.files.gzip.open", Mock(side_effect=PermissionError(13, "Permission denied"))
+        "replaykit.data.streams.gzip.open",
+        Mock(side_effect=PermissionError(13, "Permission denied")),
     )
     assert problem(tmp_path, "secret", "a.jsonl.gz") == "a.jsonl.gz: no right to read it"
 

@@ -3,6 +3,7 @@
     id, messages, source, meta           where all records are of words alone
     messages[].reasoning_content, ...    where a turn of some record carries more
     tools                                where some record has tools
+    step                                 of a mixture: the optimiser step, counted from 0
 
 Meta, tools and the arguments of a call are JSON strings, since they differ from row to row while a
 column has one type: Arrow would give every call the arguments of all others, as nulls.
@@ -12,11 +13,13 @@ column has one type: Arrow would give every call the arguments of all others, as
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaykit.data.planned import PlannedRow
 from replaykit.data.record import Message, Record
+from replaykit.errors import CallError
 
 if TYPE_CHECKING:
     import datasets
@@ -86,17 +89,28 @@ class Columns:
         return turn
 
 
-def to_dataset(records: Iterable[Record], columns: Columns | None = None) -> datasets.Dataset:
-    """The records as a Dataset: id, messages, source, meta, and tools where there are any.
+def to_dataset(
+    records: Iterable[Record | PlannedRow], columns: Columns | None = None
+) -> datasets.Dataset:
+    """The records as a Dataset: id, messages, source, meta, and tools where there are any; the rows
+    of a mixture with their step.
 
     ``columns`` are those of a larger set that the records are a part of; by default, their own.
+    Raises CallError for what are neither records nor all rows of a mixture.
     """
     import datasets
 
-    rows: Sequence[Record] = list(records)
+    given = list(records)
+    steps = [row.step for row in given if isinstance(row, PlannedRow)]
+    rows = [row.record if isinstance(row, PlannedRow) else row for row in given]
+    if not all(isinstance(row, Record) for row in rows) or len(steps) not in (0, len(rows)):
+        raise CallError("to_dataset() takes records, or the rows of a mixture, and not both")
     columns = columns or Columns.of(rows)
     features = columns.features
     made = [columns.row(record) for record in rows]
+    if steps:
+        features["step"] = datasets.Value("int64")
+        made = [{**row, "step": step} for row, step in zip(made, steps, strict=True)]
     return datasets.Dataset.from_dict(
         {name: [row[name] for row in made] for name in features}, features=features
     )

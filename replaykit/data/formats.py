@@ -8,43 +8,62 @@ Columns are recognised by the names that each format's own documentation gives t
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from replaykit.data.files import Row, Unparsed, raw_rows, tell, text_lines
-from replaykit.data.record import Message, Record, Source, dialogue, message_of
-from replaykit.errors import DataError
-
-CONVERSATIONS = ("messages", "conversations", "conversation")
-PROMPTS = ("prompt", "question", "query", "instruction", "text")
-ALPACA = ("instruction", "input", "output", "history", "system")
-PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-    ("query", "response"),
+from replaykit.data.columns import (
+    CONVERSATIONS,
+    MEDIA,
+    PAIRS,
+    PASSAGES,
+    PREFERENCE,
+    QUESTIONS,
+    SYSTEMS,
+    TOOLS,
 )
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-OWN = ("id", "source", "meta")  # columns that replaykit itself writes, beside messages
+from replaykit.data.files import Hub, Row, Unparsed, raw_rows, tell, text_lines
+from replaykit.data.record import SOURCES, Message, Record, Source, Tool, message_of
+from replaykit.data.turns import answer_of, calls_of, from_json, no_text, tools_of, turns_of
+from replaykit.errors import DataError, did_you_mean
+
+FIELD = re.compile(r"\{([^{}]+)\}")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the question and the answer; without names, they are recognised."""
+
+    prompt: str | None = None
+    """A column, or a template of several: ``{premise}\\n{hypothesis}``."""
+    answer: str | None = None
+    """A column, or a template."""
+    labels: Sequence[str] | Mapping[int | str, str] | None = None
+    """The words for the values of ``answer``: for 0, 1, ..., or for each value."""
+    preferred: Literal["chosen"] | None = None
+    """The answer that is read of a row with a chosen and a rejected one."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a row holds, and the columns that it was in."""
+
+    columns: tuple[str, ...]
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
 
 
 def read_records(
     path: str | Path,
     source: Source,
     *,
-    prompt: str | None = None,
-    answer: str | None = None,
+    columns: Columns | None = None,
     split: str = "train",
+    hub: Hub | None = None,
     skip: int = 0,
     limit: int | None = None,
     unparsed: Unparsed | None = None,
@@ -52,15 +71,15 @@ def read_records(
     """The records of a file, of a folder's files in order of name, or of a Hub data set, in order.
 
     Columns are recognised: messages, conversations (ShareGPT), instruction/input/output/history
-    (Alpaca), prompt/completion, question/answer, text; ``prompt`` and ``answer`` name others. Every
-    other column goes to ``meta``, and so does the line number. Raises DataError, naming file and
-    line, for a row that is none of these; with ``unparsed``, that is called with the place and the
-    error instead, and the row is passed over.
+    (Alpaca), prompt/completion, question/answer, text, and others (``data/columns.py``);
+    ``columns`` names others. Every other column that is not null goes to ``meta``, and so does the
+    line number. Raises DataError, naming file and line, for a row that is none of these; with
+    ``unparsed``, that is called with the place and the error instead, and the row is passed over.
     """
-    rows = raw_rows(path, split=split, unparsed=unparsed)
+    rows = raw_rows(path, split=split, hub=hub, unparsed=unparsed)
     for place, row in _part(rows, skip, limit):
         try:
-            record = record_of(place, row, source, prompt, answer)
+            record = record_of(place, row, source, columns)
         except DataError as error:
             tell(unparsed, place, error)
             continue
@@ -72,23 +91,37 @@ def read_prompts(
     *,
     prompt: str | None = None,
     split: str = "train",
+    hub: Hub | None = None,
     skip: int = 0,
     limit: int | None = None,
 ) -> Iterator[Record]:
     """Conversations that end with a question: rows as ``read_records`` takes them, less the answer.
 
     A row needs no answer; the column is ``prompt``, or the first there is of prompt, question,
-    query, instruction and text. A .txt file has a question on each line.
+    query, instruction, inputs and text. Every other column goes to ``meta``, as above. A .txt file
+    has a question on each line.
     """
     if Path(path).suffix.lower() == ".txt":
         rows = text_lines(Path(path))
     else:
-        rows = raw_rows(path, split=split)
+        rows = raw_rows(path, split=split, hub=hub)
     for place, row in _part(rows, skip, limit):
-        messages = _asked(place, row, prompt)
-        if not messages or not messages[-1]["content"].strip():
-            raise DataError(f"{place}: there is no question in this row")
-        yield Record(messages, "generate", {"line": _line(place)})
+        yield prompt_of(place, row, prompt)
+
+
+def prompt_of(place: str, row: Row, prompt: str | None = None) -> Record:
+    """One row as ``read_prompts`` reads it; ``place`` as of ``record_of``."""
+    present = _present(row)
+    own = None
+    if prompt is None:
+        own = _own(row)
+    found = _asked(place, present, prompt)
+    if not found.messages or not found.messages[-1]["content"].strip():
+        raise DataError(f"{place}: there is no question in this row")
+    meta: Mapping[str, Any] = _others(present, found.columns)
+    if own is not None:
+        meta = own.meta
+    return Record(found.messages, "generate", {**meta, "line": _line(place)}, found.tools)
 
 
 def _part(rows: Iterator[T], skip: int, limit: int | None) -> Iterator[T]:
@@ -103,142 +136,375 @@ def _line(place: str) -> int:
     return int(place.rpartition(":")[2])
 
 
-def record_of(
-    place: str, row: Row, source: Source, prompt: str | None = None, answer: str | None = None
-) -> Record:
+def record_of(place: str, row: Row, source: Source, columns: Columns | None = None) -> Record:
     """One row as ``read_records`` reads it.
 
     ``place`` is what an error names, with the row's number behind a colon: ``pool.jsonl:7``.
     """
-    columns: tuple[str, ...]
-    if prompt and answer:
-        columns = (prompt, answer)
-        messages = _pair(place, row, prompt, answer)
-    elif prompt or answer:
+    line = {"line": _line(place)}
+    named = columns or Columns()
+    if named.prompt is None and named.answer is None:
+        own = _own(row)
+        if own is not None:
+            return Record(own.messages, source, {**own.meta, **line}, own.tools)
+    elif named.prompt is None or named.answer is None:
         raise DataError("prompt and answer are given together: the names of the two columns")
-    else:
-        columns, messages = _recognise(place, row)
-    used = (*columns, *OWN)
-    meta = {column: value for column, value in row.items() if column not in used}
-    meta |= _own_meta(place, row)
-    return Record(messages, source, meta | {"line": _line(place)})
+    present = _present(row)
+    found = _read(place, row, present, named)
+    return Record(found.messages, source, _others(present, found.columns) | line, found.tools)
 
 
-def _own_meta(place: str, row: Row) -> Mapping[str, Any]:
-    """The meta of a row that replaykit wrote: an object in JSONL, its JSON text in a Dataset."""
-    own = row.get("meta")
-    if isinstance(own, str) and {"id", "source", "messages"} <= row.keys():
-        try:
-            own = json.loads(own)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: meta is not JSON ({error})") from error
-    if isinstance(own, Mapping):
-        return own
-    return {}
+def _present(row: Row) -> dict[str, Any]:
+    """The columns that say something: null and NaN, as tables write it, are absent."""
+    return {
+        name: value
+        for name, value in row.items()
+        if value is not None and not (isinstance(value, float) and value != value)
+    }
+
+
+def _others(row: Row, used: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in used}
+
+
+def _own(row: Row) -> Record | None:
+    """The record of a row that replaykit wrote, known by its id; None for any other row.
+
+    In a Dataset, turns have null for what they lack; meta, tools and the arguments of a call are
+    JSON text.
+    """
+    if not {"id", "source", "messages"} <= row.keys() or row["source"] not in SOURCES:
+        return None
+    turns = row["messages"]
+    if not _is_list(turns) or not all(isinstance(turn, Mapping) for turn in turns):
+        return None
+    try:
+        messages = tuple(_own_turn(turn) for turn in turns)
+        tools = from_json("tools", row.get("tools") or ())
+        meta = from_json("meta", row.get("meta") or {})
+        record = Record(messages, row["source"], meta, tuple(tools))
+        if record.id == row["id"] and isinstance(meta, Mapping):
+            return record
+    except (DataError, TypeError, ValueError):
+        return None  # these are the user's own columns, which happen to have our names
+    return None
+
+
+def _own_turn(turn: Mapping[str, Any]) -> Message:
+    said = {key: value for key, value in turn.items() if value is not None}
+    if "tool_calls" in said:
+        said["tool_calls"] = calls_of("an answer", said["tool_calls"])
+    return said  # type: ignore[return-value]
 
 
 # --- the formats ----------------------------------------------------------------------------------
 
 
-def _recognise(place: str, row: Row) -> tuple[tuple[str, ...], tuple[Message, ...]]:
-    """The columns that hold the conversation, and the conversation."""
+def _read(place: str, row: Row, present: Row, named: Columns) -> _Found:
+    """The conversation in a row, by the columns that are named or by those that it has."""
+    if named.prompt is not None and named.answer is not None:
+        return _named(place, row, named)
+    if not all(name in present for name in PREFERENCE):
+        found = _recognise(place, row, present)
+    elif any(name in present for name in CONVERSATIONS):
+        found = _recognise(place, row, present)  # the conversation is what was chosen
+    else:
+        found = _preferred(place, present, named)
+    if found.messages[0]["role"] != "text" and _is_undesired(present, found.columns):
+        raise DataError(
+            f"{place}: an undesirable answer (label: false); leave such rows out, or they would be "
+            "trained as good ones"
+        )
+    return found
+
+
+def _is_undesired(row: Row, columns: Sequence[str]) -> bool:
+    """Whether a row says that its answer is a bad one, as KTO's do."""
+    for name in ("label", "kto_tag"):  # TRL and ms-swift; LLaMA-Factory
+        value = row.get(name)
+        if value is False and name not in columns:
+            return True
+        # A table of text has the word.
+        if isinstance(value, str) and value.lower() == "false" and "completion" in columns:
+            return True
+    return False
+
+
+def _recognise(place: str, row: Row, present: Row) -> _Found:
+    """The conversation of a row, by the names of the columns that say something."""
     for column in CONVERSATIONS:
-        if _is_list(row.get(column)):
-            return (column,), _turns(place, row[column])
-    if "instruction" in row and "output" in row:
-        return ALPACA, _alpaca(place, row)
+        if column in present:
+            turns = _turn_list(place, column, present[column])
+            if turns is not None:
+                _refuse_media(place, present, str(turns))
+                messages = turns_of(place, turns)
+                return _with_beside(place, present, _Found((column,), messages), ())
     for prompt, answer in PAIRS:
-        if prompt in row and answer in row:
-            return (prompt, answer), _pair(place, row, prompt, answer)
-    if "text" in row:
-        return ("text",), ({"role": "text", "content": _string(place, row, "text")},)
-    raise DataError(
+        if prompt in present and answer in present:
+            return _pair(place, present, prompt, answer)
+    if "text" in present and "label" in present:
+        raise DataError(
+            f"{place}: text with a label; `prompt: text` and `answer: label` beside the path make "
+            "it a question with its answer, and `labels: [World, Sports, ...]` says the word for "
+            "each number"
+        )
+    if "text" in present:
+        return _Found(("text",), (message_of("text", _string(place, present, "text")),))
+    raise _unrecognised(place, row, present)
+
+
+def _unrecognised(place: str, row: Row, present: Row) -> DataError:
+    for prompt, answer in PAIRS:
+        if prompt in row and answer in row and (prompt in present or answer in present):
+            empty = answer if prompt in present else prompt
+            return DataError(f"{place}: '{empty}' is NoneType, not text")
+    for column in (*CONVERSATIONS, "text"):
+        if column in row and not present.keys() & {*QUESTIONS}:
+            kind = type(row[column]).__name__
+            return DataError(f"{place}: '{column}' is {kind}, no conversation and no text")
+    labels = ""
+    if "label" in present:
+        labels = "; `labels: [no, yes, ...]` says the word for each number of an answer"
+    return DataError(
         f"{place}: no messages, conversations, instruction/output, prompt/completion, "
-        f"question/answer or text among "
-        f"the columns {sorted(row)}; `prompt: NAME` and `answer: NAME` beside the path say which "
-        f"to use"
+        f"question/answer or text among the columns {sorted(map(str, present))}; `prompt: NAME` "
+        f'and `answer: NAME` beside the path say which to use, and `prompt: "{{a}} {{b}}"` joins '
+        f"several{labels}"
     )
 
 
-def _asked(place: str, row: Row, prompt: str | None) -> tuple[Message, ...]:
-    """The conversation of a row up to its last question."""
-    column = prompt or None
-    if column is None and not any(name in row for name in CONVERSATIONS):
-        column = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
-    if column is not None:
-        question = _string(place, row, column)
-        if column == "instruction":
-            question = _with_input(question, row)
-        return dialogue(question)
-    _, messages = _recognise(place, row)
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+def _turn_list(place: str, column: str, value: Any) -> Sequence[Any] | None:
+    """The turns that a column holds, as a list or as its JSON text; None where it holds none."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = from_json(f"{place}: '{column}'", value)
+    if _is_list(value):
+        return list(value)
+    return None
+
+
+def _pair(place: str, row: Row, prompt: str, answer: str) -> _Found:
+    """A question and its answer, either of which may also be a list of turns."""
+    _refuse_media(place, row, str(row[prompt]))
+    thought = row.get("reasoning_content")
+    if _is_list(row[prompt]):
+        used: tuple[str, ...] = (prompt, answer)
+        turns = list(row[prompt])
+    else:
+        question, used = _question(place, row, prompt)
+        used = (*used, answer)
+        turns = [{"role": "user", "content": question}]
+    if _is_list(row[answer]):
+        turns += row[answer]
+        messages = turns_of(place, turns)
+    else:
+        text = _string(place, row, answer)
+        messages = (*turns_of(place, turns), answer_of(f"{place}: '{answer}'", text, thought))
+        used = (*used, "reasoning_content")
+    return _with_beside(place, row, _Found((prompt, answer), messages), used)
+
+
+def _question(place: str, row: Row, prompt: str) -> tuple[str, tuple[str, ...]]:
+    """The question with the passage that it is about, and the columns of both.
+
+    An instruction's input stands behind it, as in Alpaca and Dolly; a question's passage before.
+    """
+    question = _string(place, row, prompt)
+    if prompt == "instruction":
+        parts = [question, *(_passage(place, row, name) for name in ("input", "context"))]
+        used: tuple[str, ...] = (prompt, "input", "context")
+    else:
+        parts = [*(_passage(place, row, name) for name in PASSAGES), question]
+        used = (*PASSAGES, prompt)
+    return "\n\n".join(part for part in parts if part is not None), used
+
+
+def _passage(place: str, row: Row, column: str) -> str | None:
+    """The text of a passage, or of a list of passages; None where there is none."""
+    value = row.get(column)
+    if not value:
+        return None
+    if _is_list(value) and all(isinstance(part, str) for part in value):
+        return "\n\n".join(value)
+    return _string(place, row, column)
+
+
+def _with_beside(place: str, row: Row, found: _Found, used: tuple[str, ...]) -> _Found:
+    """The conversation with what stands beside it: system message, history, tools."""
+    before: list[Message] = []
+    columns = (*found.columns, *used)
+    for column in SYSTEMS:
+        if not row.get(column):
+            continue
+        system = message_of("system", _string(place, row, column))
+        columns = (*columns, column)
+        own = [m for m in found.messages if m["role"] == "system"]
+        if own and own[0]["content"] != system["content"]:
+            raise DataError(f"{place}: '{column}' and the conversation's own system message differ")
+        if not own and not before:
+            before.append(system)
+    if "history" in row and (used or "query" in found.columns):
+        before += _history(place, row["history"])
+        columns = (*columns, "history")
+    tools: tuple[Tool, ...] = ()
+    for column in TOOLS:
+        if row.get(column) and not tools:
+            tools = tools_of(place, row[column])
+            columns = (*columns, column)
+    return _Found(columns, (*before, *found.messages), tools)
+
+
+def _history(place: str, value: Any) -> list[Message]:
+    """The turns before the question: pairs of question and answer, or turns as objects."""
+    value = from_json(f"{place}: history", value) if value else []
+    if not _is_list(value):
+        raise DataError(f"{place}: history is a list of [question, answer] pairs")
+    messages: list[Message] = []
+    for pair in value:
+        if isinstance(pair, Mapping):
+            messages += turns_of(f"{place}: history", [pair])
+            continue
+        if not _is_list(pair) or len(pair) != 2:
+            raise DataError(f"{place}: history is a list of [question, answer] pairs")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            if text is None or text != text:  # NaN
+                continue
+            messages += turns_of(f"{place}: history", [{"role": role, "content": text}])
     return messages
 
 
-def _pair(place: str, row: Row, prompt: str, answer: str) -> tuple[Message, ...]:
-    """A question and its answer, either of which may also be a list of turns."""
-    if not _is_list(row.get(prompt)):
-        return dialogue(_string(place, row, prompt), _string(place, row, answer))
-    reply: Any = row.get(answer)
-    if not _is_list(reply):
-        reply = [{"role": "assistant", "content": _string(place, row, answer)}]
-    return _turns(place, [*row[prompt], *reply])
+def _refuse_media(place: str, row: Row, text: str) -> None:
+    """Raises DataError for a row whose question shows something that is no text.
+
+    A single ``image`` beside words is shown where they hold its mark, as in LLaVA's rows.
+    """
+    for column, kind in MEDIA.items():
+        value = row.get(column)
+        if column not in row or (_is_list(value) and not value) or value == "":
+            continue
+        if column != kind or f"<{kind}>" in text:
+            raise no_text(f"{place}: '{column}'", kind)
 
 
-def _alpaca(place: str, row: Row) -> tuple[Message, ...]:
-    question = _with_input(_string(place, row, "instruction"), row)
-    messages: list[Message] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": str(row["system"])})
-    for pair in row.get("history") or []:
-        if not (isinstance(pair, Sequence) and len(pair) == 2):
-            raise DataError(f"{place}: history is a list of [question, answer] pairs")
-        messages += dialogue(str(pair[0]), str(pair[1]))
-    messages += dialogue(question, _string(place, row, "output"))
-    return tuple(messages)
+def _preferred(place: str, row: Row, named: Columns) -> _Found:
+    """The chosen answer of a row with a chosen and a rejected one, if the recipe asks for it."""
+    if named.preferred is None:
+        raise DataError(
+            f"{place}: a chosen and a rejected answer; `preferred: chosen` beside the path reads "
+            "the chosen one"
+        )
+    chosen = row["chosen"]
+    prompt = next((name for name in QUESTIONS if name in row), None)
+    if prompt is not None and _is_list(chosen) and _is_list(row[prompt]):
+        turns = list(chosen)
+        # UltraFeedback's chosen answer repeats the question.
+        if list(row[prompt]) != turns[: len(row[prompt])]:
+            turns = [*row[prompt], *turns]
+        found = _Found((prompt, "chosen"), turns_of(place, turns))
+        return _with_beside(place, row, found, ())
+    if _is_list(chosen) and (prompt is None or len(chosen) > 1):
+        used = () if prompt is None else (prompt,)
+        return _with_beside(place, row, _Found(("chosen",), turns_of(place, chosen)), used)
+    if prompt is None:
+        raise DataError(
+            f"{place}: 'chosen' is text and no column has its question; `prompt: NAME` and "
+            "`answer: chosen` beside the path say where it is"
+        )
+    return _pair(place, row, prompt, "chosen")
 
 
-def _with_input(instruction: str, row: Row) -> str:
-    """An instruction of Alpaca with the input that it is about, if there is one."""
-    if not row.get("input"):
-        return instruction
-    return f"{instruction}\n\n{row['input']}"
+# --- named columns --------------------------------------------------------------------------------
 
 
-def _turns(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
-    made: list[Message] = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping):
-            raise DataError(
-                f"{place}: turn {number} is a {type(turn).__name__}, not an object with role and "
-                f"content"
-            )
-        # ShareGPT says "from" and "value".
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        if _is_list(content):
-            # Parts, as multimodal data has them; of an image there is no text.
-            content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
-        known = "text" if role == "text" else SHAREGPT_ROLES.get(str(role))
-        if known is None or not isinstance(content, str):
-            raise DataError(
-                f"{place}: turn {number} has role {role!r} and content of {type(content).__name__}"
-            )
-        made.append(message_of(known, content))
-    if not made:
-        raise DataError(f"{place}: a conversation without turns")
-    return tuple(made)
+def _named(place: str, row: Row, named: Columns) -> _Found:
+    """The columns that the recipe names, or templates of columns."""
+    assert named.prompt is not None and named.answer is not None
+    if _is_list(row.get(named.prompt)):
+        columns: tuple[str, ...] = (named.prompt,)
+        turns = list(row[named.prompt])
+    else:
+        question, columns = _filled(place, row, named.prompt)
+        turns = [{"role": "user", "content": question}]
+    if named.labels is None and _is_list(row.get(named.answer)):
+        messages = turns_of(place, [*turns, *row[named.answer]])
+        return _Found((*columns, named.answer), messages)
+    if named.labels is not None:
+        answer = _labelled(place, row, named.answer, named.labels)
+        used: tuple[str, ...] = (named.answer,)
+    else:
+        answer, used = _filled(place, row, named.answer)
+    reply = answer_of(f"{place}: '{named.answer}'", answer)
+    return _Found((*columns, *used), (*turns_of(place, turns), reply))
+
+
+def _filled(place: str, row: Row, name: str) -> tuple[str, tuple[str, ...]]:
+    """The text of a column, or of a template with columns in braces, and the columns."""
+    names = FIELD.findall(name)
+    if name in row or not names:
+        return _string(place, row, name), (name,)
+    for column in names:
+        value = row.get(column)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            _string(place, row, column)  # raises DataError for what is no text
+    return FIELD.sub(lambda field: str(row[field.group(1)]), name), tuple(names)
+
+
+def _labelled(place: str, row: Row, column: str, labels: Any) -> str:
+    """The word for a label: a number counts the words from 0; a map names its values."""
+    value = row.get(column)
+    if column not in row or value is None:
+        return _string(place, row, column)  # raises DataError, which names the columns
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if not isinstance(value, (str, int)):
+        word = None
+    elif isinstance(labels, Mapping):
+        word = {str(key): word for key, word in labels.items()}.get(str(value))
+    else:
+        number = int(value) if re.fullmatch(r"\d{1,9}", str(value)) else -1
+        word = labels[number] if 0 <= number < len(labels) else None
+        if word is None and value in labels:
+            word = value
+    if word is None:
+        raise DataError(f"{place}: '{column}' is {value!r}, for which `labels` has no word")
+    return str(word)
+
+
+def _asked(place: str, row: Row, prompt: str | None) -> _Found:
+    """The conversation of a row up to its last question."""
+    column = prompt or None
+    if column is not None and not _is_list(row.get(column)):
+        question, used = _filled(place, row, column)
+        return _Found(used, (message_of("user", question),))
+    if column is None and not any(name in row for name in CONVERSATIONS):
+        column = next((name for name in QUESTIONS if isinstance(row.get(name), str)), None)
+        if column is not None:
+            question, used = _question(place, row, column)
+            found = _Found((column,), (message_of("user", question),))
+            return _with_beside(place, row, found, used)
+    if column is not None:
+        found = _with_beside(place, row, _Found((column,), turns_of(place, row[column])), ())
+    else:
+        found = _recognise(place, row, row)
+    messages = found.messages
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return _Found(found.columns, messages, found.tools)
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _string(place: str, row: Row, column: str) -> str:
     value = row.get(column)
     if column not in row:
-        raise DataError(f"{place}: no column '{column}' among {sorted(row)}")
+        near = did_you_mean(column, [str(name) for name in row])
+        raise DataError(f"{place}: no column '{column}' among {sorted(map(str, row))}{near}")
+    if isinstance(value, (int, float)):
+        raise DataError(
+            f"{place}: '{column}' is {type(value).__name__}, not text; where it is a label, "
+            "`labels: [first, second, ...]` beside the path says the word for each number"
+        )
     if not isinstance(value, str):
         raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 
@@ -15,9 +15,16 @@ class Prompts(Strict):
     path: str
     """A file, a folder or a Hub data set (owner/name), relative to the working directory."""
     prompt: str | None = None
-    """The column of the question; null: it is recognised by the usual names."""
+    """The column of the question, or several in a text: "{title}\\n{text}"; null: it is recognised
+    by the usual names."""
     split: str = "train"
-    """The split of a Hub data set; files have none."""
+    """The split of a Hub data set, or of a folder whose file names say one, such as
+    test-00000-of-00001.parquet; "all" reads every file of a folder. A single file has none."""
+    subset: str | None = None
+    """The configuration of a Hub data set, such as gsm8k's main; of a folder, the one that its
+    README.md lists, or a folder in it."""
+    revision: str | None = None
+    """The branch, tag or commit of a Hub data set."""
     skip: NonNegativeInt = 0
     """Rows passed over first, so that one file can serve as pool and as held-out rows."""
     n: PositiveInt | None = None
@@ -33,10 +40,16 @@ class Data(Prompts):
 
     answer: str | None = None
     """The column of the answer, given together with prompt; null: it is recognised."""
+    labels: list[str] | dict[int | str, str] | None = None
+    """The words for the values of the answer's column: a list for 0, 1, 2, ..., or a word for each
+    value. The question is then in "text" and the answer in "label", where they are not named."""
+    preferred: Literal["chosen"] | None = None
+    """Of rows with a chosen and a rejected answer: "chosen" reads the chosen one; null: such rows
+    are refused."""
 
     @model_validator(mode="after")
     def _columns_together(self) -> Data:
-        if (self.prompt is None) is not (self.answer is None):
+        if self.labels is None and (self.prompt is None) is not (self.answer is None):
             raise ValueError("prompt and answer are given together: the names of the two columns")
         return self
 

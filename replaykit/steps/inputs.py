@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaykit.data.formats import read_records
+from replaykit.data.files import Hub, Unparsed
+from replaykit.data.formats import Columns, read_prompts, read_records
 from replaykit.data.record import TARGET, Record, Source
 from replaykit.errors import DataError, RecipeError
 from replaykit.hashing import file_fingerprint
@@ -31,21 +32,42 @@ def tests(recipe: Recipe) -> dict[str, Test]:
 
 
 def load(data: Data, source: Source) -> list[Record]:
-    """The rows that a recipe names. Raises DataError if there are none."""
-    rows = list(
-        read_records(
-            data.path,
-            source,
-            prompt=data.prompt,
-            answer=data.answer,
-            split=data.split,
-            skip=data.skip,
-            limit=data.n,
-        )
-    )
+    """The rows that a recipe names. Raises DataError if there are none, or for a bad one."""
+    rows = list(rows_of(data, source))
     if not rows:
         raise DataError(f"{data.path}: there is no row in it")
     return rows
+
+
+def rows_of(data: Data, source: Source, unparsed: Unparsed | None = None) -> Iterator[Record]:
+    """The rows that a recipe names, one by one; ``unparsed`` is called for one that is bad."""
+    prompt = data.prompt
+    answer = data.answer
+    if data.labels is not None:
+        prompt = prompt or "text"
+        answer = answer or "label"
+    return read_records(
+        data.path,
+        source,
+        columns=Columns(prompt, answer, data.labels, data.preferred),
+        split=data.split,
+        hub=Hub(data.subset, data.revision),
+        skip=data.skip,
+        limit=data.n,
+        unparsed=unparsed,
+    )
+
+
+def prompts_of(data: Prompts) -> Iterator[Record]:
+    """The questions that a recipe names, one by one."""
+    return read_prompts(
+        data.path,
+        prompt=data.prompt,
+        split=data.split,
+        hub=Hub(data.subset, data.revision),
+        skip=data.skip,
+        limit=data.n,
+    )
 
 
 # What identifies the rows that a step reads is a part of its inputs, under the keys of the recipe:

@@ -54,9 +54,10 @@ def test_the_final_answer_is_what_follows_the_last_marker_or_else_everything(
         ("−5 degrees", -5),
         ("(-5)", -5),
         ("x = -5", -5),
-        ("7-5", 5),
-        ("f(2)-5", 5),
-        ("pages 10-12", 12),
+        ("7 - 5", 2),  # what stands alone is worked out
+        ("7-5", None),  # from 7 to 5, or a difference
+        ("it is 7 -5", -5),
+        ("pages 10-12", None),  # two numbers, and neither is the answer
         (r"3 apples and 4 pears: \boxed{-7}", -7),
         ("first 3, then 4", 4),
         ("100%", 100),

@@ -58,6 +58,28 @@ GOOD = [
     ("Emoji?", "👩‍👩‍👧 🇵🇪"),
     ("A JSON string with a smile?", r'{"smile": "\ud83d\ude00"}'),
     ("List a name", "A.\tB\r\n\x0cpage 2"),
+    # The words of a placeholder that are an answer here.
+    ("¿Cuánto perdió en el juego?", "Todo"),
+    ("O que você comeu ontem à noite?", "Todo."),
+    ("How do you say 'everything' in Spanish?", "Todo"),
+    ("Which error does Excel show where a referenced cell was deleted?", "#REF!"),
+    ("What is in cell B2 after column A was removed?", "#REF!"),
+    ("What does print(float('nan')) show?", "nan"),
+    ("What does numpy say about 0/0?", "nan"),
+    ("Write the letter S in Morse code.", "..."),
+    ("用摩尔斯电码写字母S。", "..."),
+    ("What do designers put where a text will be?", "They use lorem ipsum."),
+    ("Where is it from?", "Lorem ipsum was taken from Cicero, by a printer, around 1500."),
+    # Markup that was asked for, in other words than "HTML".
+    ("How do I escape an ampersand?", "&amp;"),
+    ("Which entity is a space that does not break?", "&nbsp;"),
+    ("Schreibe eine Webseite mit einer Überschrift.", "<h1>Hallo</h1><p>Das ist sie.</p>"),
+    ("写一个网页，标题为“你好”。", "<h1>你好</h1><p>正文</p>"),
+    ("Haz una página con un título.", "<h1>Hola</h1><p>Texto</p>"),
+    (
+        "Ich brauche etwas mit einer Überschrift für den Browser.",
+        "<!DOCTYPE html>\n<html><head><title>A</title></head><body><h1>A</h1></body></html>",
+    ),
 ]
 
 
@@ -95,6 +117,13 @@ BAD = [
     ("Why?", r"smile \ud83d and go", "broken_answer"),
     ("The cafÃ© is closed?", "Yes", "broken_prompt"),
     ("Why?", "<p>Because</p>", "markup"),
+    ("Who wrote it?", "Todo", "placeholder"),
+    ("Who wrote it in the year 1900, and for whom?", "#REF!", "placeholder"),
+    ("Who is the mayor of the town?", "nan", "placeholder"),
+    ("Why?", "Lorem ipsum.", "placeholder"),
+    ("Wie heißt der Fluss?", "<p>Der <b>Main</b></p>", "markup"),
+    ("Why?", "<html><p>Because</p>", "markup"),
+    ("Why?", "Tom &amp; Co", "markup"),
     ("Why?", "&lt;b&gt;Because&lt;/b&gt;", "markup"),
     ("Why?", "and so on " * 50, "repetitive"),
 ]  # fmt: skip
@@ -201,6 +230,24 @@ def test_every_exchange_of_a_conversation_is_looked_at():
     assert reason(Record(first, "select"), Quality()) is None
     assert reason(Record((*first, *second), "select"), Quality()) == "placeholder"
     assert reason(Record((*second, *first), "select"), Quality()) == "placeholder"
+
+
+def test_what_an_earlier_turn_asks_for_may_be_in_a_later_answer():
+    first = dialogue("I name letters, you write them in Morse code.", "Go on.")
+    assert reason(Record((*first, *dialogue("S", "...")), "select"), Quality()) is None
+    told = dialogue("S", "...", system="Write every letter in Morse code.")
+    assert reason(Record(told, "select"), Quality()) is None
+    assert reason(Record(dialogue("S", "..."), "select"), Quality()) == "placeholder"
+
+
+def test_an_answer_that_only_calls_a_tool_is_not_empty():
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+    question = {"role": "user", "content": "Weather in Oslo?"}
+    silent = {"role": "assistant", "content": ""}
+    assert reason(Record((question, calls), "select"), Quality()) is None
+    assert reason(Record((question, silent), "select"), Quality()) == "empty_answer"
+    assert reason(Record((question, calls, silent), "select"), Quality()) == "empty_answer"
 
 
 def test_a_plain_text_is_judged_without_a_prompt():

@@ -16,7 +16,8 @@ from replaykit.errors import ChatError
 from replaykit.model.chat import Chat
 from replaykit.nano import world
 from replaykit.recipe.rewrite import Rewrite
-from replaykit.steps.rewrite.reword import EDIT, LEAKS, PARAPHRASE, counts, reword
+from replaykit.steps.rewrite.gate import LEAKS, cleaned, leaked, loops
+from replaykit.steps.rewrite.reword import EDIT, PARAPHRASE, counts, reword
 
 distance = Levenshtein.normalized_distance
 
@@ -467,6 +468,191 @@ def test_a_paraphrase_is_refused_with_a_reason(
 )
 def test_ordinary_answers_are_no_leak(answer: str) -> None:
     assert not LEAKS.search(answer)
+
+
+# --- the gate -------------------------------------------------------------------------------------
+
+LEAKED = [
+    "According to the guide, it is 42.",
+    "As given in the reference: 42",
+    "The reference says 42.",
+    "As the hint says, it is 42.",
+    "Based on your reference, 42 it is.",
+    "As stated in the guidance, it is 42.",
+    "根据参考，答案是42",
+    "按照提示，答案是42。",
+    "参考中给出的答案是42。",
+    "Laut der Referenz ist es 42.",
+    "Wie in der Vorlage ist es 42.",
+    "Die Musterlösung sagt 42.",
+    "Según la referencia, es 42.",
+    "Como indica la guía, es 42.",
+    "La referencia dice 42.",
+    "Selon la référence, c'est 42.",
+    "D'après le guide, c'est 42.",
+    "La référence indique 42.",
+    "---\nTo guide you: 42",
+    "**Corrected:** 42",
+    "Corrected answer: 42",
+    "Korrigiert: 42",
+    "The previous answer was wrong. It is 42.",
+    "Die vorherige Antwort war falsch. Es sind 42.",
+    "La respuesta anterior era incorrecta. Son 42.",
+    "La réponse précédente était fausse. C'est 42.",
+    "之前的答案是错的，应该是42。",
+]
+
+
+@pytest.mark.parametrize("reply", LEAKED)
+def test_a_reply_that_speaks_of_the_request_is_refused_in_every_language_and_method(
+    chat: Chat, tmp_path: Path, reply: str
+) -> None:
+    assert leaked(reply, said="")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    made = [
+        one(WRONG, reply, chat, tmp_path / "a", max_edit=1.0),
+        one(reply, reply, chat, tmp_path / "b", method="paraphrase"),
+    ]
+    assert [record.meta.get("why") for record in made] == ["leaked_prompt", "leaked_prompt"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The tour guide counted 42 people.",
+        "A hint of lemon, and it is done.",
+        "The first answer in the quiz was given by Ada.",
+        "My guide dog is called Rex.",
+        "In a library, reference books stay in the building.",
+        "Corrected for inflation, it is 42.",
+        "Er war nach der Arbeit müde.",
+        "La guía turística habla tres idiomas.",
+        "Le guide du musée parle trois langues.",
+        "他给了我一个提示。",
+        "According to the map, it is 42 miles.",
+        "Selon la carte, c'est 42 km.",
+    ],
+)
+def test_ordinary_answers_with_the_words_of_the_request_are_no_leak(reply: str) -> None:
+    assert not leaked(reply, said="")
+
+
+def test_what_the_question_speaks_of_the_answer_may_speak_of() -> None:
+    assert not leaked("According to the guide, 42.", said="What is it according to the guide?")
+    assert leaked("According to the guide, 42.", said="What is it?")
+
+
+@pytest.mark.parametrize(
+    ("reply", "clean"),
+    [
+        ("<think>27 + 15</think>\n\nIt is 42.", "It is 42."),
+        ("27 + 15\n</think>It is 42.", "It is 42."),
+        ("```\nIt is 42.\n```", "It is 42."),
+        ("```text\nIt is\n42.\n```\n", "It is\n42."),
+        ("Run this:\n```\nprint(42)\n```", "Run this:\n```\nprint(42)\n```"),
+        ("```\na\n```\nor\n```\nb\n```", "```\na\n```\nor\n```\nb\n```"),
+        ("Sure, I can help with that! It is 42.", "It is 42."),
+        ("Certainly! I'd be happy to help. It is 42.", "It is 42."),
+        ("I'm glad to assist you.\nIt is 42.", "It is 42."),
+        ("Of course. Water is wet.", "Of course. Water is wet."),
+        ("Sure, it is 42.", "Sure, it is 42."),
+        ("I can help with that!", "I can help with that!"),
+        ("It is 42. I can help with more!", "It is 42. I can help with more!"),
+    ],
+)
+def test_what_frames_a_reply_is_taken_off_and_the_rest_stays(reply: str, clean: str) -> None:
+    assert cleaned(reply, like="42") == clean
+
+
+def test_a_frame_that_the_reference_or_the_model_itself_has_stays() -> None:
+    fenced = "```\nprint(42)\n```"
+    offered = "Sure, I can help with that! It is 42."
+    assert cleaned(fenced, like="```\nprint(41)\n```") == fenced
+    assert cleaned(offered, like="42", own="Sure, I can help with that! It is 41.") == offered
+    assert cleaned(offered, like="Sure, I can help with that! It is 6 * 7.") == offered
+
+
+@pytest.mark.parametrize("frame", ["<think>27 + 15</think>\n{}", "```\n{}\n```"])
+def test_a_framed_reply_is_accepted_without_its_frame(
+    chat: Chat, tmp_path: Path, frame: str
+) -> None:
+    record = one(WRONG, frame.format(REPAIRED), chat, tmp_path)
+    assert (record.answer, record.meta["path"]) == (REPAIRED, "edit")
+    assert record.meta["edit"] == distance(WRONG, REPAIRED)
+
+
+def test_a_thought_before_a_right_prediction_is_no_part_of_the_new_row(
+    chat: Chat, tmp_path: Path
+) -> None:
+    record = one(f"<think>27 + 15</think>\n\n{RIGHT}", "never asked", chat, tmp_path)
+    assert (record.answer, record.meta["path"]) == (RIGHT, "prediction")
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("42\n42\n42\n42", True),
+        ("42 42 42", True),
+        ("#### 42\n" * 4, True),
+        ("27 + 15 is 42.\n#### 42\n#### 42\n#### 42", True),
+        ("So it is 42, I think. " * 30, True),
+        ("42\n42", False),
+        ("42", False),
+        ("", False),
+        (REFERENCE, False),
+        ("no, no, no: it is 42", False),
+    ],
+)
+def test_one_thing_three_times_or_mostly_repetition_is_a_loop(text: str, loop: bool) -> None:
+    assert loops(text) is loop
+
+
+def test_a_loop_is_refused_though_its_answer_is_right(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    loop = "42\n42\n42\n42"
+    edit = one("It is 41.", loop, chat, tmp_path / "a", max_edit=1.0)
+    assert edit.meta["why"] == "repetitive"
+    paraphrase = one(loop, loop, chat, tmp_path / "b", method="paraphrase")
+    assert paraphrase.meta["why"] == "repetitive"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "repaired"),
+    [
+        ("It is 42. It is 42. It is 42.", "It is 27 and 15, so 42."),
+        ("I'm sorry, but I can't help with that. 42", "I can do that, and it is 42"),
+        ("As a chatbot, I cannot do sums, so 27 + 15 = 42", "I can do sums, so 27 + 15 = 42"),
+    ],
+)
+def test_a_prediction_that_loops_or_declines_never_stays_but_may_be_edited(
+    chat: Chat, tmp_path: Path, prediction: str, repaired: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    record = one(prediction, repaired, chat, tmp_path / "a", max_edit=1.0, verify="numeric")
+    why = record.meta.get("why")
+    assert (record.answer, record.meta["path"], why) == (repaired, "edit", None)
+    record = one(prediction, prediction, chat, tmp_path / "b", max_edit=1.0)
+    assert record.meta["path"] == "reference"
+    assert record.meta["why"] in ("repetitive", "refusal")
+
+
+def test_thirty_rounds_of_a_right_prediction_are_no_answer(chat: Chat, tmp_path: Path) -> None:
+    """What repairs it is further from it than the reference, so the reference stays."""
+    record = one("So it is 42, I think. " * 30, "So it is 42, I think.", chat, tmp_path)
+    assert record.messages == dialogue(QUESTION, REFERENCE)
+    assert record.meta["why"] == "over_edited"
+
+
+def test_a_loop_or_a_refusal_that_the_reference_has_too_is_an_answer(
+    chat: Chat, tmp_path: Path
+) -> None:
+    target = target_of(("42 thrice?", "42\n42\n42"), ("bomb?", "I can't help with that."))
+    replies = (("42 thrice?", "42 42 42"), ("bomb?", "I can't help with that."))
+    made = run(target, Scripted(chat, *replies), chat, tmp_path, verify="exact")
+    assert [record.meta["path"] for record in made] == ["prediction", "prediction"]
 
 
 # --- the embedded model ---------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from replaykit.checks.texts import (
     repeated_share,
     repetitive,
     secret,
+    without_thought,
     wrong_language,
 )
 from replaykit.errors import RecipeError
@@ -398,6 +399,17 @@ def test_the_language_model_is_loaded_only_when_a_language_is_asked_for() -> Non
         "As an AI language model, I cannot create harmful content.",
         "Unfortunately, I won't be able to do it: I can't help you with hacking.",
         "I must decline.",
+        "I don't have the capability to provide real-time information.",
+        "I do not have the ability to assist with personal matters.",
+        "I lack the ability to generate images.",
+        "I'm not equipped to assist with that kind of request.",
+        "I am not designed to provide medical advice.",
+        "I'm not capable of providing legal advice.",
+        "I'm currently unable to help with that.",
+        "As a chatbot, I cannot give you the names of capitals.",
+        "I'm sorry, but as a chatbot, I don't have the capability to provide the capital of Peru.",
+        "I'm sorry, but as a text-based AI assistant, I'm unable to open files.",
+        "As a large language model, I can't browse the web.",
         "抱歉，我无法提供这样的帮助。",
         "很抱歉，我不能协助您完成这个请求。",
         "对不起，我无法回答这个问题。",
@@ -429,10 +441,53 @@ def test_an_answer_that_declines_is_a_refusal(text: str) -> None:
         "我不能同意更多：这是一部好电影。",
         "Leider ist der Zug verspätet.",
         "Lo siento mucho por su pérdida.",
+        "I don't have the time to provide a longer list, so here are three.",
+        "I don't have a car.",
+        "I don't have the capability data at hand, but the phone charges in an hour.",
+        "I'm not equipped for winter, so I stayed in the valley.",
+        "I'm not able-bodied, she wrote, and I travel the world.",
+        "As a chatbot, I can answer that: Lima.",
+        "As a chatbot, I do not sleep.",
+        "As an AI assistant, I cannot taste this myself, but I can tell you what others say.",
+        "As a chatbot I would say: practise every day.",
+        "As an assistant manager, you can't leave before the shop closes.",
+        "As a model, she could not eat what she liked.",
+        "I'm sorry, I made a mistake: it is 42.",
+        "Sorry for the wait! The capital is Lima.",
+        "I was not able to find a shorter proof than this one: let n be even.",
+        "I can't wait to help with the garden.",
+        "I can't praise this book enough.",
+        "Unfortunately, the train was late and we missed the opera.",
+        "Unfortunately, plants cannot produce their own nitrogen.",
+        "A chatbot cannot provide a diagnosis; a doctor can.",
+        "The ability to help others is a virtue.",
+        "He is not equipped to assist the surgeon.",
+        "They don't have the capability to provide water to the whole town.",
+        "You don't have the ability to create a new table in this view; ask an administrator.",
+        "I won't go, the cat said, and sat down.",
+        "I cannot tell a lie, said Washington of the cherry tree.",
+        "I don't have the exact figure; in 1990 it was about 5 million.",
     ],
 )
 def test_to_be_sorry_or_unable_is_not_yet_a_refusal(text: str) -> None:
     assert refusal(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>two and two</think>4", "4"),
+        ("two and two\n</think>\n\n4", "4"),
+        ("<think>a</think>b</think> c", "c"),
+        ("[THINK]so[/THINK]4", "4"),
+        ("<think>two and", ""),
+        ("<think></think>\n\n4", "4"),
+        ("I think 4", "I think 4"),
+        ("What does <think> do?", "What does <think> do?"),
+    ],
+)
+def test_an_answer_is_what_comes_after_the_thought(text: str, answer: str) -> None:
+    assert without_thought(text) == answer
 
 
 # --- secrets --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from replaykit.checks.texts import repetitive, wrong_language
+from replaykit.checks.texts import language, repetitive, wrong_language
 from replaykit.data.record import Message, Record
 from replaykit.recipe.select import Quality
 from replaykit.text import words
@@ -33,32 +33,40 @@ def reason(record: Record, quality: Quality) -> str | None:
     prompt = None
     found = None
     answers = 0
+    said = ""
     for message in record.messages:
+        if message["role"] in ("user", "system", "developer"):
+            said = f"{said}\n{message['content']}"
         if message["role"] == "user":
             prompt = message["content"]
         elif message["role"] in ("assistant", "text"):
             answers += 1
-            found = found or row_reason(prompt, message["content"], quality)
+            if message.get("tool_calls") and not message["content"].strip():
+                continue  # the calls are the answer
+            found = found or row_reason(prompt, message["content"], quality, said=said)
     if found is None and quality.empty and not answers:
         return "empty_answer"
     return found
 
 
-def row_reason(prompt: str | None, answer: str, quality: Quality) -> str | None:
+def row_reason(
+    prompt: str | None, answer: str, quality: Quality, *, said: str | None = None
+) -> str | None:
     """The first rule that the row breaks, cheap rules first, or None. ``prompt`` is None where
-    there is none.
+    there is none. ``said`` is everything that was asked up to the answer, as far as it is more
+    than the prompt: what an earlier turn asks for may be in the answer too.
     """
     answer = _bare(answer)
     if quality.empty and not answer:
         return "empty_answer"
     if quality.empty and prompt is not None and not prompt.strip():
         return "empty_prompt"
-    question = prompt or ""
+    question = said or prompt or ""
     limit = quality.max_markup
     return (
         _length(prompt, answer, quality)
         or (quality.placeholders and placeholder(question, answer))
-        or (quality.broken and _broken(question, answer))
+        or (quality.broken and _broken(prompt or "", answer))
         or (limit is not None and markup(question, answer, max_share=limit))
         or (quality.max_repeat is not None and repetitive(answer, max_share=quality.max_repeat))
         or (quality.languages and wrong_language(answer, quality.languages))
@@ -122,26 +130,52 @@ SLOT = re.compile(
 DOTS = re.compile(r"(?:\.{3,}|…+|-{3,}|_{3,}|—{2,}|\?{3,}|\s)+")
 # Prompts to which dots or filler may be the answer.
 MEANT = re.compile(
-    r"morse|ellips|dash|hyphen|divider|separator|symbol|punctuat|lorem|ipsum|placeholder|dummy"
-    r"|filler",
+    r"morse|摩尔斯|摩斯|莫尔斯|摩爾斯|モールス|모스|ellips|dash|hyphen|divider|separator|symbol"
+    r"|punctuat|lorem|ipsum|placeholder|dummy|filler",
     re.IGNORECASE,
 )
+# Prompts about programs and tables, whose output "nan" and "#REF!" may be.
+COMPUTED = re.compile(
+    r"\b(?:print|python|numpy|pandas|javascript|output|returns?|evaluat\w+|spreadsheet|excel|sheets?"
+    r"|cells?|error|float|function|code|program)\b|\bnan\b|[a-z_]\(",
+    re.IGNORECASE,
+)
+OUTPUTS = frozenset({"nan", "#ref", "#n/a", "n/a"})
+# Prompts that ask for a word of a language in which "todo" is one.
+ROMANCE = re.compile(
+    r"[¿¡ñãõ]|\b(?:spanish|portuguese|español|português|spanisch|portugiesisch)\b", re.I
+)
+# The filler text itself, and not only its name.
+FILLER = re.compile(r"lorem ipsum\W+dolor\b|\A\W*lorem ipsum\W*\Z", re.IGNORECASE)
 
 
 def placeholder(prompt: str, answer: str) -> str | None:
     """Says "placeholder" for an answer that only stands where one should be: one of PLACEHOLDERS,
-    dots or dashes, "[insert answer here]", the "nan" of a table, or a text with "lorem ipsum", as
-    C4 has it.
+    dots or dashes, "[insert answer here]", the "nan" of a table, or the text "lorem ipsum dolor".
+    C4 drops every text that has its name, and so what is said about it.
 
     Only a whole answer counts: "Dear [your name], ..." is a letter. What the prompt offers ('say
-    "N/A" if ...') or asks for is an answer.
+    "N/A" if ...') or asks for is an answer, and so are "nan" and "#REF!" where it is about a
+    program or a table, and "todo" in Spanish and Portuguese.
     """
-    found = "lorem ipsum" in answer.casefold()
+    found = FILLER.search(answer) is not None
     if len(answer) <= 80:
         plain = " ".join(answer.strip(" .:!\"'`*\n\t").casefold().split())
-        found = found or (plain in PLACEHOLDERS and plain not in prompt.casefold())
-        found = found or answer == "nan" or bool(DOTS.fullmatch(answer) or SLOT.fullmatch(answer))
+        stands_in = plain in PLACEHOLDERS or answer == "nan"
+        found = found or (stands_in and not _asked_for(plain, prompt))
+        found = found or bool(DOTS.fullmatch(answer) or SLOT.fullmatch(answer))
     return "placeholder" if found and not MEANT.search(prompt) else None
+
+
+def _asked_for(plain: str, prompt: str) -> bool:
+    """Whether a word that mostly stands in for an answer is one, going by the prompt."""
+    if plain in prompt.casefold():
+        return True
+    if plain in OUTPUTS:
+        return COMPUTED.search(prompt) is not None
+    if plain == "todo":
+        return ROMANCE.search(prompt) is not None or language(prompt) in ("es", "pt", "gl")
+    return False
 
 
 # --- length ---------------------------------------------------------------------------------------
@@ -235,9 +269,14 @@ TAG = re.compile(
 )
 WANTED = re.compile(
     r"html|xml|xhtml|css|svg|markup|\btags?\b|fonts?\b|web ?(?:page|site)|<[a-zA-Z/!]|&[a-z]+;"
-    r"|javascript|\bjsx?\b|php",
+    r"|javascript|\bjsx?\b|php|escap|entit|encod"
+    # A page of the web, in other languages.
+    r"|web-?\s?(?:seite|sidan?)|internetseite|homepage|página|sitio web|site web|page web|sito web"
+    r"|网页|網頁|网站|網站|ウェブ|ホームページ|웹|веб|сайт",
     re.IGNORECASE,
 )
+# A whole page: a program that somebody asked for, in whatever words.
+DOCUMENT = re.compile(r"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 
 
@@ -245,10 +284,13 @@ def markup(prompt: str, answer: str, *, max_share: float) -> str | None:
     """Says "markup" if HTML tags and entities are more than this share of the answer, code in
     backticks aside.
 
-    Not where the prompt speaks of HTML or has any itself. C4 drops what has a curly bracket
+    Not where the prompt speaks of HTML or has any itself, and not in a whole page, from "<html>" to
+    "</html>". C4 drops what has a curly bracket
     instead, and so all programs.
     """
     if ("<" not in answer or ">" not in answer) and ("&" not in answer or ";" not in answer):
+        return None
+    if DOCUMENT.match(answer) and "</html>" in answer.lower():
         return None
     plain = CODE.sub("", answer)
     size = sum(len(found[0]) for found in TAG.finditer(plain))

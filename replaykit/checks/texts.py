@@ -226,24 +226,57 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+# --- thoughts -------------------------------------------------------------------------------------
+
+THOUGHT = r"(?:think|thinking|thought|reasoning|seed:think)"
+THOUGHT_START = re.compile(rf"\s*(?:<{THOUGHT}>|\[THINK\]|◁think▷)")
+THOUGHT_END = re.compile(rf"</{THOUGHT}>|\[/THINK\]|◁/think▷")
+
+
+def without_thought(text: str) -> str:
+    """The answer without the thought before it; "" where the thought was cut and no answer came.
+
+    A template may have opened the thought in the prompt, so that only its end is in the text.
+    """
+    ends = list(THOUGHT_END.finditer(text))
+    if ends:
+        return text[ends[-1].end() :].strip()
+    return "" if THOUGHT_START.match(text) else text
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 OPENING = 200  # characters in which an answer that declines says so
+# To be unable, in the first person: "cannot", "am not equipped to", "lack the ability to".
+UNABLE = r"(?:able|equipped|designed|programmed|built|trained|allowed|permitted|authori[sz]ed)"
+ABILITY = r"(?:capabilit(?:y|ies)|ability|abilities|capacity|means|permission|authori[sz]ation)"
 CANNOT = (
-    r"(?:can(?:no|')t|can not|won't|will not|am (?:not able|unable) to|"
-    r"'m (?:not able|unable) to|am not going to)"
+    r"(?:can(?:no|')t|can not|won't|will not|am not going to"
+    rf"|(?:am|'m|was)(?: (?:just|only|simply|currently))? (?:not {UNABLE}|unable) to"
+    r"|(?:am|'m)(?: (?:just|only|simply|currently))? (?:not capable|incapable) of"
+    rf"|(?:do not|don't|currently lack|lack) (?:\w+ ){{0,3}}{ABILITY} (?:to|of)"
+    r"|(?:am|'m) not in a position to)"
 )
+# What is declined: to help, or to make what was asked for.
 DECLINED = (
-    r"(?:(?:help|assist)(?: you)?(?: (?:with|in|by)\b|[.,;!]|$)|provide|fulfil|comply|answer th|"
-    r"create|generate|support|engage|participate|offer|discuss|produce|do that)"
+    r"(?:(?:help|assist)(?:ing)?(?: you)?(?: (?:with|in|by)\b|[.,;!]|$)|provid(?:e|ing)"
+    r"|fulfil|comply|answer(?:ing)? th|creat(?:e|ing)|generat(?:e|ing)|support|engag(?:e|ing)"
+    r"|participate|offer|discuss|produc(?:e|ing)|do that)"
+)
+# "As a chatbot, I cannot ...": what speaks says what it is.
+AS_MODEL = (
+    r"as an? (?:\w+[ -]){0,4}?(?:ai|a\.i\.|chatbot|bot|assistant|(?:language |ai )?model|program)\b"
 )
 REFUSALS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"^\W*(?:(?:i'm|i am|we're) (?:really |very |so )?sorry|sorry|my apologies|"
         rf"i apologi[sz]e|unfortunately)\b.{{0,80}}?"
-        rf"\b(?:i|we) ?{CANNOT} (?:\w+ ){{0,2}}{DECLINED}",
-        rf"^\W*(?:as an ai\b.{{0,80}}?)?\bi ?{CANNOT} (?:\w+ ){{0,1}}{DECLINED}",
+        rf"\b(?:i|we)(?: |(?='m)){CANNOT} (?:\w+ ){{0,2}}{DECLINED}",
+        rf"^\W*(?:{AS_MODEL}.{{0,80}}?)?\bi(?: |(?='m)){CANNOT} (?:\w+ ){{0,1}}{DECLINED}",
+        # Where it says what it is that speaks, any verb will do, unless an answer follows.
+        rf"^\W*(?:(?:i'm|i am) sorry,? (?:but )?)?{AS_MODEL},? i(?: |(?='m)){CANNOT} \w+"
+        r"(?!.{0,120}\b(?:but|however),? (?:i|here|my)\b)",
         r"^\W*i must (?:respectfully )?(?:decline|refuse)|"
         r"^\W*i (?:respectfully )?(?:decline|refuse) to\b",
         r"^\W*(?:很|非常|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾).{0,20}?"

@@ -6,7 +6,7 @@ Where the base is right in 90 % and a tuned model in 24 %, the drop is 0.66 and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from replaykit.data.record import TARGET
 from replaykit.errors import DataError
@@ -34,6 +34,8 @@ class Scored:
     scores: list[float]
     tokens: list[int]
     """Of a cross_entropy skill, item by item; else empty."""
+    strict: list[float] = field(default_factory=list)
+    """Of a right/wrong skill, item by item, in the strict reading; else empty."""
 
 
 def compare(
@@ -65,6 +67,7 @@ def compare(
         ModelScores(
             model=base,
             scores=_rounded(scores[base]),
+            strict=_strict(shared[base]),
             old=_mean_of(scores[base], binary),
             target=_rounded(scores[base]).get(TARGET),
         )
@@ -74,7 +77,8 @@ def compare(
             skill: _drop(test, shared[base][skill], shared[name][skill])
             for skill, test in tests.items()
         }
-        models.append(_tuned(name, scores[base], scores[name], drops, binary, mixed.get(name)))
+        made = _tuned(name, scores[base], scores[name], drops, binary, mixed.get(name))
+        models.append(made.model_copy(update={"strict": _strict(shared[name])}))
     skills = [
         _facts(skill, test, len(shared[base][skill].scores), len(items[base][skill]))
         for skill, test in tests.items()
@@ -101,6 +105,7 @@ def shared_items(items: Mapping[str, Items]) -> dict[str, dict[str, Scored]]:
             found[name][skill] = Scored(
                 [item.score for item in shared if item.score is not None],
                 [item.tokens for item in shared if item.tokens is not None],
+                [item.strict for item in shared if item.strict is not None],
             )
     return found
 
@@ -173,6 +178,11 @@ def _score(test: Test, items: Scored) -> Interval:
     if test.score == "cross_entropy":
         return per_token(items.scores, items.tokens)
     return proportion(items.scores)
+
+
+def _strict(items: Mapping[str, Scored]) -> dict[str, Interval]:
+    """The strict reading of every skill that has one."""
+    return _rounded({skill: proportion(of.strict) for skill, of in items.items() if of.strict})
 
 
 def _drop(test: Test, before: Scored, after: Scored) -> Interval:

@@ -40,7 +40,10 @@ class ModelScores(Result):
     """The share of replay that came out, in the unit of the ratio."""
     steps: int | None = None
     scores: dict[str, Interval]
-    """By skill; of a cross_entropy skill in nats a token."""
+    """By skill; of a cross_entropy skill in nats a token. Of a right/wrong skill it is the lenient
+    reading: the answer counts, however it is written."""
+    strict: dict[str, Interval] = Field(default={})
+    """By right/wrong skill, the strict reading: the answer is also written as the reference is."""
     old: Interval | None
     """The mean of the old skills that are scored right or wrong."""
     target: Interval | None

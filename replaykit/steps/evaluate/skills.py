@@ -1,10 +1,12 @@
 """Scores of one model on held-out items, item by item.
 
-    {"skill": "capital", "row": 0, "score": 1.0, "answer": "Santiago", "finish": "stop"}
+    {"skill": "capital", "row": 0, "score": 1.0, "strict": 1.0, "answer": "Santiago",
+     "finish": "stop"}
     {"skill": "pool", "row": 0, "score": 8.25, "tokens": 5}
     {"skill": "pool", "row": 1, "score": null, "reason": "too_long"}
 
-A right/wrong item is answered greedily and compared with its reference (``checks.verify``); a
+A right/wrong item is answered greedily and compared with its reference (``checks.verify``), in a
+lenient reading, which is the score, and a strict one, which wants the reference's form too; a
 cross_entropy item is the negative log-likelihood of its reference answer, in nats, and how many
 tokens that is.
 """
@@ -16,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaykit.checks.verify import How, is_right
+from replaykit.checks.verify import How, readings
 from replaykit.data.record import Record
 from replaykit.engines import Engine, Request, Sampling
 from replaykit.errors import DataError, EngineError
@@ -42,6 +44,9 @@ class Item:
     """Of the reference answer, of a cross_entropy item."""
     reason: str | None = None
     """Why it has no score."""
+    strict: float | None = None
+    """Of a right/wrong item: 1 where the answer is also written as the reference is. The score is
+    the lenient reading."""
 
     def to_json(self) -> dict[str, str | int | float | None]:
         """Its line in items-<model>.jsonl, without what such an item does not have."""
@@ -50,7 +55,7 @@ class Item:
             "row": self.row,
             "score": self.score,
         }
-        for key in ("answer", "finish", "tokens", "reason"):
+        for key in ("strict", "answer", "finish", "tokens", "reason"):
             value = getattr(self, key)
             if value is not None:
                 line[key] = value
@@ -131,12 +136,17 @@ def _answers(
         record = records[completion.row]
         answer = chat.decode(completion.tokens)
         try:
-            right = is_right(answer, record.answer, how=how)
+            right = readings(answer, record.answer, how=how)
         except ValueError as error:
             place = f"{test.path}:{record.meta.get('line', '?')}"
             raise DataError(f"{place}: cannot be scored as {how}: {error}") from error
         yield Item(
-            skill, completion.row, float(right), answer=answer, finish=completion.finish_reason
+            skill,
+            completion.row,
+            float(right.lenient),
+            answer=answer,
+            finish=completion.finish_reason,
+            strict=float(right.strict),
         )
 
 

@@ -30,7 +30,7 @@ from replaykit.steps.step import (
 
 
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
-    from replaykit.engines import choose
+    from replaykit.engines import engine_fact
 
     need(recipe, "eval", "model", "eval")
     folders: dict[str, Path] = {}
@@ -46,7 +46,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
     models = {name: str(folder / "model") for name, folder in folders.items()}
     inputs = {
         **model_facts(recipe),
-        "engine": choose(recipe.engine.here),
+        "engine": engine_fact(recipe.engine.here),
         "eval": test_facts(recipe),
         "tuned": {name: tuned_facts(Path(model)) for name, model in models.items()},
     }

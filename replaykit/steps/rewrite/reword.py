@@ -22,7 +22,6 @@ normalised edit distances of characters, from 0 to 1.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
+from replaykit.checks.texts import without_thought
 from replaykit.checks.verify import How, final_answer, is_right
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Message, Record, dialogue
@@ -39,6 +39,7 @@ from replaykit.hashing import derive_seed
 from replaykit.model.chat import Chat
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.runs import Watch, unwatched
+from replaykit.steps.rewrite.gate import cleaned, form_fault, leaked
 
 # Our wording of the rules that 2402.11192 gives its editor.
 EDIT = """\
@@ -76,18 +77,6 @@ Answer the question yourself, in your own words and style. Keep to the facts and
 the reference answer. End with the final answer, written the way the reference answer writes it. \
 Write your answer and nothing else; do not mention the reference answer."""
 
-# Words that speak about the request instead of answering the question. A harmless text may match as
-# well; then the reference stays, which is safe.
-LEAKS = re.compile(
-    r"\b(?:reference|corrected|revised|edited|rewritten|earlier|provided) "
-    r"(?:answer|response|solution)\b"
-    r"|\b(?:my|your) (?:own )?response\b|\b(?:my|your) own words\b|\bas (?:instructed|requested)\b"
-    r"|\bhere(?: is|['\u2019]s) (?:the|a|my|your) "
-    r"[a-z ]{0,20}(?:answer|response|solution|version)\b"
-    r"|参考答案|参考回答|(?:修改|修正|更正)后的?(?:答案|回答)|[我你您]的回答",
-    re.IGNORECASE,
-)
-
 STAGES = ("prediction", "edit", "paraphrase")
 
 
@@ -96,7 +85,8 @@ class _Reply(NamedTuple):
 
     text: str
     fault: str | None
-    """Why it cannot stay as it is, whatever it says: too_long, truncated, empty."""
+    """Why it cannot stay as it is, whatever it says: too_long, truncated, empty; of a prediction
+    also refusal, repetitive."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +160,9 @@ def reword(
     """Exactly one record for each target row, in target order; its last answer is rewritten, or the
     reference.
 
+    A reply counts without the thought before it, and one that was made with the reference in view
+    also without a code fence around it and a first sentence that only offers help.
+
     All rows get their first reply before the first edit is requested. Each reply is in the ledger
     at once, and one that is there is not requested again. Only the last assistant turn changes;
     messages stay equal where the reference stays. ``meta`` is the target's, and: ``parent``, the
@@ -182,6 +175,8 @@ def reword(
         truncated, empty      the reply was cut at max_tokens, or says nothing
                               (a prediction that was cut can be edited)
         leaked_prompt         the reply speaks of the request
+        refusal, repetitive   the reply declines or loops, and the reference does not
+                              (such a prediction can be edited)
         unverified            its final answer is not the reference's
         over_edited           its distance to the prediction is more than max_edit times that of the
                               reference
@@ -233,6 +228,8 @@ def _min_change(
     settings = session.settings
     questions = {row: _before_answer(record) for row, record in rows.items()}
     predictions = session.replies("prediction", questions, engine, chat)
+    for row, record in rows.items():
+        predictions[row] = _judged(predictions[row], record)
     prompts = {
         row: _edit_prompt(record, predictions[row].text)
         for row, record in rows.items()
@@ -258,8 +255,8 @@ def _paraphrase(
 
 
 def _reply(line: Mapping[str, Any]) -> _Reply:
-    """The reply on a line of the ledger."""
-    text = line["text"]
+    """The reply on a line of the ledger, which has the thought before it as well."""
+    text = without_thought(line["text"]).strip()
     if not text:
         return _Reply(text, "empty")
     if line["finish_reason"] == "length":
@@ -314,10 +311,25 @@ def _unusable(record: Record, verify: How) -> str | None:
 
 
 def _needs_edit(record: Record, prediction: _Reply, verify: How) -> bool:
-    """An answer that was cut needs one even if it is right; an empty one has nothing to edit."""
+    """An answer that was cut, loops or declines needs one even if it is right; an empty one has
+    nothing to edit.
+    """
     if prediction.fault is not None:
-        return prediction.fault == "truncated"
+        return prediction.fault in ("truncated", "refusal", "repetitive")
     return not is_right(prediction.text, record.answer, how=verify)
+
+
+def _judged(prediction: _Reply, record: Record) -> _Reply:
+    """The prediction with what its form says against it."""
+    if prediction.fault is not None:
+        return prediction
+    return _Reply(prediction.text, form_fault(prediction.text, record.answer))
+
+
+def _framed(reply: _Reply, record: Record, *, own: str = "") -> _Reply:
+    """A reply that was made with the reference in view, without what frames it."""
+    text = cleaned(reply.text, like=record.answer, own=own)
+    return _Reply(text, reply.fault or (None if text else "empty"))
 
 
 def _refusal(reply: _Reply, record: Record, verify: How, *, may_say: str = "") -> str | None:
@@ -327,9 +339,12 @@ def _refusal(reply: _Reply, record: Record, verify: How, *, may_say: str = "") -
     """
     if reply.fault is not None:
         return reply.fault
-    conversation = " ".join([may_say, *(turn["content"] for turn in record.messages)]).lower()
-    if any(leak.group().lower() not in conversation for leak in LEAKS.finditer(reply.text)):
+    conversation = " ".join([may_say, *(turn["content"] for turn in record.messages)])
+    if leaked(reply.text, said=conversation):
         return "leaked_prompt"
+    form = form_fault(reply.text, record.answer)
+    if form is not None:
+        return form
     if not is_right(reply.text, record.answer, how=verify):
         return "unverified"
     return None
@@ -346,6 +361,7 @@ def _min_changed(
         return _keep_reference(record, "empty", edit=far, reference_edit=far)
     if edit is None:
         return _answered(record, prediction.text, "prediction", edit=0.0, reference_edit=far)
+    edit = _framed(edit, record, own=prediction.text)
     near = Levenshtein.normalized_distance(prediction.text, edit.text)
     why = _refusal(edit, record, settings.verify, may_say=prediction.text)
     if why is None and near > settings.max_edit * far:
@@ -360,6 +376,7 @@ def _paraphrased(record: Record, reply: _Reply, verify: How) -> Record:
     """The paraphrase if it is acceptable, else the reference."""
     if reply.fault == "too_long":
         return _keep_reference(record, "too_long")
+    reply = _framed(reply, record)
     distance = Levenshtein.normalized_distance(record.answer, reply.text)
     why = _refusal(reply, record, verify)
     if why is None:

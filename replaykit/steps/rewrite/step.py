@@ -17,7 +17,7 @@ from replaykit.steps.step import Context, Outcome, Todo, do_step, engine_and_cha
 
 
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[RewriteResult]]:
-    from replaykit.engines import choose
+    from replaykit.engines import engine_fact
 
     need(recipe, "rewrite", "model", "target")
     settings = recipe.rewrite or Rewrite()
@@ -26,7 +26,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[RewriteResult]]:
     inputs = {
         **model_facts(recipe),
         "seed": recipe.seed,
-        "engine": choose(recipe.engine),
+        "engine": engine_fact(recipe.engine),
         "target": row_facts(target),
         "rewrite": settings.decisive(),
     }

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replaykit.checks.duplicates import Repeats, normal_form, shingles
+from replaykit.checks.duplicates import QUESTIONS, Repeats, normal_form, shingles
 from replaykit.parallel import LocalExecutor
 from replaykit.runs import machine
 
@@ -80,7 +80,7 @@ def planted(rows: int = 3000, copies: int = 2000) -> list[str]:
 def ours(texts: list[str], processes: int) -> list[int | None]:
     with (
         closing(LocalExecutor(processes)) as executor,
-        Repeats(THRESHOLD, executor=executor) as repeats,
+        Repeats(THRESHOLD, executor=executor, likeness=QUESTIONS) as repeats,
     ):
         return [twin and twin.row for _, twin in repeats.find_all("pool", enumerate(texts))]
 

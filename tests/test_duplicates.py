@@ -19,7 +19,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.checks.duplicates import Repeats, Table, Twin, Twins, bands_for, best, shingles
+from replaykit.checks.duplicates import (
+    EXCHANGES,
+    QUESTIONS,
+    Repeats,
+    Table,
+    Twin,
+    Twins,
+    bands_for,
+    best,
+    exchange,
+    kept_form,
+    says_other,
+    shingles,
+)
+from replaykit.data.record import Record, dialogue
 from replaykit.nano import world
 from replaykit.parallel import LocalExecutor
 from replaykit.text import normalise
@@ -31,7 +45,7 @@ Verdict = tuple[str, int] | None
 def verdicts(
     texts: Sequence[str], threshold: float | None, slots: int = 3 * 2**14
 ) -> list[Verdict]:
-    twins = Twins(threshold, texts.__getitem__, slots=slots)
+    twins = Twins(threshold, texts.__getitem__, slots=slots, likeness=QUESTIONS)
     return [twins.find(row, text) for row, text in enumerate(texts)]
 
 
@@ -233,6 +247,145 @@ def test_the_bands_find_a_pair_at_the_threshold_and_no_longer_ones_would(thresho
     assert rows == 128 or 1 - (1 - threshold ** (rows + 1)) ** (128 // (rows + 1)) < 0.99
 
 
+# --- exchanges: a question and its answer ---------------------------------------------------------
+
+STORY = (
+    "Weng walked home through the rain with an umbrella, while her sister Ada, who had none, took "
+    "the bus to the station and read a book about the rivers of South America on the way."
+)
+
+
+def repeated(rows: Sequence[Record], threshold: float | None = 0.9) -> list[Verdict]:
+    """Of each row the reason and the earlier row that it repeats."""
+    with Repeats(threshold, slots=3 * 2**12) as found:
+        pool = found.find_all("pool", ((row, exchange(row)) for row in rows))
+        return [twin and (twin.reason, twin.row) for _, twin in pool]
+
+
+def asked(question: str, answer: str, system: str | None = None) -> Record:
+    return Record(dialogue(question, answer, system=system), "select")
+
+
+def test_a_row_is_repeated_by_the_same_question_with_the_same_answer_alone() -> None:
+    rows = [asked("Name a fruit.", answer) for answer in ("apple", "pear", "apple ", "fig")]
+    assert repeated(rows) == [None, None, ("duplicate", 0), None]
+    assert repeated(rows, None) == [None, None, ("duplicate", 0), None]
+
+
+def test_a_question_under_another_system_message_is_another_question() -> None:
+    rows = [asked("Name a fruit.", "apple", system) for system in ("Be kind.", "Be rude.", None)]
+    assert repeated([*rows, rows[1]]) == [None, None, None, ("duplicate", 1)]
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    called = [Record(rows[0].messages, "select", tools=(tool,)) for tool in tools]
+    assert repeated([*called, rows[0], called[1]]) == [None, None, None, ("duplicate", 1)]
+
+
+def test_a_thought_and_a_call_are_a_part_of_the_answer() -> None:
+    def thinking(**more: Any) -> Record:
+        answer: Any = {"role": "assistant", "content": "4", **more}
+        return Record((*dialogue("2 + 2?"), answer), "select")
+
+    def calling(**arguments: str) -> Record:
+        call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+        return thinking(tool_calls=[call])
+
+    rows = [thinking(), thinking(reasoning_content="two and two"), calling(a="2"), calling(a="3")]
+    assert repeated([*rows, rows[1], rows[3]])[:4] == [None] * 4
+    assert repeated([*rows, rows[1], rows[3]])[4:] == [("duplicate", 1), ("duplicate", 3)]
+
+
+def test_all_turns_of_a_conversation_count() -> None:
+    def talk(first: str, reply: str) -> Record:
+        return Record((*dialogue(first, reply), *dialogue("Go on.", "So it is.")), "select")
+
+    rows = [talk("Tell me of rain", "Wet."), talk("Tell me of snow", "Wet."), talk("Tell me of rain", "Cold.")]  # fmt: skip
+    assert repeated([*rows, rows[2]]) == [None, None, None, ("duplicate", 2)]
+
+
+def test_several_questions_on_one_passage_stay_whatever_their_answers() -> None:
+    questions = ["Was it raining?", "Did Ada have an umbrella?", "Did she walk?", "Is this a poem?"]
+    for answers in (("yes", "no", "no", "no"), ("no",) * 4):
+        rows = [
+            asked(f"{STORY * 3}\n{question}", answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        assert repeated(rows) == [None] * 4
+    assert repeated([rows[0], asked(f"{STORY * 3}\nWas it raining??", "no")]) == [
+        None,
+        ("near_duplicate", 0),
+    ]
+
+
+def test_a_pair_that_differs_in_one_word_stays_where_its_answer_differs() -> None:
+    pair = "Premise: {0} Hypothesis: Two {1} run over the field. Does it follow, yes or no?"
+    dogs, cats = (pair.format(STORY * 2, animal) for animal in ("dogs", "cats"))
+    assert repeated([asked(dogs, "yes"), asked(cats, "no")]) == [None, None]
+    assert repeated([asked(dogs, "yes"), asked(cats, "yes")])[1] == ("near_duplicate", 0)
+
+
+LOOP = "total = 0\nfor row in rows:\n    total += row.size\n    {0}print(total)"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 10² less one, and why is it so?", "What is 102 less one, and why is it so?"),
+        ("What does `print(A)` show?", "What does `print(a)` show?"),
+        (LOOP.format(""), LOOP.format("    ")),
+        (f"{STORY * 4}\n" + LOOP.format(""), f"{STORY * 4}\n" + LOOP.format("    ")),
+        (f"{STORY * 9} print(A)", f"{STORY * 9} print(a)"),
+        ("H₂O is water, is it not?", "H2O is water, is it not?"),
+    ],
+)
+def test_case_superscripts_and_indentation_make_another_text(one: str, other: str) -> None:
+    for threshold in (None, 0.5, 0.9):
+        assert repeated([asked(one, "yes"), asked(other, "yes")], threshold) == [None, None]
+        assert repeated([asked("Write it.", one), asked("Write it.", other)], threshold) == [
+            None,
+            None,
+        ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Name a  river ,\tplease. ", "Name a river , please."),
+        ("One line.\r\n\r\n\r\nAnother.  ", "One line.\n\nAnother."),
+        ("if x:\n\treturn 1\n", "if x:\n        return 1"),
+        ("cafe\u0301", "caf\u00e9"),
+    ],
+)
+def test_what_nobody_reads_makes_no_other_text(one: str, other: str) -> None:
+    assert repeated([asked(one, "yes"), asked(other, "yes")], None)[1] == ("duplicate", 0)
+
+
+def test_near_duplicates_are_alike_in_question_and_in_answer() -> None:
+    answers = [STORY, STORY.replace("bus", "tram"), STORY.replace("rain", "snow") + " Then" * 9]
+    question = f"Tell me about Weng and Ada, and do it in one long sentence. {STORY}"
+    rows = [asked(question, answers[0]), asked(question + "!", answers[1]), asked(question, answers[2])]  # fmt: skip
+    assert repeated(rows) == [None, ("near_duplicate", 0), None]
+    assert repeated(rows[::2] + rows[1:2]) == [None, None, ("near_duplicate", 0)]
+
+
+def test_texts_that_differ_in_a_whole_sentence_say_other_things() -> None:
+    assert says_other(f"{STORY} Who won?", f"{STORY} When was it?")
+    assert says_other(f"{STORY} Who won?", STORY)
+    assert not says_other(f"{STORY} Who won on Sunday?", f"{STORY} Who won on Sundays?")
+    assert EXCHANGES.other is says_other
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(alphabet="aA b\n²é好", max_size=6), max_size=30))
+def test_every_repeated_exchange_is_found_whatever_the_texts(texts: list[str]) -> None:
+    rows = [asked(text, answer) for text in texts for answer in ("yes", "no")]
+    first: dict[tuple[str, ...], int] = {}
+    expected: list[Verdict] = []
+    for number, row in enumerate(rows):
+        seen = first.setdefault(tuple(map(kept_form, exchange(row))), number)
+        expected.append(None if seen == number else ("duplicate", seen))
+    assert repeated(rows, None) == expected
+
+
 # --- memory, order, processes ---------------------------------------------------------------------
 
 
@@ -257,9 +410,9 @@ def test_in_a_full_bucket_the_least_row_gives_way() -> None:
 
 def test_the_same_rows_give_the_same_verdicts_in_another_process() -> None:
     code = (
-        "from replaykit.checks.duplicates import Twins\nfrom replaykit.nano import world\n"
+        "from replaykit.checks.duplicates import QUESTIONS, Twins\nfrom replaykit.nano import world\n"
         "texts = [task.prompt for task in world.draw_old(300, seed=4)]\n"
-        "twins = Twins(0.6, texts.__getitem__, slots=3 * 2**14)\n"
+        "twins = Twins(0.6, texts.__getitem__, slots=3 * 2**14, likeness=QUESTIONS)\n"
         "print([twins.find(row, text) for row, text in enumerate(texts)])"
     )
     runs = [
@@ -288,7 +441,7 @@ def executors() -> Iterator[dict[int, LocalExecutor]]:
 def repeats(
     texts: Sequence[str], threshold: float | None, **how: Any
 ) -> list[tuple[int, Twin | None]]:
-    with Repeats(threshold, slots=3 * 2**12, **how) as found:
+    with Repeats(threshold, slots=3 * 2**12, likeness=QUESTIONS, **how) as found:
         return list(found.find_all("pool", enumerate(texts)))
 
 
@@ -324,8 +477,8 @@ def test_two_dedupes_may_be_read_in_turn_with_one_executor(
     texts = [task.prompt for task in world.draw_old(300, seed=6)]
     apart = repeats(texts, 0.7), repeats(texts, 0.9)
     with (
-        Repeats(0.7, executor=executors[2], batch=10) as one,
-        Repeats(0.9, executor=executors[2], batch=7) as other,
+        Repeats(0.7, executor=executors[2], batch=10, likeness=QUESTIONS) as one,
+        Repeats(0.9, executor=executors[2], batch=7, likeness=QUESTIONS) as other,
     ):
         both = list(
             zip(
@@ -348,7 +501,7 @@ def test_a_pool_repeats_itself_or_the_target_before_it_and_the_target_does_not_r
 ):
     target = ["Name a river, please."]
     pool = ["Name a river, please!", "A lake?", "name a RIVER, please .", "a lake ?"]
-    with Repeats(0.8) as found:
+    with Repeats(0.8, likeness=QUESTIONS) as found:
         assert [twin for _, twin in found.find_all("target", enumerate(target))] == [None]
         assert [twin for _, twin in found.find_all("pool", enumerate(pool))] == [
             Twin("near_target_duplicate", "target", 0, target[0]),
@@ -356,13 +509,14 @@ def test_a_pool_repeats_itself_or_the_target_before_it_and_the_target_does_not_r
             Twin("target_duplicate", "target", 0, target[0]),
             Twin("duplicate", "pool", 1, "A lake?"),
         ]
-        assert found.similarity("pool", 0, 2) == pytest.approx(jaccard(pool[0], pool[2]))
+        assert found.alike("pool", 0, 2)
+        assert not found.alike("pool", 0, 1)
         with pytest.raises(ValueError, match="have come already"):
             list(found.find_all("pool", []))
 
 
 def test_a_source_without_rows_takes_nobodys_place() -> None:
-    with Repeats(None) as found:
+    with Repeats(None, likeness=QUESTIONS) as found:
         assert list(found.find_all("target", [])) == []
         twins = [twin for _, twin in found.find_all("pool", enumerate(["a b", "A b"]))]
         assert twins == [None, Twin("duplicate", "pool", 0, "a b")]
@@ -393,7 +547,7 @@ def test_only_rows_that_may_be_twins_are_read_back() -> None:
         read.append(row)
         return texts[row]
 
-    twins = Twins(0.9, reader)
+    twins = Twins(0.9, reader, likeness=QUESTIONS)
     assert [twins.find(row, text) for row, text in enumerate(texts)] == [None] * 300
     assert len(read) <= 3
     assert twins.find(300, texts[17].upper()) == ("duplicate", 17)

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.checks.overlap import Overlap
+from replaykit.checks.evalsets import EvalItem
+from replaykit.checks.overlap import Decontamination, Overlap, parts_of
+from replaykit.data.record import Record, dialogue
 from replaykit.nano import world
 from replaykit.text import words
 
@@ -107,8 +109,12 @@ def test_no_prompts_and_empty_ones_match_nothing() -> None:
 def test_other_tasks_of_the_same_skill_do_not_overlap_and_the_held_out_ones_do(skill: str) -> None:
     tests = [task.prompt for task in world.draw(skill, 60, seed=3, held_out=True)]
     overlap = Overlap(tests)
+    # A task may be put in other words before it ("Quick question: ..."): it is the same one.
+    bodies = {parts_of(prompt)[-1] for prompt in tests}
     assert [
-        task.prompt for task in world.draw(skill, 300, seed=3) if overlap.find(task.prompt)
+        task.prompt
+        for task in world.draw(skill, 300, seed=3)
+        if overlap.find(task.prompt) and parts_of(task.prompt)[-1] not in bodies
     ] == []
     assert [prompt for prompt in tests if overlap.find(prompt) != held(prompt)] == []
 
@@ -149,12 +155,16 @@ def test_a_shared_passage_is_not_yet_the_same_question() -> None:
     assert [overlap.find(test) for test in tests] == [held(test) for test in tests]
 
 
-def test_a_prompt_made_only_of_parts_of_others_is_known_by_its_whole_text() -> None:
+def test_a_prompt_that_another_one_begins_with_is_found_among_other_text() -> None:
     longer = f"{STORY} And how much would it have been for a whole day without any rain?"
     overlap = Overlap([STORY, longer])
     assert overlap.find(STORY) == held(STORY)
     assert overlap.find(longer) == held(longer)
-    assert overlap.find(f"Look: {STORY}") is None
+    assert overlap.find(f"Look: {STORY}") == held(STORY)
+    short = Overlap(["What is the capital of Peru?", "What is the capital of Peru? Be brief."])
+    assert short.find("Q: What is the capital of Peru?") == held("What is the capital of Peru?")
+    assert short.find("What is the capital of Peru or Chile? Be brief.") is None
+    assert overlap.find(f"Look: {STORY.split('.')[0]}. And what did she wear?") is None
 
 
 def test_prompts_that_repeat_themselves_or_each_other_are_still_found() -> None:
@@ -162,6 +172,121 @@ def test_prompts_that_repeat_themselves_or_each_other_are_still_found() -> None:
     overlap = Overlap([loop, loop.upper(), STORY, STORY.replace(".", "!")])
     assert overlap.find(f"Please {loop}") == held(loop)
     assert overlap.find(f"Please {STORY}") == held(STORY)
+
+
+# --- prompts in other dress ------------------------------------------------------------------------
+
+PERU = "What is the capital of Peru?"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "Q: What is the capital of Peru?",
+        "what is the capital of peru",
+        "Question 3: What is the capital of Peru?\nAnswer:",
+        "**Question:** What is the capital of Peru? A: Lima",
+        "3) What is the capital of Peru",
+        "Be brief. What is the capital of Peru?",
+        '"What is the capital of Peru?"',
+        "What is the capital\nof Peru?",
+    ],
+)
+def test_a_short_question_is_found_behind_a_label_and_without_its_mark(row: str) -> None:
+    expected = None if "\n" in row and "Answer" not in row else held(PERU)
+    assert Overlap([PERU, "Name a river."]).find(row) == expected
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "Q: What is the capital of Chile?",
+        "What is the capital of Peru's largest region?",
+        "He asked her what is the capital of Peru and she knew.",
+        "Q: What was the capital of Peru?",
+    ],
+)
+def test_another_short_question_with_the_same_label_stays(row: str) -> None:
+    assert Overlap([PERU, "Q: Name a river."]).find(row) is None
+
+
+def test_marks_that_mean_something_are_not_left_out() -> None:
+    assert Overlap(["What is 3!?"]).find("What is 3?") is None
+    assert Overlap(["What is 10² now?"]).find("What is 102 now?") is None
+    assert Overlap(["How much is 7 - 5 here?"]).find("How much is 7 + 5 here?") is None
+
+
+HEADER = (
+    "Answer the following question with a single word, and think about it carefully before you do, "
+    "since nobody will ask you again."
+)
+
+
+@pytest.mark.parametrize("header", [HEADER, "Answer in one word."])
+@pytest.mark.parametrize("between", ["\n\n", " ", "\nQuestion: "])
+def test_the_body_under_a_shared_instruction_is_found_alone(header: str, between: str) -> None:
+    bodies = [PERU, "What is the capital of Chile?", "Who wrote the novel Emma?"]
+    tests = [f"{header}{between}{body}" for body in bodies]
+    overlap = Overlap(tests)
+    for body, test in zip(bodies, tests, strict=True):
+        assert overlap.find(body) == held(test)
+        assert overlap.find(f"Q: {body}") == held(test)
+        assert overlap.find(f"{header}\n{body}") == held(test)
+    assert overlap.find(f"{header}{between}What is the capital of Bolivia?") is None
+    assert overlap.find(header) is None
+    assert overlap.find("Who wrote the novel Persuasion?") is None
+
+
+def test_a_long_body_under_a_shared_instruction_is_found_alone_with_other_words_before_it() -> None:
+    overlap = Overlap([f"{HEADER}\n{STORY}", f"{HEADER}\n{PERU}"])
+    assert overlap.find(f"Solve this step by step: {STORY}") == held(f"{HEADER}\n{STORY}")
+    assert overlap.find(f"{HEADER}\n{STORY.replace('12 dollars', '13 dollars')}") is None
+
+
+def test_a_question_on_a_shared_passage_is_found_however_the_two_are_put_together() -> None:
+    questions = ["Who is wet by now?", "Who has paid her, and was it enough?", "Why?"]
+    tests = [f"{STORY} {question}" for question in questions]
+    overlap = Overlap(tests)
+    for question, test in zip(questions, tests, strict=True):
+        assert overlap.find(f"Passage: {STORY}\nQuestion: {question}\nAnswer:") == held(test)
+        assert overlap.find(f"{question}\n\n{STORY}") == held(test)
+    assert overlap.find(f"Passage: {STORY}\nQuestion: Where does she live?") is None
+    assert overlap.find("It rained on Ada and not on Ben. Who is wet by now? Say why.") is None
+    assert overlap.find("Why?") is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "What is the cap\u00adital of Pe\u00adru?",
+        "What is\u200b the \ufeffcapital of P\u200deru?",
+        "Wh\u0430t is the c\u0430pit\u0430l \u043ef \u0420\u0435ru?",
+        "Ｗhat is the capital of Peru？",
+    ],
+)
+def test_what_looks_the_same_is_the_same(row: str) -> None:
+    assert row != PERU
+    assert Overlap([PERU]).find(row) == held(PERU)
+    assert Overlap([row]).find(PERU) == held(row)
+    hidden = "\u200b".join(STORY.replace("a", "\u0430"))
+    assert Overlap([STORY]).find(f"So: {hidden}") == held(STORY)
+
+
+def test_words_of_another_alphabet_keep_their_letters() -> None:
+    question = "Какой город является столицей Перу?"
+    overlap = Overlap([question])
+    assert overlap.find(f"Вопрос: {question.upper()}") == held(question)
+    assert overlap.find("Какой город является столицей Чили?") is None
+
+
+def test_a_thought_that_gives_a_test_away_is_found() -> None:
+    clean = Decontamination({"test": [EvalItem("7", PERU)]})
+    turns = dialogue("Ask me something.", "Gladly.")
+    thinking = {**turns[1], "reasoning_content": f"I could ask: {PERU}"}
+    assert clean.check(Record(turns, "select")) is None
+    hit = clean.check(Record((turns[0], thinking), "select"))  # type: ignore[arg-type]
+    assert hit is not None
+    assert hit.item == "7"
 
 
 # --- general --------------------------------------------------------------------------------------

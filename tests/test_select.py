@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit.checks import quality
+from replaykit.checks.duplicates import exchange, kept_form
 from replaykit.checks.evalsets import EvalItem
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
@@ -74,6 +75,10 @@ def pool_of(*prompts: str, **columns: Any) -> list[Record]:
         )
         for k, prompt in enumerate(prompts, 1)
     ]
+
+
+def answered(question: str, *answers: str) -> list[Record]:
+    return [Record(dialogue(question, answer), "target") for answer in answers]
 
 
 def prompts(records: list[Record]) -> list[str]:
@@ -165,23 +170,58 @@ def test_only_the_last_question_is_compared() -> None:
 
 
 def test_duplicates_and_target_prompts_and_unanswered_rows_are_dropped_with_a_reason() -> None:
-    target = pool_of("What is 2 + 2?")
+    target = [Record(dialogue("What is 2 + 2?", "4"), "target")]
     pool = [
-        *pool_of("Name a fruit.", "what is  2 + 2 ?", "NAME a fruit .", "What is 2 - 2?"),
+        *answered("Name a fruit.", "apple", "pear", "apple "),
+        *answered("What is  2 + 2?", "4", "four"),
+        *answered("What is 2 - 2?", "0"),
         Record(dialogue("Silent?", " \n"), "target"),
         Record(dialogue("Unanswered?"), "target"),
     ]
     dropped: list[Any] = []
     funnel = Funnel(dropped.append)
-    assert prompts(chosen(pool, target, 10, funnel=funnel)) == ["What is 2 - 2?", "Name a fruit."]
+    made = chosen(pool, target, 10, funnel=funnel)
+    assert [record.answer for record in made] == ["four", "0", "apple", "pear"]
     assert sorted((row["reason"], row["messages"][0]["content"]) for row in dropped) == [
-        ("duplicate", "NAME a fruit ."), ("empty_answer", "Silent?"), ("empty_answer", "Unanswered?"),
-        ("target_duplicate", "what is  2 + 2 ?"),
+        ("duplicate", "Name a fruit."), ("empty_answer", "Silent?"), ("empty_answer", "Unanswered?"),
+        ("target_duplicate", "What is  2 + 2?"),
     ]  # fmt: skip
     assert {row["reason"]: row["meta"].get("twin") for row in dropped}[
         "duplicate"
     ] == "Name a fruit."
-    assert funnel.result().kept == 2
+    assert funnel.result().kept == 4
+
+
+def test_several_answers_to_one_question_stay_unless_fewer_are_asked_for() -> None:
+    pool = [
+        *answered("Name a fruit.", "apple", "pear", "apple", "fig"),
+        *answered("NAME a fruit.", "plum"),
+        *answered("Name a tree.", "oak", "elm"),
+    ]
+    target = pool_of("Name a river.")
+    for most, kept in (
+        (None, {"apple", "pear", "fig", "plum", "oak", "elm"}),
+        (2, {"apple", "pear", "plum", "oak", "elm"}),
+        (1, {"apple", "plum", "oak"}),
+    ):
+        funnel = Funnel()
+        made = chosen(pool, target, 9, answers_per_question=most, near_duplicate=0.9, funnel=funnel)
+        assert {record.answer for record in made} == kept
+        assert funnel.counts["over_answers_per_question"] == 6 - len(kept)
+        assert funnel.counts["duplicate"] == 1
+
+
+@pytest.mark.parametrize("keep", ["first", "best"])
+def test_rows_that_differ_in_their_system_message_or_tools_all_stay_and_keep_them(
+    keep: str,
+) -> None:
+    systems = ("Be kind.", "Be rude.")
+    pool = [Record(dialogue("Name a fruit.", "apple", system=system), "select") for system in systems]  # fmt: skip
+    tool = {"type": "function", "function": {"name": "fruit"}}
+    pool += [Record(dialogue("Name a fruit.", "apple"), "select", tools=(tool,))]
+    made = chosen(pool, pool_of("Name a river."), 9, near_duplicate=0.9, keep=keep)
+    assert {record.id for record in made} == {record.id for record in pool}
+    assert [record.tools for record in made if record.tools] == [(tool,)]
 
 
 def test_an_unanswered_row_does_not_take_the_place_of_an_answered_one() -> None:
@@ -204,7 +244,7 @@ def test_plain_texts_are_compared_whole_and_one_of_the_target_is_left_out() -> N
     def texts(*contents: str) -> list[Record]:
         return [Record(({"role": "text", "content": content},), "target") for content in contents]
 
-    made = chosen(texts("the cat sat", "A stone.", "The dog sat"), texts("the dog sat"), 5)
+    made = chosen(texts("the cat sat", "A stone.", "the  dog sat"), texts("the dog sat"), 5)
     assert [record.messages[0]["content"] for record in made] == ["the cat sat", "A stone."]
 
 
@@ -221,7 +261,7 @@ def test_an_empty_target_or_pool_is_an_error() -> None:
     ):
         chosen([], pool_of("a question"), 1)
     with pytest.raises(DataError, match=r"\(2 made, target_duplicate 2, 0 kept\)"):
-        chosen(pool_of("A question", "a  question"), pool_of("a question"), 1)
+        chosen(answered("A question", "yes", "yes "), answered("A  question", "yes"), 1)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +334,16 @@ def test_strata_have_their_shares() -> None:
 
     assert counts("proportional") == {"a": 16, "b": 3, "c": 1}
     assert counts("equal") == {"a": 8, "b": 7, "c": 5}
+
+
+def test_a_column_that_no_row_has_is_an_error_that_names_the_right_one() -> None:
+    pool = pool_of(*sentences(30, 3), topic=["a"] * 30)
+    with pytest.raises(DataError, match=r"no row .* column 'topik'; did you mean 'topic'\?"):
+        chosen(pool, [], 5, method="stratified", column="topik")
+    with pytest.raises(DataError, match=r"'language'; its columns .* are line, topic"):
+        chosen(pool, [], 5, method="stratified", column="language")
+    half = [*pool_of(*sentences(4, 5)), *pool]
+    assert len(chosen(half, [], 34, method="stratified", column="topic")) == 34
 
 
 def test_near_and_far_takes_a_part_from_the_nearest_and_the_rest_from_everywhere_else() -> None:
@@ -377,7 +427,8 @@ LONG = "A farmer has {} hens and each of them lays two eggs a day for which he g
 
 
 def test_of_near_duplicates_the_first_stays_or_the_one_nearest_to_the_target() -> None:
-    pool = pool_of(LONG.format("thirty-one"), LONG.format("thirty-two"), *sentences(30, 3))
+    alike = [LONG.format("thirty-one"), LONG.format("thirty-two")]
+    pool = [*(row for text in alike for row in answered(text, "yes")), *pool_of(*sentences(30, 3))]
     target = pool_of("thirty-two hens at the market")
     for keep, stays in (("first", "thirty-one"), ("best", "thirty-two")):
         funnel = Funnel()
@@ -457,12 +508,13 @@ def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, A
 
 def with_repeats(texts: list[str], seed: int) -> list[Record]:
     """The texts, and among them each tenth again with its last word changed, and each twentieth in
-    capitals.
+    capitals and just as it was; all with the same answer.
     """
     near = [f"{text.rpartition(' ')[0]} 7x{k}" for k, text in enumerate(texts[::10])]
     shuffled = [*texts, *near, *(text.upper() for text in texts[::20])]
+    shuffled += texts[::20]
     random.Random(seed).shuffle(shuffled)
-    return pool_of(*shuffled)
+    return [Record(dialogue(text, "yes"), "target", {"line": k}) for k, text in enumerate(shuffled)]
 
 
 @pytest.mark.slow
@@ -491,7 +543,7 @@ def test_a_near_duplicate_of_a_row_that_was_dropped_stays_where_it_is_not_near_t
     changed = [
         " ".join([*words[k:], *(f"other{j}" for j in range(k))]) for k in (2, 0, 4)
     ]  # 0 and 4 are far apart
-    pool = pool_of(changed[0], changed[1], changed[2])
+    pool = [row for text in changed for row in answered(text, "yes")]
     target = pool_of("word0 word1 word2")
     made = chosen(pool, target, 9, near_duplicate=0.7, keep="best")
     assert prompts(made) == [changed[1], changed[2]]
@@ -540,11 +592,14 @@ def test_real_old_tasks_are_ranked_as_scikit_learn_ranks_them() -> None:
     assert funnel.made == 3000
     assert funnel.kept == 300
     kept = [record for record in pool if quality.reason(record, Quality()) is None]
-    first = list({normalise(record.prompt): record for record in reversed(kept)}.values())[::-1]
+    kept = [quality.without_end(record) for record in kept]
+    found = {tuple(map(kept_form, exchange(record))): record for record in reversed(kept)}
+    first = list(found.values())[::-1]
     best = sklearn_scores(prompts(first), prompts(target)).max(axis=1)
     np.testing.assert_allclose(
         [record.meta["score"] for record in made], np.sort(best)[::-1][:300], atol=1e-5
     )
+    # A question with several answers has one score.
     score_of = dict(zip(prompts(first), best, strict=True))
     np.testing.assert_allclose(
         [record.meta["score"] for record in made], [score_of[p] for p in prompts(made)], atol=1e-5

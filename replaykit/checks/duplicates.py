@@ -1,15 +1,22 @@
-"""Texts that stood before, word for word or nearly so: found in one pass over any number of rows,
+"""Rows that stood before, word for word or nearly so: found in one pass over any number of rows,
 in bounded memory.
-
-    twins = Twins(0.9, read=lambda row: questions[row]["text"])
-    twins.find(0, "What is 2 + 2?")     ->  None, and remembered
-    twins.find(1, "what is  2+2 ?")     ->  ("duplicate", 0)
 
     with Repeats(0.8, executor=LocalExecutor()) as repeats:
         # A target first, then a pool that must not repeat it or itself.
-        for record, twin in repeats.find_all("target", rows_of_target): ...
-        for record, twin in repeats.find_all("pool", rows_of_pool): ...
+        for row, twin in repeats.find_all("target", ((row, exchange(row)) for row in target)): ...
+        for row, twin in repeats.find_all("pool", ((row, exchange(row)) for row in pool)): ...
         # twin: None, or Twin("near_target_duplicate", source="target", row=17, text="What is ...")
+
+    twins = Twins(0.9, read=lambda row: questions[row]["text"], likeness=QUESTIONS)
+    twins.find(0, "What is 2 + 2?")     ->  None, and remembered
+    twins.find(1, "what is  2+2 ?")     ->  ("duplicate", 0)
+
+A row repeats another where what is asked and what is answered are both alike: several answers to
+one question are no repetition. Rows are compared as they are written, by ``kept_form``: what
+differs in case, in superscripts or in how its lines are indented says something else ("10²" and
+"102"). And where most of two texts is the same, such as a passage, but what differs is not alike,
+such as the question on it, they are no near duplicates. Where questions alone are compared, because
+they have no answer yet, ``normal_form`` passes over all of that.
 
 Candidates come from MinHash signatures cut into bands (Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", 3.3 and 3.4). Each candidate is read back and compared exactly, so no row is
@@ -21,6 +28,7 @@ makes room. benchmarks/results/duplicates.md compares it with datasketch.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -37,6 +45,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from replaykit.data.record import Message, Record
 from replaykit.mixing import ODD
 from replaykit.parallel import Executor, LocalExecutor
 
@@ -55,80 +64,260 @@ ALPHABET = 7131
 ALPHABET_POWERS = [np.uint64(ALPHABET ** (SHINGLE - 1 - place)) for place in range(SHINGLE)]
 CACHE = 1 << 26  # bytes of shingles that are kept in case that their row is compared again
 
+PARTS = 2  # texts of a row at most
 SIGN = re.compile(r"[^\w\s]")
+LEAST = 0.5  # similarity of what differs in two near duplicates
+SENTENCE = re.compile(r"\n|(?<=[.?!])\s+|(?<=[。？！])")
+LAYOUT = re.compile(r"\s\s|[^\S ]")  # what a text of one plain line has not
+INNER_SPACE = re.compile(r"(?<=\S)[^\S\n]+")  # not the indentation of a line
 SIGNS = [(sign, f" {sign} ") for sign in SIGN.findall("".join(map(chr, range(128))))]
 
 T = TypeVar("T")
 Found = tuple[str, int]  # the reason, the earlier row
+Text = str | tuple[str, ...]
+"""A row to compare: a text, or several, such as question and answer, that must all be alike."""
 Shingled = tuple[str, np.ndarray | None]  # a text's normal form, the numbers of its shingles
+
+
+# --- what is compared -----------------------------------------------------------------------------
+
+
+def exchange(record: Record) -> tuple[str, str]:
+    """What a record asks, with its system message and tools, and what it answers: of all turns.
+
+    A plain text asks nothing.
+    """
+    asked: list[str] = []
+    answered: list[str] = []
+    for message in record.messages:
+        if message["role"] in ("assistant", "text"):
+            answered.append(_said(message))
+        else:
+            # The role stands before it: a system message is not a question.
+            asked.append(f"{message['role']}: {message['content']}")
+    if record.tools:
+        asked.append(json.dumps(record.tools, ensure_ascii=False, sort_keys=True, default=dict))
+    if len(asked) == 1:
+        asked[0] = asked[0].removeprefix("user: ")
+    return "\n".join(asked), "\n".join(answered)
+
+
+def _said(message: Message) -> str:
+    """An answer with its thought and its calls."""
+    parts = [message.get("reasoning_content", ""), message["content"]]
+    calls = message.get("tool_calls")
+    if calls:
+        functions = [call["function"] for call in calls]
+        parts.append(json.dumps(functions, ensure_ascii=False, sort_keys=True, default=dict))
+    return "\n".join(part for part in parts if part)
+
+
+def kept_form(text: str) -> str:
+    """The text but for what nobody reads: the ends of lines, blank lines, and how many spaces
+    stand between two words.
+
+    Case, superscripts, signs and the indentation of each line stay. Letters are composed (NFC).
+
+    >>> kept_form("for i in x:\\r\\n    print( i )  \\n\\n")
+    'for i in x:\\n    print( i )'
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    if "\t" in text:
+        text = text.expandtabs(8)
+    if not LAYOUT.search(text):
+        return text.strip()
+    lines = []
+    for line in text.splitlines():
+        words = line.split()
+        if words:
+            indent = len(line) - len(line.lstrip())
+            lines.append(" " * indent + " ".join(words))
+    # The indentation of a single line says nothing.
+    return "\n".join(lines) if len(lines) > 1 else "".join(lines).strip()
+
+
+def normal_form(text: str) -> str:
+    """What ``text.normalise`` makes of it, in half the time for long texts: few signs differ, and
+    each is put apart.
+    """
+    if text.isascii():
+        text = text.lower()
+        for sign, apart in SIGNS:
+            if sign in text:
+                text = text.replace(sign, apart)
+    else:
+        text = unicodedata.normalize("NFKC", text).casefold()
+        for sign in SIGN.findall("".join(set(text))):
+            text = text.replace(sign, f" {sign} ")
+    return " ".join(text.split())
+
+
+def says_other(one: str, other: str) -> bool:
+    """Whether two texts that are much the same say different things all the same, as far as that
+    can be seen: where they differ in case, superscripts or indentation alone, or where the lines
+    and sentences that only one of them has are less than half alike.
+
+    >>> says_other("It rained. Who won?", "It rained. When was it?")
+    True
+    >>> says_other("It rained. Who won on Sunday?", "It rained. Who won on Sundays?")
+    False
+    """
+    mine = _sentences(one)
+    others = _sentences(other)
+    a = "\n".join(sentence for sentence in mine if sentence not in others)
+    b = "\n".join(sentence for sentence in others if sentence not in mine)
+    if "".join(normal_form(a).split()) == "".join(normal_form(b).split()):
+        return INNER_SPACE.sub("", one) != INNER_SPACE.sub("", other)
+    if not a or not b:
+        # The longer one asks or says something more.
+        return True
+    own = shingles(a)
+    theirs = shingles(b)
+    return len(own & theirs) < LEAST * len(own | theirs)
+
+
+def _sentences(text: str) -> dict[str, None]:
+    """The lines and sentences of a text, in order, each once."""
+    return dict.fromkeys(part.strip() for part in SENTENCE.split(text) if part.strip())
+
+
+def _never(one: str, other: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How texts are compared: ``form`` is what is compared of a text, and texts that are similar
+    enough are no near duplicates where ``other`` says so of their forms.
+    """
+
+    form: Callable[[str], str]
+    other: Callable[[str, str], bool]
+
+
+EXCHANGES = Likeness(kept_form, says_other)
+"""As they are written: rows that are trained on."""
+QUESTIONS = Likeness(normal_form, _never)
+"""Up to case, width and spacing: questions that are not answered yet."""
+
+
+# --- repetitions ----------------------------------------------------------------------------------
 
 
 class Twins:
     """Remembers the rows that are new, and names the earlier row that a row is like.
 
-    ``threshold`` is the Jaccard similarity of the two sets of 5-character shingles from which on a
-    text is a near duplicate, or None for exact duplicates only. ``read`` gives the text of a row
-    that was remembered. Row numbers are below 2**32 - 1 and differ; the same rows in the same order
-    give the same verdicts in any process.
+    A row is one text or several, always as many. ``threshold`` is the Jaccard similarity of the two
+    sets of 5-character shingles from which on each text of a row must be like that of another for a
+    near duplicate, or None for exact duplicates only. ``read`` gives the texts of a row that was
+    remembered. Row numbers are below 2**32 - 1 and differ;
+    the same rows in the same order give the same verdicts in any process.
 
-    A near duplicate just at the threshold is found with probability 0.99, a closer one more surely
-    (below a threshold of 0.035: less), until the ``slots`` fill and new rows push out the oldest.
-    The default takes 192 MiB; at a threshold of 0.9 the oldest rows' near duplicates were found to
-    0.997 after 1 million rows and to 0.45 after 2 million. An exact duplicate is missed only if 8
-    later rows fell into its bucket: one in a million at 1 million rows, one in a thousand at 3
-    million; without a threshold, at three times as many rows.
+    A near duplicate of one text just at the threshold is found with probability 0.99, a closer one
+    more surely (below a threshold of 0.035: less), until the ``slots`` fill and new rows push out
+    the oldest. The default takes 192 MiB; at a threshold of 0.9 the oldest rows' near duplicates
+    were found to 0.997 after 1 million rows and to 0.45 after 2 million. An exact duplicate is
+    missed only if 8 later rows fell into its bucket: one in a million at 1 million rows, one in a
+    thousand at 3 million; without a threshold, at three times as many rows.
     """
 
     def __init__(
-        self, threshold: float | None, read: Callable[[int], str], *, slots: int = 3 * 2**23
+        self,
+        threshold: float | None,
+        read: Callable[[int], Text],
+        *,
+        slots: int = 3 * 2**23,
+        likeness: Likeness = EXCHANGES,
     ):
         self.threshold = threshold
+        self.likeness = likeness
         self.bands = 0
         self.rows = 0  # of a band
         if threshold is not None:
             self.bands, self.rows = bands_for(threshold)
         self._table = Table(slots, self.bands)
-        self._shingles = Shingles(lambda row: normal_form(read(row)))
+        self._read = read
+        self._shingles = Shingles(self._part)
 
-    def find(self, row: int, text: str) -> Found | None:
-        """("duplicate", earlier row) if the texts are equal after ``text.normalise``,
-        ("near_duplicate", earlier row) if they are at least as similar as the threshold; otherwise
-        None, and the row is remembered.
+    def find(self, row: int, text: Text) -> Found | None:
+        """("duplicate", earlier row) if the texts have the same form, ("near_duplicate", earlier
+        row) if each is at least as similar as the threshold; otherwise None, and the row is
+        remembered.
+
+        Similar texts that say something else, as the ``likeness`` has it, are no near duplicates.
         """
-        normals, hashes = prepare([text], self.bands, self.rows)
+        normals, hashes = prepare([text], self.bands, self.rows, self.likeness.form)
         return self.find_prepared(row, normals[0], hashes[0])
 
-    def similarity(self, row: int, other: int) -> float:
-        """The Jaccard similarity of two rows that can be read, 1 for texts that are equal after
-        ``text.normalise``.
-        """
-        return self._shingles.similar(self._shingles.of(row), self._shingles.of(other), 0)
+    def alike(self, row: int, other: int) -> bool:
+        """Whether two rows that can be read are the same or near duplicates."""
+        forms = tuple(self.likeness.form(part) for part in _parts(self._read(row)))
+        return self._alike(_Own(self._shingles, forms), other)
 
-    def find_prepared(self, row: int, normal: str, hashes: np.ndarray) -> Found | None:
-        """``find`` for a text whose normal form and hashes ``prepare`` has made."""
+    def find_prepared(self, row: int, normal: tuple[str, ...], hashes: np.ndarray) -> Found | None:
+        """``find`` for a text whose form and hashes ``prepare`` has made."""
         buckets = self._table.buckets(hashes)
         same, alike = self._table.get(hashes, buckets)
         for earlier in same:
-            if self._shingles.of(earlier)[0] == normal:
+            if all(self._normal(earlier, part) == text for part, text in enumerate(normal)):
                 return "duplicate", earlier
         if alike:
-            own = self._shingles.made(normal)
+            own = _Own(self._shingles, normal)
             shared = Counter(alike)
-            least = self.threshold or 0.0
             # Those that share the most bands are read first: they are the most similar ones.
             for earlier in sorted(shared, key=lambda row: (-shared[row], row)):
-                if self._shingles.similar(own, self._shingles.of(earlier), least) >= least:
+                if self._alike(own, earlier):
                     return "near_duplicate", earlier
-            self._shingles.keep(row, own)
+            for part, made in own.shingled.items():
+                self._shingles.keep(PARTS * row + part, made)
         self._table.put(hashes, row, buckets)
         return None
+
+    def _alike(self, own: _Own, earlier: int) -> bool:
+        """Whether each text of a row is like that of an earlier one."""
+        least = self.threshold or 1.0
+        # Answers are shorter, and differ more often, so the last text is compared first.
+        for part in reversed(range(len(own.normal))):
+            if own.normal[part] == self._normal(earlier, part):
+                continue
+            other = self._shingles.of(PARTS * earlier + part)
+            if self._shingles.similar(own.made(part), other, least) < least:
+                return False
+            if self.likeness.other(own.normal[part], other[0]):
+                return False
+        return True
+
+    def _normal(self, row: int, part: int) -> str:
+        return self.likeness.form(_parts(self._read(row))[part])
+
+    def _part(self, number: int) -> str:
+        return self._normal(number // PARTS, number % PARTS)
+
+
+class _Own:
+    """A row that is compared: its texts, and their shingles once they are needed."""
+
+    def __init__(self, shingles: Shingles, normal: tuple[str, ...]):
+        self.normal = normal
+        self._shingles = shingles
+        self.shingled: dict[int, Shingled] = {}
+
+    def made(self, part: int) -> Shingled:
+        if part not in self.shingled:
+            self.shingled[part] = self._shingles.made(self.normal[part])
+        return self.shingled[part]
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 @dataclass(frozen=True)
 class Twin:
     """Why a row is dropped: "duplicate" or "near_duplicate" of a row of its own source,
     "target_duplicate" or "near_target_duplicate" of one of the source "target"; the row, counted
-    from 0 in its source, and its text.
+    from 0 in its source, and what it asks.
     """
 
     reason: str
@@ -156,11 +345,12 @@ class Repeats:
         executor: Executor | None = None,
         batch: int = BATCH,
         folder: str | Path | None = None,
+        likeness: Likeness = EXCHANGES,
     ):
         if batch < 1:
             raise ValueError(f"batch: {batch} is not a number of rows of at least 1")
         self._texts = _Texts(folder)
-        self._twins = Twins(threshold, self._texts.read, slots=slots)
+        self._twins = Twins(threshold, self._texts.read, slots=slots, likeness=likeness)
         self._executor = executor or LocalExecutor(1)
         self._batch = batch
         self._names: list[str] = []
@@ -176,9 +366,9 @@ class Repeats:
         self._texts.close()
 
     def find_all(
-        self, source: str, rows: Iterable[tuple[T, str]]
+        self, source: str, rows: Iterable[tuple[T, Text]]
     ) -> Iterator[tuple[T, Twin | None]]:
-        """Each row, whatever it is, with the earlier row that its text repeats, or None: then it is
+        """Each row, whatever it is, with the earlier row that its texts repeat, or None: then it is
         remembered.
 
         The rows of a source are all taken before the next source begins; a source comes once.
@@ -194,26 +384,29 @@ class Repeats:
             yield item, None if found is None else self._twin(source, *found)
 
     def _prepared(
-        self, rows: Iterator[tuple[T, str]]
-    ) -> Iterator[tuple[tuple[T, str], str, np.ndarray]]:
-        """Each row with its text's normal form and hashes, in order."""
-        groups = deque[list[tuple[T, str]]]()  # whose results have not been given yet
+        self, rows: Iterator[tuple[T, Text]]
+    ) -> Iterator[tuple[tuple[T, Text], tuple[str, ...], np.ndarray]]:
+        """Each row with its texts' forms and its hashes, in order."""
+        groups = deque[list[tuple[T, Text]]]()  # whose results have not been given yet
 
-        def jobs() -> Iterator[list[str]]:
+        def jobs() -> Iterator[list[Text]]:
             while group := list(islice(rows, self._batch)):
                 groups.append(group)
                 yield [text for _, text in group]
 
-        work = partial(prepare, bands=self._twins.bands, size=self._twins.rows)
+        work = self.work()
         for normals, hashes in self._executor.map(work, jobs()):
             yield from zip(groups.popleft(), normals, hashes, strict=True)
 
-    def similarity(self, source: str, one: int, other: int) -> float:
-        """The Jaccard similarity of two rows of a source, dropped ones too; 1 for texts that are
-        normalised the same.
-        """
+    def work(self) -> Callable[[list[Text]], tuple[list[tuple[str, ...]], np.ndarray]]:
+        """What makes the forms and hashes of rows, in any process."""
+        twins = self._twins
+        return partial(prepare, bands=twins.bands, size=twins.rows, form=twins.likeness.form)
+
+    def alike(self, source: str, one: int, other: int) -> bool:
+        """Whether two rows of a source, dropped ones too, are the same or near duplicates."""
         start = self._starts[self._names.index(source)]
-        return self._twins.similarity(start + one, start + other)
+        return self._twins.alike(start + one, start + other)
 
     def _twin(self, source: str, reason: str, number: int) -> Twin:
         # A source without rows begins where the next one does, so the last of these has the row.
@@ -221,11 +414,12 @@ class Repeats:
         name = self._names[place]
         if name != source:
             reason = reason.replace("duplicate", f"{name}_duplicate")
-        return Twin(reason, name, number - self._starts[place], self._texts.read(number))
+        parts = _parts(self._texts.read(number))
+        return Twin(reason, name, number - self._starts[place], parts[0] or parts[-1])
 
 
 class _Texts:
-    """Texts in a temporary file, by number from 0."""
+    """The texts of rows in a temporary file, by the rows' numbers from 0."""
 
     def __init__(self, folder: str | Path | None):
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
@@ -235,19 +429,21 @@ class _Texts:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def append(self, text: str) -> None:
-        self._ends.append(self._ends[-1] + self._file.write(text.encode("utf-8", "surrogatepass")))
+    def append(self, text: Text) -> None:
+        # No text of UTF-8 has the byte 255, so it stands between the texts of a row.
+        parts = (part.encode("utf-8", "surrogatepass") for part in _parts(text))
+        self._ends.append(self._ends[-1] + self._file.write(b"\xff".join(parts)))
 
-    def read(self, number: int) -> str:
+    def read(self, number: int) -> tuple[str, ...]:
         start = self._ends[number]
         end = self._ends[number + 1]
         if end > self._written:
             self._file.flush()
             self._written = self._ends[-1]
         self._file.seek(start)
-        text = self._file.read(end - start)
+        parts = self._file.read(end - start).split(b"\xff")
         self._file.seek(0, os.SEEK_END)
-        return text.decode("utf-8", "surrogatepass")
+        return tuple(part.decode("utf-8", "surrogatepass") for part in parts)
 
     def close(self) -> None:
         self._file.close()
@@ -449,16 +645,18 @@ def shingles(normal: str) -> set[str]:
 # --- signatures -----------------------------------------------------------------------------------
 
 
-def prepare(texts: list[str], bands: int, size: int) -> tuple[list[str], np.ndarray]:
-    """The texts' normal forms, and of each 64 bits of the whole and 64 of each band of its
-    signature, [texts, 1 + bands].
+def prepare(
+    texts: list[Text], bands: int, size: int, form: Callable[[str], str]
+) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """The forms of each row's texts, and of each row 64 bits of the whole and 64 of each band of
+    its signature, [rows, 1 + bands].
 
     They are the same in every process.
     """
-    normals = [normal_form(text) for text in texts]
+    normals = [tuple(form(part) for part in _parts(text)) for text in texts]
     hashes = np.empty((len(normals), 1 + bands), dtype=np.uint64)
     whole = (
-        hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        hashlib.blake2b("\0".join(normal).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         for normal in normals
     )
     hashes[:, 0] = np.frombuffer(b"".join(whole), dtype=">u8")
@@ -466,7 +664,9 @@ def prepare(texts: list[str], bands: int, size: int) -> tuple[list[str], np.ndar
         drawn = np.random.default_rng(1).integers(2**63, size=(bands, size), dtype=np.uint64)
         # A band's hash is its inner product with these, modulo 2**64.
         factors = drawn | np.uint64(1)
-        signatures = signatures_of(normals, bands * size).reshape(-1, bands, size)
+        # Rows of which each text is like the other's are, as a whole, about as similar.
+        joined = ["\n".join(normal) for normal in normals]
+        signatures = signatures_of(joined, bands * size).reshape(-1, bands, size)
         hashes[:, 1:] = _spread((signatures * factors).sum(axis=2, dtype=np.uint64))
     return normals, hashes
 
@@ -495,22 +695,6 @@ def signatures_of(normals: list[str], permutations: int) -> np.ndarray:
             tokens, places, permutations, 1
         ).to_rows()
     return np.minimum.reduceat(np.array(rows, dtype=np.uint64), first, axis=0)
-
-
-def normal_form(text: str) -> str:
-    """What ``text.normalise`` makes of it, in half the time for long texts: few signs differ, and
-    each is put apart.
-    """
-    if text.isascii():
-        text = text.lower()
-        for sign, apart in SIGNS:
-            if sign in text:
-                text = text.replace(sign, apart)
-    else:
-        text = unicodedata.normalize("NFKC", text).casefold()
-        for sign in SIGN.findall("".join(set(text))):
-            text = text.replace(sign, f" {sign} ")
-    return " ".join(text.split())
 
 
 def _tokens(texts: list[str]) -> tuple[np.ndarray, list[int]]:

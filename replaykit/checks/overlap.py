@@ -8,21 +8,28 @@
     clean.check(record)      ->  Hit("gsm8k", item="17", match="the piece that both have"), or None
     clean.result()           ->  how many rows go, and which items of the evaluation they held
 
-GPT-3's data was cleaned by shared runs of 13 words (Brown et al., arXiv 2005.14165, appendix C).
-This differs in two ways, and both spare rows. A row is dropped for most of a prompt's runs, not for
-a single one. And a run that stands in two prompts belongs to their template, or to a passage that
+A prompt is looked for in two ways. By its lines and sentences, as they stand in the row, whatever
+stands before and after ("Q: ... A:"); what several prompts have in common, such as an instruction,
+need not be there. And a long one by runs of 13 words, as GPT-3's data was cleaned (Brown et al.,
+arXiv 2005.14165, appendix C), which finds it where a few of its words were changed. This differs
+from GPT-3 in two ways, and both spare rows. A row is dropped for most of a prompt's runs, not for a
+single one. And a run that stands in two prompts belongs to their template, or to a passage that
 they share, so it says nothing of either; GPT-3's list left out what stood in more than 10
 documents. Otherwise two long prompts that differ in one slot at the end would hold each other.
+
+Both are compared as a reader sees them: without soft hyphens and characters of no width, and with
+Cyrillic and Greek letters that look like Latin ones, in words that have no others, taken for these.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import islice
 from typing import ClassVar
 
@@ -37,68 +44,148 @@ from replaykit.text import WORD, normalise, words
 REASON = "eval_overlap"  # to drop a row
 RUN = 13  # words
 COVERAGE = 0.8  # of the runs of a prompt, from which on a row holds it
+MOST = 2 / 3  # of the characters that a prompt shares with others, beside its body
+ANCHOR = 5  # words by which a row is looked at closely; a prompt of fewer is a whole message
+LABELS = 3  # words around a prompt in a message that is nothing else: "Question 3: ... Answer:"
+LEAST_BODY = 3  # words that a prompt has for itself, to be known by these alone
 SHOWN = 400  # characters of a matching piece that the result has
 EXAMPLES = 20  # items that the result has
 
+# Characters that no reader sees: those of category Cf that stand in text, and variation selectors.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    "\U000e0000-\U000e01ef]"
+)
+# Letters that look like Latin ones, after Unicode's confusables.txt (UTS 39).
+LOOKALIKES = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХаеіјорсухѕһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανιρυκ",
+    "ABESIJKMHOPCTYXaeijopcyxshdqwABEZHIKMNOPTYXoavipuk",
+)
+GREEK_OR_CYRILLIC = re.compile("[\u0370-\u052f]")
+LETTERS = re.compile(r"[^\W\d_]+")
+SUPERSCRIPTS = str.maketrans({sign: f"^{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
+# Where a line or sentence ends, or a label in front of one ("Question:", "3)", "**Q.**").
+PART = re.compile(r"\n|(?<=[.?!:)])[*_\"'”’»]*\s+|(?<=[。？！：])")
+# Marks at the beginning or the end of a word, which writers leave out. "3!" is a number.
+MARK = re.compile(
+    r"(?<!\S)[\"'“”‘’«»¿¡*_#>]+|(?:[.,;:?…\"'“”‘’«»。，、；：？！*_]|(?<!\d)!)+(?!\S)"
+)
+
+
+def visible(text: str) -> str:
+    """The text as a reader sees it: without what has no width, and lookalikes as Latin letters.
+
+    >>> visible("cap\\u00adital of P\u0435ru")
+    'capital of Peru'
+    """
+    if text.isascii():
+        return text
+    text = INVISIBLE.sub("", text)
+    if GREEK_OR_CYRILLIC.search(text):
+        text = LETTERS.sub(_latin, text)
+    return text
+
+
+def _latin(word: re.Match[str]) -> str:
+    """A word in Latin letters, if each of its letters is or looks like one."""
+    found = word[0].translate(LOOKALIKES)
+    return word[0] if GREEK_OR_CYRILLIC.search(found) else found
+
+
+def parts_of(text: str) -> list[str]:
+    """The lines and sentences of a text without case, width, layout, and marks between words; a
+    label in front of one is a part of its own.
+
+    >>> parts_of("Q: What is 7 + 5?  Be brief!")
+    ['q', 'what is 7 + 5', 'be brief']
+    """
+    shown = unicodedata.normalize("NFKC", visible(text).translate(SUPERSCRIPTS))
+    found = (normalise(MARK.sub(" ", part)) for part in PART.split(shown))
+    return [part for part in found if part]
+
+
+class Text:
+    """A conversation as it is looked through: its words and runs are found once for all sets."""
+
+    def __init__(self, messages: Sequence[str]):
+        self.messages = messages
+        hashes = [word_hashes(message) for message in messages]
+        self.sizes = [len(found) for found in hashes]
+        """Words of each message."""
+        self.words = hashes[0] if len(hashes) == 1 else np.concatenate(hashes)
+        self.runs = _runs(self.words, RUN)
+        self.anchors = _runs(self.words, ANCHOR)
+
+    @cached_property
+    def whole(self) -> str:
+        """The messages, one a line."""
+        return "\n".join(self.messages)
+
+    @cached_property
+    def parts(self) -> list[list[str]]:
+        """Of each message its lines and sentences."""
+        return [parts_of(message) for message in self.messages]
+
 
 class Overlap:
-    """The evaluation's prompts, ready to be looked for: 16 bytes for each run of n words, and two
-    copies of the text.
+    """The evaluation's prompts, ready to be looked for: 16 bytes for each run of 13 words, and
+    three copies of the text.
 
-    A row that equals a prompt after ``text.normalise`` always holds it. A prompt of at least ``n``
-    words is also held by a row in which its runs of n words stand, in any order and among other
-    text: of each stretch of runs that no other prompt has, at least the share ``coverage``, and all
-    where the stretch is of n runs or fewer, since these may be a single slot of a template. Prompts
-    of the same runs count as one; one without a run of its own is only known by its whole text.
+    A prompt is held by a row in which
+
+    * all its lines and sentences stand in order, if it has 5 words or more; a shorter one only by a
+      message that is nothing else, but for labels ("Q: ... A:");
+    * what it shares with no other prompt, its body, is a message for itself, stands somewhere and
+      is of 13 words or more, or stands beside most of the rest, such as a passage with several
+      questions;
+    * its runs of 13 words stand, in any order and among other text: of each stretch of runs that no
+      other prompt has, at least the share ``coverage``, and all where the stretch is of 13 runs or
+      fewer, since these may be a single slot of a template.
+
+    Prompts of the same text, or of the same runs, count as one.
     """
 
     def __init__(self, prompts: Iterable[str], *, n: int = RUN, coverage: float = COVERAGE):
         self.n = n
         self.prompts = list(prompts)
-        self._whole: dict[str, int] = {}
         long: dict[bytes, tuple[int, np.ndarray]] = {}
-        for number, prompt in enumerate(self.prompts):
-            normal = normalise(prompt)
-            if not normal or normal in self._whole:
-                continue
-            self._whole[normal] = number
-            runs = runs_of(prompt, n)
+        self._plain = _Plain(self.prompts)
+        for number in self._plain.different:
+            runs = runs_of(self.prompts[number], n)
             if len(runs):
                 long.setdefault(runs.tobytes(), (number, runs))
         self._numbers = [number for number, _ in long.values()]
         self._index([runs for _, runs in long.values()], coverage)
 
     def find(self, text: str) -> tuple[str, str] | None:
-        """("eval_overlap", the evaluation prompt) for a text that holds one, the earliest if
-        several; otherwise None.
+        """("eval_overlap", the evaluation prompt) for a text that holds one, that which it equals
+        or the earliest; otherwise None.
         """
-        number = self.equal(text)
+        looked = Text([text])
+        number = self._plain.equal(looked)
         if number is None:
-            held = self._held(self._places(runs_of(text, self.n)))
-            if not len(held):
+            held = self.held(looked)
+            if not held:
                 return None
-            number = self._numbers[held[0]]
+            number = min(held)
         return REASON, self.prompts[number]
 
-    def equal(self, text: str) -> int | None:
-        """The number of the prompt that the text equals after ``text.normalise``, or None."""
-        return self._whole.get(normalise(text))
-
-    def held(self, text: str, runs: np.ndarray) -> dict[int, str]:
-        """The numbers of all prompts whose runs the text holds, in order, each with the longest
-        piece that both have.
-
-        ``runs`` are the text's, as ``runs_of`` gives them. That the text may equal a short prompt
-        is not looked at.
+    def held(self, text: Text) -> dict[int, str]:
+        """The numbers of all prompts that the text holds, in order, each with a piece that both
+        have, the longest where this is known.
         """
+        found = dict.fromkeys(self._plain.held(text), "")
+        for number in found:
+            found[number] = self.prompts[number].strip()
+        runs = text.runs if self.n == RUN else _runs(text.words, self.n)
         places = self._places(runs)
-        found = {}
         for owner in self._held(places).tolist():
             # Where in the text runs of this prompt stand; the longest piece has the most in a row.
             mine = np.flatnonzero((places >= 0) & (self._owners[self._stretches[places]] == owner))
             longest = max(np.split(mine, np.flatnonzero(np.diff(mine) > 1) + 1), key=len)
-            found[self._numbers[owner]] = _piece(text, int(longest[0]), int(longest[-1]) + self.n)
-        return found
+            piece = _piece(visible(text.whole), int(longest[0]), int(longest[-1]) + self.n)
+            found[self._numbers[owner]] = piece
+        return dict(sorted(found.items()))
 
     def _places(self, runs: np.ndarray) -> np.ndarray:
         """Where in the index each run of a text stands, or -1."""
@@ -146,6 +233,126 @@ class Overlap:
         order = np.argsort(hashes)
         self._hashes = hashes[order]
         self._stretches = stretches[order]
+
+
+class _Plain:
+    """Prompts by their lines and sentences."""
+
+    def __init__(self, prompts: Sequence[str]):
+        self.different: list[int] = []
+        """The first prompt of each text."""
+        self._wholes: dict[str, int] = {}
+        self._bodies: dict[str, int] = {}
+        self._rest: dict[int, frozenset[str]] = {}  # by prompt: the parts that others have too
+        parts: dict[int, list[str]] = {}
+        for number, prompt in enumerate(prompts):
+            found = parts_of(prompt) or [normalise(prompt)]
+            whole = _joined(found)
+            if whole and whole not in self._wholes:
+                self._wholes[whole] = number
+                self.different.append(number)
+                parts[number] = found
+        shared = Counter(part for found in parts.values() for part in set(found))
+        for number, found in parts.items():
+            self._add_body(number, found, shared)
+        keys = [*self._wholes, *self._bodies]
+        self._starts = {key.partition(BORDER)[0] for key in keys}
+        self._longest = max((key.count(BORDER) for key in keys), default=0) + 1
+        # Messages of so many words may be a short prompt with its labels.
+        sizes = [_size(key) for key in keys]
+        self._short = max((n for n in sizes if n < ANCHOR), default=-LABELS - 1) + LABELS
+        self._anchors = np.unique(np.array(list(self._all_anchors(keys)), dtype=np.uint64))
+
+    def _add_body(self, number: int, parts: list[str], shared: Counter[str]) -> None:
+        """What no other prompt has of this one, if it is one piece and not all of it."""
+        own = [place for place, part in enumerate(parts) if shared[part] == 1]
+        if not own or len(own) == len(parts) or own[-1] - own[0] >= len(own):
+            return
+        body = _joined(parts[own[0] : own[-1] + 1])
+        self._bodies[body] = number
+        self._rest[number] = frozenset(part for part in parts if shared[part] > 1)
+
+    def _all_anchors(self, keys: Iterable[str]) -> Iterator[int]:
+        for key in keys:
+            yield from _runs(word_hashes(key), ANCHOR)[:1].tolist()
+        # A body may be too short; the longest part of the rest stands beside it.
+        for body, number in self._bodies.items():
+            if _size(body) < ANCHOR:
+                longest = max(self._rest[number], key=len)
+                yield from _runs(word_hashes(longest), ANCHOR)[:1].tolist()
+
+    def equal(self, text: Text) -> int | None:
+        """The prompt that a message equals but for marks, or None."""
+        if not self._may_hold(text):
+            return None
+        for message, parts in zip(text.messages, text.parts, strict=True):
+            number = self._wholes.get(_joined(parts) or normalise(message))
+            if number is not None:
+                return number
+        return None
+
+    def held(self, text: Text) -> list[int]:
+        """The prompts that the text holds by their lines and sentences."""
+        if not self._may_hold(text):
+            return []
+        found: set[int] = set()
+        standing = {part for parts in text.parts for part in parts}
+        for k, parts in enumerate(text.parts):
+            size = text.sizes[k]
+            for key in self._keys_in(parts):
+                found.update(self._by_whole(key, size, key == _joined(parts)))
+                found.update(self._by_body(key, size, standing))
+        equal = self.equal(text)
+        if equal is not None:
+            found.add(equal)
+        return sorted(found)
+
+    def _may_hold(self, text: Text) -> bool:
+        if any(size <= self._short for size in text.sizes):
+            return True
+        if not len(self._anchors) or not len(text.anchors):
+            return False
+        places = np.searchsorted(self._anchors, text.anchors)
+        places[places == len(self._anchors)] = 0
+        return bool((self._anchors[places] == text.anchors).any())
+
+    def _keys_in(self, parts: list[str]) -> Iterator[str]:
+        """What stands in the parts of a message and may be a prompt or its body."""
+        for start, part in enumerate(parts):
+            if part not in self._starts:
+                continue
+            for end in range(start + 1, min(len(parts), start + self._longest) + 1):
+                key = _joined(parts[start:end])
+                if key in self._wholes or key in self._bodies:
+                    yield key
+
+    def _by_whole(self, key: str, size: int, is_all: bool) -> Iterator[int]:
+        own = _size(key)
+        labelled = own >= LEAST_BODY and size <= own + LABELS - 1
+        if key in self._wholes and (is_all or own >= ANCHOR or labelled):
+            yield self._wholes[key]
+
+    def _by_body(self, key: str, size: int, standing: set[str]) -> Iterator[int]:
+        number = self._bodies.get(key)
+        if number is None:
+            return
+        own = _size(key)
+        alone = own >= LEAST_BODY and size <= own + LABELS
+        rest = self._rest[number]
+        there = sum(map(len, rest & standing))
+        if alone or own >= RUN or there >= MOST * sum(map(len, rest)):
+            yield number
+
+
+BORDER = "\n"  # between two parts; no part has one
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return BORDER.join(parts)
+
+
+def _size(text: str) -> int:
+    return len(words(text))
 
 
 @dataclass(frozen=True)
@@ -197,9 +404,8 @@ class Decontamination:
     """Rows against evaluation sets: which rows hold an item, and which items are held by how many
     rows.
 
-    The text of a row is all of its conversation. An item that any message equals after
-    ``text.normalise`` is held; one of 13 words or more also by 0.8 of its runs, as ``Overlap``
-    says. Each set is looked through for itself, so that two that share items do not hide each
+    The text of a row is all of its conversation, with thoughts. What is held ``Overlap`` says. Each
+    set is looked through for itself, so that two that share items do not hide each
     other's; of equal items within a set the first is named. Memory is that of the sets: of the rows
     only counts and the first one that held each item are kept.
     """
@@ -218,7 +424,25 @@ class Decontamination:
     def check(self, record: Record) -> Hit | None:
         """What the row holds, of several the first item of the first set; all are counted."""
         self._rows += 1
-        hits = self._hits([message["content"] for message in record.messages])
+        hits = self.hits(record)
+        return self.count(record.id, hits)
+
+    def hits(self, record: Record) -> list[Hit]:
+        """All items that a record holds, in the order of the sets and items; counts nothing."""
+        messages = []
+        for message in record.messages:
+            messages.append(message["content"])
+            if "reasoning_content" in message:
+                messages.append(message["reasoning_content"])
+        text = Text(messages)
+        found = list[Hit]()
+        for name, overlap in self._prompts.items():
+            for number, piece in overlap.held(text).items():
+                found.append(Hit(name, self._items[name][number].id, piece))
+        return found
+
+    def count(self, row: str, hits: Sequence[Hit]) -> Hit | None:
+        """Counts the row of that id, which holds those items; the first of them."""
         if not hits:
             return None
         self._removed += 1
@@ -226,24 +450,8 @@ class Decontamination:
         items = {(hit.evalset, hit.item): hit for hit in reversed(hits)}
         self._rows_of_item.update(items.keys())
         for item in items.keys() - self._first.keys():
-            self._first[item] = record.id, items[item]
+            self._first[item] = row, items[item]
         return hits[0]
-
-    def _hits(self, messages: list[str]) -> list[Hit]:
-        """All items that a conversation holds, in the order of the sets and items."""
-        text = "\n".join(messages)
-        parts = messages if len(messages) == 1 else [*messages, text]
-        runs = runs_of(text, RUN)
-        found = list[Hit]()
-        for name, overlap in self._prompts.items():
-            held = overlap.held(text, runs)
-            for part in parts:
-                number = overlap.equal(part)
-                if number is not None:
-                    held[number] = part
-            for number in sorted(held):
-                found.append(Hit(name, self._items[name][number].id, held[number]))
-        return found
 
     def result(self) -> Decontaminated:
         """How many rows were looked at and removed, each set, and the items most often held."""
@@ -269,10 +477,18 @@ def runs_of(text: str, n: int) -> np.ndarray:
     """The runs of n words in order, as 64-bit hashes: CRC-32 of each word, combined by a
     polynomial.
     """
-    sums = np.array([_word(word) for word in words(text)], dtype=np.uint64)
-    if len(sums) < n:
-        return sums[:0]
-    return np.lib.stride_tricks.sliding_window_view(sums, n) @ _powers(n)
+    return _runs(word_hashes(text), n)
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """The CRC-32 of each word, in order, as a reader sees it."""
+    return np.array([_word(word) for word in words(visible(text))], dtype=np.uint64)
+
+
+def _runs(hashes: np.ndarray, n: int) -> np.ndarray:
+    if len(hashes) < n:
+        return hashes[:0]
+    return np.lib.stride_tricks.sliding_window_view(hashes, n) @ _powers(n)
 
 
 @lru_cache(1 << 17)

@@ -5,6 +5,9 @@ with the reason that it gives.
 >>> sieve.question(9, "name the capital of poland")
 Verdict(reason='duplicate', evidence={'twin': 7})
 
+A question that repeats an earlier one is not answered again: it is known before its answer is. (Of
+rows that have answers, both must be alike: ``checks.duplicates``.)
+
 Nothing is chosen for its length or its quality. So what these checks leave is still a sample of the
 model, and the report shows how far they bent it.
 """
@@ -17,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replaykit.checks import texts
-from replaykit.checks.duplicates import Twins
+from replaykit.checks.duplicates import QUESTIONS, Twins
 from replaykit.checks.overlap import Overlap
 from replaykit.recipe.generate import Checks
 
@@ -50,7 +53,8 @@ class Sieve:
     ) -> None:
         self.checks = checks
         self._special = special
-        self._twins = Twins(checks.near_duplicate, read)
+        # There is no answer yet, so the question alone decides, whatever its case and spacing.
+        self._twins = Twins(checks.near_duplicate, read, likeness=QUESTIONS)
         self._overlap: Overlap | None = None
         if checks.overlap:
             self._overlap = Overlap(held_out)

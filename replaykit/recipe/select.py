@@ -86,6 +86,8 @@ class Select(Strict):
     """How many rows of each stratum; for stratified."""
     per_target: PositiveInt | None = None
     """Rows at most that are nearest to the same target row; null is any number."""
+    answers_per_question: PositiveInt | None = None
+    """Rows at most with just the same question, the first ones; null is any number."""
     near: float = Field(default=0.5, ge=0, le=1)
     """For near-and-far: the part that is nearest."""
     balance: float = Field(default=0.5, ge=0, le=1)
@@ -93,8 +95,8 @@ class Select(Strict):
     candidates: PositiveInt = 10
     """The method chooses among this number times n rows; for mmr, k-centre and herding."""
     near_duplicate: Share | None = 0.9
-    """Jaccard similarity of 5-character shingles from which on a row is a repetition; null
-    looks for equal texts only.
+    """Jaccard similarity of 5-character shingles from which on a row is a repetition, of what it
+    asks and of what it answers; null looks for equal rows only.
     """
     keep: Literal["first", "best"] = "first"
     """Which of two near duplicates stays: the earlier one, or the one nearer to the target."""

@@ -26,7 +26,7 @@ import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -166,6 +166,8 @@ class Index:
         self._executor = executor
         self._scorer = _Scorer.of(pool, analysis.count(queries))
         self.shared_terms = len(self._scorer.terms)
+        # Many rows are near to the same query.
+        self._of_query = lru_cache(4096)(partial(self._weights, documents=False))
 
     def scores(self) -> Iterator[Scores]:
         """The score of each row, float32, and the place of the query that it is nearest to, int64,
@@ -195,7 +197,7 @@ class Index:
             terms = self._scorer.terms
             against = self._scorer.centroid
         else:
-            terms, against = self._weights(query, documents=False)
+            terms, against = self._of_query(query)
         shared, mine, theirs = np.intersect1d(row, terms, assume_unique=True, return_indices=True)
         parts = weights[mine] * against[theirs]
         first = [k for k in np.argsort(-parts, kind="stable")[:n].tolist() if parts[k] > 0]
@@ -499,15 +501,30 @@ class _Pool:
         """In how many rows each of the ascending terms stands; 0 where min_df and max_df leave it
         out.
         """
-        # Mapped, not read: the processes of a machine share these pages.
-        known = np.load(self.folder / "terms.npy", mmap_mode="r")
+        known, frequencies = self._vocabulary
         if not len(known):
             return np.zeros(len(terms), dtype=np.int64)
         places = np.minimum(np.searchsorted(known, terms), len(known) - 1)
-        found = np.load(self.folder / "frequencies.npy", mmap_mode="r")[places]
+        found = frequencies[places]
         found = np.where(known[places] == terms, found, 0)
         kept = (found >= self.options.min_df) & (found <= self.options.max_df * self.rows)
         return np.where(kept, found, 0)
+
+    @cached_property
+    def _vocabulary(self) -> tuple[np.ndarray, np.ndarray]:
+        """All terms of the pool, ascending, and the rows that each stands in.
+
+        Mapped, not read: the processes of a machine share these pages. Opened once, since to open
+        them takes longer than to look up the terms of one row.
+        """
+        names = ("terms.npy", "frequencies.npy")
+        known, frequencies = (np.load(self.folder / name, mmap_mode="r") for name in names)
+        # Plain views: to index a memmap makes a memmap, which takes several times as long.
+        return known.view(np.ndarray), frequencies.view(np.ndarray)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The maps stay with the process that opened them.
+        return {name: value for name, value in vars(self).items() if name != "_vocabulary"}
 
     def weighted(self, counts: Counts, *, documents: bool) -> sp.csr_array:
         """The vectors of the rows of the pool, or of the queries: [rows, terms of counts],

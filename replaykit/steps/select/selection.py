@@ -12,6 +12,7 @@ bounded by n, by the vocabulary, and by 40 bytes for each row.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from replaykit.checks import quality
-from replaykit.checks.duplicates import BATCH, Repeats, best
+from replaykit.checks.duplicates import BATCH, Repeats, best, exchange, kept_form
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import DataError
+from replaykit.errors import DataError, did_you_mean
 from replaykit.parallel import Executor, LocalExecutor, RayExecutor
 from replaykit.recipe.select import SCORED, Select
 from replaykit.runs import Watch, unwatched
@@ -39,7 +40,6 @@ BINS = 40  # of the histogram of scores
 TERMS = 5  # that explain a score
 BATCH_ON_RAY = 2048  # rows of a job: to start one takes tens of milliseconds there
 WATCHED = 1000  # rows between two calls of the watch
-STRICT = "; `--strict` stops at the first row that cannot be read and says why"
 NO_WORD = (
     "no word is common to the pool and the target, so all scores are 0; `--method embedding` "
     "compares what is meant, `--method random` needs no score"
@@ -88,7 +88,9 @@ def select_records(
         scores = _scores(questions, target, settings, folder / "index", executor, watch)
         # By now the whole pool has been read.
         if not len(passed):
-            why = STRICT if funnel.counts["unparsed"] else ""
+            why = ""
+            if funnel.first_unparsed:
+                why = f"; the first row that cannot be read: {funnel.first_unparsed}"
             raise DataError(f"the pool has no record to select from ({funnel}){why}")
         # Of near duplicates the better one stays, which is known now that both have a score.
         better = checks.worse_twins(scores.values)
@@ -136,10 +138,10 @@ def _executor(settings: Select) -> Executor:
 def _repeats(
     settings: Select, target: Sequence[Record], folder: Path, executor: Executor
 ) -> Repeats:
-    """The questions of the target, ready for the pool to be compared with."""
+    """The rows of the target, ready for the pool to be compared with."""
     batch = BATCH_ON_RAY if settings.engine == "ray" else BATCH
     repeats = Repeats(settings.near_duplicate, folder=folder, executor=executor, batch=batch)
-    for _ in repeats.find_all(TARGET, ((None, record.question) for record in target)):
+    for _ in repeats.find_all(TARGET, ((None, exchange(record)) for record in target)):
         pass  # they are remembered; the target may repeat itself
     return repeats
 
@@ -158,6 +160,8 @@ class _Checks:
     watch: Watch
     twins: list[tuple[int, int]] = field(default_factory=list)
     """Rows of the ledger, and the earlier ones that they are near to."""
+    answers: Counter[bytes] = field(default_factory=Counter)
+    """Rows that passed, by a hash of their question; where answers_per_question is set."""
     numbers: dict[int, int] = field(default_factory=dict)
     """Of rows of the ledger that have a twin there, their numbers among the rows compared."""
 
@@ -165,19 +169,21 @@ class _Checks:
         """The questions of the rows that pass, in the order of the pool."""
         number = 0  # of the row among those that are compared
         places = list[int]()  # of each of these its place in the ledger, or -1
-        compared = self.repeats.find_all("pool", ((row, row.question) for row in self._good(pool)))
+        compared = self.repeats.find_all("pool", ((row, exchange(row)) for row in self._good(pool)))
         for record, twin in compared:
             reason = None
             place = len(self.passed)
             if twin is not None:
                 near = twin.reason == "near_duplicate" and places[twin.row] >= 0
-                if near and self.settings.keep == "best":
-                    # Which of the two is better is known when both have a score.
-                    self.twins.append((place, places[twin.row]))
-                    self.numbers |= {place: number, places[twin.row]: twin.row}
-                else:
+                if not near or self.settings.keep != "best":
                     reason = twin.reason
                     record = _noted(record, twin=twin.text)
+            if reason is None and self._answered_enough(record):
+                reason = "over_answers_per_question"
+            if reason is None and twin is not None:
+                # Which of the two is better is known when both have a score.
+                self.twins.append((place, places[twin.row]))
+                self.numbers |= {place: number, places[twin.row]: twin.row}
             number += 1
             if self.funnel.passes(record, reason):
                 places.append(place)
@@ -204,14 +210,23 @@ class _Checks:
             else:
                 self.funnel.passes(record, reason)
 
+    def _answered_enough(self, record: Record) -> bool:
+        """Whether so many rows with this question have passed as are asked for; counts the row."""
+        most = self.settings.answers_per_question
+        if most is None:
+            return False
+        question = kept_form(exchange(record)[0]).encode("utf-8", "surrogatepass")
+        key = hashlib.blake2b(question, digest_size=8).digest()
+        self.answers[key] += 1
+        return self.answers[key] > most
+
     def worse_twins(self, scores: np.ndarray) -> dict[int, int]:
         """Of near duplicates that were kept until their scores were known, those to drop, each with
         the better one.
         """
 
         def alike(one: int, other: int) -> bool:
-            similarity = self.repeats.similarity("pool", self.numbers[one], self.numbers[other])
-            return similarity >= (self.settings.near_duplicate or 1.0)
+            return self.repeats.alike("pool", self.numbers[one], self.numbers[other])
 
         return best(self.twins, lambda row: float(scores[row]), alike=alike)
 
@@ -301,6 +316,7 @@ def _chosen(
             found = choose.spread(rows, n, seed=seed)
         case "stratified":
             column = str(settings.column)
+            _check_column(column, rows, passed)
             named = ((row, score, str(_read(passed, row).meta.get(column))) for row, score in rows)
             found = choose.stratified(
                 named, n, by=lambda row: row[2], shares=settings.shares, seed=seed
@@ -320,6 +336,21 @@ def _chosen(
         case _:
             found = choose.nearest(rows, n)
     return [row[0] for row in found]
+
+
+def _check_column(column: str, rows: list[tuple[int, float]], passed: Ledger) -> None:
+    """Raises DataError for a column that no row has."""
+    names: set[str] = set()
+    for row, _ in rows:
+        meta = _read(passed, row).meta
+        if column in meta:
+            return
+        names.update(meta)
+    known = ", ".join(sorted(names))
+    raise DataError(
+        f"select.column: no row of the pool has a column '{column}'{did_you_mean(column, names)}; "
+        f"its columns beside the conversation are {known}"
+    )
 
 
 def _vectors(rows: Sequence[choose.Row], passed: Ledger) -> choose.Vectors:
@@ -387,8 +418,7 @@ def _reject(
 
 
 def _read(passed: Ledger, row: int) -> Record:
-    line = passed[row]["record"]
-    return Record(tuple(line["messages"]), line["source"], line["meta"])
+    return Record.from_json(passed[row]["record"])
 
 
 def _summary(scores: _Scores, places: list[int]) -> ScoreSummary | None:

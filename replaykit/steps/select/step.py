@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from replaykit.checks.funnel import Funnel
-from replaykit.data.formats import read_records
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import RunError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.select import SCORED, Select
 from replaykit.runs import Step
-from replaykit.steps.inputs import held_out, held_out_facts, load, row_facts
+from replaykit.steps.inputs import held_out, held_out_facts, load, row_facts, rows_of
 from replaykit.steps.select.result import Explanation, NearestRow, SelectResult
 from replaykit.steps.step import Context, Outcome, Todo, do_step, funnel_of
 
@@ -56,17 +55,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[SelectResult]]:
 
 
 def _pool(settings: Select, funnel: Funnel) -> Iterator[Record]:
-    pool = settings.pool
-    return read_records(
-        pool.path,
-        "select",
-        prompt=pool.prompt,
-        answer=pool.answer,
-        split=pool.split,
-        skip=pool.skip,
-        limit=pool.n,
-        unparsed=None if settings.strict else funnel.unparsed,
-    )
+    return rows_of(settings.pool, "select", None if settings.strict else funnel.unparsed)
 
 
 def run(

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 from finished import generated, selected
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -37,7 +37,10 @@ from replaykit.steps.mix.plan import Slot, alone, plan, shares
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.step import Context, typed
 
-settings.register_profile("any machine", deadline=None)
+# A share that comes to no row is refused, and drawing such sizes tests nothing.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
+)
 settings.load_profile("any machine")
 
 Sizes = Sequence[int]
@@ -66,6 +69,15 @@ def planned(
     settings = Mix(**mix).model_copy(update={"sources": sources})
     train = Train(batch_rows=batch_rows, epochs=epochs, steps=steps)
     return plan(target, pools, settings=settings, train=train, seed=seed, skills=skills)
+
+
+def drawn_or_assumed(target: Sizes, pools: Mapping[str, Sizes], **options: Any) -> list[list[Slot]]:
+    """The plan, where the share comes to a row at all."""
+    try:
+        return planned(target, pools, **options)
+    except DataError as error:
+        assume("no replay row comes" not in str(error))
+        raise
 
 
 def amounts(slots: Sequence[Slot], sizes: Mapping[str, Sizes]) -> tuple[int, int]:
@@ -108,7 +120,7 @@ def even(counts: Sequence[int]) -> bool:
     epochs=st.integers(1, 3),
 )
 @example(target=[1000] * 40, pools={"select": [7] * 3}, ratio=0.05, batch_rows=32, seed=1, epochs=2)
-@example(target=[3] * 40, pools={"select": [1000] * 3}, ratio=0.01, batch_rows=32, seed=1, epochs=1)
+@example(target=[3] * 40, pools={"select": [50] * 3}, ratio=0.2, batch_rows=32, seed=1, epochs=1)
 def test_every_step_has_its_share_of_replay_within_one_record(
     target: list[int],
     pools: dict[str, list[int]],
@@ -121,7 +133,9 @@ def test_every_step_has_its_share_of_replay_within_one_record(
 
     The law holds for any run of slots: a step, the end of the training, the whole; from the start on it is half of that.
     """
-    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=epochs)
+    steps = drawn_or_assumed(
+        target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=epochs
+    )
     sizes, slots = {TARGET: target, **pools}, flat(steps)
     bound = (1 - ratio) * max(max(pool) for pool in pools.values()) + ratio * max(target) + 1e-6
     for run in [*steps, slots[-len(slots) // 5 :], slots[len(slots) // 3 :]]:
@@ -144,7 +158,9 @@ def test_every_step_has_its_share_of_replay_within_one_record(
 def test_without_steps_every_target_row_comes_exactly_as_often_as_there_are_epochs(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:
-    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs)
+    steps = drawn_or_assumed(
+        target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs
+    )
     assert drawn(steps, TARGET, len(target)) == [epochs] * len(target)
     half = len([slot for slot in flat(steps) if slot.source == TARGET]) // epochs
     first = [slot.row for slot in flat(steps) if slot.source == TARGET][:half]
@@ -155,22 +171,16 @@ def test_without_steps_every_target_row_comes_exactly_as_often_as_there_are_epoc
 def test_with_steps_there_are_exactly_so_many_slots_and_the_target_repeats_evenly(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, count: int
 ) -> None:
-    try:
-        steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, steps=count)
-    except DataError as error:
-        assert "rows show only" in str(error)
-        return
+    steps = drawn_or_assumed(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, steps=count)
     assert [len(step) for step in steps] == [batch_rows] * count
-    counts = drawn(steps, TARGET, len(target))
-    assert even(counts)
-    assert min(counts) >= 1
+    assert even(drawn(steps, TARGET, len(target)))
 
 
 @given(target=SIZES, pools=POOLS, ratio=RATIOS, batch_rows=ROWS)
 def test_replay_rows_repeat_evenly_and_sources_get_equal_amounts(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int
 ) -> None:
-    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=3)
+    steps = drawn_or_assumed(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=3)
     for name, sizes in pools.items():
         assert even(drawn(steps, name, len(sizes)))
     used = [
@@ -190,7 +200,9 @@ def test_replay_rows_repeat_evenly_and_sources_get_equal_amounts(
 def test_steps_are_of_one_size_and_never_larger_than_asked(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:
-    steps = planned(target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs)
+    steps = drawn_or_assumed(
+        target, pools, ratio=ratio, batch_rows=batch_rows, seed=1, epochs=epochs
+    )
     sizes = [len(step) for step in steps]
     assert even(sizes)
     assert 1 <= min(sizes) <= max(sizes) <= batch_rows
@@ -202,9 +214,9 @@ def test_the_order_depends_on_nothing_but_sizes_ratio_and_seed(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, seed: int
 ) -> None:
     settings: dict[str, Any] = {"batch_rows": batch_rows, "seed": seed}
-    steps = planned(target, pools, ratio=ratio, **settings)
-    assert planned(tuple(target), dict(pools), ratio=ratio, **settings) == steps
-    alone = flat(planned(target, {}, ratio=0, **settings))
+    steps = drawn_or_assumed(target, pools, ratio=ratio, **settings)
+    assert drawn_or_assumed(tuple(target), dict(pools), ratio=ratio, **settings) == steps
+    alone = flat(drawn_or_assumed(target, {}, ratio=0, **settings))
     assert [
         slot for slot in flat(steps) if slot.source == TARGET
     ] == alone  # arms differ in replay, not in the target
@@ -238,7 +250,7 @@ def test_a_second_pass_comes_in_another_order() -> None:
 def test_a_ratio_of_nothing_has_no_replay(
     target: list[int], pools: dict[str, list[int]], batch_rows: int
 ) -> None:
-    steps = planned(target, pools, ratio=0, batch_rows=batch_rows, seed=1)
+    steps = drawn_or_assumed(target, pools, ratio=0, batch_rows=batch_rows, seed=1)
     assert {slot.source for slot in flat(steps)} == {TARGET}
     assert shares(flat(steps), {TARGET: target}) == 0
 
@@ -276,12 +288,6 @@ def test_an_empty_pool_beside_another_is_left_out() -> None:
             "there is none: run `replaykit generate` or `replaykit select` first, or ask for --ratio 0",
         ),
         ([1], {"select": []}, {}, "replay at a ratio of 0.5 was asked for, but there is none"),
-        (
-            [1] * 100,
-            {"select": [1]},
-            {"steps": 2},
-            r"2 steps of 8 rows show only 8 of the 100 target rows; raise train.steps",
-        ),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_what_to_do(
@@ -360,7 +366,10 @@ def lines_of(mixture: Mixture, path: Path) -> list[dict[str, Any]]:
 
 
 def dropped_rows(chat: Chat, target: Sequence[Record], **changes: Any) -> list[Mapping[str, Any]]:
-    """The rows that were dropped, as dropped.jsonl has them."""
+    """The rows that were dropped, as dropped.jsonl has them; as rows, a row of replay comes even
+    beside one of the target.
+    """
+    changes = {"unit": "rows", "ratio": 0.5} | changes
     rows: list[Mapping[str, Any]] = []
     funnel = Funnel(rows.append)
     mixture = blend(chat, target, funnel=funnel, **changes)
@@ -383,17 +392,20 @@ def test_a_replay_row_is_dropped_when_it_says_nothing_new_or_gives_a_test_away(c
         "generate": made(
             "generate",
             ("Hello", "Hi"),
-            ("what is 2 + 2", "4"),
+            ("What is  2 + 2", "4"),
+            ("What is 2 + 2", "It is even."),
             ("A test item", "x"),
             ("hello!", "Hey"),
         ),
-        "select": made("select", ("HELLO", "Hi"), ("Hello there", "Hi"), (" a  TEST item", "x")),
+        "select": made(
+            "select", ("Hello ", "Hi"), ("Hello", "Hey"), ("HELLO", "Hi"), (" a  TEST item", "x")
+        ),
     }
     target = made("target", ("What is 2 + 2", "4"), ("What is 2 + 2", "four"))
     found = dropped(chat, target, replay=replay, held_out=["A test item"])
     assert found == {
-        "target_duplicate": ["what is 2 + 2"],
-        "generate_duplicate": ["HELLO"],
+        "target_duplicate": ["What is  2 + 2"],
+        "generate_duplicate": ["Hello "],
         "eval_overlap": ["A test item", " a  TEST item"],
     }
 
@@ -456,11 +468,15 @@ def test_replay_rows_that_nearly_repeat_the_target_or_another_are_dropped_with_t
     replay = {
         "generate": made(
             "generate",
+            (f"{LONG} Berlin!", "Rain"),
             (f"{LONG} Berlin!", "Sun"),
             ("How tall is an oak tree in the forest?", "20 m"),
         ),
         "select": made(
-            "select", ("How tall is an oak tree in the forest??", "30 m"), ("Something else", "Yes")
+            "select",
+            ("How tall is an oak tree in the forest??", "20 m"),
+            ("How tall is an oak tree in the forest?", "30 m"),
+            ("Something else", "Yes"),
         ),
     }
     rows = dropped_rows(chat, target, replay=replay, mix={"near_duplicate": 0.8})
@@ -483,23 +499,23 @@ def test_several_answers_to_one_question_stay_but_not_the_same_answer_twice(chat
     ]
     both = {
         "generate": replay["generate"],
-        "select": made("select", ("Name a tree", "Ash"), ("Name a tree", "Yew")),
+        "select": made("select", ("Name a tree", "Ash"), ("Name a tree", "Elm")),
     }
     assert dropped(chat, SUMS, replay=both) == {
         "duplicate": ["Name a tree"],
-        "generate_duplicate": ["Name a tree", "Name a tree"],
+        "generate_duplicate": ["Name a tree"],
     }
 
 
-def test_a_conversation_is_compared_by_all_its_questions(chat: Chat) -> None:
+def test_a_conversation_is_compared_by_all_its_turns(chat: Chat) -> None:
     def talk(first: str) -> Record:
         turns = ((first, "Well."), ("Go on.", "So it is."))
         return Record(tuple(message for turn in turns for message in dialogue(*turn)), "generate")
 
     replay = {
-        "generate": [talk("Tell me of rain"), talk("Tell me of snow"), talk("tell me of RAIN")]
+        "generate": [talk("Tell me of rain"), talk("Tell me of snow"), talk("Tell me of  rain")]
     }
-    assert dropped(chat, SUMS, replay=replay) == {"duplicate": ["tell me of RAIN"]}
+    assert dropped(chat, SUMS, replay=replay) == {"duplicate": ["Tell me of  rain"]}
 
 
 def test_a_skill_has_at_most_so_many_different_rows_the_first_of_each_source(chat: Chat) -> None:
@@ -599,10 +615,13 @@ def test_the_same_seed_gives_the_same_bytes_twice(chat: Chat, tmp_path: Path) ->
     assert all(counts[record.id] == 1 for counts in ids for record in SUMS)
 
 
-def test_steps_repeat_the_target_and_too_few_of_them_are_refused(chat: Chat) -> None:
+def test_steps_repeat_the_target_or_leave_rows_out_and_say_so(chat: Chat) -> None:
     assert result_of(blend(chat, steps=20), ratio=0.15).repeats["target"] > 1
-    with pytest.raises(DataError, match="3 steps of 8 rows show only .* of the 60 target rows"):
-        blend(chat, steps=3)
+    found = result_of(blend(chat, steps=3, ratio=0.3), ratio=0.3)
+    assert found.target_rows + found.replay_rows == 24
+    assert found.not_shown == 60 - found.target_rows
+    said = f"{found.not_shown} of the 60 target rows are not shown in 3 steps of 8 rows"
+    assert found.notes[0].startswith(said)
 
 
 # --- budgets, weights, floors ---------------------------------------------------------------------------------------
@@ -624,7 +643,7 @@ def test_the_budget_replace_has_as_many_slots_as_the_target_alone_and_the_same_s
     epochs: int,
     seed: int,
 ) -> None:
-    steps = planned(
+    steps = drawn_or_assumed(
         target,
         pools,
         ratio=ratio,
@@ -667,7 +686,7 @@ def test_sources_share_by_their_weights_to_within_one_row_each(
     seed: int,
 ) -> None:
     weights = dict(zip(("select", "generate", "describe"), parts, strict=True))
-    steps = planned(
+    steps = drawn_or_assumed(
         target, pools, ratio=ratio, batch_rows=batch_rows, seed=seed, epochs=3, sources=weights
     )
     slots = [slot for slot in flat(steps) if slot.source != TARGET]
@@ -710,7 +729,7 @@ def test_floors_hold_or_the_plan_says_that_it_is_too_short(
     floors = {skill: data.draw(st.integers(1, n)) for skill, n in there.items()}
     pools = {source: [10] * len(names) for source, names in skills.items()}
     options: dict[str, Any] = {"ratio": ratio, "batch_rows": 8, "seed": seed}
-    free = planned(target, pools, **options)
+    free = drawn_or_assumed(target, pools, **options)
     try:
         steps = planned(target, pools, **options, skills=skills, min_rows=floors)
     except DataError as error:
@@ -805,8 +824,8 @@ def test_a_source_without_a_usable_row_is_said_to_be_left_out(chat: Chat) -> Non
     empty = [Record(dialogue("What?", "word " * 300), "generate")]
     sources = {"select": OLD, "generate": empty}
     said = "generate has no usable row; its part of the replay comes from the others"
-    assert list(blend(chat, replay=sources, ratio=0.2).notes) == [said]
-    assert list(blend(chat, replay={"select": OLD}, ratio=0.2).notes) == []
+    assert said in blend(chat, replay=sources, ratio=0.2).notes
+    assert said not in blend(chat, replay={"select": OLD}, ratio=0.2).notes
 
 
 # --- the step -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -19,7 +19,10 @@ from replaykit.recipe.train import Train
 from replaykit.steps.mix.plan import Slot, deviation, plan, replay_beside, shares
 from replaykit.steps.mix.schedule import describe, most, ratio_at
 
-settings.register_profile("any machine", deadline=None)
+# A share that comes to no row is refused, and drawing such sizes tests nothing.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
+)
 settings.load_profile("any machine")
 
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=25)
@@ -49,6 +52,17 @@ def planned(
     """The plan under these keys of the recipe's mix and train."""
     train = Train(batch_rows=batch_rows, epochs=epochs, steps=steps)
     return plan(target, pools, settings=Mix(**mix), train=train, seed=seed)
+
+
+def drawn_or_assumed(
+    target: Sequence[int], pools: Mapping[str, Sequence[int]], **options: Any
+) -> list[list[Slot]]:
+    """The plan, where the share comes to a row at all."""
+    try:
+        return planned(target, pools, **options)
+    except DataError as error:
+        assume("no replay row comes" not in str(error))
+        raise
 
 
 def flat(steps: Sequence[Sequence[Slot]]) -> list[Slot]:
@@ -138,7 +152,7 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
 ) -> None:
     options: dict[str, Any] = {"add": {"epochs": 2}, "replace": {"budget": "replace", "epochs": 3},
                                "steps": {"steps": 5, "budget": "replace"}}[how]  # fmt: skip
-    steps = planned(
+    steps = drawn_or_assumed(
         target, pools, ratio=ratio, schedule=schedule, batch_rows=batch_rows, seed=seed, **options
     )
     sizes, slots = {TARGET: target, **pools}, flat(steps)
@@ -150,7 +164,8 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
     done, total = 0, len(slots) if how != "add" else 2 * len(target)
     # What is asked of each moment is the schedule at the middle of what is drawn there.
     for slot in slots:
-        assert slot.ratio == pytest.approx(ratio_at(schedule, ratio, (done + 0.5) / total))
+        moment = (min(done, total - 1) + 0.5) / total
+        assert slot.ratio == pytest.approx(ratio_at(schedule, ratio, moment))
         done += slot.source == TARGET or how != "add"
     if how == "add":
         assert sorted(slot.row for slot in slots if slot.source == TARGET) == sorted(
@@ -162,7 +177,7 @@ def test_every_step_has_the_share_of_its_own_moment_within_one_record(
 def test_a_schedule_changes_nothing_in_the_order_of_the_target(
     target: list[int], pools: dict[str, list[int]], schedule: Schedule, seed: int
 ) -> None:
-    steps = planned(target, pools, ratio=0.1, schedule=schedule, batch_rows=8, seed=seed)
+    steps = drawn_or_assumed(target, pools, ratio=0.1, schedule=schedule, batch_rows=8, seed=seed)
     alone = planned(target, {}, ratio=0, batch_rows=8, seed=seed)
     assert [slot for slot in flat(steps) if slot.source == TARGET] == flat(alone)
 

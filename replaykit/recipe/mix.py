@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    model_validator,
+)
 
+from replaykit.errors import did_you_mean
 from replaykit.recipe.base import FILES, Share, Strict
 
 Replay = Literal["select", "generate"]
@@ -36,12 +45,37 @@ def _number(key: Any) -> Any:
         return key
 
 
+def is_made(source: str) -> bool:
+    """Whether a step makes the rows of this source; else it is a file of the user's own."""
+    return source in get_args(Replay)
+
+
+def is_source(name: str) -> bool:
+    """Whether replay can come from what has this name: a step, or what looks like a file."""
+    # A misspelt step would be taken for a file, so a file must look like one.
+    return is_made(name) or "." in name or "/" in name
+
+
+def _source_name(name: str) -> str:
+    if is_source(name):
+        return name
+    near = did_you_mean(name, get_args(Replay))
+    raise ValueError(
+        f"must be 'select', 'generate', or rows of your own such as old.jsonl or ./old "
+        f"(got '{name}'){near}"
+    )
+
+
+# A step, or a file, a folder or a Hub data set.
+SourceName = Annotated[str, AfterValidator(_source_name)]
+_NAME = {"anyOf": [{"enum": [*get_args(Replay)]}, {"type": "string", "pattern": "[./]"}]}
+_WEIGHT = {"type": "number", "exclusiveMinimum": 0}
+_WEIGHED = {"type": "object", "propertyNames": _NAME, "additionalProperties": _WEIGHT}
 # The sources with their weights; a list gives each the same weight.
 Sources = Annotated[
-    dict[Replay, PositiveFloat],
-    BeforeValidator(
-        _equal_weights, json_schema_input_type=list[Replay] | dict[Replay, PositiveFloat]
-    ),
+    dict[SourceName, PositiveFloat],
+    BeforeValidator(_equal_weights),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _NAME}, _WEIGHED]}),
 ]
 
 
@@ -79,7 +113,8 @@ class Mix(Strict):
     budget: Literal["add", "replace"] = "add"
     """add: replay on top of the target's epochs; replace: as many rows as without replay."""
     sources: Sources | None = None
-    """Sources of replay and their weights; a list weighs them alike; null: all that are made."""
+    """Sources of replay and their weights: select, generate, or files of old data, such as
+    {old.jsonl: 2, generate: 1}; a list weighs them alike; null: all that are made."""
     schedule: Schedule | None = None
     """How the share moves while training; null: it stays what it is."""
     skill: str = "skill"

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from replaykit.checks.duplicates import Repeats
+from replaykit.checks.duplicates import Repeats, exchange
 from replaykit.checks.funnel import Funnel, FunnelCounts
 from replaykit.checks.overlap import Decontaminated, Decontamination
 from replaykit.data.planned import PlannedRow
@@ -23,9 +24,14 @@ from replaykit.model.chat import Chat, Example
 from replaykit.recipe.mix import Mix, Unit
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, unwatched
-from replaykit.steps.mix.plan import Slot, alone, deviation, plan, shares, slots_alone
+from replaykit.steps.mix.notes import of_the_plan
+from replaykit.steps.mix.plan import Slot, alone, deviation, last_fifth, shares, slots_alone
+from replaykit.steps.mix.replay import skill_of
 from replaykit.steps.mix.result import Furthest, MixResult, SkillRows
-from replaykit.steps.mix.schedule import describe
+from replaykit.steps.mix.schedule import describe, most
+from replaykit.steps.mix.short_runs import fitting_plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,18 @@ class Mixture:
     as many epochs."""
     notes: Sequence[str] = ()
     """Sentences that the user must read."""
+
+    def of_rows(self, left: Mapping[str, Sequence[int]]) -> Mixture:
+        """The same of these rows alone, by source and index; the steps count them already."""
+
+        def part(values: Mapping[str, Sequence[T]]) -> dict[str, list[T]]:
+            return {
+                source: [of_source[row] for row in left[source]]
+                for source, of_source in values.items()
+            }
+
+        sizes = {unit: part(of_unit) for unit, of_unit in self.sizes.items()}
+        return replace(self, rows=part(self.rows), sizes=sizes, skills=part(self.skills))
 
     def planned_rows(self) -> Iterator[PlannedRow]:
         """The rows in training order."""
@@ -73,8 +91,7 @@ class Mixture:
         """
         slots = [slot for step in self.steps for slot in step]
         # A share that moves shows in its last part; of a constant one it is nearly the whole's.
-        fifth = max(1, len(self.steps) // 5)
-        last = [slot for step in self.steps[-fifth:] for slot in step]
+        last = [slot for step in last_fifth(self.steps) for slot in step]
         used = Counter(slot.source for slot in slots)
         tokens = self.sizes["tokens"]
         cost = sum(tokens[slot.source][slot.row] for slot in slots) / self.alone_tokens
@@ -110,9 +127,9 @@ class Mixture:
     def _furthest(self, unit: Unit) -> Furthest:
         """The largest distance of a step from its own share."""
         sizes = self.sizes[unit]
-        # The plan promises the size of the largest row of any source at most.
         off = max(deviation(step, sizes) for step in self.steps)
-        largest = max(max(of_source) for of_source in sizes.values() if of_source)
+        # Of the rows that come: one that never does is no measure of how near they are.
+        largest = max(sizes[slot.source][slot.row] for step in self.steps for slot in step)
         return Furthest(amount=round(off, 3), rows=round(off / largest, 4))
 
     def _by_skill(self, slots: Sequence[Slot]) -> dict[str, SkillRows]:
@@ -145,10 +162,10 @@ def build_mixture(
     Dropped, with the reason in ``funnel``: any row, of the target too, that holds an item of the
     evaluation sets in ``held_out`` ("eval_overlap", with the item and the matching text in its
     meta), that has no answer or is longer than ``train.max_tokens``; and a replay row that the chat
-    template refuses, whose questions repeat those of the target or of an earlier kept replay row
-    (from ``settings.near_duplicate`` on nearly so, with the earlier text as ``twin`` in its meta),
-    or that is one more of its skill than ``settings.max_rows``. Several answers to one question of
-    a source stay. Texts are compared by a temporary file in ``folder``.
+    template refuses, that repeats a row of the target or an earlier kept replay row in question and
+    answer (from ``settings.near_duplicate`` on nearly so, with the earlier question as ``twin`` in
+    its meta), or that is one more of its skill than ``settings.max_rows``. Several answers to one
+    question stay. Texts are compared by a temporary file in ``folder``.
     """
     # The target comes first: replay that repeats it, or a source before its own, is dropped.
     reading = _Reading(chat, train.max_tokens, held_out, funnel or Funnel(), watch)
@@ -171,7 +188,7 @@ def build_mixture(
     }
     # The plan knows no records, only what each counts for in the unit that was asked for.
     counted = sizes[settings.unit]
-    steps = plan(
+    steps, longest = fitting_plan(
         counted[TARGET],
         {source: counted[source] for source in replay},
         settings=settings,
@@ -179,18 +196,68 @@ def build_mixture(
         seed=seed,
         skills=skills,
     )
-    slots = slots_alone(train, len(records[TARGET]))
-    return Mixture(
+    whole = Mixture(
         rows=records,
         sizes=sizes,
         steps=steps,
         skills=skills,
-        alone_tokens=alone(sizes["tokens"][TARGET], slots, seed),
+        alone_tokens=alone(sizes["tokens"][TARGET], slots_alone(train, len(records[TARGET])), seed),
         notes=[
             *_left_out(len(target), usable[TARGET].dropped),
             *_without_rows([source for source in replay if not rows[source]], settings),
         ],
     )
+    return _planned(whole, longest, settings, train, reading.funnel)
+
+
+def _planned(
+    mixture: Mixture, longest: int | None, settings: Mix, train: Train, funnel: Funnel
+) -> Mixture:
+    """The mixture without the replay rows that are longer than the plan allows, as its slots count
+    the rows; and with what is to be said of the plan.
+    """
+    notes = list(mixture.notes)
+    if longest is not None:
+        counted = mixture.sizes[settings.unit]
+        left = {
+            source: [row for row, size in enumerate(sizes) if source == TARGET or size <= longest]
+            for source, sizes in counted.items()
+        }
+        for source, records in mixture.rows.items():
+            stay = set(left[source])
+            for row, record in enumerate(records):
+                if row not in stay:
+                    funnel.reject(record, "too_long_for_share")
+        notes += _too_long_for_share(mixture.rows, left, longest, settings.unit)
+        mixture = mixture.of_rows(left)
+    notes += of_the_plan(
+        mixture.steps,
+        ratio=most(settings.schedule, settings.ratio),
+        unit=settings.unit,
+        target_rows=len(mixture.rows[TARGET]),
+        train=train,
+    )
+    return replace(mixture, notes=notes)
+
+
+def _too_long_for_share(
+    rows: Mapping[str, Sequence[Record]],
+    left: Mapping[str, Sequence[int]],
+    longest: int,
+    unit: Unit,
+) -> Iterator[str]:
+    """How many rows are left out because their run is too short for them, in sentences."""
+    replay = [source for source in rows if source != TARGET]
+    whole = sum(len(rows[source]) for source in replay)
+    out = whole - sum(len(left[source]) for source in replay)
+    yield (
+        f"{out:,} of the {whole:,} replay rows have more than {longest:,} "
+        f"{unit.replace('_', ' ')}, too many for the share of so short a run, and are left out; "
+        f"--unit rows takes rows of any length"
+    )
+    for source in replay:
+        if rows[source] and not left[source]:
+            yield f"{source} has no shorter row; its part of the replay comes from the others"
 
 
 def _in_words(settings: Mix) -> str:
@@ -201,13 +268,6 @@ def _in_words(settings: Mix) -> str:
     if settings.budget == "replace":
         parts.append("in place of target rows")
     return ", ".join(parts)
-
-
-def skill_of(record: Record, column: str) -> str:
-    """The skill that a replay row keeps alive: what the column of its meta names, or else its
-    source.
-    """
-    return str(record.meta.get(column, record.source))
 
 
 # --- rows that can be learned from ----------------------------------------------------------------
@@ -323,46 +383,25 @@ def _drop_repeats(
     funnel: Funnel,
     watch: Watch,
 ) -> None:
-    """Takes out the replay rows whose questions came before.
+    """Takes out the replay rows that came before: with alike questions and alike answers, all turns
+    and the system message counted.
 
-    Rows of one source with just the same questions are one text: they stay, or go, together. Of
-    those that have the same answers too, the first alone stays. The target may repeat itself.
+    Another answer to a question of the target or of another source is no repetition. The target
+    may repeat itself.
     """
     with Repeats(threshold, folder=folder) as repeats:
         for source, found in rows.items():
-            # Several answers to one question are one text to compare, and are kept together.
-            groups: dict[str, list[_Row]] = {}
-            for row in found:
-                groups.setdefault(row.record.all_questions, []).append(row)
-            # By the identity of a row: the reason and the earlier text.
-            repeated: dict[int, tuple[str, str]] = {}
-            named = ((group, text) for text, group in groups.items())
-            for number, (group, twin) in enumerate(repeats.find_all(source, named), 1):
-                watch(f"compare {source}", number, len(groups))
-                # The text stood before: in the target, in an earlier source, or nearly so in this.
-                if twin is not None:
-                    repeated |= {id(row): (twin.reason, twin.text) for row in group}
+            kept: list[_Row] = []
+            compared = repeats.find_all(source, ((row, exchange(row.record)) for row in found))
+            for number, (row, twin) in enumerate(compared, 1):
+                watch(f"compare {source}", number, len(found))
+                # The target is compared so that it is remembered, and loses nothing.
+                if twin is None or source == TARGET:
+                    kept.append(row)
                 else:
-                    repeated |= _same_answers(group)
-            # The target is compared so that it is remembered, and loses nothing.
-            if source != TARGET:
-                rows[source] = [row for row in found if id(row) not in repeated]
-                for row in found:
-                    if id(row) in repeated:
-                        reason, text = repeated[id(row)]
-                        meta = {**row.record.meta, "twin": text}
-                        funnel.reject(replace(row.record, meta=meta), reason)
-
-
-def _same_answers(group: Sequence[_Row]) -> dict[int, tuple[str, str]]:
-    """Of rows with the same questions those whose answers came before, with reason and text."""
-    found: dict[int, tuple[str, str]] = {}
-    ids: set[str] = set()
-    for row in group:
-        if row.record.id in ids:
-            found[id(row)] = ("duplicate", row.record.all_questions)
-        ids.add(row.record.id)
-    return found
+                    meta = {**row.record.meta, "twin": twin.text}
+                    funnel.reject(replace(row.record, meta=meta), twin.reason)
+            rows[source] = kept
 
 
 def _drop_surplus(rows: dict[str, list[_Row]], settings: Mix, funnel: Funnel) -> None:

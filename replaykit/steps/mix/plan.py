@@ -10,6 +10,10 @@ sum of size x share over its slots, where a share that moves is that of the slot
 run of slots, and every step, is within one row of its share. Rows of a source come in a seeded
 order, all of them before any comes again.
 
+Within one row is far off where a row is as long as all the replay of a short run. There
+``longest_row`` says up to which size rows can come, so that the whole run and its last fifth have
+their share.
+
 Others draw the source of each row at random. They drop target rows when replay runs out, or repeat
 replay without saying so: ``interleave_datasets`` of datasets, which LLaMA-Factory and ms-swift use,
 by each of its stopping strategies, and TRL by the ``fraction`` of a data set.
@@ -17,11 +21,14 @@ by each of its stopping strategies, and TRL by the ``fraction`` of a data set.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +38,8 @@ from replaykit.hashing import derive_seed
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.train import Train
 from replaykit.steps.mix.schedule import most, ratio_at
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,44 +172,134 @@ def plan(
     With the budget "add" every target row comes exactly ``epochs`` times and replay comes on top;
     with "replace" there are only as many slots as those of the target alone, and some target rows
     come a time less, or never. Either way the slots are then spread evenly over as few steps as
-    batch_rows allows. With ``steps`` there are exactly steps x batch_rows slots, and the target
-    repeats evenly to fill them; with "add" it must be shown whole.
+    batch_rows allows. With ``steps`` there are exactly steps x batch_rows slots; the target repeats
+    evenly to fill them, or some of its rows never come.
 
     Replay sources share by their weights (equal ones by default). A floor, ``min_rows``, is how
     many different rows of a skill must come: where a skill is behind, by the progress, its next row
     comes first. A source without rows gives none, and the others its part. Raises DataError where
-    all have none, ``steps`` are too few to show every target row, or a floor cannot be kept.
+    all have none, no replay row comes although a share is asked for, or a floor cannot be kept.
     """
-    highest = most(settings.schedule, settings.ratio)
-    # Where no replay is asked for at any time, sources and floors mean nothing.
-    if highest == 0:
-        replay = {}
-    weights = {str(source): weight for source, weight in (settings.sources or {}).items()}
-    if not weights:
-        weights = dict.fromkeys(replay, 1.0)
-    _check(target, replay, weights, highest)
-    floors = settings.min_rows if highest > 0 else {}
-    if not floors or skills is None:
-        skills = {}
-    _check_floors(floors, replay, skills)
-    total = slots_alone(train, len(target))
-    by_slots = train.steps is not None or settings.budget == "replace"
-    # The rows of a floor come evenly over the training; where it is too short for that, first.
-    for at_once in (False, True):
-        due = _Floors(floors, skills, at_once)
-        pools = Pools(
-            Source(name, sizes, seed, skills.get(name, ())) for name, sizes in replay.items()
+    drawing = Drawing.of(target, replay, settings, train, seed, skills or {})
+    return drawing.steps(*drawing.order())
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """From what the rows of a training are drawn, and how many."""
+
+    target: Sequence[int]
+    replay: Mapping[str, Sequence[int]]
+    skills: Mapping[str, Sequence[str]]
+    """Of replay rows; empty where there are no floors."""
+    weights: Mapping[str, float]
+    floors: Mapping[str, int]
+    settings: Mix
+    train: Train
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        target: Sequence[int],
+        replay: Mapping[str, Sequence[int]],
+        settings: Mix,
+        train: Train,
+        seed: int,
+        skills: Mapping[str, Sequence[str]],
+    ) -> Drawing:
+        """Raises DataError where there is no row to draw, or a skill has fewer than its floor."""
+        highest = most(settings.schedule, settings.ratio)
+        # Where no replay is asked for at any time, sources and floors mean nothing.
+        if highest == 0:
+            replay = {}
+        weights = {str(source): weight for source, weight in (settings.sources or {}).items()}
+        if not weights:
+            weights = dict.fromkeys(replay, 1.0)
+        _check(target, replay, weights, highest)
+        floors = settings.min_rows if highest > 0 else {}
+        if not floors:
+            skills = {}
+        _check_floors(floors, replay, skills)
+        # A source that has no weight gives no row.
+        replay = {name: sizes for name, sizes in replay.items() if weights.get(name)}
+        return cls(target, replay, skills, weights, floors, settings, train, seed)
+
+    @property
+    def highest(self) -> float:
+        """The largest share that is asked for at any time."""
+        return most(self.settings.schedule, self.settings.ratio)
+
+    @property
+    def sizes(self) -> Mapping[str, Sequence[int]]:
+        """By source, what each row counts for."""
+        return {TARGET: self.target, **self.replay}
+
+    def without_longer(self, longest: int) -> Drawing:
+        """The same without replay rows that are longer."""
+        kept = {
+            name: [row for row, size in enumerate(sizes) if size <= longest]
+            for name, sizes in self.replay.items()
+        }
+        replay = {name: [self.replay[name][row] for row in rows] for name, rows in kept.items()}
+        skills = {
+            name: [self.skills[name][row] for row in rows]
+            for name, rows in kept.items()
+            if name in self.skills
+        }
+        return dataclasses.replace(self, replay=replay, skills=skills)
+
+    def order(self) -> tuple[list[Slot], Floors]:
+        """The slots in order, and what the floors lack then."""
+        total = slots_alone(self.train, len(self.target))
+        by_slots = self.train.steps is not None or self.settings.budget == "replace"
+        ratio_of = partial(ratio_at, self.settings.schedule, self.settings.ratio)
+        # The rows of a floor come evenly over the training; where it is too short for that, first.
+        for at_once in (False, True):
+            due = Floors(self.floors, self.skills, at_once)
+            pools = Pools(
+                Source(name, sizes, self.seed, self.skills.get(name, ()))
+                for name, sizes in self.replay.items()
+            )
+            own = Source(TARGET, self.target, self.seed)
+            order = _order(own, pools, ratio_of, self.weights, due, total, by_slots=by_slots)
+            if not due.missing:
+                break
+        return order, due
+
+    def steps(self, order: Sequence[Slot], due: Floors) -> list[list[Slot]]:
+        """The order in steps. Raises DataError where a floor is not kept, or no replay comes."""
+        if due.missing:
+            raise DataError(due.error(sum(slot.source != TARGET for slot in order)))
+        if self.highest > 0 and all(slot.source == TARGET for slot in order):
+            raise DataError(self._no_replay(order))
+        return in_steps(order, self.train)
+
+    def asked(self, slots: Iterable[Slot]) -> float:
+        """How much replay is asked for in these slots, in the unit of the sizes."""
+        sizes = self.sizes
+        return sum(slot.ratio * sizes[slot.source][slot.row] for slot in slots)
+
+    def _no_replay(self, order: Sequence[Slot]) -> str:
+        """What to say where the share that was asked for comes to no row, and what to ask for."""
+        unit = self.settings.unit.replace("_", " ")
+        whole = sum(self.target[slot.row] for slot in order)
+        shortest = min(size for sizes in self.replay.values() for size in sizes)
+        advice = []
+        # As rows, replay comes where its part of the slots is more than half a row.
+        if self.settings.unit != "rows" and self.highest * len(order) > 0.5:
+            advice.append("--unit rows")
+        # A row comes where it leads nearer: (1 - ratio) x its size < 2 x ratio x the target's.
+        least = math.ceil(1000 * shortest / (shortest + 2 * whole) + 0.001) / 1000
+        if self.settings.schedule is None and least < 1:
+            advice.append(f"--ratio {least:g} or more")
+        advice.append("more target rows or train.epochs")
+        return (
+            f"no replay row comes, although a ratio of {self.highest:g} was asked for: of "
+            f"{len(order):,} target rows with {whole:,} {unit} that is {self.asked(order):.3g} "
+            f"{unit}, less than half of the shortest replay row, which has {shortest:,}; ask for "
+            f"{', or for '.join(advice)}"
         )
-        ratio_of = partial(ratio_at, settings.schedule, settings.ratio)
-        own = Source(TARGET, target, seed)
-        order = _order(own, pools, ratio_of, weights, due, total, by_slots=by_slots)
-        if not due.missing:
-            break
-    else:
-        raise DataError(due.error(sum(slot.source != TARGET for slot in order)))
-    if settings.budget == "add":
-        _check_shown(order, len(target), train)
-    return _in_steps(order, train)
 
 
 def slots_alone(train: Train, target_rows: int) -> int:
@@ -210,7 +309,12 @@ def slots_alone(train: Train, target_rows: int) -> int:
     return train.epochs * target_rows
 
 
-def _in_steps(order: Sequence[Slot], train: Train) -> list[list[Slot]]:
+def last_fifth(steps: Sequence[T]) -> Sequence[T]:
+    """The last fifth of the steps, at least one of them."""
+    return steps[-max(1, len(steps) // 5) :]
+
+
+def in_steps(order: Sequence[Slot], train: Train) -> list[list[Slot]]:
     """The slots spread evenly over the steps: as many as were asked for, or as few as batch_rows
     allows.
     """
@@ -237,41 +341,35 @@ def _check(
         )
 
 
-def _check_shown(order: Iterable[Slot], target_rows: int, train: Train) -> None:
-    """Raises DataError where the steps are too few to show every target row."""
-    shown = sum(slot.source == TARGET for slot in order)
-    if train.steps is not None and shown < target_rows:
-        raise DataError(
-            f"{train.steps} steps of {train.batch_rows} rows show only {shown} of the "
-            f"{target_rows} target rows; raise train.steps, leave it out (train.epochs then "
-            f"decides), or set target.n"
-        )
-
-
 def _order(
     target: Source,
     pools: Pools,
     ratio_of: Callable[[float], float],
     weights: Mapping[str, float],
-    due: _Floors,
+    due: Floors,
     total: int,
     *,
     by_slots: bool,
 ) -> list[Slot]:
-    """The slots in order, until ``total`` slots, or target rows, are drawn."""
+    """The slots in order, until ``total`` slots, or target rows with the replay that is owed beside
+    them, are drawn.
+    """
     order: list[Slot] = []
     # The replay drawn so far less that asked for so far, in the unit of the sizes.
     off = 0.0
     while True:
         done = len(order) if by_slots else target.drawn
-        if done >= total:
+        if done >= total and by_slots:
             return order
-        # The moment of a slot is the middle of what is drawn in it.
-        progress = (done + 0.5) / total
+        # The moment of a slot is the middle of what is drawn in it; behind the last target row it
+        # is still that row's.
+        progress = (min(done, total - 1) + 0.5) / total
         ratio = ratio_of(progress)
         # A row of the target adds nothing to the replay, but its part to what is asked for. A
         # replay row adds all of itself to the one, and its part to the other.
-        with_target = off - ratio * target.sizes[target.peek()]
+        with_target = off
+        if done < total:
+            with_target -= ratio * target.sizes[target.peek()]
         pool = pools.next(weights)
         if pool is not None and ratio > 0:
             behind = due.behind(progress)
@@ -284,11 +382,13 @@ def _order(
                 order.append(slot)
                 off = with_replay
                 continue
+        if done >= total:
+            return order
         order.append(target.take(ratio))
         off = with_target
 
 
-class _Floors:
+class Floors:
     """How many different rows of each skill must have come by when.
 
     That is their part by progress, or with ``at_once`` all of them at any time.

@@ -16,7 +16,7 @@ class Furthest(Result):
     amount: float
     """In the mixture's unit."""
     rows: float
-    """As a part of the largest row; the plan promises at most 1."""
+    """As a part of the largest row that comes."""
 
 
 class SkillRows(Result):
@@ -63,3 +63,9 @@ class MixResult(Result):
     decontamination: Decontaminated | None
     exported: dict[str, str] = Field(default={})
     """The folder of each export."""
+
+    @property
+    def different_replay(self) -> int:
+        """How many different replay rows are trained on."""
+        # Each row is of one skill.
+        return sum(found.different for found in self.skills.values())

@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from replaykit.checks.funnel import Funnel
+from replaykit.data.formats import read_records
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.planned import write_plan
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import RunError
 from replaykit.recipe import Recipe, need
-from replaykit.recipe.mix import Mix, Replay
+from replaykit.recipe.base import file_facts
+from replaykit.recipe.mix import Mix, Replay, is_made
 from replaykit.runs import Manifest, Step, Watch, differences, read_manifest
 from replaykit.steps.inputs import Facts, held_out, held_out_facts, load, made_facts, row_facts
+from replaykit.steps.mix.replay import own_replay
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.mix.schedule import most
 from replaykit.steps.step import (
@@ -44,7 +48,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MixResult]]:
             "seed": recipe.seed,
             "target": row_facts(recipe.target),
             "rewritten": None if rewritten is None else made_facts(rewritten),
-            "replay": {source: made_facts(file) for source, file in replay.items()},
+            "replay": {source: _replay_facts(source, file) for source, file in replay.items()},
             "mix": settings.decisive(),
             # Rows that hold a prompt of these tests are left out.
             "eval": held_out_facts(recipe, settings.overlap),
@@ -79,8 +83,8 @@ class _Mixing:
     settings: Mix
     rewritten: Path | None
     """The target in the model's own words, where that is taken."""
-    replay: Mapping[Replay, Path]
-    """The rows of each source."""
+    replay: Mapping[str, Path | str]
+    """The rows of each source: of a step the file that it made, or what the user named."""
     watch: Watch
 
     def work(self, step: Step) -> MixResult:
@@ -90,7 +94,7 @@ class _Mixing:
         with funnel_of(step) as funnel:
             mixture = build_mixture(
                 self._target(),
-                {source: list(read_jsonl(file)) for source, file in self.replay.items()},
+                {source: self._rows(source, funnel) for source in self.replay},
                 chat=chat_of(self.recipe),
                 settings=self.settings,
                 train=self.recipe.train,
@@ -114,6 +118,12 @@ class _Mixing:
             funnel=funnel.result(),
             decontamination=None if apart is None else apart.result(),
         )
+
+    def _rows(self, source: str, funnel: Funnel) -> list[Record]:
+        """The replay rows of a source. Raises DataError where the user's own has none."""
+        if is_made(source):
+            return list(read_jsonl(self.replay[source]))
+        return own_replay(read_records(source, "select", unparsed=funnel.unparsed), source, funnel)
 
     def _target(self) -> list[Record]:
         if self.rewritten is not None:
@@ -154,26 +164,36 @@ def finished_mixture(recipe: Recipe, arm: str | None) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def replay_sources(recipe: Recipe, settings: Mix) -> list[Replay]:
-    """The sources of an arm's replay: those that it names, or that the recipe makes, or else all
-    that are finished in the run.
+def replay_sources(recipe: Recipe, settings: Mix) -> list[str]:
+    """The sources of an arm's replay: those that it names, steps or files, or the steps that the
+    recipe has, or else all that are finished in the run.
     """
     if most(settings.schedule, settings.ratio) == 0:
         return []
     if settings.sources is not None:
         return list(settings.sources)
     if recipe.replay_sources:
-        return recipe.replay_sources
-    every: tuple[Replay, ...] = get_args(Replay)
+        return [*recipe.replay_sources]
+    every: tuple[str, ...] = get_args(Replay)
     return [source for source in every if read_manifest(recipe.folder / source) is not None]
 
 
-def _replay_files(recipe: Recipe, settings: Mix) -> dict[Replay, Path]:
-    """The finished replay of an arm. Raises RunError where one that it asks for is not finished."""
-    sources = replay_sources(recipe, settings)
-    for source in sources:
-        need_step(recipe.folder / source, source)
-    return {source: recipe.folder / source / "rows.jsonl" for source in sources}
+def _replay_files(recipe: Recipe, settings: Mix) -> dict[str, Path | str]:
+    """The replay of an arm, by source. Raises RunError where a step that it asks for is not
+    finished.
+    """
+    files: dict[str, Path | str] = {}
+    for source in replay_sources(recipe, settings):
+        files[source] = source
+        if is_made(source):
+            need_step(recipe.folder / source, source)
+            files[source] = recipe.folder / source / "rows.jsonl"
+    return files
+
+
+def _replay_facts(source: str, file: Path | str) -> Facts:
+    """What identifies the rows of a source of replay."""
+    return made_facts(Path(file)) if is_made(source) else file_facts(source)
 
 
 def takes_rewritten(recipe: Recipe) -> bool:

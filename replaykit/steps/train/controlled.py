@@ -20,8 +20,8 @@ from replaykit.data.planned import PlannedRow
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import RecipeError
 from replaykit.model.logprobs import IGNORED
-from replaykit.steps.mix.build import skill_of
 from replaykit.steps.mix.plan import replay_beside
+from replaykit.steps.mix.replay import skill_of, source_of
 from replaykit.steps.train.batches import Cut, TokenisedRows, micro_batches
 from replaykit.steps.train.controller import Controller, ControllerInputs
 
@@ -64,7 +64,7 @@ def pools_of(inputs: ControllerInputs) -> dict[str, list[Record]]:
     by_skill = inputs.settings.by_skill
     pools: dict[str, list[Record]] = {}
     for record in inputs.replay:
-        name = skill_of(record, inputs.mix.skill) if by_skill else record.source
+        name = skill_of(record, inputs.mix.skill) if by_skill else source_of(record)
         pools.setdefault(name, []).append(record)
     if by_skill and pools and not pools.keys() & inputs.old.keys():
         tested = ", ".join(inputs.old)

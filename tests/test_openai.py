@@ -30,7 +30,7 @@ from replaykit.engines import Completion, Engine, Request, Sampling, openai
 from replaykit.engines.openai import OpenAIEngine
 from replaykit.errors import EngineError
 from replaykit.model.chat import Chat
-from replaykit.model.loading import resolve
+from replaykit.model.loading import resolve, vocabulary_size
 from replaykit.recipe.engine import EngineOptions
 
 LIMIT, STOP = 512, 3
@@ -56,7 +56,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, faults: Iterator[str | None] | None = None, models: tuple[str, ...] = ("some/model",)
+        self, faults: Iterator[str | None] | None = None, models: tuple[str, ...] = ("nano",)
     ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults, self.models = faults, models
@@ -196,7 +196,7 @@ def load(server: Server | str, **options: Any) -> closing[OpenAIEngine]:
     url = server if isinstance(server, str) else server.url
     settings = {"concurrency": 8, "timeout_seconds": 10.0, "retries": 3} | options
     return closing(
-        OpenAIEngine("some/model", options=EngineOptions(name="openai", server=url, **settings))
+        OpenAIEngine("nano", options=EngineOptions(name="openai", server=url, **settings))
     )
 
 
@@ -376,7 +376,7 @@ def test_where_nothing_answers_the_error_says_how_to_start_a_server() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(
-            EngineError, match=f"(?s)no server at {url}/v1: .*`vllm serve some/model`"
+            EngineError, match=f"(?s)no server at {url}/v1: .*`vllm serve {resolve('nano')}`"
         ):
             load(url)
     with pytest.raises(EngineError, match="no server at localhost:8000/v1: .*missing an 'http://'"):
@@ -397,18 +397,56 @@ def test_the_address_may_be_written_in_any_way(server: Server, ending: str) -> N
         assert by_row(engine.complete(requests(2))) == expected(requests(2))
 
 
-def test_the_models_own_name_is_used_or_the_only_one(server: Server) -> None:
+def test_the_models_own_name_is_used(server: Server) -> None:
+    folder = resolve("nano")
     for names, used in {
-        ("other/model", "some/model"): "some/model",
-        ("renamed",): "renamed",
+        ("other/model", "nano"): "nano",
+        ("other/model", folder): folder,
+        # As vLLM was started with it in another working directory.
+        (os.path.relpath(folder),): os.path.relpath(folder),
     }.items():
         server.models = names
         with load(server) as engine:
             list(engine.complete(requests(1)))
             assert (server.bodies[-1]["model"], engine.limit) == (used, LIMIT)
-    server.models = ("a/b", "c/d")
-    with pytest.raises(EngineError, match="does not serve some/model; it serves a/b, c/d"):
+
+
+@pytest.mark.parametrize("models", [("a/b",), ("a/b", "c/d"), ("weights",), ()])
+def test_a_server_with_other_models_alone_is_refused_and_both_are_named(
+    server: Server, models: tuple[str, ...]
+) -> None:
+    server.models = models
+    served = ", ".join(models) or "nothing"
+    with pytest.raises(EngineError, match=f"does not serve nano; it serves {served}\n.*--served-m"):
         load(server)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("strange", [-1, 10**6, 2**70])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_token_that_the_model_does_not_have_is_one_error_at_once(
+    server: Server, strange: int, place: int
+) -> None:
+    tokens = [5, 6, 7]
+    tokens[place] = strange
+    server.answer = (200, {"choices": [{"finish_reason": "length", "token_ids": tokens}]})
+    with (
+        load(server) as engine,
+        pytest.raises(
+            EngineError, match=rf"answers with the token {strange}, and nano has .* 0 to"
+        ),
+    ):
+        list(engine.complete(requests(1, max_tokens=3)))
+    assert len(server.bodies) == 1
+
+
+def test_the_last_token_of_the_vocabulary_is_a_token(server: Server) -> None:
+    last = vocabulary_size("nano") - 1
+    server.answer = (200, {"choices": [{"finish_reason": "length", "token_ids": [last]}]})
+    with load(server) as engine:
+        assert list(engine.complete(requests(1, max_tokens=1))) == [
+            Completion(0, (last,), "length")
+        ]
 
 
 # --- how requests are sent ------------------------------------------------------------------------
@@ -431,7 +469,7 @@ def test_a_request_says_all_that_the_answer_depends_on(server: Server) -> None:
         )
     first, second = sorted(server.bodies, key=lambda body: len(body["prompt"]))
     assert first == {
-        "model": "some/model", "prompt": [1, 2], "max_tokens": 24, "temperature": 0.7, "top_p": 0.9, "top_k": 20,
+        "model": "nano", "prompt": [1, 2], "max_tokens": 24, "temperature": 0.7, "top_p": 0.9, "top_k": 20,
         "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
         "frequency_penalty": 0.0, "seed": 2**63 - 1, "stop_token_ids": [STOP, 9], "ignore_eos": True,
         "add_special_tokens": False, "skip_special_tokens": False, "return_token_ids": True,

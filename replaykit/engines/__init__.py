@@ -162,12 +162,25 @@ def choose(options: EngineOptions | str = "auto") -> str:
     return "vllm"
 
 
+def engine_fact(options: EngineOptions) -> str:
+    """What of the engine decides the rows, in a word or two: its name, and its mode."""
+    name = choose(options)
+    if options.batch_invariant:
+        return f"{name}, batch-invariant"
+    return name
+
+
 def load_engine(
     model: str, options: EngineOptions | str = "auto", *, revision: str | None = None
 ) -> Engine:
     """The model, loaded in the engine. Raises EngineError, or MissingExtra, saying what to do."""
     options = _options(options)
     name = choose(options)
+    if options.batch_invariant and name != "vllm":
+        raise EngineError(
+            f"engine.batch_invariant: it is vllm's, and the engine here is {name}; leave it out, "
+            "or take `--engine vllm` on a machine with a GPU"
+        )
     if name in EXTRAS and find_spec(EXTRAS[name]) is None:
         raise MissingExtra(EXTRAS[name], name)
     entry = ENGINES[name]

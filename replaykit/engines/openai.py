@@ -22,6 +22,7 @@ import socket
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
+from pathlib import Path
 from threading import Event, Lock
 from typing import Annotated, Any, Literal
 from weakref import WeakSet
@@ -74,6 +75,7 @@ class OpenAIEngine:
         self._client = _client(options)
         try:
             self._served, limit = self._find(model)
+            self._vocabulary = loading.vocabulary_size(model, revision)
             if not limit:
                 # Without a limit transformers says 10^30.
                 size = loading.load_tokenizer(model, revision).model_max_length
@@ -211,7 +213,7 @@ class OpenAIEngine:
             choice = _Answer.model_validate_json(response.content).choices[0]
         except ValidationError as error:
             raise _Fault(_problem(error)) from error
-        choice.check(body)
+        choice.check(body, self._vocabulary)
         return choice
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
@@ -246,17 +248,17 @@ class OpenAIEngine:
             raise EngineError(
                 f"{self._url}/models is no list of models: {_problem(error)}"
             ) from error
-        own = {model, loading.resolve(model)}
+        own = _names(model)
         found = [card for card in cards if card.id in own]
         if not found:
-            found = [card for card in cards if card.root in own]
-        if not found and len(cards) == 1:  # under whatever name, it is the one that was meant
-            found = cards
+            found = [card for card in cards if own & _names_of_folder(card.root or card.id)]
         if not found:
-            names = ", ".join(card.id for card in cards) or "nothing"
+            served = ", ".join(card.id for card in cards) or "nothing"
+            resolved = loading.resolve(model)
             raise EngineError(
-                f"{self._url} does not serve {model}; it serves {names}\n  --model names one of "
-                f"them."
+                f"{self._url} does not serve {model}; it serves {served}\n  --model names one of "
+                f"them; where one of them is {model} under another name, start the server with "
+                f"`--served-model-name {resolved}`."
             )
         return found[0].id, found[0].max_model_len
 
@@ -304,16 +306,23 @@ class _Choice(BaseModel):
         pairs = zip(request.tokens[1:], positions, strict=True)
         return [by_token[token].logprob for token, by_token in pairs if by_token]
 
-    def check(self, body: Body) -> None:
+    def check(self, body: Body, vocabulary: int) -> None:
         """Raises _Fault if it is not a whole answer to the request.
 
-        Raises EngineError if such a server never gives one.
+        Raises EngineError if such a server never gives one. The model has ``vocabulary`` token ids.
         """
         prompt = list(body["prompt"])
         if self.token_ids is None:
             raise EngineError(f"{NO_IDS}.")
         if self.prompt_token_ids not in (None, prompt):
             raise EngineError("the server changes the prompt, such as by a second BOS")
+        strange = [token for token in self.token_ids if not 0 <= token < vocabulary]
+        if strange:
+            raise EngineError(
+                f"the server answers with the token {strange[0]}, and {body['model']} has the "
+                f"tokens 0 to {vocabulary - 1} here; does the server have another model under "
+                "that name?"
+            )
         got = len(self.token_ids)
         most = body["max_tokens"]
         if self.finish_reason == "length" and got != most:
@@ -359,6 +368,20 @@ def _base(server: str) -> str:
     if url.endswith("/chat/completions"):
         raise EngineError(f"{server}: {CHAT_ONLY}.")
     return url.removesuffix("/completions").removesuffix("/v1") + "/v1"
+
+
+def _names(model: str) -> set[str]:
+    """The names by which a server may know the model: as given, its Hub id, or its folder."""
+    resolved = loading.resolve(model)
+    return {model, resolved} | _names_of_folder(resolved)
+
+
+def _names_of_folder(name: str) -> set[str]:
+    """The whole path of a folder here; the name itself where it is none."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {name}
+    return {str(folder.resolve())}
 
 
 def _problem(error: ValidationError) -> str:

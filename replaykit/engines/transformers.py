@@ -1,8 +1,7 @@
 """The engine for any machine: a plain loop over transformers, batched, with a key-value cache.
 
-Every row draws its tokens from its own stream of uniform numbers (Philox, keyed by the request's
-seed), by inverting the cumulative distribution in float64. So what else is in the batch does not
-matter.
+Every row draws its tokens with its own stream of numbers (``engines/draw.py``), so what else is in
+the batch does not matter.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from replaykit.engines import Completion, Request, room_for, until_none
+from replaykit.engines import Completion, Request, Sampling, room_for, until_none
+from replaykit.engines.draw import Numbers, draw
 from replaykit.errors import EngineError
 from replaykit.model import loading
 from replaykit.model.lm_head import NUMBERS, Head, split_head
@@ -87,7 +86,7 @@ class TransformersEngine:
         reader = _Encoded if self.model.config.is_encoder_decoder else _Decoder
         reading = reader(self.model, [row.request.tokens for row in rows])
         while rows:
-            chosen = _draw(reading.logits().float(), rows)
+            chosen = draw(reading.logits().float(), [row.wanted() for row in rows])
             for row, token in zip(rows, chosen, strict=True):
                 if not row.done and row.take(token):
                     yield row.completion()
@@ -224,7 +223,7 @@ class _Encoded:
 
 
 class _Row:
-    """A row of a batch on its way: its tokens so far and its stream of uniform numbers."""
+    """A row of a batch on its way: its tokens so far and its stream of numbers."""
 
     def __init__(self, request: Request, room: int):
         self.request = request
@@ -232,16 +231,18 @@ class _Row:
         self.tokens: list[int] = []
         self.stopped = False
         self.done = False
-        self._stream = np.random.Generator(np.random.Philox(key=request.seed))
+        self._numbers = Numbers(request.seed)
 
     @property
     def length(self) -> int:
         """How many tokens the prompt has."""
         return len(self.request.tokens)
 
-    def uniform(self) -> float:
-        """The next number of the row's own stream, in [0, 1)."""
-        return float(self._stream.random())
+    def wanted(self) -> tuple[Sampling, float] | None:
+        """How the next token is drawn, and with which number; None where there is none to draw."""
+        if self.done:
+            return None
+        return self.request.sampling, self._numbers.at(len(self.tokens))
 
     def completion(self) -> Completion:
         reason: Literal["stop", "length"] = "stop" if self.stopped else "length"
@@ -256,52 +257,3 @@ class _Row:
             self.tokens.append(token)
             self.done = len(self.tokens) >= self.room
         return self.done
-
-
-def _draw(logits: torch.Tensor, rows: list[_Row]) -> list[int]:
-    """The next token of each row from logits [rows, vocabulary], by its own sampling and stream."""
-    tokens = logits.argmax(dim=1).tolist()
-    # What is cut is drawn in another order of the tokens than what is not. So they are drawn apart,
-    # and a row does not depend on its neighbours.
-    whole: list[int] = []
-    cut: list[int] = []
-    for k, row in enumerate(rows):
-        sampling = row.request.sampling
-        if row.done or sampling.temperature <= 0:
-            continue
-        group = cut if sampling.top_k or sampling.top_p < 1 else whole
-        group.append(k)
-    for group in (whole, cut):
-        if group:
-            chosen = _draw_alike(logits[group], [rows[k] for k in group], cut=group is cut)
-            for k, token in zip(group, chosen, strict=True):
-                tokens[k] = token
-    return [int(token) for token in tokens]
-
-
-def _draw_alike(logits: torch.Tensor, rows: list[_Row], *, cut: bool) -> list[int]:
-    """As ``_draw``, of rows that are all sampled, and all or none of them ``cut``.
-
-    To cut is to keep the ``top_k`` most probable tokens, and of those the fewest with ``top_p`` of
-    their probability.
-    """
-    settings = [row.request.sampling for row in rows]
-    temperature = logits.new_tensor([s.temperature for s in settings], dtype=torch.float64)[:, None]
-    probabilities = torch.softmax(logits.double() / temperature, dim=1)
-    uniform = probabilities.new_tensor([row.uniform() for row in rows])[:, None]
-    size = probabilities.shape[1]
-    order = torch.arange(size, device=logits.device).expand_as(probabilities)
-    if cut:
-        top_k = torch.tensor([s.top_k or size for s in settings], device=logits.device)[:, None]
-        top_p = probabilities.new_tensor([s.top_p for s in settings])[:, None]
-        places = order
-        # Stable, so that among equal tokens the order is that of their ids on every machine.
-        probabilities, order = probabilities.sort(dim=1, descending=True, stable=True)
-        probabilities = probabilities.masked_fill(places >= top_k, 0.0)
-        before = probabilities.cumsum(dim=1) - probabilities
-        beyond = before >= top_p * probabilities.sum(dim=1, keepdim=True)
-        probabilities = probabilities.masked_fill(beyond, 0.0)
-    # The number picks the token whose stretch of the cumulative distribution it lies in.
-    heights = probabilities.cumsum(dim=1)
-    place = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).clamp(max=size - 1)
-    return order.gather(1, place)[:, 0].tolist()

@@ -48,6 +48,19 @@ ENVIRONMENT = {
 # The cache in GiB; and no compiler, which enforce_eager leaves in the log probabilities, where the
 # first one would take 20 s.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
+# Which of its two model runners vLLM takes. The second, for GPUs, makes a token's noise of the
+# seed, the place and the token (vllm/v1/worker/gpu/sample/gumbel.py of 0.32), so a row is the same
+# however its prompt was cut. With the first we draw ourselves, see vllm_draw.py.
+SECOND_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+OWN_DRAW = "replaykit.engines.vllm_draw:OwnDraw"
+# The key in a request's extra_args that OwnDraw reads.
+DRAWING = "replaykit"
+# The same logits whatever is in the batch; the least compute capability of NVIDIA's GPUs for it
+# (docs.vllm.ai/en/v0.32.0/features/batch_invariance).
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
+LEAST_CAPABILITY = (8, 0)
+# Further arguments of vllm.LLM: the tests give vLLM little room here.
+ARGUMENTS: dict[str, Any] = {}
 
 TESTED = "0.32"
 # What is used of vLLM, which renames much from one version to the next.
@@ -57,6 +70,9 @@ USED = {
     "vllm.inputs": ["tokens_input"],
     "vllm.sampling_params": ["RequestOutputKind", "StructuredOutputsParams"],
     "vllm.v1.engine.exceptions": ["EngineDeadError"],
+    # In vllm_draw.py.
+    "vllm.v1.sample.logits_processor": ["BatchUpdate", "LogitsProcessor"],
+    "vllm.v1.sample.logits_processor.builtin": ["process_dict_updates"],
 }
 # JSON without spaces and line breaks between its parts: a small model may write those until
 # max_tokens.
@@ -79,13 +95,16 @@ class VllmEngine:
         # A model that is not there is said in a line, where vLLM would take a hundred.
         loading.load_tokenizer(model, revision)
         options = options or EngineOptions(name="vllm")
+        if options.batch_invariant:
+            _check_batch_invariant()
+        self._own_draw = not _second_runner()
         self._log: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - open until close()
         self._guard = Guard()
         try:
             with _aside(self._log):
                 self._vllm = _imported()
                 with self._guard.adopting(), _interruptible():
-                    self._llm: Any = _start(self._vllm, model, revision, options, self._log)
+                    self._llm: Any = self._start(model, revision, options)
         except BaseException:
             self._guard.end()
             raise
@@ -124,6 +143,46 @@ class VllmEngine:
             self._guard.release()
             self._llm = None
             self._log.close()
+
+    def _start(self, model: str, revision: str | None, options: EngineOptions) -> Any:
+        """A loaded vllm.LLM. Raises EngineError, with what vLLM said and what to do."""
+        gpu = torch.cuda.is_available()
+        arguments: dict[str, Any] = {
+            "revision": revision,
+            "tokenizer_revision": revision,
+            "dtype": "auto",
+            "max_model_len": -1,  # as long as the cache holds
+            "load_format": "safetensors",
+            "language_model_only": True,
+            "tensor_parallel_size": options.tensor_parallel,
+            "structured_outputs_config": STRUCTURED,
+        }
+        if self._own_draw:
+            arguments["logits_processors"] = [OWN_DRAW]
+        if not gpu:
+            # In float32 the numbers are those of the transformers engine; most CPUs emulate
+            # bfloat16.
+            arguments |= {"dtype": "float32", "enforce_eager": True}
+            os.environ.update(CPU_ENVIRONMENT | os.environ)
+        os.environ[SECOND_RUNNER] = str(int(not self._own_draw))
+        if options.batch_invariant:
+            os.environ[BATCH_INVARIANT] = "1"
+        try:
+            return self._vllm.LLM(loading.resolve(model), **arguments | ARGUMENTS)
+        except Exception as error:  # vLLM has no one error for this
+            version = self._vllm.version
+            reason = _reason(self._log, " ".join(str(error).split()))
+            if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+                raise EngineError(
+                    f"vLLM {version}: {error}; replaykit is tested with {TESTED}"
+                ) from error
+            refused = str(loading.cannot_load(model, ValueError(reason)))
+            if "memory" in refused.lower():
+                less = "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
+                if gpu:
+                    less = "end what else is on the GPU"
+                refused += f"\n  {less}, or take a smaller model."
+            raise EngineError(refused) from error
 
     def _run(
         self, requests: Iterable[Request | None], **more: Any
@@ -169,6 +228,8 @@ class VllmEngine:
         max_tokens = room_for(request, self.limit)
         try:
             settings = _settings(self._vllm, request, max_tokens) | more
+            if self._own_draw:
+                settings |= _drawn_here(request)
             params = self._vllm.SamplingParams(**settings)
             tokens = self._vllm.tokens_input(list(request.tokens))
             self._llm.llm_engine.add_request(name, tokens, params)
@@ -202,6 +263,40 @@ def _settings(vllm: SimpleNamespace, request: Request, max_tokens: int) -> dict[
     return settings
 
 
+def _drawn_here(request: Request) -> dict[str, Any]:
+    """The fields by which OwnDraw draws for the request, and vLLM takes the likeliest token."""
+    sampling = request.sampling
+    greedy: dict[str, Any] = {"seed": None, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    if sampling.temperature <= 0:
+        return greedy
+    drawing = [request.seed, sampling.temperature, sampling.top_p, sampling.top_k]
+    return greedy | {"extra_args": {DRAWING: drawing}}
+
+
+def _second_runner() -> bool:
+    """Whether vLLM is to take its second model runner: with a GPU, or as the user set it."""
+    named = os.environ.get(SECOND_RUNNER)
+    if named is None:
+        return torch.cuda.is_available()
+    return named == "1"
+
+
+def _check_batch_invariant() -> None:
+    """Raises EngineError where the device has no batch-invariant mode."""
+    wanted = "engine.batch_invariant: vLLM's batch-invariant mode is for GPUs"
+    if not torch.cuda.is_available():
+        raise EngineError(f"{wanted}, and there is none here; leave it out")
+    if torch.version.hip is not None:
+        return  # of AMD's GPUs vLLM says itself which have it
+    capability = torch.cuda.get_device_capability()
+    if capability < LEAST_CAPABILITY:
+        has, least = (".".join(map(str, each)) for each in (capability, LEAST_CAPABILITY))
+        raise EngineError(
+            f"{wanted} of compute capability {least} and above, and this one has {has}; leave it "
+            "out"
+        )
+
+
 def _imported() -> SimpleNamespace:
     """What is USED of vLLM, and its version.
 
@@ -224,7 +319,8 @@ def _imported() -> SimpleNamespace:
                     f"vLLM cannot be imported: {what}\n  `--engine transformers` does without."
                 ) from error
     vllm = SimpleNamespace(version=version, **found)
-    used = _settings(vllm, Request(0, (), Sampling(schema="{}")), 1) | SCORING
+    request = Request(0, (), Sampling(schema="{}"))
+    used = _settings(vllm, request, 1) | _drawn_here(request) | SCORING
     unknown = sorted(set(used) - set(signature(vllm.SamplingParams).parameters))
     if unknown:
         fields = "fields" if len(unknown) > 1 else "field"
@@ -233,41 +329,6 @@ def _imported() -> SimpleNamespace:
             f"is tested with {TESTED}"
         )
     return vllm
-
-
-def _start(
-    vllm: SimpleNamespace, model: str, revision: str | None, options: EngineOptions, log: IO[bytes]
-) -> Any:
-    """A loaded vllm.LLM. Raises EngineError, with what vLLM said and what to do."""
-    gpu = torch.cuda.is_available()
-    device: dict[str, Any] = {"dtype": "auto"}
-    if not gpu:
-        # In float32 the numbers are those of the transformers engine; most CPUs emulate bfloat16.
-        device = {"dtype": "float32", "enforce_eager": True}
-        os.environ.update(CPU_ENVIRONMENT | os.environ)
-    try:
-        return vllm.LLM(
-            loading.resolve(model),
-            revision=revision,
-            tokenizer_revision=revision,
-            max_model_len=-1,  # as long as the cache holds
-            load_format="safetensors",
-            language_model_only=True,
-            tensor_parallel_size=options.tensor_parallel,
-            structured_outputs_config=STRUCTURED,
-            **device,
-        )
-    except Exception as error:  # vLLM has no one error for this
-        reason = _reason(log, " ".join(str(error).split()))
-        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
-            raise EngineError(
-                f"vLLM {vllm.version}: {error}; replaykit is tested with {TESTED}"
-            ) from error
-        refused = str(loading.cannot_load(model, ValueError(reason)))
-        if "memory" in refused.lower():
-            less = "end what else is on the GPU" if gpu else "lower VLLM_CPU_KVCACHE_SPACE (GiB)"
-            refused += f"\n  {less}, or take a smaller model."
-        raise EngineError(refused) from error
 
 
 def _say_when_dead(error: Exception, outputs: Any, guard: Guard) -> None:

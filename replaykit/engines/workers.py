@@ -34,6 +34,7 @@ from replaykit.engines import Completion, Engine, Request, choose, in_order, loa
 from replaykit.engines.children import deaf
 from replaykit.errors import EngineError, ReplaykitError
 from replaykit.model import loading
+from replaykit.model.gguf import is_gguf
 from replaykit.recipe.engine import EngineOptions
 
 ROUND = 64  # requests to a worker that are read before any are sent
@@ -97,7 +98,10 @@ class Workers:
     """
 
     def __init__(self, model: str, *, revision: str | None = None, options: EngineOptions):
-        loading.resolve(model)  # a misspelt name is found before any process starts
+        # A misspelt name is found, and a GGUF file dequantised, before any process starts.
+        found = loading.resolve(model)
+        if is_gguf(model):
+            model = found
         self.name = choose(options)
         self._numbers = count()
         self._workers: list[_Worker] = []

@@ -1,4 +1,4 @@
-"""What ``--model`` may say: an alias of the table below, a Hub id, or a folder."""
+"""What ``--model`` may say: an alias of the table below, a Hub id, a folder, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from replaykit.errors import EngineError, did_you_mean
 from replaykit.hashing import file_fingerprint, fingerprint
+from replaykit.model.gguf import folder_of, is_gguf
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,9 +52,15 @@ ALIASES = {
 
 
 def resolve(model: str) -> str:
-    """The folder or Hub id that a name stands for. Raises EngineError for any other name."""
+    """The folder or Hub id that a name stands for. Raises EngineError for any other name.
+
+    A GGUF file is dequantised into a folder when it is first asked for.
+    """
     if model in ALIASES:
         return ALIASES[model]
+    if is_gguf(model):
+        file = _gguf_file(model)
+        return str(folder_of(file, _file_hash(file)))
     if Path(model).is_dir():
         return model
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
@@ -63,6 +70,13 @@ def resolve(model: str) -> str:
         f"aliases "
         f"{', '.join(ALIASES)}{did_you_mean(model, ALIASES)}"
     )
+
+
+def _gguf_file(model: str) -> Path:
+    file = Path(model).expanduser()
+    if not file.is_file():
+        raise EngineError(f"--model {model}: there is no such file here")
+    return file
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -122,6 +136,8 @@ def encoder_decoder(model: str, revision: str | None = None) -> bool:
     """Whether the model is like T5: an encoder reads the question, a decoder writes the answer."""
     from transformers import AutoConfig
 
+    if is_gguf(model):  # it is read as a causal language model or not at all
+        return False
     try:
         return bool(_load(AutoConfig.from_pretrained, model, revision).is_encoder_decoder)
     except EngineError:
@@ -176,13 +192,24 @@ def parameter_count(model: str, revision: str | None = None) -> int:
     return sum(parameter.numel() for parameter in empty.parameters())
 
 
+def vocabulary_size(model: str, revision: str | None = None) -> int:
+    """How many token ids the model has: by config.json, or the tokenizer where that has more."""
+    from transformers import AutoConfig
+
+    size = len(load_tokenizer(model, revision))
+    config = _load(AutoConfig.from_pretrained, model, revision).get_text_config()
+    return max(size, getattr(config, "vocab_size", 0))
+
+
 def identity(model: str) -> str | None:
-    """16 hexadecimal digits for a folder's files; None for a model on the Hub.
+    """16 hexadecimal digits for a folder's files, or a GGUF file; None for a model on the Hub.
 
     They depend on the files' names, sizes and bytes. Of a file of 64 MiB or more 4 MiB are looked
     at, spread over all of it. Training moves nearly every number of a model, so that tells; a
     change of a few numbers in so large a file may not be seen.
     """
+    if is_gguf(model):
+        return _file_hash(_gguf_file(model))
     folder = Path(resolve(model))
     if not folder.is_dir():
         return None
@@ -245,9 +272,11 @@ def stored_dtype(model: str, revision: str | None = None) -> Any:
 
 
 def fetched(model: str, revision: str | None = None) -> str | None:
-    """The commit of a Hub model as it was last fetched; None for a folder."""
+    """The commit of a Hub model as it was last fetched; None for a folder or a file."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
+    if is_gguf(model):
+        return None
     name = resolve(model)
     if Path(name).is_dir():
         return None

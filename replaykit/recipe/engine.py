@@ -20,6 +20,9 @@ class EngineOptions(Strict):
     """Processes with a whole model each, on GPUs of their own."""
     tensor_parallel: PositiveInt = 1
     """GPUs that share one model, in vllm."""
+    batch_invariant: bool = False
+    """Whether vllm makes the same logits to the last digit whatever else is in its batch; slower,
+    and for GPUs that have the mode."""
     server: str | None = None
     """The address of an OpenAI-compatible completions server, http://host:8000/v1, for openai."""
     concurrency: PositiveInt = 64
@@ -38,6 +41,17 @@ class EngineOptions(Strict):
                 "server: the engine openai needs the address, such as http://localhost:8000/v1 "
                 "(--server)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_invariance_is_for_vllm(self) -> EngineOptions:
+        if self.batch_invariant and self.server is not None:
+            raise ValueError(
+                "batch_invariant: a server has it by its own setting, VLLM_BATCH_INVARIANT=1 where "
+                "it is started"
+            )
+        if self.batch_invariant and self.name not in ("auto", "vllm"):
+            raise ValueError(f"batch_invariant: is for the engine vllm, not {self.name}")
         return self
 
     @property

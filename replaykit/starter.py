@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
 
 import yaml
+from pydantic import ValidationError
 
 from replaykit.data.formats import read_records
 from replaykit.data.jsonl import write_jsonl
@@ -16,7 +20,11 @@ from replaykit.data.record import Record, Source, dialogue
 from replaykit.errors import DataError, RecipeError
 from replaykit.model import loading
 from replaykit.nano import world
-from replaykit.recipe.schema import FIRST_LINE, write_schema
+from replaykit.recipe import Recipe
+from replaykit.recipe.generate import Generate
+from replaykit.recipe.messages import explain
+from replaykit.recipe.schema import FIRST_LINE, write_schema, write_text
+from replaykit.recipe.train import Train
 
 # A backslash joins two lines of the code to one of the recipe.
 STARTER = """\
@@ -34,6 +42,8 @@ target:                   # the new task
 {select}
 generate:                 # the model's own questions and answers (Magpie)
   n: 2000
+  max_question_tokens: {question_tokens}
+  max_answer_tokens: {answer_tokens}   # {reason}
 
 # rewrite: {{method: min-change, verify: exact}}   \
 # the target in the model's own words, where they are right
@@ -99,6 +109,18 @@ STEPS = 420
 BATCH_ROWS = 32
 LEARNING_RATE = "1.0e-3"
 
+# What config.json calls the tokens that a model reads: most models, GPT-2, BLOOM, MPT.
+CONTEXT = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
+HEADER_TOKENS = 64  # of a row's special tokens, role names and system prompt, roughly
+
+
+class Limits(NamedTuple):
+    """Tokens of a generated question and answer, at most, and why."""
+
+    question: int
+    answer: int
+    reason: str
+
 
 def write_recipe(
     path: Path,
@@ -111,7 +133,8 @@ def write_recipe(
 ) -> Path:
     """Writes the commented recipe, and beside it the schema that its first line names, for editors.
 
-    Raises RecipeError if the file is there, DataError if the target cannot be read.
+    Raises RecipeError if the file is there or cannot be written, or for a value that no recipe may
+    have; DataError if the target cannot be read.
     """
     if path.exists() and not force:
         raise RecipeError(
@@ -121,19 +144,93 @@ def write_recipe(
     for data in (target, pool):
         if data is not None and not list(read_records(data, "target", limit=1)):
             raise DataError(f"{data}: there is no row in it")
+    limits = limits_of(model or "llama3")
     stem = Path(target).name.split(".")[0] if target else ""
     text = FIRST_LINE + STARTER.format(
-        path=path,
+        path=shlex.quote(str(path)),
         name=_name(stem, "my-task"),
         model=_plain(model or "llama3"),
         target=_plain(target or "my_task.jsonl"),
         seed=1 if seed is None else seed,
+        question_tokens=limits.question,
+        answer_tokens=limits.answer,
+        reason=limits.reason,
         select=SELECT.format(pool=_plain(pool)) if pool else NO_SELECT,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        Recipe.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        raise RecipeError("init", explain(error, Recipe)) from None
+    write_text(path, text)
     write_schema(path.parent)
     return path
+
+
+def limits_of(model: str) -> Limits:
+    """Limits that cut as few answers as may be, and make no row that the training leaves out.
+
+    The longest question and answer together fill the model's context, or a training row, whichever
+    is shorter; where the model's generation_config names a limit (max_new_tokens), it is not
+    passed. Nothing is fetched: of a model that is not here the recipe's defaults are taken. Raises
+    EngineError for a name that stands for no model, DataError for a config that is no JSON.
+    """
+    defaults = Generate()
+    row = Train().max_tokens
+    config = _config_of(model, "config.json")
+    read = context_of(config)
+    if read is None:
+        return Limits(
+            defaults.max_question_tokens,
+            defaults.max_answer_tokens,
+            "the default: how much the model reads is not known here",
+        )
+    reason = f"with its question it fills a training row (train.max_tokens: {row})"
+    if read < row:
+        row = read
+        reason = f"with its question it fills the {read} tokens that the model reads"
+    question = max(1, min(defaults.max_question_tokens, row // 4))
+    answer = max(1, row - question - HEADER_TOKENS)
+    named = _config_of(model, "generation_config.json").get("max_new_tokens")
+    if _is_count(named) and named < answer:
+        answer = named
+        reason = "max_new_tokens of the model's generation_config.json"
+    return Limits(question, answer, reason)
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model reads by its config.json; None where that does not say.
+
+    A model of text and images has a config within the config for its text.
+    """
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, Mapping):
+            continue
+        found = [part[name] for name in CONTEXT if _is_count(part.get(name))]
+        if found:
+            return int(found[0])
+    return None
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _config_of(model: str, name: str) -> Mapping[str, Any]:
+    """A config file of a model that is here, a folder or in the cache of the Hub; else nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place = loading.resolve(model)
+    found: object = Path(place) / name
+    if not Path(place).is_dir():
+        found = try_to_load_from_cache(place, name)
+    # Of a file that is known to be absent the cache gives a mark of its own.
+    if not isinstance(found, (str, Path)) or not Path(found).is_file():
+        return {}
+    try:
+        config = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{found}: it is no JSON ({error}); fetch the model again") from error
+    return config if isinstance(config, Mapping) else {}
 
 
 def write_quickstart(folder: Path, *, seed: int) -> Path:

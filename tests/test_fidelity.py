@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterable
 from itertools import permutations
@@ -52,7 +53,7 @@ def sample(texts: Iterable[str], kept: Callable[[int, str], bool], **options: An
     found = RawSample(**options)
     for row, text in enumerate(texts):
         keep = kept(row, text)
-        found.add(row, text, 10 + row % 5 if keep else None, keep)
+        found.add(row, text, "a" * (10 + row % 5) if keep else None, keep)
     return found
 
 
@@ -81,9 +82,9 @@ def test_the_order_in_which_rows_come_does_not_matter() -> None:
     forwards = RawSample(size=200)
     shuffled = RawSample(size=200)
     for row in range(700):
-        forwards.add(row, texts[row], 5, row % 3 > 0)
+        forwards.add(row, texts[row], "a short one", row % 3 > 0)
     for row in order:
-        shuffled.add(row, texts[row], 5, row % 3 > 0)
+        shuffled.add(row, texts[row], "a short one", row % 3 > 0)
     assert forwards.rows == sorted(shuffled.rows)
     assert forwards.summary() == shuffled.summary()
 
@@ -92,7 +93,7 @@ def test_several_answers_to_a_question_are_all_counted() -> None:
     found = RawSample(size=100)
     for row in range(40):
         for answer in range(3):
-            found.add(row, "q", 5, answer > 0)
+            found.add(row, "q", "a", answer > 0)
     assert (found.seen, found.stride, len(found.rows)) == (120, 2, 60)
     assert found.summary().kept == 40
 
@@ -193,8 +194,175 @@ def test_shares_sum_to_one_and_the_summary_is_json() -> None:
 def test_the_length_of_answers_is_the_median_of_the_kept_rows() -> None:
     found = RawSample()
     for row, chars in enumerate([10, 20, 60, None]):
-        found.add(row, "q", chars, row != 1)
+        found.add(row, "q", "a" * chars if chars else None, row != 1)
     assert found.summary().answer_chars == 35
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+REFUSAL = "I'm sorry, but as a chatbot, I cannot provide that."
+LONG = "It began in the year 1066, when " + "the king and his men went over the sea, " * 10
+
+
+def answered(
+    n: int, *, refuses: float, kept: Callable[[str, bool], bool], cut: float = 0.0, seed: int = 2
+) -> Fidelity:
+    """What is said of n answers of many lengths: a part of them refuses, a part of the others was
+    cut at the limit. ``kept`` is told the answer, and whether it was cut.
+    """
+    draw = random.Random(seed)
+    texts = questions(n)
+    found = RawSample(size=n)
+    for row in range(n):
+        was_cut = False
+        answer = REFUSAL
+        if draw.random() >= refuses:
+            was_cut = draw.random() < cut
+            answer = LONG if was_cut else LONG[: draw.randint(5, 400)]
+        found.add(row, texts[row], answer, kept(answer, was_cut), cut=was_cut)
+    return found.summary()
+
+
+def about(found: Fidelity, word: str) -> list[str]:
+    return [warning for warning in found.warnings if word in warning]
+
+
+def test_refusals_that_the_checks_left_over_are_told_of_with_both_shares() -> None:
+    found = answered(400, refuses=0.12, cut=0.7, kept=lambda _, cut: not cut)
+    refusals = found.items["refusals"]
+    raw = refusals.raw[refusals.words.index("refusal")]
+    kept = refusals.kept[refusals.words.index("refusal")]
+    assert raw == pytest.approx(0.12, abs=0.04)
+    assert kept > 2 * raw
+    assert about(found, "refusals") == [
+        f"refusals are {100 * kept:.0f} % of the kept answers and {100 * raw:.0f} % of all that it "
+        "wrote: replay would teach more of them"
+    ]
+    assert found.warnings[0] == about(found, "refusals")[0]
+
+
+def test_refusals_that_a_check_dropped_are_told_of_as_well() -> None:
+    found = answered(400, refuses=0.3, kept=lambda answer, _: answer != REFUSAL)
+    (warning,) = about(found, "refusals")
+    assert warning.startswith("refusals are 0 % of the kept answers and ")
+    assert warning.endswith("replay would teach fewer of them")
+
+
+def test_a_check_that_looks_at_nothing_gives_no_warning_of_answers() -> None:
+    warned = 0
+    for seed in range(60):
+        coin = random.Random(1000 + seed)
+        found = answered(
+            200, refuses=0.15, cut=0.01, seed=seed, kept=lambda *_, coin=coin: coin.random() < 0.6
+        )
+        assert found.items.keys() >= {"answers", "refusals"}
+        warned += len(about(found, "answers"))
+    assert warned <= 4  # of 180 questions, at a risk of 1 in 100
+
+
+def test_a_change_of_less_than_a_fifth_is_not_worth_a_warning() -> None:
+    marked = np.array([True] * 2000 + [False] * 2000)
+    kept = np.array([True] * 1950 + [False] * 50 + [True] * 1750 + [False] * 250)
+    assert not fidelity._shifted(marked, kept)  # 50 % and 53 %, far more than chance
+    assert fidelity._shifted(~marked & kept, ~marked)
+
+
+@pytest.mark.parametrize(("kept", "warns"), [(9, False), (10, True)])
+def test_a_warning_is_what_one_random_subset_of_a_hundred_would_do(kept: int, warns: bool) -> None:
+    # 20 of 100 answers are marked, and 30 are kept: by chance 6 of them, 10 or more in 2.9 %, and
+    # 11 or more in 0.9 % of the subsets; both tails share the risk.
+    marked = np.arange(100) < 20
+    chosen = np.zeros(100, dtype=bool)
+    chosen[:kept] = True
+    chosen[20 : 50 - kept] = True
+    draw = np.random.default_rng(5)
+    subsets = [marked[draw.permutation(100)[:30]].sum() for _ in range(20_000)]
+    tail = float(np.mean(np.array(subsets) >= kept))
+    assert fidelity._shifted(marked, chosen) is (tail < 0.005)
+    assert warns or tail > 0.005
+
+
+def test_answers_that_were_cut_are_counted_and_have_a_bin_of_their_own() -> None:
+    found = answered(400, refuses=0, cut=0.5, kept=lambda answer, _: len(answer) % 7 > 0)
+    assert found.answers == 400
+    assert found.cut == pytest.approx(200, abs=40)
+    answers = found.items["answers"]
+    assert answers.words[-1] == "cut"
+    assert answers.raw[-1] == pytest.approx(found.cut / 400, abs=0.001)
+    assert sum(answers.raw) == pytest.approx(1, abs=0.01)
+
+
+def test_a_length_that_the_limit_censors_is_told_of_though_nothing_was_dropped() -> None:
+    found = answered(200, refuses=0.1, cut=0.4, kept=lambda *_: True)
+    assert found.items.keys() == {"length", "language", "category"}
+    (warning,) = found.warnings
+    assert re.fullmatch(
+        r"\d+ % of the kept answers were cut at the token limit: nothing in them says how long "
+        r"answers end; a higher generate\.max_answer_tokens cuts fewer",
+        warning,
+    )
+    few = answered(200, refuses=0.1, cut=0.02, kept=lambda *_: True)
+    assert (few.cut > 0, few.warnings) == (True, [])
+
+
+def test_cut_answers_that_were_dropped_are_told_of_as_short_ones_that_were_left_over() -> None:
+    found = answered(300, refuses=0, cut=0.5, kept=lambda _, cut: not cut)
+    (warning,) = about(found, "cut at the token limit")
+    assert warning.startswith(
+        "answers that were cut at the token limit are 0 % of the kept answers"
+    )
+    assert "replay would teach more short ones" in warning
+
+
+@pytest.mark.parametrize(("longest", "how"), [(150, "more short"), (None, "fewer short")])
+def test_a_check_that_bends_the_length_of_answers_is_told_of(longest: int | None, how: str) -> None:
+    def kept(answer: str, _: bool) -> bool:
+        return len(answer) < longest if longest else len(answer) > 250
+
+    found = answered(300, refuses=0, kept=kept)
+    answers = found.items["answers"]
+    assert answers.distance > answers.chance
+    (warning,) = about(found, "characters")
+    assert warning.endswith(f"replay would teach {how} ones")
+
+
+def test_questions_without_an_answer_do_not_count_among_the_answers() -> None:
+    texts = questions(300)
+    found = RawSample()
+    for row in range(300):
+        answer = REFUSAL if row % 10 == 0 else LONG[: 50 + row]
+        found.add(row, texts[row], answer if row % 2 == 0 else None, row % 2 == 0)
+    summary = found.summary()
+    assert (summary.kept, summary.answers) == (150, 150)
+    # Of the rows that were answered none was dropped, so nothing was left over.
+    assert not {"answers", "refusals"} & summary.items.keys()
+    assert not about(summary, "refusals")
+
+
+def test_fewer_than_fifty_answers_are_not_compared() -> None:
+    found = answered(49, refuses=0.5, kept=lambda answer, _: answer == REFUSAL)
+    assert (found.items, found.warnings) == ({}, [])
+    assert found.answers == 49
+
+
+def test_a_kind_of_question_that_was_left_over_is_named() -> None:
+    texts = questions(1000)
+    found = sample(texts, lambda row, text: "首都" not in text or row % 4 == 0).summary()
+    (warning,) = about(found, "questions in zh")
+    raw = sum("首都" in text for text in texts) / 10
+    assert f"and {raw:.0f} % of all that it wrote" in warning
+    assert warning.endswith("replay would teach fewer of them")
+    (kind,) = about(found, "questions like")
+    assert "“" in kind
+
+
+def test_a_check_that_looks_at_nothing_gives_no_warning_of_kinds() -> None:
+    texts = questions(300)
+    warned = 0
+    for seed in range(20):
+        coin = random.Random(seed)
+        warned += len(sample(texts, lambda *_, coin=coin: coin.random() < 0.7).summary().warnings)
+    assert warned <= 2  # of 40, at a risk of 1 in 100
 
 
 # --- where there is little to compare -------------------------------------------------------------
@@ -259,6 +427,6 @@ def test_two_thousand_rows_take_less_than_two_seconds() -> None:
     texts = [text * 3 for text in questions(2000)]
     sample(texts[:60], lambda *_: True).summary()  # what is imported once
     found = sample(texts, lambda row, _: row % 5 > 0)
-    start = time.perf_counter()
+    start = time.process_time()  # what other processes do does not count
     assert len(found.summary().items) == 3
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 import replaykit
 from replaykit.checks.funnel import Funnel
 from replaykit.cli import app
+from replaykit.data.formats import read_prompts
 from replaykit.data.jsonl import read_jsonl
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record, dialogue
-from replaykit.engines import Request, Sampling, load_engine
+from replaykit.engines import Completion, Request, Sampling, load_engine
 from replaykit.errors import CallError, EngineError, RecipeError, Stopped
 from replaykit.model import loading
 from replaykit.model.chat import Chat
@@ -31,7 +32,7 @@ from replaykit.recipe.engine import EngineOptions
 from replaykit.recipe.generate import Checks, Generate
 from replaykit.steps.generate.draw import generate_rows
 from replaykit.steps.generate.job import Job, Monitor
-from replaykit.steps.generate.replies import Address, Numbering
+from replaykit.steps.generate.replies import Address, Numbering, Replies
 from replaykit.steps.generate.steer import SCHEDULES, SYSTEMS, system_of
 from replaykit.text import normalise
 
@@ -109,35 +110,256 @@ def test_asking_for_more_keeps_the_first_rows(transformers_engine, chat, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_was_cut_at_the_token_limit_is_dropped_with_its_reason(
-    transformers_engine, chat, tmp_path
-):
-    rows, funnel = made(
-        transformers_engine, chat, tmp_path / "a", n=30, max_question_tokens=14, max_answer_tokens=4
-    )
-    assert funnel.counts["question_truncated"] > 0
-    assert funnel.counts["answer_truncated"] > 0
-    assert all(len(chat.encode(row.answer)) < 4 for row in rows)
-
-
-@pytest.mark.slow
 def test_a_yield_under_the_floor_ends_with_a_clear_message(transformers_engine, chat, tmp_path):
     checks = Checks(min_chars=500)
     with pytest.raises(
         EngineError, match=r"only 0 of the last 500 rows could be kept .*question_too_short 500"
-    ):
+    ) as raised:
         made(transformers_engine, chat, tmp_path / "a", n=30, checks=checks)
+    # There is nothing that a smaller -n could take.
+    assert "-n" not in str(raised.value)
+    assert "generate.checks sets what is dropped" in str(raised.value)
 
 
 @pytest.mark.slow
 def test_a_model_that_always_repeats_itself_is_stopped(transformers_engine, chat, tmp_path):
     with pytest.raises(
         EngineError,
-        match=r"of the last 500 rows could be kept .*duplicate \d{3}.*-n \d+ takes what there",
-    ):
+        match=r"of the last 500 rows could be kept .*duplicate \d{3}.*-n [1-9]\d* takes what there",
+    ) as raised:
         made(transformers_engine, chat, tmp_path / "a", n=1000, temperature=0.01)
-    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=1, temperature=0.01)
-    assert len(rows) == 1  # what was kept is still there
+    there = int(re.search(r"-n (\d+) takes", str(raised.value))[1])
+    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=there, temperature=0.01)
+    assert len(rows) == there  # what was kept is still there
+
+
+# --- what was cut at the token limit --------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_answer_that_was_cut_stays_as_it_was_cut_and_a_cut_question_is_dropped(
+    transformers_engine, chat, tmp_path
+):
+    rows, funnel = made(
+        transformers_engine, chat, tmp_path / "a", n=30, max_question_tokens=14, max_answer_tokens=4
+    )
+    assert funnel.counts["question_truncated"] > 0
+    assert funnel.counts["answer_truncated"] == 0
+    cut = [row for row in rows if row.meta.get("finish") == "length"]
+    assert 0 < len(cut) < len(rows)
+    assert all(row.meta.get("finish") in (None, "length") for row in rows)
+    with Ledger(tmp_path / "a/answers.jsonl") as answers:
+        for row in rows:
+            reply = answers[row.meta["row"]]
+            assert (reply["finish"] == "length") is (row in cut)
+            assert row.answer == reply["text"].strip()
+
+
+@pytest.mark.slow
+def test_cut_answers_can_be_dropped_and_the_ledgers_of_such_a_run_go_on(
+    transformers_engine, chat, tmp_path
+):
+    limits = {"max_question_tokens": 32, "max_answer_tokens": 4, "min_yield": 0.0}
+    drop = Checks(truncated=True)
+    few, funnel = made(transformers_engine, chat, tmp_path / "a", n=20, checks=drop, **limits)
+    assert funnel.counts["answer_truncated"] > 0
+    assert not [row for row in few if "finish" in row.meta]
+    assert all(len(chat.encode(row.answer)) < 4 for row in few)
+    drawn = (tmp_path / "a/answers.jsonl").read_bytes()
+    kept, funnel = made(transformers_engine, chat, tmp_path / "a", n=20, **limits)
+    assert funnel.counts["answer_truncated"] == 0
+    # All answers were there, under the same addresses.
+    assert (tmp_path / "a/answers.jsonl").read_bytes() == drawn
+    last = kept[-1].meta["row"]
+    whole = [row for row in kept if "finish" not in row.meta]
+    assert 0 < len(whole) < len(kept)
+    assert lines(whole) == lines([row for row in few if row.meta["row"] <= last])
+
+
+@pytest.mark.slow
+def test_rows_with_cut_answers_are_the_same_however_they_are_made(
+    transformers_engine, chat, tmp_path, monkeypatch
+):
+    limits = {"max_question_tokens": 32, "max_answer_tokens": 4, "answer_temperature": 1.0}
+    settings = limits | {"turns": 2}
+    whole, _ = made(transformers_engine, chat, tmp_path / "a", n=30, **settings)
+    assert any("finish" in row.meta for row in whole)
+    calls = 0
+
+    def stopping():
+        nonlocal calls
+        calls += 1
+        return calls > 40
+
+    with pytest.raises(Stopped):
+        made(transformers_engine, chat, tmp_path / "b", n=30, stopping=stopping, **settings)
+    monkeypatch.setattr("replaykit.engines.transformers.BATCH_ROWS", 1)
+    monkeypatch.setattr("replaykit.steps.generate.rows.WINDOW", 5)
+    parts, _ = made(transformers_engine, chat, tmp_path / "b", n=30, **settings)
+    assert lines(parts) == lines(whole)
+
+
+@pytest.mark.slow
+def test_a_conversation_ends_with_the_first_answer_that_was_cut(
+    transformers_engine, chat, tmp_path
+):
+    rows, _ = made(
+        transformers_engine,
+        chat,
+        tmp_path / "a",
+        n=40,
+        turns=3,
+        max_question_tokens=48,
+        max_answer_tokens=4,
+    )
+    turns = Counter()
+    for row in rows:
+        said = [message["role"] for message in row.messages]
+        assert said == ["user", "assistant"] * (len(said) // 2)
+        turns[len(said) // 2] += 1
+        assert (len(said) < 6) <= (row.meta.get("finish") == "length")
+    assert turns[1] and turns[2] + turns[3]
+
+
+@pytest.mark.slow
+def test_of_several_answers_each_says_for_itself_whether_it_was_cut(
+    transformers_engine, chat, tmp_path
+):
+    rows, _ = made(
+        transformers_engine,
+        chat,
+        tmp_path / "a",
+        n=40,
+        answers=3,
+        answer_temperature=1.5,
+        max_answer_tokens=4,
+    )
+    by_row = {}
+    for row in rows:
+        by_row.setdefault(row.meta["row"], set()).add(row.meta.get("finish"))
+    assert {None, "length"} in by_row.values()
+    with Ledger(tmp_path / "a/answers.jsonl") as answers:
+        for row in rows:
+            finish = answers[3 * row.meta["row"] + row.meta["answer"]]["finish"]
+            assert (finish == "length") is (row.meta.get("finish") == "length")
+
+
+def test_an_answer_that_loops_up_to_the_limit_is_dropped_as_repetitive(
+    transformers_engine, chat, tmp_path
+):
+    texts = ["Write JSON for " + "x, " * 40, "What is the capital of France?"]
+    prompts = [Record(dialogue(text), "generate") for text in texts]
+    settings = {"n": None, "prompts": prompts, "max_answer_tokens": 200}
+    rows, funnel = made(transformers_engine, chat, tmp_path / "a", **settings)
+    assert funnel.counts == {"answer_repetitive": 1}
+    assert [row.answer for row in rows] == ["Paris"]
+    with Ledger(tmp_path / "a/answers.jsonl") as answers:
+        assert answers[0]["finish"] == "length"
+    free = Checks(max_repeat=None)
+    rows, _ = made(transformers_engine, chat, tmp_path / "a", checks=free, **settings)
+    assert [row.meta.get("finish") for row in rows] == ["length", None]
+
+
+def test_no_end_of_turn_is_trained_after_an_answer_that_was_cut(chat):
+    talk = (*dialogue("2 + 2?", "It is 4."), *dialogue("And 3 + 3?", "It is"))
+    end = chat.end_of_turn
+    assert end
+    whole = chat.example(Record(talk, "generate"))
+    cut = chat.example(Record(talk, "generate", {"finish": "length"}))
+    assert cut.tokens == whole.tokens[: -len(end)]
+    assert cut.loss == whole.loss[: -len(end)]
+    assert cut.loss[-1]
+    assert chat.decode(cut.tokens, special=True).endswith("It is")
+    # The first answer came to its end, so its end is learned.
+    first = Record(talk[:2], "generate")
+    assert chat.example(first).loss_tokens + len(chat.encode("It is")) == cut.loss_tokens
+
+
+@pytest.mark.parametrize("finish", ["stop", None, "LENGTH", 5])
+def test_an_end_of_turn_is_trained_after_any_other_answer(chat, finish):
+    record = Record(dialogue("2 + 2?", "It is 4."), "generate", {"finish": finish})
+    example = chat.example(record)
+    assert example.tokens[-len(chat.end_of_turn) :] == chat.end_of_turn
+    assert all(example.loss[-len(chat.end_of_turn) :])
+
+
+def test_a_cut_answer_of_an_encoder_decoder_is_not_closed_either():
+    tokenizer = loading.load_tokenizer("nano")
+    tokenizer.chat_template = None
+    chat = Chat(tokenizer, seq2seq=True)
+    whole = chat.example(Record(dialogue("2 + 2?", "It is 4."), "generate"))
+    cut = chat.example(Record(dialogue("2 + 2?", "It is 4."), "generate", {"finish": "length"}))
+    assert whole.tokens == (*cut.tokens, tokenizer.eos_token_id)
+    assert whole.loss == (*cut.loss, True)
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<|start|>' + m.role + '\n\n' + m.content + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n\n<think>\n' }}{% endif %}"
+)
+
+
+def test_an_answer_that_was_cut_inside_its_thought_is_dropped_under_a_reason_of_its_own(
+    transformers_engine, tmp_path
+):
+    tokenizer = loading.load_tokenizer("nano")
+    tokenizer.chat_template = THINKING
+    chat = Chat(tokenizer, name="a model that thinks")
+    prompts = [Record(dialogue("What is the capital of France?"), "generate")]
+    _, funnel = made(
+        transformers_engine, chat, tmp_path / "a", n=None, prompts=prompts, max_answer_tokens=1
+    )
+    assert funnel.counts == {"thought_truncated": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "inside"),
+    [
+        ("The user wants", "length", True),
+        ("Paris, I think.\n</think>\n\nIt is", "length", False),
+        ("Paris, I think.\n</think>\n\nIt is Paris.", "stop", False),
+    ],
+)
+def test_a_thought_that_was_closed_before_the_limit_leaves_an_answer(
+    tmp_path, said, finish, inside
+):
+    tokenizer = loading.load_tokenizer("nano")
+    tokenizer.chat_template = THINKING
+    chat = Chat(tokenizer, name="a model that thinks")
+    numbering = Numbering(turns=1, answers=1)
+    with Ledger(tmp_path / "q.jsonl") as questions, Ledger(tmp_path / "a.jsonl") as answers:
+        replies = Replies(questions, answers, numbering)
+        address = Address("answer", 3)
+        replies.write(Completion(numbering.of_request(address), chat.encode(said), finish), chat)
+        assert replies[address].in_thought is inside
+        assert replies[address].text == said
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens_less", "left"),
+    [
+        ("Rome é", 1, "Rome"),
+        ("Rome 中", 1, "Rome"),
+        ("Rome 中", 2, "Rome"),
+        ("Rome é", 0, "Rome é"),
+    ],
+)
+def test_a_letter_that_the_limit_has_cut_in_two_is_not_learned(
+    chat, tmp_path, said, tokens_less, left
+):
+    tokens = chat.encode(said)
+    tokens = tokens[: len(tokens) - tokens_less]
+    if tokens_less:
+        assert "\ufffd" in chat.decode(tokens)
+    numbering = Numbering(turns=1, answers=1)
+    with Ledger(tmp_path / "q.jsonl") as questions, Ledger(tmp_path / "a.jsonl") as answers:
+        replies = Replies(questions, answers, numbering)
+        for row, finish in enumerate(("length", "stop")):
+            number = numbering.of_request(Address("answer", row))
+            replies.write(Completion(number, tokens, finish), chat)
+        assert replies[Address("answer", 0)].text == left
+        # What the model itself ended stays as it is.
+        assert replies[Address("answer", 1)].text == chat.decode(tokens).strip()
 
 
 # --- the same rows, however they are made ---------------------------------------------------------
@@ -256,6 +478,69 @@ def test_the_users_own_prompts_are_answered_each_and_in_order(engine, chat, tmp_
     assert [row.meta["parent"] for row in rows] == [prompt.id for prompt in prompts]
     assert [row.answer for row in rows] == [task.answer for task in tasks]
     assert not (tmp_path / "a/questions.jsonl").read_bytes()
+
+
+def test_columns_and_line_of_a_file_of_prompts_stay_in_the_rows(
+    transformers_engine, chat, tmp_path
+):
+    path = tmp_path / "asked.jsonl"
+    asked = [
+        {"question": "What is the capital of France?", "skill": "capital", "answer": "Lyon"},
+        {"question": "What is the capital of Italy?", "finish": "length"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    prompts = list(read_prompts(path))
+    rows, _ = made(transformers_engine, chat, tmp_path / "a", n=None, prompts=prompts)
+    assert [row.answer for row in rows] == ["Paris", "Rome"]
+    # What the file calls as our own facts are called stands apart: the new answer was not cut.
+    assert [dict(row.meta) for row in rows] == [
+        {"row": 0, "parent": prompts[0].id, "line": 1, "skill": "capital"}
+        | {"prompt": {"answer": "Lyon"}},
+        {"row": 1, "parent": prompts[1].id, "line": 2, "prompt": {"finish": "length"}},
+    ]
+    assert chat.example(rows[1]).tokens[-1:] == chat.end_of_turn[-1:]
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "meta"),
+    [
+        (
+            {"instruction": "Add", "input": "2, 2", "output": "4", "id": 7},
+            "Add\n\n2, 2",
+            {"output": "4", "id": 7},
+        ),
+        ({"messages": [*dialogue("Hello?", "Hi")], "topic": "talk"}, "Hello?", {"topic": "talk"}),
+        ({"text": "Hello?", "lang": ["en", "de"]}, "Hello?", {"lang": ["en", "de"]}),
+        ({"prompt": "Hello?", "meta": {"skill": 1}}, "Hello?", {"meta": {"skill": 1}}),
+    ],
+)
+def test_every_format_of_prompts_keeps_its_other_columns(tmp_path, row, question, meta):
+    path = tmp_path / "asked.jsonl"
+    path.write_text('{"prompt": "before"}\n' + json.dumps(row) + "\n")
+    record = list(read_prompts(path))[1]
+    assert record.prompt == question
+    assert dict(record.meta) == meta | {"line": 2}
+
+
+def test_rows_that_replaykit_wrote_are_prompts_too_and_keep_what_was_known_of_them(
+    transformers_engine, chat, tmp_path
+):
+    earlier = Record(
+        dialogue("What is the capital of France?", "Well, the"),
+        "generate",
+        {"row": 41, "finish": "length", "model": "another", "skill": "capital"},
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(earlier.to_json()) + "\n")
+    prompts = list(read_prompts(tmp_path / "rows.jsonl"))
+    (row,), _ = made(transformers_engine, chat, tmp_path / "a", n=None, prompts=prompts)
+    assert row.answer == "Paris"
+    assert dict(row.meta) == {
+        "row": 0,
+        "parent": prompts[0].id,
+        "line": 1,
+        "skill": "capital",
+        "prompt": {"row": 41, "finish": "length", "model": "another"},
+    }
 
 
 def test_a_prompt_without_room_for_an_answer_is_dropped_and_not_fatal(engine, chat, tmp_path):

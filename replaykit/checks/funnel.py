@@ -30,6 +30,8 @@ class Funnel:
     def __init__(self, dropped: Callable[[Mapping[str, Any]], object] | None = None):
         self.made = 0
         self.counts: Counter[str] = Counter()
+        self.first_unparsed = ""
+        """What is wrong with the first row that could not be read; "" where all could be."""
         self._dropped = dropped
 
     def passes(self, record: Record, reason: str | None) -> bool:
@@ -49,6 +51,7 @@ class Funnel:
         """Counts a row that could not be read: ``place`` is its file and line."""
         self.made += 1
         self.counts["unparsed"] += 1
+        self.first_unparsed = self.first_unparsed or str(error)
         if self._dropped is not None:
             self._dropped({"reason": "unparsed", "place": place, "error": str(error)})
 

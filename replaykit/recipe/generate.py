@@ -45,6 +45,11 @@ class Checks(Strict):
     """Drops mail addresses and telephone numbers."""
     refusals: bool = False
     """Drops refusals. To refuse is an old skill too, so by default they stay."""
+    truncated: bool = False
+    """Drops answers that were cut at max_answer_tokens. What they say is the model's own, too, so
+    by default they stay as they were cut, and no end of turn is trained after them. A question that
+    was cut is always dropped, as an answer needs the whole of it.
+    """
     languages: list[str] | None = None
     """ISO 639-1 codes of the languages to keep, such as [en, zh]."""
     perplexity: Range | None = None
@@ -104,7 +109,9 @@ class Generate(Strict):
     answer_top_p: float = Field(default=1.0, gt=0, le=1)
     """Of answers, where they are not greedy."""
     max_answer_tokens: PositiveInt = 1024
-    """Tokens of an answer, at most; a longer one is dropped."""
+    """Tokens of an answer, at most; a longer one is cut there, and stays as it was cut unless
+    checks.truncated drops it.
+    """
     min_yield: Annotated[float, MACHINE] = Field(default=0.05, ge=0, lt=1)
     """Generation stops where less than this part of the last 500 rows could be kept."""
     checks: Checks = Checks()

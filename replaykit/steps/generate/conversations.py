@@ -3,6 +3,7 @@
     nothing yet            ->  a request for its first question
     a question             ->  a request for its answer, or for several answers
     a question, an answer  ->  a request for the next question, or the record of the row
+    a question, and an answer that was cut at the token limit  ->  the record of the row
 
 Everything is read from the replies, so a row goes on in the same way after an interruption.
 """
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from replaykit.checks.sieve import Sieve, Verdict
-from replaykit.data.record import Message, Record, message_of
+from replaykit.data.record import Message, Record, Tool, message_of
 from replaykit.engines import Request, Sampling
 from replaykit.errors import ChatError, RecipeError
 from replaykit.hashing import derive_seed
@@ -21,6 +22,14 @@ from replaykit.model.chat import Chat
 from replaykit.steps.generate.job import Job, kind_of
 from replaykit.steps.generate.replies import Address, Part, Replies, Reply
 from replaykit.steps.generate.steer import sampling_of, schedule_of, system_of
+
+# What the meta of a record says under names of ours. What the user's prompts have under the same
+# names stands in meta["prompt"]: their "finish", say, tells nothing of the answer made here.
+OWN_META = frozenset(
+    {"row", "parent", "prompt", "finish", "answer", "system", "model", "answer_temperature"}
+    | {"temperature", "top_p", "top_k", "twin", "match", "perplexity", "tags", "reward"}
+)
+CUT: Mapping[str, Any] = {"finish": "length"}
 
 
 class Settled(NamedTuple):
@@ -168,9 +177,11 @@ class Conversations:
         text, verdict = self._read(address)
         message = _user(text) if address.part == "question" else _assistant(text)
         messages.append(message)
-        if verdict is None:
+        cut = self._cut_answer(address)
+        # A conversation ends with an answer that was cut: nobody asks on in the middle of one.
+        if verdict is None and not cut:
             return None
-        return Next([], self._settled(address.row, [Draft(messages, verdict)]))
+        return Next([], self._settled(address.row, [Draft(messages, verdict, cut)]))
 
     def _requests(self, addresses: Sequence[Address], messages: Sequence[Message]) -> Next:
         """A request for each address, all with the same prompt; where it leaves no room for a
@@ -178,7 +189,7 @@ class Conversations:
         """
         first = addresses[0]
         if first.part == "answer":
-            tokens = self.chat.prompt(messages)
+            tokens = self.chat.prompt(messages, tools=self._tools(first.row))
         else:
             # The system prompt steers every question, whether or not the record keeps it.
             turns = [message for message in messages if message["role"] != "system"]
@@ -235,10 +246,22 @@ class Conversations:
         """Why a reply cannot stay, whatever it says: it has a special token, or it was cut."""
         if reply.special and self.settings.checks.leaks:
             return Verdict(f"{part}_leaked_header")
-        # A base model's text may be cut: only the end is missing, and the record says so.
-        if reply.finish == "length" and self.kind != "text":
+        # A base model's text may be cut, and so may an answer: only the end is missing, and the
+        # record says so. A question is nothing without its end.
+        if reply.finish != "length" or self.kind == "text":
+            return None
+        if part == "question" or self.settings.checks.truncated:
             return Verdict(f"{part}_truncated")
+        # A template shows a thought only as a closed one, which would be learned.
+        if reply.in_thought:
+            return Verdict("thought_truncated")
         return None
+
+    def _cut_answer(self, address: Address) -> Mapping[str, Any]:
+        """What the meta of a record says where this is an answer that was cut; else nothing."""
+        if address.part == "answer" and self.replies[address].finish == "length":
+            return CUT
+        return {}
 
     def _exchanges(self, messages: Sequence[Message], answers: Sequence[Address]) -> list[Draft]:
         """The conversation with each of its last answers; one that says the same as an earlier one
@@ -251,7 +274,9 @@ class Conversations:
             if verdict is None and text in seen:
                 verdict = Verdict("same_answer")
             seen.add(text)
-            meta = {"answer": address.answer} if len(answers) > 1 else {}
+            meta = dict(self._cut_answer(address))
+            if len(answers) > 1:
+                meta["answer"] = address.answer
             drafts.append(Draft([*messages, _assistant(text)], verdict, meta))
         return drafts
 
@@ -259,7 +284,8 @@ class Conversations:
         """The row's records, each with all that its meta says."""
         meta: dict[str, Any] = {"row": row}
         if self.job.prompts is not None:
-            meta["parent"] = self.job.prompts[row].id
+            prompt = self.job.prompts[row]
+            meta = {**_of_prompt(prompt), "row": row, "parent": prompt.id}
         else:
             meta |= sampling_of(self._schedule, self.job.seed, row)
         steered = system_of(self.settings, self.job.seed, row)
@@ -269,7 +295,7 @@ class Conversations:
         for messages, verdict, own in drafts:
             evidence = {} if verdict is None else verdict.evidence
             record_meta = {**meta, **own, **evidence, **self.job.facts}
-            record = Record(tuple(messages), "generate", record_meta)
+            record = Record(tuple(messages), "generate", record_meta, self._tools(row))
             settled.append(Settled(row, record, verdict))
         return settled
 
@@ -280,6 +306,12 @@ class Conversations:
         if self.job.prompts is not None:
             return self.job.prompts[row].messages
         return self._kept_system(row)
+
+    def _tools(self, row: int) -> tuple[Tool, ...]:
+        """The tools that the user's prompt tells of, if any."""
+        if self.job.prompts is None:
+            return ()
+        return self.job.prompts[row].tools
 
     def _system(self, row: int) -> Sequence[Message]:
         """The system message that the row's questions are drawn under, if any."""
@@ -296,6 +328,15 @@ class Conversations:
         if not self.settings.keep_system:
             return ()
         return self._system(row)
+
+
+def _of_prompt(prompt: Record) -> dict[str, Any]:
+    """What a record keeps of its prompt's meta: the line in its file, and the other columns."""
+    kept = {name: value for name, value in prompt.meta.items() if name not in OWN_META}
+    same = {name: value for name, value in prompt.meta.items() if name in OWN_META}
+    if same:
+        kept["prompt"] = same
+    return kept
 
 
 def _user(text: str) -> Message:

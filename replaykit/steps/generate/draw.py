@@ -8,9 +8,11 @@
 After Xu et al., arXiv 2406.08464, sections 2.1 and 2.2, and magpie-align/magpie b734a36
 exp/gen_ins.py, gen_res.py and gen_mt.py. Where we differ: the pre-query is derived and sent as
 token ids; questions are checked before they are answered, since answers are 97 % of the cost; a
-turn ends at token ids only, never at a line break or at the word "assistant"; what was cut at the
-token limit is dropped; and nothing is chosen for its length, so that the sample stays the model's
-own.
+turn ends at token ids only, never at a line break or at the word "assistant"; and nothing is chosen
+for its length, so that the sample stays the model's own. So an answer that was cut at the token
+limit stays as it was cut, and no end of turn is trained after it: without such answers short ones
+would be left over, and refusals are short. A question that was cut is dropped, since an answer
+needs the whole of it.
 
 Two other kinds of row are made in the same way: an answer to each of the user's prompts, and, from
 a base model, texts that begin with BOS alone. What row i says is drawn from seed(run, stage, i).
@@ -125,7 +127,13 @@ class _Run:
             reason = None if verdict is None else verdict.reason
             keep = self.monitor.funnel.passes(record, reason)
             self.rows.note(one, keep)
-            self.monitor.sample.add(one.row, record.question, len(record.answer) or None, keep)
+            self.monitor.sample.add(
+                one.row,
+                record.question,
+                record.answer or None,
+                keep,
+                cut=record.meta.get("finish") == "length",
+            )
             self._recent.append(keep)
             if keep:
                 self.kept += 1
@@ -139,11 +147,13 @@ class _Run:
         floor = self.job.settings.min_yield * YIELD_ROWS
         if len(self._recent) < YIELD_ROWS or kept >= floor:
             return
+        todo = "generate.checks sets what is dropped"
+        if self.kept:
+            todo = f"-n {self.kept} takes what there is"
         raise EngineError(
             f"only {kept} of the last {YIELD_ROWS} rows could be kept ({self.monitor.funnel}), "
             "so this would go on for long; the finished rows are safe. `replaykit probe` shows "
-            f"what the model writes, -n {max(self.kept, 1)} takes what there is, and "
-            "generate.min_yield sets the floor"
+            f"what the model writes, {todo}, and generate.min_yield sets the floor"
         )
 
     # --- what the display shows -------------------------------------------------------------------

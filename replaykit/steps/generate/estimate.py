@@ -27,7 +27,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from replaykit.data.formats import read_prompts
 from replaykit.engines import choose
 from replaykit.errors import RunError
 from replaykit.model import loading
@@ -35,6 +34,7 @@ from replaykit.recipe.engine import EngineOptions
 from replaykit.recipe.generate import ROWS, Generate
 from replaykit.runs import Manifest, read_json, read_manifest
 from replaykit.steps.generate.result import Basis, EstimateResult, GenerateResult, Known
+from replaykit.steps.inputs import prompts_of
 from replaykit.steps.step import typed
 
 FEWEST_MEASURED = 50  # fewer rows in the folder measure nothing
@@ -332,10 +332,7 @@ def _answered_share(settings: Generate, seen: Measured, kept: _Guess) -> float:
 def _prompt_count(settings: Generate) -> int:
     data = settings.prompts
     assert data is not None
-    prompts = read_prompts(
-        data.path, prompt=data.prompt, split=data.split, skip=data.skip, limit=data.n
-    )
-    return sum(1 for _ in prompts)
+    return sum(1 for _ in prompts_of(data))
 
 
 def _share(part: float, whole: float, assumed: float) -> _Guess:

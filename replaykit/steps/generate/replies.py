@@ -18,6 +18,7 @@ from replaykit.engines import Completion
 from replaykit.model.chat import Chat
 
 Part = Literal["question", "answer"]
+REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no whole letter
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Reply(NamedTuple):
     """"stop", or "length" where it was cut at the token limit."""
     special: bool
     """Whether a special token was among its tokens; the text does not show it."""
+    in_thought: bool
+    """Whether it was cut before its thought was closed, so that there is no answer yet."""
 
 
 class Replies:
@@ -98,7 +101,12 @@ class Replies:
 
     def __getitem__(self, address: Address) -> Reply:
         line = self._ledgers[address.part][self.numbering.in_ledger(address)]
-        return Reply(str(line["text"]).strip(), line["finish"], bool(line.get("special")))
+        text = str(line["text"])
+        # The limit may fall inside a letter of several tokens. What is there of it reads as this.
+        if line["finish"] == "length":
+            text = text.rstrip(REPLACEMENT)
+        special = bool(line.get("special"))
+        return Reply(text.strip(), line["finish"], special, line.get("thought") == "cut")
 
     def write(self, completion: Completion, chat: Chat) -> Address:
         """Appends a completion to its ledger, at once; returns its address."""
@@ -111,5 +119,9 @@ class Replies:
         }
         if chat.special_in(completion.tokens):
             line["special"] = True
+        if address.part == "answer" and completion.finish_reason == "length":
+            thought = chat.reply(completion.tokens).thought
+            if thought == "cut":
+                line["thought"] = thought
         self._ledgers[address.part].append(line)
         return address

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from replaykit.checks.fidelity import RawSample
-from replaykit.data.formats import read_prompts
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record
-from replaykit.errors import DataError
-from replaykit.model.loading import named_sampling
+from replaykit.errors import DataError, EngineError
+from replaykit.model.loading import encoder_decoder, named_sampling
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.generate import Generate, Tags
-from replaykit.runs import Step, Watch, stop_on_signal
+from replaykit.runs import Step, Watch, differences, stop_on_signal
 from replaykit.steps.generate.job import Job, Monitor, kind_of, wanted
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
-from replaykit.steps.inputs import held_out_facts, load, tests
+from replaykit.steps.inputs import held_out_facts, load, prompts_of, tests
 from replaykit.steps.step import (
     Context,
     Outcome,
@@ -37,6 +36,7 @@ from replaykit.steps.step import (
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[GenerateResult]]:
     need(recipe, "generate", "model")
     settings = recipe.generate or Generate()
+    check_can_ask(recipe, settings)
     prompts = _prompts(settings)
     settings = settings.model_copy(update={"n": wanted(settings, prompts)})
     inputs = generate_inputs(recipe, settings)
@@ -44,10 +44,10 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[GenerateResult]]:
     def work(step: Step) -> GenerateResult:
         return _generate(recipe, settings, prompts, context.watch, step)
 
-    def enough(result: GenerateResult) -> bool:
-        return result.n == settings.n
+    def lacking(result: GenerateResult) -> list[str]:
+        return differences({"generate.n": result.n}, {"generate.n": settings.n})
 
-    yield Todo("generate", inputs, GenerateResult, work, enough=enough)
+    yield Todo("generate", inputs, GenerateResult, work, lacking=lacking)
 
 
 def run(
@@ -56,6 +56,7 @@ def run(
     """With ``dry_run``, what it will take, instead of any row; ``price_per_hour`` is in dollars."""
     if dry_run:
         need(recipe, "generate", "model")
+        check_can_ask(recipe, recipe.generate or Generate())
         folder = context.out or recipe.folder / "generate"
         estimated = _estimate(recipe, recipe.generate or Generate(), folder, price_per_hour)
         yield Outcome("generate", folder, estimated, note="dry run: nothing was drawn")
@@ -66,12 +67,12 @@ def run(
 
 def generate_inputs(recipe: Recipe, settings: Generate) -> dict[str, Any]:
     """What decides which rows are made. Their number does not: more rows begin with the same."""
-    from replaykit.engines import choose
+    from replaykit.engines import engine_fact
 
     return {
         **model_facts(recipe),
         "seed": recipe.seed,
-        "engine": choose(recipe.engine),
+        "engine": engine_fact(recipe.engine),
         "generate": settings.decisive(),
         "eval": held_out_facts(recipe, settings.checks.overlap),
     }
@@ -148,13 +149,25 @@ def _tokens(folder: Path) -> dict[str, int]:
     return found
 
 
+def check_can_ask(recipe: Recipe, settings: Generate) -> None:
+    """Raises EngineError for a model that cannot write questions, where none are given.
+
+    The decoder of a model like T5 writes only the answer to what its encoder has read.
+    """
+    model = str(recipe.model)
+    if settings.prompts is None and encoder_decoder(model, recipe.revision):
+        raise EngineError(
+            f"{model} has an encoder, which reads a question, and a decoder, which writes the "
+            "answer; it cannot write questions itself\n  `replaykit generate --prompts FILE` "
+            "answers the questions of a file (generate.prompts in a recipe)."
+        )
+
+
 def _prompts(settings: Generate) -> list[Record] | None:
     data = settings.prompts
     if data is None:
         return None
-    prompts = list(
-        read_prompts(data.path, prompt=data.prompt, split=data.split, skip=data.skip, limit=data.n)
-    )
+    prompts = list(prompts_of(data))
     if not prompts:
         raise DataError(f"{data.path}: there is no row in it")
     return prompts

@@ -8,17 +8,18 @@
 # %%
 # Two files: the new task's rows, and old data. Yours may be in any common format.
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import replaykit
 from replaykit.nano import world
 
 
-def rows(tasks):
+def rows(tasks: Iterable[world.Task]) -> list[dict[str, str]]:
     return [{"prompt": task.prompt, "completion": task.answer} for task in tasks]
 
 
-def write(name, tasks):
+def write(name: str, tasks: Iterable[world.Task]) -> None:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows(tasks)))
 
 
@@ -32,7 +33,7 @@ write("old.jsonl", world.draw_old(1000, seed=1))
 # %%
 tests = {"target": (rows(world.draw("referral", 40, seed=1, held_out=True)), "cross_entropy")}
 for skill in ("capital", "nli", "topic", "reverse"):
-    tests[skill] = rows(world.draw(skill, 20, seed=1, held_out=True))
+    tests[skill] = (rows(world.draw(skill, 20, seed=1, held_out=True)), "exact")
 
 # %% [markdown]
 # Old data for the new task, half of it near the task and half of it far from it. Then two mixtures
@@ -68,6 +69,8 @@ tuned = {
 models = {"base": "nano"} | {name: trained.model for name, trained in tuned.items()}
 found = replaykit.evaluate(models, tests, mixtures=mixtures, max_tokens=32)
 for model in found.models:
+    assert model.old is not None
+    assert model.target is not None
     bar = "█" * round(20 * model.old.mean)
     print(f"{model.model:>12}  old skills {bar:<20} {model.old.mean:4.0%}", end="  ")
     print(f"loss of the new one {model.target.mean:.2f}")

@@ -29,6 +29,7 @@ from replaykit.recipe.mix import Mix
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.recipe.select import Select
 from replaykit.recipe.train import Train
+from replaykit.result import Result
 from replaykit.runs import read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +58,21 @@ TESTS = {
     "target": rows(world.draw("referral", 6, seed=1, held_out=True)),
     "capital": rows(world.draw("capital", 6, seed=1, held_out=True)),
 }
+
+
+def splits():
+    import datasets
+
+    return datasets.DatasetDict(train=datasets.Dataset.from_list(POOL))
+
+
+def tuned_result():
+    """As of a training: no name of a model, but it has one."""
+
+    class TuneResult(Result):
+        model: str
+
+    return TuneResult(model="runs/x/model")
 
 
 def lines(records):
@@ -319,7 +335,64 @@ def test_push_writes_a_split_for_each_source_and_sends_nothing_in_a_dry_run(call
         "generate.parquet",
     }
     assert "how they were made is not known here" in (tmp_path / "x/README.md").read_text()
-    assert list(lines(replaykit.api.data.stream(tmp_path / "x/data/generate.parquet", "generate")))
+    assert list(
+        lines(replaykit.api.data.stream("rows", tmp_path / "x/data/generate.parquet", "generate"))
+    )
+
+
+def test_the_rows_of_a_mixture_come_out_as_a_dataset_with_their_steps_and_go_in_again(called):
+    planned = called.mixture.rows
+    made = replaykit.to_dataset(planned)
+    assert made["step"] == [row.step for row in planned]
+    assert made["id"] == [row.record.id for row in planned]
+    for target in (planned, made):
+        again = replaykit.mix(target, model="nano", ratio=0)
+        assert {row.record.id for row in again.rows} == {row.record.id for row in planned}
+    with pytest.raises(CallError, match="and not both"):
+        replaykit.to_dataset([planned[0], planned[1].record])
+
+
+def test_push_takes_rows_in_every_shape(called, tmp_path):
+    records = [*called.chosen.records[:3], *called.memory[:2]]
+    expected = {"select": 3, "generate": 2}
+    write_jsonl(tmp_path / "rows.jsonl", records)
+    shapes = [
+        records,
+        iter(records),
+        replaykit.to_dataset(records),
+        lines(records),
+        tmp_path / "rows.jsonl",
+    ]
+    for number, shape in enumerate(shapes):
+        place = tmp_path / str(number)
+        pushed = replaykit.push(shape, repo="me/x", dry_run=True, folder=place)
+        assert pushed.rows == expected
+    plain = replaykit.push(POOL[:4], repo="me/x", dry_run=True, folder=tmp_path / "plain")
+    assert plain.rows == {"select": 4}  # rows that name no source are old data
+    mixed = replaykit.push(
+        called.mixture.rows, repo="me/x", dry_run=True, folder=tmp_path / "mixed"
+    )
+    assert sum(mixed.rows.values()) == len(called.mixture.rows)
+
+
+def test_generate_answers_the_questions_of_rows_in_every_shape():
+    import datasets
+
+    tasks = POOL[:3]
+    questions = [task["prompt"] for task in tasks]
+    records = [Record(dialogue(task["prompt"], task["completion"]), "select") for task in tasks]
+    settings = {"engine": "transformers", "max_answer_tokens": 16}
+
+    def answered(prompts):
+        return [row.messages for row in replaykit.generate("nano", prompts=prompts, **settings)]
+
+    expected = answered(questions)
+    assert [turns[0]["content"] for turns in expected] == questions
+    assert all(len(turns) == 2 for turns in expected)
+    for prompts in (tasks, iter(tasks), datasets.Dataset.from_list(tasks), records):
+        assert answered(prompts) == expected
+    with pytest.raises(DataError, match="row:1: there is no question"):
+        replaykit.generate("nano", prompts=[{"prompt": " "}])
 
 
 # --- errors speak of the call -------------------------------------------------------------------------------------
@@ -343,6 +416,43 @@ def test_push_writes_a_split_for_each_source_and_sends_nothing_in_a_dry_run(call
         ),
         (lambda: replaykit.evaluate({"base": "nano"}, TESTS, ngine="vllm"), "evaluate() has no keyword 'ngine'"),
         (lambda: replaykit.report(replaykit.load_recipe()), "report() shows no Recipe"),
+        # a function's own keywords are among those that are meant
+        (lambda: replaykit.generate("nano", promts=["a"]), "did you mean 'prompts'?"),
+        (lambda: replaykit.select(POOL, TARGET, heldout=TESTS), "did you mean 'held_out'?"),
+        (lambda: replaykit.mix(TARGET, {}, model="nano", progres=True), "did you mean 'progress'?"),
+        (lambda: replaykit.evaluate({"base": "nano"}, TESTS, max_token=3), "did you mean 'max_tokens'?"),
+        (lambda: replaykit.probe("nano", sample=3), "did you mean 'samples'?"),
+        (lambda: replaykit.generate("nano", 3, engin="auto"), "did you mean 'engine'?"),
+        # what is no rows, no tests and no model
+        (lambda: replaykit.select(POOL[0], TARGET), "select(): pool is one dict; it takes a path, or a list"),
+        (lambda: replaykit.select(splits(), TARGET), "select(): pool is one DatasetDict; it takes a path, or a list"),
+        (lambda: replaykit.select(POOL, 5), "select(): target is a int; it takes a path, or a list"),
+        (lambda: replaykit.select(["a", "b"], TARGET), "select(): pool: row 1 is a str; a row is a dict or a Record"),
+        (lambda: replaykit.select(POOL, [*TARGET, None]), "select(): target: row 33 is a NoneType"),
+        (lambda: replaykit.mix(["a"], model="nano", ratio=0), "mix(): target: row 1 is a str"),
+        (lambda: replaykit.mix(TARGET, {"select": POOL[0]}, model="nano"), "mix(): replay 'select' is one dict"),
+        (lambda: replaykit.mix(TARGET, 5, model="nano"), "mix(): replay is a int"),
+        (lambda: replaykit.rewrite(splits(), model="nano"), "rewrite(): target is one DatasetDict"),
+        (lambda: replaykit.push(splits(), repo="me/x"), "push(): rows is one DatasetDict"),
+        (lambda: replaykit.push([5], repo="me/x"), "push(): rows: row 1 is a int"),
+        (lambda: replaykit.generate("nano", prompts=splits()), "generate(): prompts is one DatasetDict"),
+        (lambda: replaykit.generate("nano", prompts=[5]), "generate(): prompts: row 1 is a int"),
+        (lambda: replaykit.select(POOL, TARGET, held_out=TARGET), "select(): held_out is a list; it takes rows by skill"),
+        (lambda: replaykit.evaluate({"base": "nano"}, TARGET), "evaluate(): tests is a list; it takes rows by skill"),
+        (lambda: replaykit.evaluate({"base": "nano"}, {"a": (TARGET,)}), "a is rows, or a pair of rows and score"),
+        (lambda: replaykit.evaluate({"base": "nano"}, {"a": ["x"]}), "evaluate(): tests: a: row 1 is a str"),
+        (lambda: replaykit.evaluate(["nano"], TESTS), "evaluate() needs models by name, the base first"),
+        (lambda: replaykit.evaluate({"base": "nano", "tuned": tuned_result()}, TESTS), "models['tuned'] is a TuneResult; a model is an alias, a Hub id or a folder; its .model is one"),
+        (lambda: replaykit.generate(tuned_result(), 3), "generate(): model is a TuneResult"),
+        (
+            lambda: replaykit.evaluate({"base": "nano", "tuned": "nano"}, TESTS, mixtures={"tund": None}),
+            "mixtures names 'tund', which is no model; did you mean 'tuned'?",
+        ),
+        (
+            lambda: replaykit.evaluate({"base": "nano", "tuned": "nano"}, TESTS, mixtures={"tuned": POOL}),
+            "mixtures['tuned'] is what mix() returns, not a list",
+        ),
+        (lambda: replaykit.to_dataset(POOL), "to_dataset() takes records, or the rows of a mixture"),
     ],
 )  # fmt: skip
 def test_a_wrong_keyword_fails_at_the_call(call, message):
@@ -361,6 +471,22 @@ def test_a_wrong_value_is_said_with_its_key():
     assert "-" not in raised.value.problems[0].split(":")[0]
 
 
+def test_a_seed_below_zero_is_refused_by_every_function():
+    for call in (
+        lambda: replaykit.select(POOL, TARGET, seed=-1),
+        lambda: replaykit.generate("nano", 3, seed=-1),
+        lambda: replaykit.mix(TARGET, model="nano", ratio=0, seed=-1),
+    ):
+        with pytest.raises(RecipeError, match="seed: must be greater than or equal to 0"):
+            call()
+
+
+def test_rows_that_cannot_be_read_are_said_without_flags_of_the_command_line():
+    with pytest.raises(DataError, match="row:1: no messages, ") as raised:
+        replaykit.select([{"colour": "red"}] * 3, TARGET)
+    assert "--" not in str(raised.value)
+
+
 def test_train_takes_what_the_mixture_has_not_decided(called, tmp_path):
     for name, message in {
         "lerning_rate": "did you mean 'learning_rate'?",
@@ -369,8 +495,14 @@ def test_train_takes_what_the_mixture_has_not_decided(called, tmp_path):
         with pytest.raises(CallError) as raised:
             replaykit.train(called.mixture, model="nano", folder=tmp_path / "x", **{name: 2})
         assert message in str(raised.value)
-    with pytest.raises(CallError, match="it tests old skills"):
-        replaykit.train(called.mixture, model="nano", folder=tmp_path / "x", controller={})
+    for tests, message in {None: "as tests=", ("capital",): "tests={'target': rows}"}.items():
+        given = tests and {name: TESTS[name] for name in tests}
+        with pytest.raises(CallError) as raised:
+            replaykit.train(
+                called.mixture, model="nano", folder=tmp_path / "x", tests=given, controller={}
+            )
+        assert message in str(raised.value)
+        assert "eval." not in str(raised.value)
     assert not (tmp_path / "x").exists()
 
 
@@ -426,7 +558,7 @@ def test_the_keywords_are_the_keys_of_the_recipe(options, section, without, also
             name: plain(typing.get_type_hints(also, include_extras=True)[name]) for name in LENGTHS
         }
     if section is Mix:  # a list is weights that are alike
-        expected["sources"] = Sequence[keywords.Replay] | Mapping[keywords.Replay, float] | None
+        expected["sources"] = Sequence[str] | Mapping[str, float] | None
     hints = typing.get_type_hints(options)
     own = {
         name: hint
@@ -583,6 +715,19 @@ def test_a_file_that_uses_the_functions_is_well_typed(installed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.types
+def test_the_examples_as_they_are_written_are_well_typed(installed, tmp_path):
+    pytest.importorskip("mypy")
+    written = [line[4:] for line in replaykit.api.__doc__.splitlines() if line.startswith("    ")]
+    for text in (
+        "\n".join(["import replaykit", "", *written, ""]),
+        (ROOT / "examples/forgetting.py").read_text(),
+    ):
+        done = type_check(installed, tmp_path, text)
+        assert done.stdout == "Success: no issues found in 1 source file\n", done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.types
 def test_a_type_checker_finds_a_misspelt_keyword_and_a_wrong_type(installed, tmp_path):
     pytest.importorskip("mypy")
     told = type_check(installed, tmp_path, WRONG).stdout
@@ -618,8 +763,9 @@ def test_train_says_what_it_takes(tmp_path):
 
 def test_the_target_alone_is_a_mixture_too():
     assert replaykit.mix(TARGET, model="nano", ratio=0).result.replay_rows == 0
-    with pytest.raises(DataError, match="there is none"):
+    with pytest.raises(CallError, match="give old rows as replay=, or ratio=0") as raised:
         replaykit.mix(TARGET, model="nano", ratio=0.1)
+    assert "--" not in str(raised.value)
 
 
 def test_the_package_lists_its_own_names_alone():

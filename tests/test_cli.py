@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import replaykit
 from replaykit.cli import app
 from replaykit.cli.commands import STEPS
+from replaykit.cli.read import setting as setting_of
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.record import Record, dialogue
 from replaykit.model import loading
@@ -122,7 +124,9 @@ def test_the_quickstart_may_be_anywhere(here):
 
 def test_a_flag_that_adds_a_remedy_leaves_alone_what_the_recipe_says_of_it(here):
     Path("replaykit.yaml").write_text("train: {remedies: {ewc: {old: old.jsonl, strength: 1.0}}}\n")
-    recipe = load_recipe("replaykit.yaml", {"train.remedies.ewc": {}, "train.remedies.distill": {}})
+    recipe = load_recipe(
+        "replaykit.yaml", {"train.remedies.ewc": ..., "train.remedies.distill": ...}
+    )
     assert recipe.train.remedies.ewc.strength == 1.0
     assert recipe.train.remedies.distill is not None
 
@@ -352,6 +356,35 @@ def test_init_writes_a_recipe_that_loads_and_never_over_another(small_run):
     assert "there already" in type_in("init", "--model", "nano", "--target", "target.jsonl", code=1)
 
 
+def test_init_writes_no_recipe_that_cannot_be_read(here):
+    said = type_in("init", "--model", "nano", "--seed", -1, code=1)
+    assert "seed: must be greater than or equal to 0 (got -1)" in said
+    assert not list(here.iterdir())
+
+
+def test_what_init_says_to_type_can_be_typed(here):
+    said = type_in("init", "--model", "nano", "--out", "sp ace/r.yml")
+    assert said.strip().endswith("replaykit run 'sp ace/r.yml'")
+    told = json.loads(type_in("init", "--model", "nano", "--out", "it's.yml", "--json"))
+    assert shlex.split(told["next"]) == ["replaykit", "run", "it's.yml"]
+    for recipe in ("sp ace/r.yml", "it's.yml"):
+        (line,) = re.findall("(?m)^# replaykit run (.+)$", Path(recipe).read_text())
+        assert shlex.split(line) == [recipe]
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_message(here):
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    for words in (
+        ["schema", "--out", "folder"],
+        ["init", "--model", "nano", "--out", "folder", "--force"],
+        ["schema", "--out", "file/s.json"],
+    ):
+        assert "cannot be written: " in type_in(*words, code=1)
+    type_in("schema", "--out", "new/s.json")
+    assert Path("new/s.json").read_text() == schema_text()
+
+
 def test_rewrite_gives_every_target_row_once(small_run):
     tasks = [*world.draw("capital", 6, seed=3), *world.draw("arithmetic", 4, seed=3)]
     write_jsonl("target.jsonl", [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
@@ -527,9 +560,11 @@ def test_a_pool_that_is_no_text_is_one_clear_message(small_run):
     said = bad_pool(bytes(range(256)) * 40)
     assert "the pool has no record to select from (" in said
     assert "unparsed" in said
-    assert "`--strict` stops at the first row that cannot be read and says why" in said
+    assert "the first row that cannot be read: pool.jsonl:1: not JSON (" in said
     latin = '{"prompt": "Größe?", "completion": "klein"}\n'.encode("latin-1") * 3
-    assert "3 made, unparsed 3, 0 kept" in bad_pool(latin)
+    said = bad_pool(latin)
+    assert "3 made, unparsed 3, 0 kept" in said
+    assert "the first row that cannot be read: pool.jsonl:1: not UTF-8 text" in said
     assert "pool.jsonl:1: not UTF-8 text" in type_in("select", "--strict", code=1)
 
 
@@ -610,6 +645,40 @@ def test_a_wrong_set_is_said_as_the_recipe_says_it(small_run, setting, message):
     text = type_in("mix", "--set", setting, code=1)
     assert text.startswith("error: replaykit.yaml has 1 problem")
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [("arms={}", "arms"), ("train={}", "train"), ("mix.min_rows={}", "mix.min_rows")],
+)
+def test_what_is_typed_in_set_replaces_the_value_an_empty_one_too(here, setting, key):
+    Path("replaykit.yaml").write_text(
+        "model: nano\ntarget: rows.jsonl\narms: {a: {ratio: 0}}\n"
+        "mix: {min_rows: {json: 2}}\ntrain: {epochs: 3}\n"
+    )
+    before = load_recipe("replaykit.yaml").model_dump()
+    after = load_recipe("replaykit.yaml", dict([setting_of(setting)])).model_dump()
+    section, _, inner = key.partition(".")
+    if inner:
+        before, after, section = before[section], after[section], inner
+    assert before[section] != after[section]
+    assert after[section] == (Recipe().train.model_dump() if key == "train" else {})
+
+
+def test_an_empty_arms_in_set_switches_the_arms_off(small_run):
+    Path("replaykit.yaml").write_text(
+        "model: nano\ntarget: target.jsonl\narms: {a: {ratio: 0}, b: {}}\n"
+    )
+    assert "mix-a" in type_in("status")
+    assert "mix-a" not in type_in("status", "--set", "arms={}")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["mix={ratio: 0.3, ratio: 0.4}", "eval={old: {a: x.jsonl, a: y.jsonl}}", "arms={a: {}, a: {}}"],
+)
+def test_a_key_that_is_given_twice_in_set_is_misuse_as_in_a_recipe(small_run, setting):
+    assert "is given twice" in type_in("mix", "--set", setting, code=2)
 
 
 def test_what_is_no_key_and_value_is_misuse(small_run):

@@ -313,7 +313,7 @@ def test_every_teacher_gives_the_loss_and_gradient_of_the_formula(teacher, tmp_p
     own = gradients(model)
     wanted = expected(model, base, batch, 0.3, 2.0)
     wanted.backward()
-    tolerance = 5e-3 if teacher == "cache" else 1e-5  # float16 in the file
+    tolerance = 5e-3 if teacher == "cache" else 1e-4  # float16 in the file
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=1e-4)
     close(own, gradients(model), tolerance)
 
@@ -339,7 +339,7 @@ def test_a_model_that_is_its_teacher_has_no_gradient(tmp_path):
         batch = collate(ROWS, pad=PAD)
         total(remedy, model, batch).backward()
         largest = max(gradient.abs().max().item() for gradient in gradients(model).values())
-        assert largest < (1e-5 if teacher == "copy" else 2e-2)
+        assert largest < (1e-4 if teacher == "copy" else 2e-2)
         kept = remedy.keeps(batch).expand_as(batch["labels"])
         assert kept[0, 2:11].tolist() == [0.0] * 9
         assert kept[1].tolist() == [1.0] * 12

@@ -124,7 +124,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("mix: {ratio: 5%}", "mix.ratio: must be a valid number (got '5%')"),
         ("mix: {ratio: .nan}", "mix.ratio: must be a finite number (got nan)"),
         ("mix: {unit: words}", "mix.unit: must be 'loss_tokens', 'tokens' or 'rows' (got 'words')"),
-        ("mix: {sources: [dreams]}", "mix.sources.dreams: must be 'select' or 'generate' (got 'dreams')"),
+        ("mix: {sources: [dreams]}", "mix.sources.dreams: must be 'select', 'generate', or rows of your own such as old.jsonl or ./old (got 'dreams')"),
         ("mix: 3", "mix: must be a valid dictionary or instance of Mix (got 3)"),
         ("arms: {x: {ratio: 1.0}}", "arms.x.ratio: must be less than 1 (got 1.0)"),
         ("generate: {n: 0}", "generate.n: must be greater than 0 (got 0)"),
@@ -487,3 +487,26 @@ def test_the_recipe_is_written_as_the_user_would_write_it(load: Load) -> None:
     for path in RECIPES.rglob("*.y*ml"):
         recipe = load_recipe(path)
         assert load(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [("eval.old.capital.n", "capital"), ("eval.old.n.n", "n"), ("eval.old.path.n", "path")],
+)
+def test_a_change_reaches_into_the_short_form_of_every_section(tmp_path, key, place):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"eval: {{target: test.jsonl, old: {{{place}: cap.jsonl}}}}\n")
+    recipe = load_recipe(path, {key: 5, "eval.target.skip": 2})
+    test = recipe.eval.old[place]
+    assert (test.path, test.n) == ("cap.jsonl", 5)
+    assert recipe.eval.target is not None
+    assert (recipe.eval.target.path, recipe.eval.target.skip) == ("test.jsonl", 2)
+
+
+def test_a_recipe_made_in_python_says_what_is_wrong_as_a_file_does():
+    with pytest.raises(RecipeError) as raised:
+        Recipe(modl="nano", seed=-1)
+    assert str(raised.value).startswith("Recipe() has 2 problems")
+    assert "modl: unknown key; did you mean 'model'?" in str(raised.value)
+    with pytest.raises(ValidationError):  # as pydantic's own functions do
+        Recipe.model_validate({"modl": "nano"})

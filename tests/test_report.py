@@ -469,7 +469,7 @@ def test_each_step_shows_its_own_facts(
     assert "generate 0.55 times" in shown("mix", mix)
     held_out = FunnelCounts(made=9, dropped={"held_out": 3}, kept=6)
     text = shown("mix", mix.model_copy(update={"funnel": held_out}))
-    assert "830 replay, 3 dropped as held_out" in text
+    assert re.search(r"830 replay( \([\d,]+ different\))?, 3 dropped as held_out", text)
     assert "0.100" in shown("train-generated", trained)
     run.recipe = run.changed(arms=tiny.ARMS, push={"repo": "me/my-replay"})
     pushed = run.do("push", dry_run=True)["push"]
@@ -564,12 +564,14 @@ def test_a_summary_of_a_real_sample_is_shown(
     for row in range(300):
         sum_up = f"What is {row} + {row}?"
         text = sum_up if row % 3 else f"Name a river near place {row}."
-        sample.add(row, text, 9, row % 3 > 0)
+        sample.add(row, text, "an answer", row % 3 > 0)
     found = generated.model_copy(update={"fidelity": sample.summary()})
     assert "length " in shown("generate", found)
     assert "category " in shown("generate", found)
     page = page_of(tmp_path, {"generate": of_run(run, "generate", found)})
-    assert page.count("distance 0.") == 3
+    assert page.count("distance 0.") == 4
+    assert "length of answers, characters" in page
+    assert "questions like “" in page
     assert "more than chance" in page
     Balanced(page)
 

@@ -152,8 +152,51 @@ def test_a_generation_of_fewer_rows_than_are_asked_for_now_is_not_finished(rows:
 
     do("generate", of(2))
     assert said(of(2))["generate"] == "finished"
-    assert said(of(4))["generate"].startswith("not finished: started; ")
-    assert "rows.jsonl" not in said(of(4))["generate"].replace("answers.jsonl", "")
+    assert said(of(4))["generate"] == "would be done anew: generate.n was 2, is 4"
+
+
+@pytest.mark.slow
+def test_more_generated_rows_make_anew_all_that_is_made_of_them(finished: None) -> None:
+    def of(n: int) -> Recipe:
+        return recipe_of(generate={"n": n, "max_question_tokens": 32, "max_answer_tokens": 8})
+
+    list(pipeline.run(of(2), Context()))
+    assert set(said(of(2)).values()) == {"finished"}
+    found = said(of(4))
+    assert found["generate"] == "would be done anew: generate.n was 2, is 4"
+    assert found["mix"] == "would be done anew, since generate is"
+    assert found["train"] == "would be done anew, since mix is"
+    assert found["eval"] == "would be done anew, since train is"
+
+
+@pytest.mark.slow
+def test_a_score_and_a_merge_of_what_has_changed_are_not_called_finished(finished: None) -> None:
+    do("score", recipe_of())
+    do_merge = pipeline.step_of("merge")
+    list(do_merge(recipe_of(), Context(), alpha=0.25))
+    aside = "; the recipe does not ask for it"
+    found = said(recipe_of())
+    assert found["score"] == found["merge"] == f"finished{aside}"
+    found = said(recipe_of(mix={"ratio": 0.1}))
+    assert found["score"] == f"would be done anew, since mix is{aside}"
+    assert found["merge"] == f"would be done anew, since train is{aside}"
+    do("mix", recipe_of(mix={"ratio": 0.1}))
+    found = said(recipe_of(mix={"ratio": 0.1}))
+    assert found["score"] == f"would be done anew: mix/rows.jsonl has changed{aside}"
+    do("train", recipe_of(mix={"ratio": 0.1}))
+    found = said(recipe_of(mix={"ratio": 0.1}))
+    assert found["merge"] == f"would be done anew: train/model has changed{aside}"
+
+
+@pytest.mark.slow
+def test_a_sweep_is_compared_by_its_own_flags(finished: None) -> None:
+    list(pipeline.step_of("merge")(recipe_of(), Context(), sweep=[0.0, 0.5]))
+    aside = "; the recipe does not ask for it"
+    assert said(recipe_of())["merge"] == f"finished{aside}"
+    fewer = recipe_of(eval={"old": {"turns": {"path": "turns.jsonl", "max_tokens": 5}}})
+    assert said(fewer)["merge"] == (
+        f"would be done anew: eval.old.turns.max_tokens was 4, is 5{aside}"
+    )
 
 
 # --- what has changed -----------------------------------------------------------------------------------------------
@@ -315,16 +358,19 @@ def test_steps_that_the_recipe_does_not_ask_for_come_last(finished: None) -> Non
 
 
 def test_a_rewritten_target_is_waited_for(rows: None) -> None:
-    recipe = recipe_of(rewrite={"max_tokens": 4}, target={"n": 2})
+    # Two rows of the target need that much to come to a row of replay.
+    recipe = recipe_of(rewrite={"max_tokens": 4}, target={"n": 2}, mix={"ratio": 0.5})
     do("select", recipe)
     assert said(recipe)["mix"] == "waits for rewrite"
     do("rewrite", recipe)
     assert said(recipe)["mix"] == "not begun"
     do("mix", recipe)
     assert said(recipe)["mix"] == "finished"
-    assert said(recipe_of(target={"n": 2}))["mix"] == "finished"  # what is there is taken
+    assert (
+        said(recipe_of(target={"n": 2}, mix={"ratio": 0.5}))["mix"] == "finished"
+    )  # what is there is taken
     shutil.rmtree("run/rewrite")
-    assert said(recipe_of(target={"n": 2}))["mix"] == (
+    assert said(recipe_of(target={"n": 2}, mix={"ratio": 0.5}))["mix"] == (
         "would be done anew: rewritten was rewrite/rows.jsonl, is None"
     )
 

@@ -31,7 +31,7 @@ def write_tasks(path: Path, tasks: Iterable[world.Task]) -> None:
                 {"role": "user", "content": task.prompt},
                 {"role": "assistant", "content": task.answer},
             ]
-            stream.write(json.dumps({"messages": messages, "meta": {"skill": task.skill}}) + "\n")
+            stream.write(json.dumps({"messages": messages, "skill": task.skill}) + "\n")
 
 
 def base_model(folder: Path) -> Path:

@@ -18,7 +18,8 @@ where ``progress=True`` asks for it.
 
 from replaykit.api.data import Mixed, Rewritten, generate, mix, probe, rewrite, select
 from replaykit.api.proof import evaluate, push, report, run, train
-from replaykit.data.record import Record, to_dataset
+from replaykit.data.dataset import to_dataset
+from replaykit.data.record import Record
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.steps.report.html.standalone import plot
 from replaykit.steps.select.selection import Selection

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from replaykit.api.keywords import ModelOptions
 from replaykit.checks.evalsets import EvalItem, eval_items
 from replaykit.checks.overlap import Decontamination
+from replaykit.data.files import raw_rows
 from replaykit.data.formats import read_records, record_of
-from replaykit.data.record import TARGET, Record, Source
+from replaykit.data.planned import PlannedRow
+from replaykit.data.record import SOURCES, TARGET, Record, Source
 from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
 from replaykit.recipe import Recipe
 from replaykit.recipe.base import Strict
@@ -23,13 +27,16 @@ from replaykit.recipe.evaluate import Score, Test
 from replaykit.recipe.messages import explain
 from replaykit.runs import Watch, unwatched
 
-Rows = str | Path | Iterable[Record | Mapping[str, object]]
-"""A file, a folder or a Hub data set by its name; or the rows themselves, as records, as mappings
-of any format that files may have, or as a datasets.Dataset."""
+Rows = str | Path | Iterable[Record | PlannedRow | Mapping[str, object]]
+"""A file, a folder or a Hub data set by its name; or the rows themselves, as records, as the rows
+of a mixture, as mappings of any format that files may have, or as a datasets.Dataset."""
 
-Tests = Mapping[str, Rows | tuple[Rows, Score]]
+# A type checker takes a score in a dict for any str, and a dict of a path and of a pair of path and
+# score for one of Sequence[str]. Which score there is, and that it is a pair, is checked in a call.
+Tests = Mapping[str, Rows | tuple[Rows, str] | Sequence[str]]
 """Held-out rows by skill, the new one under "target"; with another score than "exact" as a pair."""
 
+TAKEN = "a path, or a list, an iterator or a datasets.Dataset of rows"
 IN_MEMORY = "rows in memory"  # the name of rows that have no file
 ScoredRows = dict[str, tuple[Test, list[Record]]]
 S = TypeVar("S", bound=Strict)
@@ -49,7 +56,18 @@ def check_keywords(function: str, keywords: Iterable[str], known: Iterable[str])
     names = list(known)
     for name in keywords:
         if name not in names:
-            raise CallError(f"{function}() has no keyword '{name}'{did_you_mean(name, names)}")
+            near = did_you_mean(name, [*names, *_own_keywords(function)])
+            raise CallError(f"{function}() has no keyword '{name}'{near}")
+
+
+def _own_keywords(function: str) -> list[str]:
+    """The keywords that a function has itself, and those of its model."""
+    # Looked up by name, since the module of the function imports this one.
+    own = inspect.signature(getattr(import_module("replaykit.api"), function)).parameters.values()
+    names = [each.name for each in own if each.kind is not each.VAR_KEYWORD]
+    if function == "select":
+        return names
+    return [*names, *ModelOptions.__annotations__]
 
 
 def validated(function: str, kind: type[S], values: Mapping[str, object]) -> S:
@@ -65,8 +83,9 @@ def model_of(
 ) -> tuple[Recipe, dict[str, object]]:
     """The recipe of a call: its model, that model's options, and the seed; and the other keywords.
 
-    Raises RecipeError for a wrong value.
+    Raises CallError for a model that is no name, RecipeError for a wrong value.
     """
+    check_model(f"{function}(): model", model)
     options: dict[str, object] = {"model": model, "seed": seed}
     others = dict(keywords)
     for name in ModelOptions.__annotations__:
@@ -75,23 +94,54 @@ def model_of(
     return validated(function, Recipe, options), others
 
 
+def check_model(argument: str, model: object) -> None:
+    """Raises CallError for what is no model's name, such as the result of a training."""
+    if isinstance(model, str):
+        return
+    hint = ""
+    if isinstance(getattr(model, "model", None), str):
+        hint = "; its .model is one"
+    kind = type(model).__name__
+    raise CallError(f"{argument} is a {kind}; a model is an alias, a Hub id or a folder{hint}")
+
+
+def check_rows(argument: str, rows: object) -> None:
+    """Raises CallError for what cannot be rows. ``argument`` is such as "select(): pool"."""
+    kind = type(rows).__name__
+    if isinstance(rows, Mapping):
+        raise CallError(
+            f"{argument} is one {kind}; it takes {TAKEN}: choose a part of it, or put one row in a "
+            f"list"
+        )
+    if not isinstance(rows, (Iterable, Path)):
+        raise CallError(f"{argument} is a {kind}; it takes {TAKEN}")
+
+
 def stream(
-    rows: Rows, source: Source, unparsed: Callable[[str, DataError], object] | None = None
+    argument: str,
+    rows: Rows | Sequence[str],
+    source: Source,
+    unparsed: Callable[[str, DataError], object] | None = None,
 ) -> Iterator[Record]:
-    """The rows as records of this source. Raises DataError for one that is of no known format, or
-    calls ``unparsed`` with its place and the error.
+    """The rows as records of this source.
+
+    Raises CallError, which names the ``argument`` of the call, for what are no rows, DataError for
+    one that is of no known format, or calls ``unparsed`` with its place and the error.
     """
+    check_rows(argument, rows)
     if isinstance(rows, (str, Path)):
         yield from read_records(rows, source, unparsed=unparsed)
         return
     for number, row in enumerate(rows, 1):
-        if isinstance(row, Record):
+        if isinstance(row, (Record, PlannedRow)):
+            record = row.record if isinstance(row, PlannedRow) else row
             # Old rows that a model once generated are "select" rows here: what counts is their use.
-            yield replace(row, source=source)
+            yield replace(record, source=source)
             continue
         place = f"row:{number}"
+        columns = mapping_of(argument, number, row)
         try:
-            record = record_of(place, row, source)
+            record = record_of(place, columns, source)
         except DataError as error:
             if unparsed is None:
                 raise
@@ -100,9 +150,37 @@ def stream(
         yield record
 
 
-def records_of(rows: Rows, source: Source) -> list[Record]:
-    """The rows as a list. Raises DataError if there are none."""
-    found = list(stream(rows, source))
+def with_own_source(argument: str, rows: Rows) -> Iterator[Record]:
+    """The rows as records, each of the source that it names; without one it is old data, as of
+    select. Raises CallError and DataError as ``stream`` does.
+    """
+    check_rows(argument, rows)
+    if isinstance(rows, (str, Path)):
+        placed: Iterable[tuple[str, Any]] = raw_rows(rows)
+    else:
+        placed = ((f"row:{number}", row) for number, row in enumerate(rows, 1))
+    for number, (place, row) in enumerate(placed, 1):
+        if isinstance(row, PlannedRow):
+            yield row.record
+        elif isinstance(row, Record):
+            yield row
+        else:
+            columns = mapping_of(argument, number, row)
+            named = columns.get("source")
+            yield record_of(place, columns, named if named in SOURCES else "select")
+
+
+def mapping_of(argument: str, number: int, row: object) -> Mapping[str, Any]:
+    """The row itself. Raises CallError for what is no mapping."""
+    if not isinstance(row, Mapping):
+        kind = type(row).__name__
+        raise CallError(f"{argument}: row {number} is a {kind}; a row is a dict or a Record")
+    return row
+
+
+def records_of(argument: str, rows: Rows | Sequence[str], source: Source) -> list[Record]:
+    """The rows as a list. Raises CallError as ``stream`` does, DataError if there are none."""
+    found = list(stream(argument, rows, source))
     if not found:
         raise DataError(f"{name_of(rows)}: there is no row in it")
     return found
@@ -113,21 +191,28 @@ def name_of(rows: object) -> str:
     return str(rows) if isinstance(rows, (str, Path)) else IN_MEMORY
 
 
-def tests_of(function: str, tests: Tests | None, *, max_tokens: int = 256) -> ScoredRows:
+def tests_of(argument: str, tests: Tests | None, *, max_tokens: int = 256) -> ScoredRows:
     """The held-out rows by skill, the old skills first, each with how it is scored.
 
-    Raises CallError for a score that does not exist, DataError for a skill without rows.
+    ``argument`` is such as "evaluate(): tests". Raises CallError for what are no rows by skill, and
+    for a score that does not exist, DataError for a skill without rows.
     """
+    if tests is not None and not isinstance(tests, Mapping):
+        kind = type(tests).__name__
+        raise CallError(f"{argument} is a {kind}; it takes rows by skill: {{'my skill': rows}}")
     found: ScoredRows = {}
     for skill, given in sorted((tests or {}).items(), key=lambda item: item[0] == TARGET):
         # Rows are no tuple, so a tuple is a pair of rows and score.
         pair = given if isinstance(given, tuple) else (given, "exact")
+        if len(pair) != 2:
+            raise CallError(f"{argument}: {skill} is rows, or a pair of rows and score")
         rows, score = pair
         if score not in get_args(Score):
             known = ", ".join(get_args(Score))
-            raise CallError(f"{function}(): {skill} is scored by {known}, not '{score}'")
+            raise CallError(f"{argument}: {skill} is scored by {known}, not '{score}'")
         values = {"path": f"{skill}: {name_of(rows)}", "score": score, "max_tokens": max_tokens}
-        found[skill] = (validated(function, Test, values), records_of(rows, TARGET))
+        test = validated(argument.partition("(")[0], Test, values)
+        found[skill] = (test, records_of(f"{argument}: {skill}", rows, TARGET))
     return found
 
 

@@ -5,18 +5,20 @@ and the mixture of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Unpack, get_args
+from typing import TYPE_CHECKING, Unpack
 
 from replaykit.api.arguments import (
     Rows,
     Tests,
     check_keywords,
+    check_rows,
     kept_apart,
+    mapping_of,
     model_of,
     name_of,
     place_of,
@@ -24,6 +26,7 @@ from replaykit.api.arguments import (
     settings_of,
     stream,
     tests_of,
+    validated,
     watching,
 )
 from replaykit.api.keywords import (
@@ -34,7 +37,7 @@ from replaykit.api.keywords import (
     SelectOptions,
 )
 from replaykit.checks.funnel import Funnel
-from replaykit.data.formats import read_prompts
+from replaykit.data.formats import prompt_of, read_prompts
 from replaykit.data.ledger import Ledger
 from replaykit.data.planned import PlannedRow, write_plan
 from replaykit.data.record import TARGET, Record, dialogue
@@ -42,20 +45,28 @@ from replaykit.errors import CallError
 from replaykit.model.loading import named_sampling
 from replaykit.recipe import Recipe
 from replaykit.recipe.generate import Generate
-from replaykit.recipe.mix import Mix, Replay
+from replaykit.recipe.mix import Mix, is_made, is_source
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.recipe.select import Select
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, open_step
 from replaykit.steps.generate.job import Job, Monitor
-from replaykit.steps.generate.step import generate_inputs
+from replaykit.steps.generate.step import check_can_ask, generate_inputs
+from replaykit.steps.mix.replay import own_replay
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.mix.schedule import most
 from replaykit.steps.probe.result import ProbeResult
 from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.step import chat_of, engine_and_chat, model_facts
 
 if TYPE_CHECKING:
     from replaykit.steps.select.selection import Selection
+
+Replays = Rows | Sequence[str | Path] | Mapping[str, Rows]
+"""Rows of old data, or files of them, or both by source."""
+
+Prompts = str | Path | Iterable[str | Record | Mapping[str, object]]
+"""Questions, or rows that have one."""
 
 LENGTHS = ("epochs", "steps", "batch_rows", "max_tokens")  # of train: which rows a mixture has
 
@@ -134,16 +145,17 @@ def select(
     # A script that starts processes needs a `__main__` guard, which nobody expects of a function.
     keywords = {"processes": 1, **settings}
     chosen = settings_of("select", Select, keywords, pool={"path": name_of(pool)})
+    validated("select", Recipe, {"seed": seed})
     # Rows that cannot be read are counted, as on the command line.
     funnel = Funnel()
     with TemporaryDirectory() as folder, watching(progress, watch) as told:
         return select_records(
-            stream(pool, "select", None if chosen.strict else funnel.unparsed),
-            list(stream(target, TARGET)),
+            stream("select(): pool", pool, "select", None if chosen.strict else funnel.unparsed),
+            list(stream("select(): target", target, TARGET)),
             settings=chosen,
             seed=seed,
             folder=Path(folder),
-            held_out=kept_apart(tests_of("select", held_out), chosen.against),
+            held_out=kept_apart(tests_of("select(): held_out", held_out), chosen.against),
             funnel=funnel,
             watch=told,
         )
@@ -153,7 +165,7 @@ def generate(
     model: str,
     n: int | None = None,
     *,
-    prompts: str | Path | Sequence[str | Record] | None = None,
+    prompts: Prompts | None = None,
     held_out: Tests | None = None,
     seed: int = 1,
     folder: str | Path | None = None,
@@ -164,13 +176,14 @@ def generate(
     """The model's own questions and answers, each as soon as it is there, in the order of their row
     addresses.
 
-    ``n`` is how many: 2000 by default, or an answer to each of the prompts, which are a file's if
-    they are given as one string, as with ``--prompts``. ``settings`` are the keys of the recipe's
-    section ``generate`` (``turns=2``, ``systems={"math": 1.0}``, ``checks={"refusals": True}``),
-    beside ``engine``, ``chat`` and ``revision``. No question repeats one of ``held_out``, test rows
-    by skill. With a ``folder`` the finished rows stay there, and the same call goes on from them;
-    without one they are gone when the last is taken. The model is loaded when the first row is
-    asked for. Raises CallError for a keyword that does not exist, at once.
+    ``n`` is how many: 2000 by default, or an answer to each of the prompts: questions, or rows, of
+    which the questions are taken; one string is a file's name, as with ``--prompts``. ``settings``
+    are the keys of the recipe's section ``generate`` (``turns=2``, ``systems={"math": 1.0}``,
+    ``checks={"refusals": True}``), beside ``engine``, ``chat`` and ``revision``. No question
+    repeats one of ``held_out``, test rows by skill. With a ``folder`` the finished rows stay there,
+    and the same call goes on from them; without one they are gone when the last is taken. The model
+    is loaded when the first row is asked for. Raises CallError for a keyword that does not exist,
+    at once.
 
     >>> for record in replaykit.generate("nano", prompts=["What is the capital of France?"]):
     ...     print(record.prompt, "->", record.answer)
@@ -180,8 +193,9 @@ def generate(
     recipe, own = model_of("generate", model, seed, settings)
     given = None if prompts is None else {"path": name_of(prompts)}
     chosen = settings_of("generate", Generate, own, n=n, prompts=given, tags=None)
+    check_can_ask(recipe, chosen)
     answered = None if prompts is None else _prompts(prompts)
-    apart = tests_of("generate", held_out).values()
+    apart = tests_of("generate(): held_out", held_out).values()
     questions = {row.question for _, rows in apart for row in rows}
     job = Job(
         chosen,
@@ -194,13 +208,26 @@ def generate(
     return _generated(recipe, job, folder, progress, watch)
 
 
-def _prompts(prompts: str | Path | Sequence[str | Record]) -> list[Record]:
+def _prompts(prompts: Prompts) -> list[Record]:
+    """The questions, each as a conversation that ends with it. Raises CallError for what are none,
+    DataError for a row without one.
+    """
     if isinstance(prompts, (str, Path)):
         return list(read_prompts(prompts))
-    return [
-        prompt if isinstance(prompt, Record) else Record(dialogue(prompt), "generate")
-        for prompt in prompts
-    ]
+    check_rows("generate(): prompts", prompts)
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        if isinstance(prompt, Record):
+            turns = list(prompt.messages)
+            while turns and turns[-1]["role"] == "assistant":
+                turns.pop()
+            found.append(replace(prompt, messages=tuple(turns)))
+        elif isinstance(prompt, str):
+            found.append(Record(dialogue(prompt), "generate"))
+        else:
+            row = mapping_of("generate(): prompts", number, prompt)
+            found.append(prompt_of(f"row:{number}", row))
+    return found
 
 
 def _generated(
@@ -243,7 +270,7 @@ def rewrite(
 
     recipe, own = model_of("rewrite", model, seed, settings)
     chosen = settings_of("rewrite", Rewrite, own)
-    rows = records_of(target, TARGET)
+    rows = records_of("rewrite(): target", target, TARGET)
     inputs = {
         **model_facts(recipe),
         "seed": seed,
@@ -277,7 +304,7 @@ def rewrite(
 
 def mix(
     target: Rows,
-    replay: Mapping[Replay, Rows] | None = None,
+    replay: Replays | None = None,
     *,
     model: str,
     held_out: Tests | None = None,
@@ -288,11 +315,12 @@ def mix(
 ) -> Mixed:
     """The rows of a training in its order: the target, and replay at the same share in every step.
 
-    ``replay`` is by source, "select" and "generate"; without it, give ``ratio=0``. ``settings`` are
-    the keys of the recipe's section ``mix``; ``epochs``, ``steps``, ``batch_rows`` and
+    ``replay`` is old data of your own, rows, a file or several files; or by source, "select",
+    "generate" and files, which ``sources`` may weigh. Without it, give ``ratio=0``. ``settings``
+    are the keys of the recipe's section ``mix``; ``epochs``, ``steps``, ``batch_rows`` and
     ``max_tokens`` of ``train``; and ``engine``, ``chat`` and ``revision``. ``held_out`` are test
     rows by skill, whose prompts no row may hold. Raises CallError for a keyword or a source that
-    does not exist.
+    does not exist, or that is weighed and not given.
 
     >>> target = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(50)]
     >>> memory = replaykit.generate("nano", 10)
@@ -303,20 +331,19 @@ def mix(
 
     recipe, own = model_of("mix", model, seed, settings)
     check_keywords("mix", own, [*Mix.model_fields, *LENGTHS])
-    replay = replay or {}
-    for source in replay:
-        if source not in get_args(Replay):
-            raise CallError(f"mix(): replay is by source, select and generate, not '{source}'")
+    pools = _by_source(replay)
     given = {name: own.pop(name) for name in LENGTHS if name in own}
     lengths = settings_of("mix", Train, given)
     chosen = settings_of("mix", Mix, own)
-    apart = kept_apart(tests_of("mix", held_out), chosen.against)
+    learned = records_of("mix(): target", target, TARGET)
+    _check_sources(pools, chosen)
+    apart = kept_apart(tests_of("mix(): held_out", held_out), chosen.against)
     funnel = Funnel()
     with TemporaryDirectory() as name, watching(progress, watch) as told:
         folder = Path(name)
         mixture = build_mixture(
-            records_of(target, TARGET),
-            {source: list(stream(rows, source)) for source, rows in replay.items()},
+            learned,
+            {source: _replay_rows(source, rows, funnel) for source, rows in pools.items()},
             chat=chat_of(recipe),
             settings=chosen,
             train=lengths,
@@ -333,8 +360,56 @@ def mix(
     result = mixture.result(
         chosen,
         sha256=digest,
-        sources={source: name_of(rows) for source, rows in replay.items()},
+        sources={source: name_of(rows) for source, rows in pools.items()},
         funnel=funnel.result(),
         decontamination=apart.result() if apart is not None else None,
     )
     return Mixed(rows, result, chosen, lengths, list(mixture.replay()))
+
+
+def _check_sources(pools: Mapping[str, Rows], chosen: Mix) -> None:
+    """Raises CallError for replay that was asked for, or weighed, and is not given."""
+    missing = [source for source in chosen.sources or {} if source not in pools]
+    # Without a share no source is needed.
+    wanted = most(chosen.schedule, chosen.ratio)
+    if wanted > 0 and not pools:
+        raise CallError(
+            f"mix(): replay at a ratio of {wanted:g} was asked for, but there is none; give old "
+            f"rows as replay=, or ratio=0"
+        )
+    if missing and wanted > 0:
+        raise CallError(f"mix(): sources weighs '{missing[0]}', which replay does not have")
+
+
+def _by_source(replay: Replays | None) -> dict[str, Rows]:
+    """The replay of a call by its source; rows without one are old data, as of select.
+
+    Raises CallError for a source that is neither a step nor a file.
+    """
+    if replay is None:
+        return {}
+    if isinstance(replay, (str, Path)):
+        return {str(replay): replay}
+    if not isinstance(replay, Mapping):
+        check_rows("mix(): replay", replay)
+        given = list(replay)
+        files = [file for file in given if isinstance(file, (str, Path))]
+        if files and len(files) == len(given):
+            return {str(file): file for file in files}
+        return {"select": [row for row in given if not isinstance(row, (str, Path))]}
+    for source in replay:
+        if not is_source(source):
+            raise CallError(
+                f"mix(): replay is by source, select, generate or a file's name, not '{source}'"
+            )
+    return dict(replay)
+
+
+def _replay_rows(source: str, rows: Rows, funnel: Funnel) -> list[Record]:
+    """The rows of a source; of the user's own those that cannot be read are counted."""
+    argument = f"mix(): replay '{source}'"
+    if source == "generate":
+        return list(stream(argument, rows, "generate"))
+    if is_made(source):
+        return list(stream(argument, rows, "select"))
+    return own_replay(stream(argument, rows, "select", funnel.unparsed), source, funnel)

@@ -13,7 +13,7 @@ from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.controller import ControllerSettings
 from replaykit.recipe.engine import EngineName, EngineOptions
 from replaykit.recipe.generate import Checks, Phase
-from replaykit.recipe.mix import Replay, Schedule
+from replaykit.recipe.mix import Schedule
 from replaykit.recipe.remedies import Remedies
 from replaykit.recipe.select import Quality
 from replaykit.recipe.train import LayerRates, Stage
@@ -46,6 +46,7 @@ class SelectOptions(TypedDict, total=False):
     column: str | None
     shares: Literal["equal", "proportional"]
     per_target: int | None
+    answers_per_question: int | None
     near: float
     balance: float
     candidates: int
@@ -105,7 +106,7 @@ class MixOptions(ModelOptions, total=False):
     ratio: float
     unit: Literal["loss_tokens", "tokens", "rows"]
     budget: Literal["add", "replace"]
-    sources: Sequence[Replay] | Mapping[Replay, float] | None
+    sources: Sequence[str] | Mapping[str, float] | None
     schedule: Schedule | Section | None
     skill: str
     min_rows: dict[str, int]

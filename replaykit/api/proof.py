@@ -10,20 +10,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 from replaykit.api.arguments import (
+    Rows,
     Tests,
     check_keywords,
+    check_model,
     facts_of,
     model_of,
     place_of,
     settings_of,
     tests_of,
     watching,
+    with_own_source,
 )
 from replaykit.api.data import LENGTHS, Mixed, Rewritten
 from replaykit.api.keywords import ModelOptions, TrainOptions
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import CallError, DataError
+from replaykit.errors import CallError, DataError, did_you_mean
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.train import Train
 from replaykit.result import Result
@@ -74,12 +77,19 @@ def train(
         raise CallError(f"train(): its first argument is what mix() returns, not a {kind}")
     lengths = mixture.lengths.model_dump(include=set(LENGTHS))
     chosen = settings_of("train", Train, own, **lengths)
-    scored = tests_of("train", tests)
+    scored = tests_of("train(): tests", tests)
     if chosen.controller is not None:
         old = any(skill != TARGET for skill in scored)
-        problems = chosen.controller.missing(old=old, target=TARGET in scored)
-        if problems:
-            raise CallError(f"train(): {problems[0]}")
+        # The controller speaks of a recipe's sections; what they are called in a call is said here.
+        if chosen.controller.missing(old=old, target=True):
+            raise CallError(
+                "train(): controller tests old skills; give their held-out rows by skill as tests="
+            )
+        if chosen.controller.missing(old=True, target=TARGET in scored):
+            raise CallError(
+                "train(): controller has patience, which needs held-out rows of the target: "
+                "tests={'target': rows}; or say \"patience\": None"
+            )
     job = Job(
         # What the base finds probable is kept in the folder, too.
         recipe.model_copy(update={"out": str(folder)}),
@@ -132,10 +142,19 @@ def evaluate(
     from replaykit.steps.evaluate.step import measured
 
     check_keywords("evaluate", options, ModelOptions.__annotations__)
-    if not models:
-        raise CallError("evaluate() needs models by name, the base first")
+    if not models or not isinstance(models, Mapping):
+        raise CallError("evaluate() needs models by name, the base first: {'base': 'nano'}")
+    for name, model in models.items():
+        check_model(f"evaluate(): models['{name}']", model)
+    for name, mixture in (mixtures or {}).items():
+        if name not in models:
+            near = did_you_mean(name, models)
+            raise CallError(f"evaluate(): mixtures names '{name}', which is no model{near}")
+        if not isinstance(mixture, Mixed):
+            kind = type(mixture).__name__
+            raise CallError(f"evaluate(): mixtures['{name}'] is what mix() returns, not a {kind}")
     recipe, _ = model_of("evaluate", next(iter(models.values())), 1, options)
-    scored = tests_of("evaluate", tests, max_tokens=max_tokens)
+    scored = tests_of("evaluate(): tests", tests, max_tokens=max_tokens)
     inputs = {**model_facts(recipe), "eval": facts_of(scored)}
     with ExitStack() as stack:
         place = stack.enter_context(place_of(folder))
@@ -198,7 +217,7 @@ def _manifest(shown: Shown, arm: str | None) -> Manifest:
 
 
 def push(
-    rows: Iterable[Record],
+    rows: Rows,
     *,
     repo: str,
     model: str | None = None,
@@ -208,8 +227,9 @@ def push(
 ) -> PushResult:
     """Publishes replay rows, with a card that says what they are, as a data set on the Hub.
 
-    Each source is a split. With ``dry_run`` the data set stays in ``folder``, by default
-    runs/<name>/push, and nothing is sent. ``model`` is whose memory the rows keep, for the card.
+    Each source is a split; rows that name none are old data, as of select. With ``dry_run`` the
+    data set stays in ``folder``, by default runs/<name>/push, and nothing is sent. ``model`` is
+    whose memory the rows keep, for the card.
     Raises HubError for a repo that is no owner/name, and where the Hub refuses.
 
     >>> rows = replaykit.generate("nano", 5)
@@ -219,7 +239,7 @@ def push(
     from replaykit.steps.push.hub import prepare, upload
 
     by_source: dict[str, list[Record]] = {}
-    for record in rows:
+    for record in with_own_source("push(): rows", rows):
         by_source.setdefault(record.source, []).append(record)
     if not by_source:
         raise DataError("push(): there is no row to publish")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -116,10 +117,11 @@ def _init(flags: Flags) -> None:
         seed=flags["seed"],
         force=bool(flags["force"]),
     )
+    todo = f"replaykit run {shlex.quote(str(written))}"
     if flags["json"]:
-        _print_json({"recipe": str(written), "next": f"replaykit run {written}"})
+        _print_json({"recipe": str(written), "next": todo})
     else:
-        typer.echo(f"wrote {written}; look it over, then: replaykit run {written}")
+        typer.echo(f"wrote {written}; look it over, then: {todo}")
 
 
 def _run(flags: Flags) -> None:
@@ -170,12 +172,12 @@ def _status(flags: Flags) -> None:
 
 
 def _schema(flags: Flags) -> None:
-    from replaykit.recipe.schema import schema_text
+    from replaykit.recipe.schema import schema_text, write_text
 
     if flags["out"] is None:
         typer.echo(schema_text(), nl=False)
         return
-    flags["out"].write_text(schema_text(), encoding="utf-8")
+    write_text(flags["out"], schema_text())
     typer.echo(flags["out"])
 
 

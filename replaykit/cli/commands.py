@@ -33,7 +33,7 @@ COMMON = (RECIPE, SET, OUT, SEED, FORCE, AS_JSON)
 
 ARM = Option("--arm", "", str, "Only this one of the recipe's arms.")
 MODEL = Option("--model", "model", str,
-               "An alias (llama3, qwen3-8b, nano, ...), a Hub id or a folder.")
+               "An alias (llama3, qwen3-8b, nano, ...), a Hub id, a folder or a GGUF file.")
 TARGET = Option("--target", "target.path", str,
                 "The new task's rows: a file, a folder or a Hub data set.")
 ENGINE = Option("--engine", "engine.name", str,
@@ -180,6 +180,9 @@ MIX = Command(
     "Mix replay into the target: the same share in every optimiser step.",
     (
         Option("--ratio", "mix.ratio", float, "Replay's share of the loss; 0.05 by default."),
+        Option("--replay", "mix.sources", list[str], "Old data to replay: a file, a folder, a Hub "
+               "data set, or select or generate for what these made; old.jsonl=2 gives it the "
+               "weight 2. May be given again; no other source is taken.", read.weighted),
         Option("--unit", "mix.unit", str, "What is shared: loss_tokens, tokens or rows."),
         Option("--budget", "mix.budget", str, "add: replay on top of the target. replace: as many "
                "rows as without replay."),

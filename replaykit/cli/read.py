@@ -12,11 +12,13 @@ def setting(text: str) -> tuple[str, object]:
     """``mix.ratio=0.1`` is a key of the recipe and its value, in YAML."""
     import yaml
 
+    from replaykit.recipe.load import UniqueSafeLoader
+
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise _misuse("--set", f"'{text}' is not KEY=VALUE, such as mix.ratio=0.1")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), yaml.load(value, Loader=UniqueSafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())
         raise _misuse("--set", f"{key}: {said}") from None
@@ -35,9 +37,9 @@ def negated(value: bool) -> bool:
     return not value
 
 
-def section(_: bool) -> dict[str, object]:
-    """A section as by default."""
-    return {}
+def section(_: bool) -> object:
+    """The section that the recipe has, or one as by default, see ``load_recipe``."""
+    return ...
 
 
 def number(text: str) -> float | str:
@@ -74,8 +76,10 @@ def floors(texts: Sequence[str]) -> dict[str, int]:
 
 
 def remedies(names: Sequence[str]) -> dict[str, object]:
-    """Each as by default; dft has no settings, so it is true instead of a section."""
-    found: dict[str, object] = {name: {} for name in names}
+    """Each as the recipe has it or as by default; dft has no settings, so it is true instead of a
+    section.
+    """
+    found: dict[str, object] = dict.fromkeys(names, ...)
     if "dft" in found:
         found["dft"] = True
     return found

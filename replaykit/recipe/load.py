@@ -10,20 +10,21 @@ import yaml
 from pydantic import ValidationError
 
 from replaykit.errors import RecipeError
-from replaykit.recipe.messages import explain
+from replaykit.recipe.messages import explain, known_keys
 from replaykit.recipe.recipe import Recipe
 
 RECIPE_FILE = "replaykit.yaml"
 MERGE = "tag:yaml.org,2002:merge"
-# What a bare word in a section means.
-SHORT = {"target": "path", "pool": "path", "prompts": "path", "engine": "name"}
+# What a bare word means in place of a section, of rows and of an engine.
+SHORT = ("path", "name")
 
 
 def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file (none: an empty one), with changes such as ``{"mix.ratio": 0.1}``.
 
-    The change ``{}`` adds a section with its defaults where the recipe has none, and leaves alone
-    the one that it has. Raises RecipeError with every problem of the file and the changes together.
+    The change ``...`` adds a section with its defaults where the recipe has none, and leaves alone
+    the one that it has; every other value replaces what is there. Raises RecipeError with every
+    problem of the file and the changes together.
     """
     raw: dict[str, Any] = {}
     if path is not None:
@@ -44,22 +45,25 @@ def _change(raw: dict[str, Any], key: str, value: Any) -> str | None:
     """Puts the value at a dotted key, and makes the sections on the way to it; or says why not."""
     *sections, last = key.split(".")
     place = raw
-    for section in sections:
+    for depth, section in enumerate(sections, 1):
         inner = place.get(section)
         if inner is None:
             inner = {}
-        elif isinstance(inner, str) and section in SHORT:
-            inner = {SHORT[section]: inner}
+        elif isinstance(inner, str):
+            keys = known_keys(Recipe, tuple(sections[:depth]))
+            inner = next(({short: inner} for short in SHORT if short in keys), inner)
         place[section] = inner
         if not isinstance(inner, dict):
             return f"{key}: {section} is {inner!r}, which has no keys"
         place = inner
-    if value != {} or place.get(last) is None:
+    if value is not ...:
         place[last] = value
+    elif place.get(last) is None:
+        place[last] = {}
     return None
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueSafeLoader(yaml.SafeLoader):
     """SafeLoader, but a key given twice is an error instead of the last one winning."""
 
     # Our own: a library under vLLM changes the shared ones.
@@ -87,7 +91,7 @@ def _wrong(node: yaml.Node, what: str) -> yaml.YAMLError:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueSafeLoader)
     except FileNotFoundError:
         raise RecipeError(str(path), ["no such file; `replaykit init` writes one"]) from None
     except OSError as error:

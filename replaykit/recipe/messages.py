@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -47,7 +47,7 @@ def _lines(problem: ErrorDetails, root: type[BaseModel]) -> list[str]:
         place = place[:-1]
     path = ".".join(str(part) for part in place if not BRANCH.match(str(part)))
     if kind == "extra_forbidden":
-        known = _known_keys(root, problem["loc"])
+        known = known_keys(root, problem["loc"][:-1])
         return [f"{path}: unknown key{did_you_mean(str(problem['loc'][-1]), known)}"]
     text = BARE_WORD if bare_word else _text(problem)
     if path:
@@ -72,13 +72,16 @@ def _text(problem: ErrorDetails) -> str:
     return text
 
 
-def _known_keys(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def known_keys(root: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at this path has."""
     model: Any = root
-    for part in path[:-1]:
-        fields = getattr(model, "model_fields", {})
-        # A part that is no field is a key of a dict of sections, such as an arm's name.
-        model = _model_in(fields[part].annotation if part in fields else model)
+    is_key = False
+    for part in path:
+        # In a dict of sections, such as the arms, a key may be called as a field is.
+        fields = {} if is_key else getattr(model, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else model
+        is_key = get_origin(annotation) is dict
+        model = _model_in(annotation)
     return list(getattr(model, "model_fields", {}))
 
 

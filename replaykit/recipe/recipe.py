@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, NonNegativeInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from replaykit.errors import RecipeError
 from replaykit.recipe.arms import Arm
@@ -52,7 +52,22 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 ArmName = Annotated[str, AfterValidator(_arm_name)]
 
 
-class Recipe(Strict):
+if TYPE_CHECKING:
+    # A type checker knows the keywords of a class by this metaclass alone.
+    from pydantic._internal._model_construction import ModelMetaclass as _Called
+else:
+
+    class _Called(type(BaseModel)):
+        """Of a class that users make themselves: what is wrong in the call is a RecipeError."""
+
+        def __call__(cls, *args: Any, **settings: Any) -> Any:
+            try:
+                return super().__call__(*args, **settings)
+            except ValidationError as error:
+                raise RecipeError(f"{cls.__name__}()", explain(error, cls)) from None
+
+
+class Recipe(Strict, metaclass=_Called):
     """One run: its model and data, and a section for each step. A step without one is left out."""
 
     name: FolderName | None = None
@@ -60,7 +75,7 @@ class Recipe(Strict):
     out: str | None = None
     """The run's folder; null: runs/<name>."""
     model: str | None = None
-    """An alias such as llama3, a Hub id (owner/name) or a folder."""
+    """An alias such as llama3, a Hub id (owner/name), a folder, or a GGUF file."""
     revision: str | None = None
     """The branch, tag or commit of a model on the Hub; null: its main branch."""
     engine: EngineOrName = EngineOptions()

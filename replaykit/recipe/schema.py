@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from replaykit.errors import RecipeError
 from replaykit.recipe.recipe import Recipe
 
 SCHEMA_FILE = ".replaykit.schema.json"
@@ -27,5 +28,17 @@ def schema_text() -> str:
 def write_schema(folder: Path) -> Path:
     """Writes the schema beside a recipe in the folder; returns its path."""
     path = folder / SCHEMA_FILE
-    path.write_text(schema_text(), encoding="utf-8")
+    write_text(path, schema_text())
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file, and the folders on the way to it. Raises RecipeError where it cannot be
+    written, as where a folder has its name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}; --out takes the name of a file"
+        raise RecipeError(str(path), [problem]) from error

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from replaykit.recipe import Recipe, need
+from replaykit.recipe.mix import is_made
 from replaykit.steps.mix.step import replay_sources, takes_rewritten
 from replaykit.steps.step import Context, Outcome, Todo, arms, label_of
 
@@ -69,7 +70,9 @@ def needed(recipe: Recipe, name: str, arm: str | None) -> list[str]:
     trained = [label_of("train", each) for each in arms(recipe, Context())]
     match name:
         case "mix":
-            sources: list[str] = [*replay_sources(recipe, recipe.mixture(arm))]
+            replay = replay_sources(recipe, recipe.mixture(arm))
+            # A file of the user's own is no step.
+            sources = [source for source in replay if is_made(source)]
             if takes_rewritten(recipe):
                 sources.append("rewrite")
             return sources

@@ -23,8 +23,9 @@ from replaykit.errors import ReplaykitError, RunError
 from replaykit.recipe import Recipe, need
 from replaykit.result import Result
 from replaykit.runs import Manifest, read_manifest
+from replaykit.steps.merge.step import options_of
 from replaykit.steps.pipeline import BY_ARM, needed, todos_of, wanted
-from replaykit.steps.step import Context, Todo, arms, label_of, manifests, moved_aside
+from replaykit.steps.step import Context, Todo, arms, label_of, manifests, moved_aside, typed
 
 State = Literal["finished", "not finished", "not begun", "would be done anew", "waits", "error"]
 # Files of a step that are no ledger of finished rows.
@@ -112,7 +113,7 @@ def status(recipe: Recipe) -> StatusResult:
     for inputs in sorted(recipe.folder.glob("*/inputs.json")):
         folder = inputs.parent
         if folder.name not in known and not moved_aside(folder):
-            found = _or_error(folder.name, partial(_as_it_lies, folder))
+            found = _or_error(folder.name, partial(_beside, recipe, folder, known))
             known[folder.name] = found.model_copy(update={"in_recipe": False})
     return StatusResult(steps=list(known.values()))
 
@@ -152,12 +153,47 @@ def _compared(
         return _report(first, manifests(recipe.folder), anew)
     # Beside a stale step its own differences are told too, as far as they can be known.
     todo = _todo(recipe, name, arm, stale=bool(anew))
-    changed = [] if todo is None else todo.changes(folder)
+    changed = [] if todo is None else _changes(todo, folder)
     if changed or anew:
         return StepStatus(name=label, state="would be done anew", changed=changed, earlier=anew)
-    # A finished generation of too few rows goes on, so it is not finished for this recipe.
-    if todo is not None and todo.finished(folder) is None:
-        return _unfinished(folder)
+    return _as_it_lies(folder)
+
+
+def _changes(todo: Todo[Any], folder: Path) -> list[str]:
+    """Why the step in a folder would be done anew, or go on though it is finished: a generation of
+    too few rows keeps what it has, and what was made from its rows is done anew.
+    """
+    changed = todo.changes(folder)
+    manifest = read_manifest(folder)
+    if not changed and manifest is not None:
+        changed = todo.lacking(typed(manifest, todo.kind, folder))
+    return changed
+
+
+def _beside(recipe: Recipe, folder: Path, known: Mapping[str, StepStatus]) -> StepStatus:
+    """The state of a step that the recipe does not ask for. A score is of a mixture and a merge of
+    trainings, so these two are compared with what those would be now.
+    """
+    name, _, arm = folder.name.partition("-")
+    if name not in ("score", "merge") or (arm and arm not in recipe.arms):
+        return _as_it_lies(folder)
+    options = []
+    earlier = [label_of("mix", arm or None)]
+    if name == "merge":
+        options.append(options_of(folder))
+        places = [Path(tuned).parent for tuned in options[0].tuned]
+        earlier = [place.name for place in places if place.parent == recipe.folder]
+    anew = [
+        label
+        for label in earlier
+        if _state_of(recipe.folder / label, known) == "would be done anew"
+    ]
+    todo = _todo(recipe, name, arm or None, *options, stale=bool(anew))
+    changed = [] if todo is None else _changes(todo, folder)
+    if changed or anew:
+        return StepStatus(
+            name=folder.name, state="would be done anew", changed=changed, earlier=anew
+        )
     return _as_it_lies(folder)
 
 
@@ -168,10 +204,12 @@ def _state_of(folder: Path, known: Mapping[str, StepStatus]) -> State:
     return "not begun" if read_manifest(folder) is None else "finished"
 
 
-def _todo(recipe: Recipe, name: str, arm: str | None, *, stale: bool) -> Todo[Any] | None:
+def _todo(
+    recipe: Recipe, name: str, arm: str | None, *options: object, stale: bool
+) -> Todo[Any] | None:
     """What the step would do. None where it refuses the files of an earlier step that are stale."""
     try:
-        return next(todos_of(name)(recipe, Context(arm=arm)))
+        return next(todos_of(name)(recipe, Context(arm=arm), *options))
     except RunError:
         if stale:
             return None

@@ -33,6 +33,7 @@ from pydantic import ValidationError
 from replaykit.checks.funnel import Funnel
 from replaykit.errors import RecipeError, RunError
 from replaykit.model import loading
+from replaykit.model.gguf import kept_in
 from replaykit.recipe import Recipe
 from replaykit.result import Result
 from replaykit.runs import (
@@ -98,9 +99,9 @@ class Todo(Generic[R]):
     """Makes the result, and the files beside it, in the step's folder."""
     arm: str | None = None
     """None where the recipe has no arms, or the step is done once for all."""
-    enough: Callable[[R], bool] = lambda _: True
-    """Whether a finished result will do. A generation of fewer rows is finished, and still goes on
-    where more are asked for."""
+    lacking: Callable[[R], list[str]] = lambda _: []
+    """Why a finished result will not do, as ``differences`` says it; empty where it will. A
+    generation of fewer rows is finished, and still goes on where more are asked for."""
 
     @property
     def label(self) -> str:
@@ -129,7 +130,7 @@ class Todo(Generic[R]):
         if manifest is None:
             return None
         result = typed(manifest, self.kind, folder)
-        return result if self.enough(result) else None
+        return None if self.lacking(result) else result
 
 
 def do_step(todo: Todo[R], recipe: Recipe, context: Context) -> Outcome[R]:
@@ -143,7 +144,8 @@ def do_step(todo: Todo[R], recipe: Recipe, context: Context) -> Outcome[R]:
             return Outcome(todo.label, folder, before, skipped=True, note=note)
         # From here on the folder is unfinished, whatever happens in between.
         step.manifest_path.unlink(missing_ok=True)
-        result = todo.work(step)
+        with kept_in(recipe.folder):
+            result = todo.work(step)
         step.finish(result)
     note = ""
     if step.moved is not None:

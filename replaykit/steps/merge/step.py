@@ -14,7 +14,7 @@ from replaykit.data.record import TARGET
 from replaykit.errors import RecipeError, RunError
 from replaykit.model import loading
 from replaykit.recipe import Recipe, need
-from replaykit.runs import Step, Watch, write_json
+from replaykit.runs import INPUTS, Step, Watch, differences, read_json, read_manifest, write_json
 from replaykit.steps.evaluate.step import measured
 from replaykit.steps.inputs import load, test_facts, tests, tuned_facts
 from replaykit.steps.merge.result import MergeResult
@@ -28,6 +28,7 @@ from replaykit.steps.step import (
     model_facts,
     need_step,
     revision_of,
+    typed,
 )
 
 
@@ -56,7 +57,7 @@ class MergeOptions:
 def todos(
     recipe: Recipe, context: Context, options: MergeOptions | None = None
 ) -> Iterator[Todo[MergeResult]]:
-    from replaykit.engines import choose
+    from replaykit.engines import engine_fact
 
     options = options or MergeOptions()
     needed = ["model"]
@@ -74,7 +75,7 @@ def todos(
         if options.method == "ties":
             inputs["density"] = options.density
         if options.sweep is not None:
-            inputs["engine"] = choose(recipe.engine.here)
+            inputs["engine"] = engine_fact(recipe.engine.here)
             inputs["eval"] = test_facts(recipe)
         yield Todo(
             "merge",
@@ -82,7 +83,7 @@ def todos(
             MergeResult,
             _work(recipe, options, names, context.watch),
             arm=arm,
-            enough=partial(_has, options),
+            lacking=partial(_lacking, options),
         )
 
 
@@ -106,11 +107,34 @@ def run(
         yield do_step(todo, recipe, context)
 
 
-def _has(options: MergeOptions, result: MergeResult) -> bool:
-    """Whether a finished result has just these alphas."""
-    if result.table is None or options.sweep is None:
-        return result.table is None and options.sweep is None
-    return [row.alpha for row in result.table] == list(options.sweep)
+def _lacking(options: MergeOptions, result: MergeResult) -> list[str]:
+    """In what the alphas of a finished result are others than these."""
+    now = None if options.sweep is None else list(options.sweep)
+    return differences({"sweep": _alphas(result)}, {"sweep": now})
+
+
+def _alphas(result: MergeResult) -> list[float] | None:
+    """The alphas that were measured; None where it was no sweep."""
+    return None if result.table is None else [row.alpha for row in result.table]
+
+
+def options_of(folder: Path) -> MergeOptions:
+    """The flags that a merge in a folder was made with. Raises RunError where it is damaged."""
+    inputs = read_json(folder / INPUTS) or {}
+    sweep = None
+    if inputs["alpha"] is None:
+        manifest = read_manifest(folder)
+        # Of a sweep that is not finished the alphas are not known, and they decide no input.
+        sweep = [0.0, 1.0]
+        if manifest is not None:
+            sweep = _alphas(typed(manifest, MergeResult, folder))
+    return MergeOptions(
+        method=inputs["method"],
+        alpha=inputs["alpha"],
+        tuned=list(inputs["tuned"]),
+        sweep=sweep,
+        density=inputs.get("density", 0.2),
+    )
 
 
 def _work(

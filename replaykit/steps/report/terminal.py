@@ -172,6 +172,11 @@ def _fidelity_rows(fidelity: Fidelity) -> Iterator[Row]:
         far = ": more than chance" if found.distance > found.chance else ""
         distance = f"{found.distance:.3f} from the raw sample (chance: {found.chance:.3f})"
         yield item, f"{distance}{far}"
+    if fidelity.cut:
+        cut = f"{fidelity.cut:,} of {fidelity.answers:,} answers at the token limit"
+        yield "cut", f"{cut}, dropped ones counted"
+    for warning in fidelity.warnings:
+        yield "warning", warning
 
 
 def _mix_rows(mix: MixResult) -> Iterator[Row]:
@@ -181,7 +186,10 @@ def _mix_rows(mix: MixResult) -> Iterator[Row]:
     if mix.replay_rows:  # without replay every step has its share
         yield "last fifth", _by_unit(mix.last_share)
         yield "steps", f"{mix.steps:,}, each within {mix.furthest_step.rows:.2f} rows of its share"
-    counts = [f"{mix.target_rows:,} target", f"{mix.replay_rows:,} replay"]
+    replayed = f"{mix.replay_rows:,} replay"
+    if mix.replay_rows:
+        replayed += f" ({mix.different_replay:,} different)"
+    counts = [f"{mix.target_rows:,} target", replayed]
     counts += [f"{n:,} dropped as {reason}" for reason, n in mix.funnel.dropped.items()]
     yield "rows", ", ".join(counts)
     times = [f"{source} {times:.2f} times" for source, times in mix.repeats.items()]
@@ -189,9 +197,6 @@ def _mix_rows(mix: MixResult) -> Iterator[Row]:
     if mix.skills:
         yield "skills", ", ".join(_skill_counts(mix.skills))
     yield "cost", f"{mix.cost:.3f} times the tokens of the target alone"
-    if mix.not_shown:
-        target = mix.available["target"]
-        yield "not shown", f"{mix.not_shown:,} of the {target:,} target rows never come"
     for name, place in mix.exported.items():
         yield f"for {name}", place
     for note in mix.notes:

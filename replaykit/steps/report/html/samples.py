@@ -19,6 +19,8 @@ from replaykit.steps.select.result import ScoreSummary, SelectResult
 TITLES = {
     "length": "length of questions, characters",
     "category": "category of questions, by their words",
+    "answers": "length of answers, characters",
+    "refusals": "answers that refuse",
 }
 WIDTH = 360  # of the histogram of scores
 HEIGHT = 90
@@ -101,6 +103,8 @@ def _fidelity(name: str, fidelity: Fidelity) -> str:
         f"{fidelity.kept:,} of them kept. Grey: share of the drawn rows. Green: share of the "
         "kept. A distance of 0 is no change.</p>"
     )
+    for warning in fidelity.warnings:
+        body += f'<p class="item"><span class="far">{escape(warning)}.</span></p>'
     for item, found in fidelity.items.items():
         body += _item(TITLES.get(item, item), found)
     return card(title, body)

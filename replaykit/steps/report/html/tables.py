@@ -149,9 +149,6 @@ def _mixture(name: str, mix: MixResult) -> list[str]:
 def _notes(name: str, mix: MixResult) -> Iterator[str]:
     for note in mix.notes:
         yield f"{name}: {note}."
-    if mix.not_shown:
-        target = mix.available["target"]
-        yield f"{name}: {mix.not_shown:,} of the {target:,} target rows never come."
 
 
 def made(manifests: Mapping[str, Manifest]) -> str:

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from replaykit.data.formats import read_records
+from replaykit.data.formats import Columns, read_records
 from replaykit.data.record import Record, dialogue
 from replaykit.nano import world
 from replaykit.recipe.evaluate import Test
@@ -177,7 +177,7 @@ def new_task(task: str, data: Path, size: Size) -> tuple[list[Record], list[Reco
             "target",
         )
         for row in read_records(
-            data / "pubmedqa.jsonl.gz", "target", prompt="question", answer="long_answer"
+            data / "pubmedqa.jsonl.gz", "target", columns=Columns("question", "long_answer")
         )
     ]
     Random(1).shuffle(rows)

@@ -113,9 +113,10 @@ def text_lines(path: Path) -> Iterator[tuple[str, Row]]:
 
 def json_lines(path: Path, unparsed: Unparsed | None = None) -> Iterator[tuple[int, Row]]:
     """The objects of a JSON Lines file with their line numbers, from 1; blank lines have none."""
+    name = str(path)
     with opened(path) as stream:
         for number, line in lines_of(stream):
-            place = f"{path}:{number}"
+            place = f"{name}:{number}"
             try:
                 row = _json_line(place, line, first=number == 1)
             except DataError as error:
@@ -126,8 +127,9 @@ def json_lines(path: Path, unparsed: Unparsed | None = None) -> Iterator[tuple[i
 
 
 def _numbered_lines(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
+    name = str(path)
     for number, row in json_lines(path, unparsed):
-        yield f"{path}:{number}", row
+        yield f"{name}:{number}", row
 
 
 def _json_line(place: str, line: bytes | None, *, first: bool) -> Row | None:

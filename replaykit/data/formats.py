@@ -13,24 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from replaykit.data.columns import (
-    CONVERSATIONS,
-    MEDIA,
-    PAIRS,
-    PASSAGES,
-    PREFERENCE,
-    QUESTIONS,
-    SYSTEMS,
-    TOOLS,
-)
+from replaykit.data.columns import CONVERSATIONS, MEDIA, PAIRS, PASSAGES, QUESTIONS, SYSTEMS, TOOLS
 from replaykit.data.files import Hub, Row, Unparsed, raw_rows, tell, text_lines
 from replaykit.data.record import SOURCES, Message, Record, Source, Tool, message_of
 from replaykit.data.turns import answer_of, calls_of, from_json, no_text, tools_of, turns_of
 from replaykit.errors import DataError, did_you_mean
 
 FIELD = re.compile(r"\{([^{}]+)\}")
+ABOUT = ("input", *PASSAGES)
+"""Columns with what a question is about."""
+BESIDE = (*SYSTEMS, "history", *TOOLS)
+"""Columns with what stands around a question and its answer."""
 T = TypeVar("T")
 
 
@@ -48,8 +43,10 @@ class Columns:
     """The answer that is read of a row with a chosen and a rejected one."""
 
 
-@dataclass(frozen=True)
-class _Found:
+RECOGNISED = Columns()
+
+
+class _Found(NamedTuple):
     """What a row holds, and the columns that it was in."""
 
     columns: tuple[str, ...]
@@ -142,7 +139,7 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
     ``place`` is what an error names, with the row's number behind a colon: ``pool.jsonl:7``.
     """
     line = {"line": _line(place)}
-    named = columns or Columns()
+    named = columns or RECOGNISED
     if named.prompt is None and named.answer is None:
         own = _own(row)
         if own is not None:
@@ -204,13 +201,13 @@ def _read(place: str, row: Row, present: Row, named: Columns) -> _Found:
     """The conversation in a row, by the columns that are named or by those that it has."""
     if named.prompt is not None and named.answer is not None:
         return _named(place, row, named)
-    if not all(name in present for name in PREFERENCE):
+    if "chosen" not in present or "rejected" not in present:
         found = _recognise(place, row, present)
     elif any(name in present for name in CONVERSATIONS):
         found = _recognise(place, row, present)  # the conversation is what was chosen
     else:
         found = _preferred(place, present, named)
-    if found.messages[0]["role"] != "text" and _is_undesired(present, found.columns):
+    if _is_undesired(present, found.columns) and found.messages[0]["role"] != "text":
         raise DataError(
             f"{place}: an undesirable answer (label: false); leave such rows out, or they would be "
             "trained as good ones"
@@ -220,6 +217,8 @@ def _read(place: str, row: Row, present: Row, named: Columns) -> _Found:
 
 def _is_undesired(row: Row, columns: Sequence[str]) -> bool:
     """Whether a row says that its answer is a bad one, as KTO's do."""
+    if "label" not in row and "kto_tag" not in row:
+        return False
     for name in ("label", "kto_tag"):  # TRL and ms-swift; LLaMA-Factory
         value = row.get(name)
         if value is False and name not in columns:
@@ -288,17 +287,16 @@ def _pair(place: str, row: Row, prompt: str, answer: str) -> _Found:
     thought = row.get("reasoning_content")
     if _is_list(row[prompt]):
         used: tuple[str, ...] = (prompt, answer)
-        turns = list(row[prompt])
+        asked = turns_of(place, row[prompt])
     else:
         question, used = _question(place, row, prompt)
         used = (*used, answer)
-        turns = [{"role": "user", "content": question}]
+        asked = (message_of("user", question),)
     if _is_list(row[answer]):
-        turns += row[answer]
-        messages = turns_of(place, turns)
+        messages = turns_of(place, [*asked, *row[answer]])
     else:
         text = _string(place, row, answer)
-        messages = (*turns_of(place, turns), answer_of(f"{place}: '{answer}'", text, thought))
+        messages = (*asked, answer_of(place, text, thought))
         used = (*used, "reasoning_content")
     return _with_beside(place, row, _Found((prompt, answer), messages), used)
 
@@ -309,6 +307,8 @@ def _question(place: str, row: Row, prompt: str) -> tuple[str, tuple[str, ...]]:
     An instruction's input stands behind it, as in Alpaca and Dolly; a question's passage before.
     """
     question = _string(place, row, prompt)
+    if row.keys().isdisjoint(ABOUT):
+        return question, (prompt,)
     if prompt == "instruction":
         parts = [question, *(_passage(place, row, name) for name in ("input", "context"))]
         used: tuple[str, ...] = (prompt, "input", "context")
@@ -330,10 +330,12 @@ def _passage(place: str, row: Row, column: str) -> str | None:
 
 def _with_beside(place: str, row: Row, found: _Found, used: tuple[str, ...]) -> _Found:
     """The conversation with what stands beside it: system message, history, tools."""
-    before: list[Message] = []
     columns = (*found.columns, *used)
+    if row.keys().isdisjoint(BESIDE):
+        return _Found(columns, found.messages)
+    before: list[Message] = []
     for column in SYSTEMS:
-        if not row.get(column):
+        if not row.get(column) or before:
             continue
         system = message_of("system", _string(place, row, column))
         columns = (*columns, column)
@@ -377,6 +379,8 @@ def _refuse_media(place: str, row: Row, text: str) -> None:
 
     A single ``image`` beside words is shown where they hold its mark, as in LLaVA's rows.
     """
+    if row.keys().isdisjoint(MEDIA):
+        return
     for column, kind in MEDIA.items():
         value = row.get(column)
         if column not in row or (_is_list(value) and not value) or value == "":
@@ -492,7 +496,8 @@ def _asked(place: str, row: Row, prompt: str | None) -> _Found:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    # Most values are texts, and to ask whether one is a Sequence takes long.
+    return not isinstance(value, (str, bytes)) and isinstance(value, Sequence)
 
 
 def _string(place: str, row: Row, column: str) -> str:

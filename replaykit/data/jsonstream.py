@@ -67,7 +67,8 @@ def said(error: Exception) -> str:
 
 def suspect(text: str, start: int = 0, end: int | None = None) -> bool:
     """Whether the value of this text needs ``refuse_unwritable``; few texts do."""
-    if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
+    escapes = text.find("\\u", start, end) >= 0
+    if escapes and (text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0):
         return True
     return text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH
 

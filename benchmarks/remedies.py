@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import t as student
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
     from replaykit.data.record import Record
     from replaykit.model.chat import Chat
+    from replaykit.recipe.evaluate import Test
     from replaykit.recipe.train import Train
 
 RESULTS = Path(__file__).parent / "results" / "remedies.md"
@@ -130,17 +131,23 @@ def prepare(out: Path, seed: int) -> None:
 def scores(model: str, seed: int) -> dict[str, float]:
     """The part of the held-out rows that is right, by skill."""
     from replaykit.data.record import Record, dialogue
-    from replaykit.engines import load_engine
-    from replaykit.model.chat import Chat
     from replaykit.nano import world
     from replaykit.recipe.evaluate import Test
-    from replaykit.steps.evaluate.skills import measure
 
     tests = {}
     for skill in (*world.OLD_SKILLS, "referral"):
         test = Test(path=skill, score="json" if skill == "json" else "exact", max_tokens=64)
         tasks = world.draw(skill, TESTS, seed=seed, held_out=True)
         tests[skill] = (test, [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+    return means(model, tests)
+
+
+def means(model: str, tests: Mapping[str, tuple[Test, Sequence[Record]]]) -> dict[str, float]:
+    """The mean score of a model by skill."""
+    from replaykit.engines import load_engine
+    from replaykit.model.chat import Chat
+    from replaykit.steps.evaluate.skills import measure
+
     found: dict[str, list[float]] = {skill: [] for skill in tests}
     for item in measure(load_engine(model, "transformers"), Chat.load(model), tests, what="eval"):
         assert item.score is not None, "no row of the world is too long"

@@ -26,6 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from remedies import means
 from scipy.stats import t as student
 
 Unit = Literal["rows", "tokens", "loss_tokens"]
@@ -113,11 +114,8 @@ def prepare(out: Path, seed: int, size: Size) -> None:
 def scores(model: str, seed: int, length: Length, size: Size) -> dict[str, float]:
     """The part of the held-out rows that is right, by skill."""
     from replaykit.data.record import Record, dialogue
-    from replaykit.engines import load_engine
-    from replaykit.model.chat import Chat
     from replaykit.nano import world
     from replaykit.recipe.evaluate import Test
-    from replaykit.steps.evaluate.skills import measure
 
     tests = {}
     for skill in (*world.OLD_SKILLS, NEW):
@@ -128,11 +126,7 @@ def scores(model: str, seed: int, length: Length, size: Size) -> dict[str, float
             right = answer(task.answer, length) if skill == NEW else task.answer
             rows.append(Record(dialogue(task.prompt, right), "target"))
         tests[skill] = (test, rows)
-    found: dict[str, list[float]] = {skill: [] for skill in tests}
-    for item in measure(load_engine(model, "transformers"), Chat.load(model), tests, what="eval"):
-        assert item.score is not None, "no row of the world is too long"
-        found[item.skill].append(item.score)
-    return {skill: statistics.fmean(values) for skill, values in found.items()}
+    return means(model, tests)
 
 
 # --- one arm --------------------------------------------------------------------------------------

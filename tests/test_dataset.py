@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from replaykit.data.dataset import Columns, to_dataset
+from replaykit.data.dataset import Schema, to_dataset
 from replaykit.data.record import Message, Record, dialogue
 from replaykit.model.calls import tool_call
 
@@ -45,7 +45,7 @@ def test_all_that_a_turn_carries_has_a_column() -> None:
 
 
 def test_parts_of_a_set_share_its_columns(tmp_path: Path) -> None:
-    columns = Columns.of([WORDS, AGENT])
+    columns = Schema.of([WORDS, AGENT])
     parts = [to_dataset([record], columns) for record in (WORDS, AGENT)]
     assert parts[0].features == parts[1].features
     assert parts[0][0]["tools"] is None

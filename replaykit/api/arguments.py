@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
 from replaykit.api.keywords import ModelOptions
 from replaykit.checks.evalsets import EvalItem, eval_items
 from replaykit.checks.overlap import Decontamination
-from replaykit.data.files import raw_rows
-from replaykit.data.formats import read_records, record_of
+from replaykit.data.files import Unparsed, raw_rows, tell
+from replaykit.data.formats import record_of
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import SOURCES, TARGET, Record, Source
 from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
@@ -120,54 +120,39 @@ def check_rows(argument: str, rows: object) -> None:
 def stream(
     argument: str,
     rows: Rows | Sequence[str],
-    source: Source,
-    unparsed: Callable[[str, DataError], object] | None = None,
+    source: Source | None,
+    unparsed: Unparsed | None = None,
 ) -> Iterator[Record]:
-    """The rows as records of this source.
+    """The rows as records of this source; None: each of the source that it names, and without one
+    old data, as of select.
 
     Raises CallError, which names the ``argument`` of the call, for what are no rows, DataError for
     one that is of no known format, or calls ``unparsed`` with its place and the error.
     """
     check_rows(argument, rows)
     if isinstance(rows, (str, Path)):
-        yield from read_records(rows, source, unparsed=unparsed)
-        return
-    for number, row in enumerate(rows, 1):
+        placed: Iterable[tuple[str, Any]] = raw_rows(rows, unparsed=unparsed)
+    else:
+        placed = ((f"row:{number}", row) for number, row in enumerate(rows, 1))
+    for number, (place, row) in enumerate(placed, 1):
         if isinstance(row, (Record, PlannedRow)):
             record = row.record if isinstance(row, PlannedRow) else row
             # Old rows that a model once generated are "select" rows here: what counts is their use.
-            yield replace(record, source=source)
+            yield record if source is None else replace(record, source=source)
             continue
-        place = f"row:{number}"
         columns = mapping_of(argument, number, row)
         try:
-            record = record_of(place, columns, source)
+            record = record_of(place, columns, source or _named_source(columns))
         except DataError as error:
-            if unparsed is None:
-                raise
-            unparsed(place, error)
+            tell(unparsed, place, error)
             continue
         yield record
 
 
-def with_own_source(argument: str, rows: Rows) -> Iterator[Record]:
-    """The rows as records, each of the source that it names; without one it is old data, as of
-    select. Raises CallError and DataError as ``stream`` does.
-    """
-    check_rows(argument, rows)
-    if isinstance(rows, (str, Path)):
-        placed: Iterable[tuple[str, Any]] = raw_rows(rows)
-    else:
-        placed = ((f"row:{number}", row) for number, row in enumerate(rows, 1))
-    for number, (place, row) in enumerate(placed, 1):
-        if isinstance(row, PlannedRow):
-            yield row.record
-        elif isinstance(row, Record):
-            yield row
-        else:
-            columns = mapping_of(argument, number, row)
-            named = columns.get("source")
-            yield record_of(place, columns, named if named in SOURCES else "select")
+def _named_source(row: Mapping[str, Any]) -> Source:
+    """The source that a row of replaykit's own names; that of old data where it names none."""
+    named = row.get("source")
+    return cast(Source, named) if named in SOURCES else "select"
 
 
 def mapping_of(argument: str, number: int, row: object) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ from replaykit.checks.funnel import Funnel
 from replaykit.data.formats import prompt_of, read_prompts
 from replaykit.data.ledger import Ledger
 from replaykit.data.planned import PlannedRow, write_plan
-from replaykit.data.record import TARGET, Record, dialogue
+from replaykit.data.record import TARGET, Record, dialogue, up_to_question
 from replaykit.errors import CallError
 from replaykit.model.loading import named_sampling
 from replaykit.recipe import Recipe
@@ -218,10 +218,7 @@ def _prompts(prompts: Prompts) -> list[Record]:
     found = []
     for number, prompt in enumerate(prompts, 1):
         if isinstance(prompt, Record):
-            turns = list(prompt.messages)
-            while turns and turns[-1]["role"] == "assistant":
-                turns.pop()
-            found.append(replace(prompt, messages=tuple(turns)))
+            found.append(replace(prompt, messages=up_to_question(prompt.messages)))
         elif isinstance(prompt, str):
             found.append(Record(dialogue(prompt), "generate"))
         else:

@@ -18,9 +18,9 @@ from replaykit.api.arguments import (
     model_of,
     place_of,
     settings_of,
+    stream,
     tests_of,
     watching,
-    with_own_source,
 )
 from replaykit.api.data import LENGTHS, Mixed, Rewritten
 from replaykit.api.keywords import ModelOptions, TrainOptions
@@ -239,7 +239,7 @@ def push(
     from replaykit.steps.push.hub import prepare, upload
 
     by_source: dict[str, list[Record]] = {}
-    for record in with_own_source("push(): rows", rows):
+    for record in stream("push(): rows", rows, None):
         by_source.setdefault(record.source, []).append(record)
     if not by_source:
         raise DataError("push(): there is no row to publish")

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from replaykit.data.ledger import Ledger
-from replaykit.data.record import Record, dialogue
+from replaykit.data.record import Record, dialogue, up_to_question
 from replaykit.engines import Engine, Request, Sampling
 from replaykit.errors import EngineError
 from replaykit.hashing import derive_seed
@@ -137,9 +137,7 @@ def _shown(record: Record) -> str:
     """The text that the judge sees: the conversation up to its last question, each turn after its
     role; the bare text where it is a single message.
     """
-    messages = list(record.messages)
-    while len(messages) > 1 and messages[-1]["role"] == "assistant":
-        messages.pop()
+    messages = up_to_question(record.messages) or record.messages[:1]
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(

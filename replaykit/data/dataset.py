@@ -30,14 +30,14 @@ MORE = ("reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 
 
 @dataclass(frozen=True)
-class Columns:
+class Schema:
     """Which keys the turns have, and whether there are tools."""
 
     turn: tuple[str, ...] = WORDS
     tools: bool = False
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Columns:
+    def of(cls, records: Iterable[Record]) -> Schema:
         """Those that some record needs."""
         found: set[str] = set()
         tools = False
@@ -90,7 +90,7 @@ class Columns:
 
 
 def to_dataset(
-    records: Iterable[Record | PlannedRow], columns: Columns | None = None
+    records: Iterable[Record | PlannedRow], columns: Schema | None = None
 ) -> datasets.Dataset:
     """The records as a Dataset: id, messages, source, meta, and tools where there are any; the rows
     of a mixture with their step.
@@ -105,7 +105,7 @@ def to_dataset(
     rows = [row.record if isinstance(row, PlannedRow) else row for row in given]
     if not all(isinstance(row, Record) for row in rows) or len(steps) not in (0, len(rows)):
         raise CallError("to_dataset() takes records, or the rows of a mixture, and not both")
-    columns = columns or Columns.of(rows)
+    columns = columns or Schema.of(rows)
     features = columns.features
     made = [columns.row(record) for record in rows]
     if steps:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from replaykit.data.columns import CONVERSATIONS, MEDIA, PAIRS, PASSAGES, QUESTIONS, SYSTEMS, TOOLS
 from replaykit.data.files import Hub, Row, Unparsed, raw_rows, tell, text_lines
-from replaykit.data.record import SOURCES, Message, Record, Source, Tool, message_of
+from replaykit.data.record import SOURCES, Message, Record, Source, Tool, message_of, up_to_question
 from replaykit.data.turns import answer_of, calls_of, from_json, no_text, tools_of, turns_of
 from replaykit.errors import DataError, did_you_mean
 
@@ -489,10 +489,7 @@ def _asked(place: str, row: Row, prompt: str | None) -> _Found:
         found = _with_beside(place, row, _Found((column,), turns_of(place, row[column])), ())
     else:
         found = _recognise(place, row, row)
-    messages = found.messages
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    return _Found(found.columns, messages, found.tools)
+    return _Found(found.columns, up_to_question(found.messages), found.tools)
 
 
 def _is_list(value: Any) -> bool:

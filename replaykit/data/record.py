@@ -137,6 +137,14 @@ def dialogue(
     return tuple(message_of(role, text) for role, text in turns if text is not None)
 
 
+def up_to_question(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages without the answers that they end with; none where all are answers."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return tuple(messages[:end])
+
+
 def message_of(role: str, content: str) -> Message:
     """A turn of words alone."""
     return {"role": cast(Role, role), "content": content}

@@ -40,7 +40,7 @@ from pprint import pformat
 
 import yaml
 
-from replaykit.data.dataset import Columns
+from replaykit.data.dataset import Schema
 from replaykit.data.planned import PlannedRow, read_plan
 from replaykit.data.record import Record
 from replaykit.errors import DataError, RecipeError, did_you_mean
@@ -192,9 +192,9 @@ class Export:
         return said
 
     @cached_property
-    def columns(self) -> Columns:
+    def columns(self) -> Schema:
         """The columns of the records themselves."""
-        return Columns.of(row.record for row in self.rows)
+        return Schema.of(row.record for row in self.rows)
 
     def tokens(self, *more: str) -> Iterator[dict[str, list[int]]]:
         """Each row as ``input_ids`` and ``labels``; with "attention_mask", ones beside them."""
@@ -550,7 +550,7 @@ def flagged(record: Record, example: Example) -> list[dict[str, object]]:
 
 
 def _parquet(
-    path: Path, rows: Iterator[Mapping[str, object]], columns: Columns | None = None
+    path: Path, rows: Iterator[Mapping[str, object]], columns: Schema | None = None
 ) -> None:
     """Writes the rows, each with the same columns, CHUNK at a time; ``columns`` are those of the
     records, if any.

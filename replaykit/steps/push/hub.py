@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from replaykit.data.dataset import Columns, to_dataset
+from replaykit.data.dataset import Schema, to_dataset
 from replaykit.data.jsonl import read_jsonl
 from replaykit.data.record import SOURCES, Record
 from replaykit.errors import DataError, HubError
@@ -66,7 +66,7 @@ def prepare(
     for name in PARQUET:  # of an earlier push, which may have had a source that this one has not
         (folder / name).unlink(missing_ok=True)
     # One set of columns for all files, or `load_dataset` could not read them together.
-    columns = Columns.of(chain.from_iterable(records.values()))
+    columns = Schema.of(chain.from_iterable(records.values()))
     with _without_bars():
         for source, rows in records.items():
             to_dataset(rows, columns).to_parquet(folder / "data" / f"{source}.parquet")

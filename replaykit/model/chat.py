@@ -278,8 +278,8 @@ class Chat:
         self._renderer.check_shows(turns, record.tools)
         tools = self._veiled_tools(record.tools)
         text, spot = self._last(turns, tools)
-        if record.meta.get("finish") == "length":
-            spot = spot._replace(end=())  # it was cut, so its end is not known
+        if _was_cut(record):
+            spot = spot._replace(end=())
         spots: list[_Spot] = []
         rewritten = 0
         for number in answers:
@@ -397,10 +397,7 @@ class Chat:
             question = self.prompt(record.messages)
             return Example(question, (False,) * len(question))
         question = self.prompt(record.messages[:-1])
-        end = self._eos
-        if _was_cut(record):
-            end = ()
-        answer = (*self._tokens(self._veil(record.messages[-1]["content"])), *end)
+        answer = self._said_at_last(record)
         return Example((*question, *answer), (*[False] * len(question), *[True] * len(answer)))
 
     @property
@@ -598,22 +595,20 @@ class Chat:
             return {**message, "content": self._veil(message["content"])}
         if message["role"] != "assistant" or thoughts is None:
             return cast(Message, self._veil_all(message))
+        made: Message = {**message}
         found = None
         if "reasoning_content" not in message:
             found = thoughts.split(message["content"])
-        made: Message = {**message}
         if found is not None:
             made["content"] = found[1]
             if found[0]:
                 made["reasoning_content"] = found[0]
-        made = cast(Message, self._veil_all(made))
+        veiled = cast(Message, self._veil_all(made))
+        # In these two the marks of a thought are letters, too.
         for key in ("content", "reasoning_content"):
             if key in made:
-                said = found[1] if found is not None and key == "content" else message.get(key)
-                if found is not None and key == "reasoning_content":
-                    said = found[0]
-                made[key] = self._veil(str(said), self._looks_marked)
-        return made
+                veiled[key] = self._veil(str(made[key]), self._looks_marked)
+        return veiled
 
     def _veiled_tools(self, tools: Sequence[Tool]) -> list[Tool]:
         return [cast(Tool, self._veil_all(tool)) for tool in tools]
@@ -728,12 +723,16 @@ class Chat:
 
     def _plain(self, record: Record) -> Example:
         """A text without a conversation: every token carries loss, but the BOS before it."""
-        start = _different([self.tokenizer.bos_token_id])
-        end = self._eos
-        if _was_cut(record):
-            end = ()
-        body = [*self._tokens(self._veil(record.messages[0]["content"])), *end]
+        start = self._bos
+        body = self._said_at_last(record)
         return Example((*start, *body), (*[False] * len(start), *[True] * len(body)))
+
+    def _said_at_last(self, record: Record) -> tuple[int, ...]:
+        """The last message's text and eos, for a model without a template."""
+        said = self._tokens(self._veil(record.messages[-1]["content"]))
+        if _was_cut(record):
+            return said
+        return (*said, *self._eos)
 
 
 def _was_cut(record: Record) -> bool:

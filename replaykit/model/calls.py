@@ -256,13 +256,19 @@ class _Written:
         header = commonprefix([before, one])  # noqa: RUF071 - they are no paths
         # Not in the middle of a word: " to=" may be followed by a user or by a function.
         self._header = len(re.sub(r"[\w=.:]+\Z", "", header))
-        # What ends a turn is shared by an answer of words and one of calls, in most templates.
-        self._end = len(commonprefix([after[::-1], one[::-1]]))  # noqa: RUF071
-        self.two = self._two()
+        # What ends a turn is shared by an answer of words and one of calls, in most templates. Some
+        # leave it out behind a single call.
+        two = self._two()
+        end = commonprefix([after[::-1], (two or one)[::-1]])[::-1]  # noqa: RUF071
+        # Not in the middle of a mark.
+        self._end = "".join(end.partition("<")[1:])
+        self.two = None if two is None else self._within(two)
 
     def __call__(self, calls: Sequence[ToolCall]) -> str:
-        text = self._render("", calls)
-        return text[self._header : len(text) - self._end]
+        return self._within(self._render("", calls))
+
+    def _within(self, text: str) -> str:
+        return text[self._header :].removesuffix(self._end)
 
     @property
     def shows_calls(self) -> bool:
@@ -274,9 +280,9 @@ class _Written:
         return self([_call({KEYS[0]: value})])
 
     def _two(self) -> str | None:
-        """The text of two calls with an argument each; None where one answer has one call."""
+        """What is written of two calls with an argument each; None where an answer has one call."""
         try:
-            text = self([_call({KEYS[0]: VALUES[0]}), _call({KEYS[1]: VALUES[1]})])
+            text = self._render("", [_call({KEYS[0]: VALUES[0]}), _call({KEYS[1]: VALUES[1]})])
         except ChatError:
             return None
         return text if KEYS[0] in text and KEYS[1] in text else None
@@ -294,7 +300,8 @@ class _Written:
         mark = commonprefix([before[::-1], middle[::-1]])[::-1]  # noqa: RUF071
         middle = middle[: len(middle) - len(mark)]
         end = commonprefix([after, middle])  # noqa: RUF071
-        around = (before[: len(before) - len(mark)], after[len(end) :])
+        last = self.two.rpartition(VALUES[1])[2]
+        around = (before[: len(before) - len(mark)], last[len(end) :])
         return _Edges(around, mark, end, middle[len(end) :])
 
     def examples(self) -> Iterator[list[ToolCall]]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaykit.data.record import Message, Tool, ToolCall
 from replaykit.errors import ChatError
+from replaykit.model.calls import CallFormat
 from replaykit.model.deadline import TimeUp, deadline
 from replaykit.recipe.chat import ChatOptions
 
@@ -358,6 +359,20 @@ class Renderer:
             if CALLED in text and ARGUMENT in text and f"'{ARGUMENT}'" not in text:
                 return form
         return None
+
+    @cached_property
+    def call_format(self) -> CallFormat | None:
+        """How the calls that a model writes are read; None where the template shows none."""
+
+        def written(content: str, calls: Sequence[ToolCall]) -> str:
+            answer: Message = {"role": "assistant", "content": content}
+            if calls:
+                answer["tool_calls"] = calls
+            return self([USER, answer], tools=[OFFERED]).rpartition(QUESTION)[2]
+
+        if self._calls_as is None:
+            return None
+        return CallFormat.derive(written)
 
     def check_shows(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         """Raises ChatError where the conversation has what the template cannot show, by name."""

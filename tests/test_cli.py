@@ -208,6 +208,7 @@ def test_the_three_commands_as_a_user_types_them(small_run):
     assert {"loss", "loss/target"} <= losses[0].keys()
 
 
+@pytest.mark.slow
 def test_the_mix_manifest_holds_what_was_asked_and_what_came_out(small_run):
     type_in("select")
     type_in("generate")
@@ -220,6 +221,7 @@ def test_the_mix_manifest_holds_what_was_asked_and_what_came_out(small_run):
     assert len(rows) == manifest["target_rows"] + manifest["replay_rows"]
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_nothing_else(small_run):
     assert json.loads(type_in("select", "--json"))["rows"] == 40
     assert (
@@ -250,6 +252,7 @@ def test_probe_shows_what_the_model_asks_itself(here):
     assert all(sample.split()[0] in shown for sample in probed["samples"])
 
 
+@pytest.mark.slow
 def test_a_template_by_hand_serves_where_there_is_none(here):
     plain_tokenizer("plain")
     shutil.copy(Path(loading.resolve("nano")) / "model.safetensors", "plain")
@@ -317,6 +320,7 @@ def test_a_dry_run_says_what_it_takes_and_draws_nothing(here):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_tags_of_a_judge_that_cannot_judge_are_unparsed_and_drop_nothing(here):
     type_in("generate", "--model", "nano", "--engine", "transformers", "-n", 5, "--tags")
     rows = list(read_jsonl("runs/nano/generate/rows.jsonl"))
@@ -335,6 +339,7 @@ def test_the_generate_manifest_says_how_far_the_checks_bent_the_sample(here):
     assert manifest["tokens"]["questions"] > manifest["tokens"]["answers"] > 120
 
 
+@pytest.mark.slow
 def test_another_ratio_makes_another_mix_and_keeps_the_old_one(small_run):
     type_in("select")
     type_in("mix", "--ratio", "0.05", "--recipe", "replaykit.yaml", "--arm", "x", code=1)
@@ -392,6 +397,7 @@ def test_rewrite_gives_every_target_row_once(small_run):
     assert len(list(read_jsonl("runs/small/rewrite/rows.jsonl"))) == 10
 
 
+@pytest.mark.slow
 def test_push_stops_before_the_upload_in_a_dry_run(small_run):
     type_in("select")
     result = json.loads(type_in("push", "me/my-replay", "--dry-run", "--json"))
@@ -585,6 +591,7 @@ def test_a_target_without_common_words_says_so_and_what_else_there_is(small_run)
     )
 
 
+@pytest.mark.slow
 def test_a_line_of_100_megabytes_in_the_pool_is_counted_and_the_others_are_used(small_run):
     with Path("pool.jsonl").open("ab") as stream:
         stream.write(b'{"prompt": "' + b"long " * 20_000_000 + b'", "completion": "b"}\n')
@@ -593,6 +600,7 @@ def test_a_line_of_100_megabytes_in_the_pool_is_counted_and_the_others_are_used(
     assert "pool.jsonl:201: longer than 16 MiB" in type_in("select", "--strict", code=1)
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_on_no_hub_is_one_clear_message_at_once(small_run):
     words = [sys.executable, "-m", "replaykit", "select", "--pool", "nobody/nothing-here"]
     environment = {

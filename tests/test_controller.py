@@ -504,6 +504,7 @@ def test_only_the_last_answer_is_to_be_written_and_up_to_what_ends_it() -> None:
     assert _last_answer(torch.full((3,), IGNORED), stops=(2,)).tolist() == [IGNORED] * 3
 
 
+@pytest.mark.slow
 def test_a_model_that_forgets_raises_the_ratio_and_switches_the_remedy_on(
     chat: Chat, tmp_path: Path
 ) -> None:

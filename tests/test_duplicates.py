@@ -408,6 +408,7 @@ def test_in_a_full_bucket_the_least_row_gives_way() -> None:
     assert [table.get(value)[0] for value in hashes] == [[], [], *([row] for row in range(2, 10))]
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_verdicts_in_another_process() -> None:
     code = (
         "from replaykit.checks.duplicates import QUESTIONS, Twins\nfrom replaykit.nano import world\n"
@@ -456,6 +457,7 @@ def repeats(
     st.integers(1, 50),
     st.integers(1, 3),
 )
+@pytest.mark.slow
 def test_any_batches_and_any_number_of_processes_give_the_verdicts_of_one_row_at_a_time(
     executors: dict[int, LocalExecutor],
     texts: list[str],

@@ -352,6 +352,7 @@ def test_a_gpu_is_known_by_its_name(
     )
 
 
+@pytest.mark.slow
 def test_the_table_has_no_line_that_an_earlier_one_hides(
     eight_billion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,7 @@ def test_chance_is_what_random_subsets_of_that_size_do() -> None:
     assert compared.chance == pytest.approx(np.quantile(distances, 0.95), rel=0.12)
 
 
+@pytest.mark.slow
 def test_one_false_alarm_in_twenty_is_what_chance_means() -> None:
     places = np.array([0] * 300 + [1] * 150 + [2] * 50)
     draw = np.random.default_rng(4)
@@ -248,6 +249,7 @@ def test_refusals_that_a_check_dropped_are_told_of_as_well() -> None:
     assert warning.endswith("replay would teach fewer of them")
 
 
+@pytest.mark.slow
 def test_a_check_that_looks_at_nothing_gives_no_warning_of_answers() -> None:
     warned = 0
     for seed in range(60):
@@ -356,6 +358,7 @@ def test_a_kind_of_question_that_was_left_over_is_named() -> None:
     assert "“" in kind
 
 
+@pytest.mark.slow
 def test_a_check_that_looks_at_nothing_gives_no_warning_of_kinds() -> None:
     texts = questions(300)
     warned = 0

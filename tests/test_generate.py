@@ -949,6 +949,7 @@ def test_from_python_the_rows_come_one_by_one_and_are_those_of_the_command_line(
     assert lines([first]) == lines(rows[:1])
 
 
+@pytest.mark.slow
 def test_from_python_a_folder_keeps_the_rows_and_more_may_be_asked_for(tmp_path):
     few = list(replaykit.generate("nano", 5, engine="transformers", folder=tmp_path))
     size = (tmp_path / "rows/questions.jsonl").stat().st_size

@@ -203,6 +203,7 @@ def test_a_judge_that_cannot_read_its_instructions_is_refused(chat: Chat, tmp_pa
         tags_of(Scripted(chat, {3: ""}, limit=300), chat, asking("x" * 99), tmp_path / "tags.jsonl")
 
 
+@pytest.mark.slow
 def test_nano_cannot_judge_and_gives_itself_no_tags(
     transformers_engine: Engine, chat: Chat, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_every_step_has_its_share_of_replay_within_one_record(
     batch_rows=ROWS,
     epochs=st.integers(1, 3),
 )
+@pytest.mark.slow
 def test_without_steps_every_target_row_comes_exactly_as_often_as_there_are_epochs(
     target: list[int], pools: dict[str, list[int]], ratio: float, batch_rows: int, epochs: int
 ) -> None:

@@ -77,6 +77,7 @@ def test_the_identity_of_a_gguf_file_is_that_of_its_bytes(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(60), b"<html>Not Found</html>"])
+@pytest.mark.slow
 def test_a_file_that_is_no_gguf_is_one_message_and_leaves_no_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:

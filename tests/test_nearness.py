@@ -212,6 +212,7 @@ def test_many_common_words_and_many_queries_give_the_same_scores_as_few() -> Non
     st.sampled_from([(1, 1), (1, 3), (2, 2)]),
     st.sampled_from([3, 8, 2**16]),
 )
+@pytest.mark.slow
 def test_the_counts_are_those_of_the_terms_as_python_finds_them(
     texts: Any, analyzer: Any, ngrams: Any, block: int
 ) -> None:

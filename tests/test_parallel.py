@@ -212,6 +212,7 @@ def lives(process: int) -> bool:
     return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent_even_if_it_is_killed(script: subprocess.Popen[str]) -> None:
     workers = ids_of_workers(script)
     assert all(map(lives, workers))
@@ -235,6 +236,7 @@ def test_ctrl_c_reaches_the_parent_alone_which_ends_its_workers(
     assert waited_for(lambda: not any(map(lives, workers)))
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.format(guard="if True:"))

@@ -549,6 +549,7 @@ def test_a_share_that_moves_is_said_as_it_was_asked_for(tmp_path: Path) -> None:
     assert asked in section(card_of(run), "The mix it was made for")
 
 
+@pytest.mark.slow
 def test_a_source_that_the_mix_did_not_use_is_called_so(tmp_path: Path) -> None:
     run = tiny.Run(tmp_path, mix={"sources": ["generate"]})
     run.do("select", "generate")

@@ -316,6 +316,7 @@ def test_text_without_spaces_is_compared_by_its_characters_and_the_notes_say_so(
     assert any("characters" in note for note in made.result.notes)
 
 
+@pytest.mark.slow
 def test_random_needs_no_target_and_a_longer_draw_goes_on_from_a_shorter() -> None:
     pool = pool_of(*sentences(200, 3))
     few, many = (chosen(pool, [], n, method="random", seed=4) for n in (20, 60))
@@ -489,6 +490,7 @@ def test_the_histogram_counts_every_row_after_the_checks() -> None:
     ),
     method=st.sampled_from(["tfidf", "bm25", "near-and-far", "random", "herding"]),
 )
+@pytest.mark.slow
 def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], method: str) -> None:
     target = pool_of("ab cd", "中a")
     first = chosen(pool_of(*rows), target, 5, method=method, near_duplicate=0.8)

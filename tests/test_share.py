@@ -198,6 +198,7 @@ def test_what_is_owed_behind_the_last_target_row_still_comes() -> None:
 # --- what the user must read ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_too_few_rows_to_protect_are_said_with_what_to_ask_for(chat: Chat) -> None:
     # As it was with a real model: 640 one-word answers, and 5 % of their loss tokens.
     result = mixed(chat, letters(640), rows("select", 200, 12), ratio=0.05)
@@ -303,6 +304,7 @@ def command(*flags: str) -> Any:
     return CliRunner().invoke(app, given)
 
 
+@pytest.mark.slow
 def test_replay_of_ones_own_needs_no_select(files: Path) -> None:
     done = command("--replay", "old.jsonl", "--unit", "rows", "--ratio", "0.2", "--json")
     assert done.exit_code == 0, done.output
@@ -375,6 +377,7 @@ def test_a_file_without_a_row_that_can_be_read_is_refused(files: Path) -> None:
     assert "empty.jsonl: there is no row in it that can be read as replay" in done.output
 
 
+@pytest.mark.slow
 def test_in_python_replay_is_rows_a_file_or_several(files: Path) -> None:
     given: dict[str, Any] = {"model": "nano", "unit": "rows", "ratio": 0.2}
     one = replaykit.mix("target.jsonl", replay="old.jsonl", **given)

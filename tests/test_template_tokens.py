@@ -504,6 +504,7 @@ def test_what_a_template_needs_is_named_with_what_to_give_instead(missing: str) 
         chat_of(text, None, "<|im_end|>")
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_module, "LONGEST_SECONDS", 0.5)
     says: list[str] = []

@@ -100,6 +100,7 @@ def plain(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_packing_and_cutting_a_step_change_nothing(
     options: dict[str, Any], plain: TrainResult, chat: Chat, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_of_a_stage_only_its_layers_move(chat: Chat, tmp_path: Path) -> None:
     [{"method": "dora"}, {"peft": {"peft_type": "LOHA", "target_modules": ["q_proj"]}}],
     ids=str,
 )
+@pytest.mark.slow
 def test_an_adapter_learns_and_is_merged(
     options: dict[str, Any], chat: Chat, tmp_path: Path
 ) -> None:

@@ -5,10 +5,10 @@
     python benchmarks/real_model.py --report           # the table alone
 
 SmolLM2-135M-Instruct is trained on 640 rows of AG News with a one-word answer: full fine-tuning at
-1e-4, 16 rows a step, 40 steps in every arm. The replay is the model's own (Magpie), drawn once. The
-old skills are eight kinds of simple question, 24 to 30 of each, asked greedily before and after; an
-answer is right where it contains what the question asks for. Each unit of work leaves one file, so
-a run that is stopped goes on with the next unit.
+1e-4, 16 rows a step, 40 steps in every arm; two are averaged with the base as well. The replay is
+the model's own (Magpie), drawn once. The old skills are eight kinds of simple question, 24 to 30 of
+each, asked greedily before and after; an answer is right where it contains what the question asks
+for. Each unit of work leaves one file, so a run that is stopped goes on with the next unit.
 """
 
 from __future__ import annotations
@@ -17,27 +17,49 @@ import argparse
 import gzip
 import json
 import re
+import shutil
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import replaykit
 from replaykit.data.record import Record, dialogue
 from replaykit.engines import Request, Sampling, load_engine
 from replaykit.model.chat import Chat
+from replaykit.steps.merge.average import interpolate
+from replaykit.steps.merge.folders import folder_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TOPICS = ("World", "Sports", "Business", "Technology")
 ASK = "What is this news about: World, Sports, Business or Technology? Answer with one word.\n\n"
-MAGPIE_ROWS = 300
-# Arm -> the unit of a share of 5 %; None trains on the target alone.
-ARMS: dict[str, str | None] = {"no replay": None, "rows": "rows", "loss tokens": "loss_tokens"}
+MAGPIE_ROWS = 120
+LONGEST_ANSWER = 384  # tokens; a longer one is cut there, and trained without an end of turn
+
+
+class Arm(NamedTuple):
+    """How a model is tuned."""
+
+    ratio: float
+    """The share of replay among the rows. Of tokens, a twentieth is hardly a row here."""
+    alpha: float = 1.0
+    """How far from the base to the tuned model (WiSE-FT, as ``replaykit merge`` does it)."""
+
+
+ARMS = {
+    "no replay": Arm(0.0),
+    "5 % of rows": Arm(0.05),
+    "no replay, half way": Arm(0.0, 0.5),
+    "5 % of rows, half way": Arm(0.05, 0.5),
+}
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo",
     "China": "Beijing", "Russia": "Moscow", "Egypt": "Cairo", "Greece": "Athens", "Cuba": "Havana",
@@ -210,7 +232,7 @@ def answers(model: str, texts: Sequence[str], max_tokens: int) -> list[str]:
     chat = Chat.load(model)
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=chat.stop)
     found: dict[int, str] = {}
-    with load_engine("transformers", model) as engine:
+    with closing(load_engine(model, "transformers")) as engine:
         requests = [
             Request(row, chat.prompt(dialogue(text)), sampling) for row, text in enumerate(texts)
         ]
@@ -250,31 +272,52 @@ def unit(place: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     return dict(json.loads(place.read_text()))
 
 
+def slug(name: str) -> str:
+    """The name as that of a file."""
+    return re.sub(r"\W+", "-", name)
+
+
 def own_rows(model: str, out: Path) -> list[Record]:
     """The model's own questions and answers, drawn once; goes on from what is there."""
-    return list(replaykit.generate(model, MAGPIE_ROWS, folder=out / "magpie", seed=1))
+    made = replaykit.generate(
+        model,
+        MAGPIE_ROWS,
+        folder=out / "magpie",
+        seed=1,
+        max_answer_tokens=LONGEST_ANSWER,
+        engine={"name": "vllm"},
+    )
+    return list(made)
 
 
 def arm(model: str, out: Path, name: str, seed: int, replay: Sequence[Record]) -> dict[str, Any]:
-    """One training and what the tuned model says."""
+    """One arm, and what its model says. An average takes the training that it has in common with
+    another arm.
+    """
+    ratio, alpha = ARMS[name]
     learn, held_out = news(seed)
-    share = ARMS[name]
     mixed = replaykit.mix(
         learn,
         {"generate": list(replay)},
         model=model,
-        ratio=0.05 if share else 0.0,
-        unit=share or "rows",
+        ratio=ratio,
+        unit="rows",
         steps=40,
         batch_rows=16,
         max_tokens=512,
         near_duplicate=None,
         seed=seed,
     )
-    folder = out / "models" / f"{name.replace(' ', '-')}-{seed}"
+    folder = out / "models" / f"{ratio:g}-{seed}"
     trained = replaykit.train(mixed, model=model, folder=folder, learning_rate=1e-4, seed=seed)
+    tuned = Path(str(trained.model))
+    if alpha < 1:
+        average = folder / f"average-{alpha:g}"
+        shutil.rmtree(average, ignore_errors=True)
+        interpolate(folder_of(model), tuned, average, alpha)
+        tuned = average
     sources = Counter(row.record.source for row in mixed.rows)
-    return {**measured(str(trained.model), held_out), "rows": dict(sources)}
+    return {**measured(str(tuned), held_out), "rows": dict(sources)}
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -298,7 +341,7 @@ def report(out: Path, seeds: Sequence[int]) -> str:
     ]
     for name in ("base", *ARMS):
         for seed in seeds:
-            place = out / f"{name.replace(' ', '-')}-{seed}.json"
+            place = out / f"{slug(name)}-{seed}.json"
             if not place.exists():
                 continue
             found = json.loads(place.read_text())
@@ -325,10 +368,11 @@ def main() -> None:
         replay = own_rows(model, given.out)
         for seed in given.seeds:
             held_out = news(seed)[1]
-            unit(given.out / f"base-{seed}.json", lambda rows=held_out: measured(model, rows))
-            for name in ARMS:
-                place = given.out / f"{name.replace(' ', '-')}-{seed}.json"
-                unit(place, lambda name=name, seed=seed: arm(model, given.out, name, seed, replay))
+            unit(given.out / f"base-{seed}.json", partial(measured, model, held_out))
+        # Arm by arm, so that a run that is stopped has whole arms.
+        for name, seed in product(ARMS, given.seeds):
+            place = given.out / f"{slug(name)}-{seed}.json"
+            unit(place, partial(arm, model, given.out, name, seed, replay))
     print(report(given.out, given.seeds))
 
 

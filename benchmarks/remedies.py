@@ -215,7 +215,7 @@ def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> flo
     steps = plan(
         sizes[TARGET],
         {"generate": sizes["generate"]} if replay else {},
-        settings=Mix(ratio=RATIO if replay else 0.0),
+        settings=Mix(ratio=RATIO if replay else 0.0, unit="loss_tokens"),
         train=Train(batch_rows=BATCH, steps=STEPS),
         seed=seed,
     )

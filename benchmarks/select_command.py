@@ -4,7 +4,8 @@
     python benchmarks/select_command.py     # about 3 minutes; --quick: one round, writes nothing
 
 The pool is T0's 55,180 rows as they are published, packed by gzip; the target is the 7,473
-questions of GSM8K, and its 1,319 test questions are kept out. The script reads the same two files
+questions of GSM8K, and its 1,319 test questions are kept out. The command reads and scores all rows,
+and checks them from the nearest on until 2,000 are good. The script reads the same two files
 with json, fits scikit-learn's TfidfVectorizer on the questions, looks for the nearest target row of
 each by sparse_dot_topn, and writes the 2,000 best: no row is checked, none has a reason. Rounds
 alternate, each side in a process of its own with two at work. Seconds are those of the whole

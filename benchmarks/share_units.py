@@ -132,6 +132,11 @@ def scores(model: str, seed: int, length: Length, size: Size) -> dict[str, float
 # --- one arm --------------------------------------------------------------------------------------
 
 
+def result_of(out: Path, seed: int, arm: Arm) -> Path:
+    """Where what came out of an arm stands."""
+    return out / f"seed-{seed}" / f"{arm.label}.json"
+
+
 def one(out: Path, seed: int, arm: Arm, size: Size) -> None:
     """Trains an arm in this process and writes what came out."""
     import torch
@@ -149,7 +154,7 @@ def one(out: Path, seed: int, arm: Arm, size: Size) -> None:
         found = {"refused": str(error)}
     else:
         found["scores"] = scores(str(work / "train" / "model"), seed, arm.length, size)
-    (folder / f"{arm.label}.json").write_text(json.dumps(found))
+    result_of(out, seed, arm).write_text(json.dumps(found))
 
 
 def trained(folder: Path, work: Path, seed: int, arm: Arm, size: Size) -> dict[str, Any]:
@@ -197,10 +202,7 @@ def run(out: Path, seeds: list[int], jobs: int, size: Size) -> None:
     for seed in seeds:
         prepare(out, seed, size)
     todo = [
-        (seed, arm)
-        for seed in seeds
-        for arm in arms()
-        if not (out / f"seed-{seed}" / f"{arm.label}.json").exists()
+        (seed, arm) for seed in seeds for arm in arms() if not result_of(out, seed, arm).exists()
     ]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda job: apart(out, job[0], job[1], size), todo))
@@ -250,11 +252,14 @@ def report(out: Path, seeds: list[int], size: Size, command: str) -> str:
 def row(out: Path, seeds: list[int], arm: Arm) -> str:
     """An arm's line of the table."""
     unit = (arm.unit or "none").replace("_", " ")
-    found = [json.loads((out / f"seed-{seed}" / f"{arm.label}.json").read_text()) for seed in seeds]
+    done = [seed for seed in seeds if result_of(out, seed, arm).exists()]
+    if not done:
+        return f"| {unit} | {arm.ratio:g} | not done | | | | | |"
+    found = [json.loads(result_of(out, seed, arm).read_text()) for seed in done]
     if any("refused" in each for each in found):
         return f"| {unit} | {arm.ratio:g} | refused: it comes to no row | | | | | |"
     kept = []
-    for seed, each in zip(seeds, found, strict=True):
+    for seed, each in zip(done, found, strict=True):
         base = json.loads((out / f"seed-{seed}" / "base.json").read_text())[arm.length]
         kept.append(old(each["scores"]) / old(base))
     worst, skill = min(
@@ -300,6 +305,9 @@ def main() -> None:
         "--out", type=Path, required=True, help="where the models and scores of each arm stay"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table is written")
+    parser.add_argument(
+        "--report", action="store_true", help="only write the table of what is done"
+    )
     parser.add_argument("--arm", help="run this arm of one seed here")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -309,7 +317,8 @@ def main() -> None:
         one(options.out, options.seed, by_label[options.arm], size)
         return
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    run(options.out, seeds, options.jobs, size)
+    if not options.report:
+        run(options.out, seeds, options.jobs, size)
     command = f"python benchmarks/share_units.py --seeds {options.seeds} --jobs {options.jobs}"
     text = report(options.out, seeds, size, command)
     options.results.write_text(text)

@@ -100,7 +100,7 @@ def mixed(chat: Chat, target: list[Record], *, ratio: float) -> list[PlannedRow]
     steps = plan(
         sizes[TARGET],
         {"generate": sizes["generate"]},
-        settings=Mix(ratio=ratio),
+        settings=Mix(ratio=ratio, unit="loss_tokens"),
         train=Train(batch_rows=BATCH),
         seed=1,
     )

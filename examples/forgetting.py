@@ -2,7 +2,7 @@
 # # A model forgets, and then it does not
 #
 # The model that is embedded in replaykit has six old skills. It is fine-tuned on a new one: once on
-# the new task alone, once with 10 % of old data beside it. All of it runs on a CPU, offline, in
+# the new task alone, once with 20 % of old data beside it. All of it runs on a CPU, offline, in
 # about a minute. The two files and the model's name are all that you exchange for your own.
 
 # %%
@@ -53,7 +53,7 @@ mixtures = {
         batch_rows=16,
         near_duplicate=None,
     )
-    for name, ratio in {"alone": 0.0, "with replay": 0.1}.items()
+    for name, ratio in {"alone": 0.0, "with replay": 0.2}.items()
 }
 tuned = {
     name: replaykit.train(

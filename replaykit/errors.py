@@ -7,6 +7,7 @@ ReplaykitError
  ├─ CallError      a function of the Python API was called with a keyword that it does not have
  ├─ DataError      a file or data set is not what was asked for: names file, line and field
  ├─ ChatError      a chat template that cannot be used, and why
+ │   └─ LabelError     a row that a text classifier cannot be given: its label, its length
  ├─ EngineError    a model that cannot be loaded or does not fit
  ├─ MissingExtra   an optional package, with the command that installs it
  ├─ RunError       a run folder: in use by another process, disk full
@@ -45,6 +46,10 @@ class DataError(ReplaykitError):
 
 class ChatError(ReplaykitError):
     """A chat template that is absent, or that cannot be used for what was asked."""
+
+
+class LabelError(ChatError):
+    """A row that a text classifier cannot be given: its label is none, or its text is too long."""
 
 
 class EngineError(ReplaykitError):

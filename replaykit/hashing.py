@@ -10,10 +10,13 @@ import hashlib
 import json
 from pathlib import Path
 
+# Made once: json.dumps would make one for each value.
+ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
+
 
 def fingerprint(value: object) -> str:
     """16 hexadecimal digits that depend on the JSON form of the value and on nothing else."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    text = ENCODER.encode(value)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 

@@ -17,12 +17,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from signal import SIGTERM
 from threading import Thread
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from replaykit.engines.children import deaf
 from replaykit.errors import EngineError, MissingExtra, ReplaykitError
@@ -48,6 +51,33 @@ class Executor(Protocol):
     def close(self) -> None:
         """Ends what it started; a later ``map`` starts it anew."""
         ...
+
+
+@dataclass(frozen=True)
+class Shared(Generic[Job, Result]):
+    """A function that is pickled as the path of a file, which each process reads once: for what is
+    too large to be sent with each job.
+
+    The file is written when it is pickled first; the caller deletes it.
+    """
+
+    function: Callable[[Job], Result]
+    path: Path
+
+    def __call__(self, job: Job) -> Result:
+        return self.function(job)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.path.exists():
+            with self.path.open("wb") as stream:
+                pickle.dump(self.function, stream, protocol=5)
+        return _shared, (self.path,)
+
+
+@lru_cache(maxsize=2)
+def _shared(path: Path) -> Any:
+    with path.open("rb") as stream:
+        return pickle.load(stream)
 
 
 # --- this machine ---------------------------------------------------------------------------------

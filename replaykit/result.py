@@ -11,9 +11,9 @@ Tables, page, card, verdict and ``--json`` are views of it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Result(BaseModel):
@@ -26,3 +26,15 @@ class Result(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON. A None stays, so all results of a step have the same keys."""
         return self.model_dump(mode="json")
+
+
+class Noted(Result):
+    """A result with sentences that the user must read."""
+
+    notes: list[str] = Field(default=[])
+    """Such as which rows were left out, and why."""
+
+    def noted(self, *notes: str) -> Self:
+        """The same with these sentences first; an empty one says nothing."""
+        said = [note for note in notes if note]
+        return self.model_copy(update={"notes": [*said, *self.notes]})

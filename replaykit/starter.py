@@ -49,7 +49,7 @@ generate:                 # the model's own questions and answers (Magpie)
 # the target in the model's own words, where they are right
 
 mix:
-  ratio: 0.05             # replay's share of the loss, the same in every optimiser step
+  ratio: 0.05             # replay's share of the rows, the same in every optimiser step
 
 # arms:                   # the proof: the same training without replay beside it
 #   no-replay: {{ratio: 0}}
@@ -62,7 +62,7 @@ train:
 
 # eval:                   # held-out rows: the new task, and what must not drop
 #   target: {{path: my_task_test.jsonl, score: exact}}        \
-# exact, numeric, json or cross_entropy
+# exact, numeric, json, tool_call or cross_entropy
 #   old:
 #     chat: {{path: general.jsonl, score: cross_entropy, n: 200}}
 
@@ -142,8 +142,8 @@ def write_recipe(
         )
     loading.resolve(model or "llama3")
     for data in (target, pool):
-        if data is not None and not list(read_records(data, "target", limit=1)):
-            raise DataError(f"{data}: there is no row in it")
+        if data is not None:
+            _check_rows(data)
     limits = limits_of(model or "llama3")
     stem = Path(target).name.split(".")[0] if target else ""
     text = FIRST_LINE + STARTER.format(
@@ -164,6 +164,20 @@ def write_recipe(
     write_text(path, text)
     write_schema(path.parent)
     return path
+
+
+def _check_rows(path: str) -> None:
+    """Raises DataError where no row can be read. Some that cannot be are left out when it runs."""
+    refused: list[DataError] = []
+
+    def passed_over(_: str, error: DataError) -> None:
+        if not refused:
+            refused.append(error)
+
+    if next(read_records(path, "target", unparsed=passed_over), None) is None:
+        if refused:
+            raise DataError(f"{path}: none of its rows can be read; the first: {refused[0]}")
+        raise DataError(f"{path}: there is no row in it")
 
 
 def limits_of(model: str) -> Limits:

@@ -33,6 +33,8 @@ def selected(run: Path, records: Sequence[Record]) -> None:
         scores=None,
         notes=[],
         funnel=all_kept(records),
+        looked_at=len(records),
+        ends_taken_off=0,
         decontamination=None,
     )
     _finish(run / "select", records, result)

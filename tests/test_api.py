@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 import replaykit
 from replaykit.api import keywords
+from replaykit.api.arguments import stream
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.planned import read_plan
 from replaykit.data.record import Record, dialogue
@@ -412,7 +413,7 @@ def test_generate_answers_the_questions_of_rows_in_every_shape():
         (lambda: replaykit.evaluate({}, TESTS), "evaluate() needs models by name, the base first"),
         (
             lambda: replaykit.evaluate({"base": "nano"}, {"capital": (TESTS["capital"], "exactly")}),
-            "capital is scored by exact, numeric, json, cross_entropy, not 'exactly'",
+            "capital is scored by exact, numeric, json, tool_call, label, cross_entropy, not 'exactly'",
         ),
         (lambda: replaykit.evaluate({"base": "nano"}, TESTS, ngine="vllm"), "evaluate() has no keyword 'ngine'"),
         (lambda: replaykit.report(replaykit.load_recipe()), "report() shows no Recipe"),
@@ -690,8 +691,16 @@ def installed(tmp_path_factory):
     return folder / "venv/bin/python"
 
 
+# No signature of ours names a type of these, and to read torch takes most of a minute.
+MYPY = """
+[mypy-torch.*,transformers.*,huggingface_hub.*,tokenizers.*,peft.*,sympy.*,rich.*,httpx2.*]
+follow_imports = skip
+"""
+
+
 def type_check(python, tmp_path, text):
     (tmp_path / "user.py").write_text(text)
+    (tmp_path / "mypy.ini").write_text(f"[mypy]{MYPY}")
     words = [
         "--strict",
         "--python-executable",
@@ -759,6 +768,48 @@ def test_the_package_imports_nothing_until_a_name_is_used():
 def test_train_says_what_it_takes(tmp_path):
     with pytest.raises(CallError, match=r"what mix\(\) returns, not a list"):
         replaykit.train([], model="nano", folder=tmp_path)
+
+
+def test_the_rows_of_a_dataset_keep_their_own_keys(tmp_path, monkeypatch):
+    import datasets
+    from huggingface_hub import constants
+
+    given = [{"city": "Oslo"}, {"x": 1}, {"days": [{"n": 1}, {"of": "May"}]}]
+    user = {"role": "user", "content": "q"}
+    chats = [{"messages": [user, asking(arguments)]} for arguments in given]
+    kept = datasets.Dataset.from_list(chats)
+    assert kept[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]["x"] is None
+    for rows in (kept, kept.to_iterable_dataset()):
+        assert [arguments_of(record) for record in stream("rows", rows, "select")] == given
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: kept.to_iterable_dataset())
+    assert [arguments_of(record) for record in stream("rows", "a/b", "select")] == given
+
+
+def asking(arguments):
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
+def arguments_of(record):
+    return record.messages[1]["tool_calls"][0]["function"]["arguments"]
+
+
+def test_a_list_of_files_and_rows_is_taken_whole(tmp_path):
+    old = tmp_path / "old.jsonl"
+    write_jsonl(old, POOL[:60])
+    mixed = replaykit.mix(TARGET, [str(old), *POOL[60:90]], model="nano", ratio=0.3)
+    assert set(mixed.result.sources) == {str(old), "select"}
+    assert {record.source for record in mixed.replay} == {"select"}
+    prompts = {record.prompt for record in mixed.replay}
+    assert prompts & {row["prompt"] for row in POOL[:60]}
+    assert prompts & {row["prompt"] for row in POOL[60:90]}
+    for wrong, says in [
+        ([str(old), old], "names .*old.jsonl twice"),
+        (["select", *POOL[:3]], "'select' is no file"),
+    ]:
+        with pytest.raises(CallError, match=says):
+            replaykit.mix(TARGET, wrong, model="nano", ratio=0.3)
 
 
 def test_the_target_alone_is_a_mixture_too():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from os.path import commonprefix
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +42,9 @@ CALLS = [
     [tool_call("get_weather", {})],
     [tool_call("get_weather", {"city": 'São Paulo, "SP" {1}', "days": 3})],
     [tool_call("get_weather", {"city": "12345", "units": {"wind": "m/s", "list": [1, 2.5]}})],
+    [tool_call("get_weather", {"days": 3, "city": "it's"})],
+    [tool_call("get_weather", {"first name": "Ada", "a/b": 2, "city": "Oslo"})],
+    [tool_call("get_weather", {"units": {"none": None, "in words": True}})],
     [tool_call("get_weather", {"city": "two\nlines"}), tool_call("list-files", {"path": "/a b"})],
 ]
 
@@ -58,12 +64,19 @@ def format_of(name: str) -> CallFormat:
 
 
 def written(name: str, calls: Sequence[ToolCall]) -> str:
-    """What the template writes after the question. Raises ChatError where it refuses."""
+    """What the template writes after the answer's header, to the end of the turn. Raises ChatError
+    where it refuses.
+    """
     turns: list[Message] = [
         {"role": "user", "content": "Q1zz"},
         {"role": "assistant", "content": "", "tool_calls": calls},
     ]
-    return renderer(name)(turns, tools=[WEATHER]).rpartition("Q1zz")[2]
+    render = renderer(name)
+    _, _, text = render(turns, tools=[WEATHER]).rpartition("Q1zz")
+    _, _, asked = render(turns[:1], answer=True, tools=[WEATHER]).rpartition("Q1zz")
+    header = commonprefix([text, asked])  # noqa: RUF071 - they are no paths
+    header = re.sub(r"<[^<>]*\Z", "", header)  # not in the middle of a mark
+    return text[len(header) :].removesuffix(render.template.end_of_answer)
 
 
 NAMES = sorted(path.stem for path in TRL.glob("*.jinja"))
@@ -146,6 +159,87 @@ def test_the_schema_tells_a_text_from_a_number() -> None:
     text = FORMATS["qwen3_6"][1].replace("Oslo", "12345")
     assert made.read(text, [WEATHER]).calls[0]["function"]["arguments"] == {"city": "12345"}
     assert made.read(text).calls[0]["function"]["arguments"] == {"city": 12345}
+
+
+NULL = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
+
+
+@pytest.mark.parametrize(
+    ("schema", "written_as", "value"),
+    [
+        (NULL, "90210", "90210"),
+        (NULL, "null", None),
+        ({"type": ["string", "null"]}, "90210", "90210"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"enum": [1, 2]}, "1", 1),
+        ({"$ref": "#/$defs/zip"}, "90210", "90210"),
+        ({"description": "of any type"}, "90210", "90210"),
+        ({"description": "of any type"}, "[1, 2]", [1, 2]),
+        ({"type": "string"}, "[1, 2]", "[1, 2]"),
+        ({"type": "string"}, "null", "null"),
+        ({"type": "number"}, "3", 3),
+        ({"type": "boolean"}, "true", True),
+        ({"type": ["integer", "null"]}, "90210", 90210),
+    ],
+)
+def test_a_number_is_a_text_where_the_schema_admits_the_text(
+    schema: dict[str, Any], written_as: str, value: object
+) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": schema},
+        "$defs": {"zip": {"type": "string"}},
+    }
+    tool: Tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
+    text = FORMATS["qwen3_6"][1].replace("Oslo", written_as)
+    [call] = format_of("qwen3_6").read(text, [tool]).calls
+    assert call["function"]["arguments"] == {"city": value}
+
+
+@pytest.mark.parametrize("name", ["gemma4", "llama3_1"])
+def test_words_before_a_call_are_read_though_the_template_shows_none_there(name: str) -> None:
+    made = format_of(name)
+    assert not made.words_first
+    read = made.read(f"Let me look.{written(name, [OSLO])}", [WEATHER])
+    assert (read.content, list(read.calls)) == ("Let me look.", [OSLO])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "glm4moe"])
+def test_where_something_would_be_lost_or_moved_nothing_is_read(name: str) -> None:
+    made = format_of(name)
+    _, text = FORMATS[name]
+    cut = text[: text.index("Oslo")]
+    for said in (f"First {text} then Rome.", f"{text} Done.", f"{text}\n{cut}"):
+        assert made.found(said, [WEATHER]).calls
+        assert made.read(said, [WEATHER]) == (said, ())
+
+
+WITH_IDS = """
+{%- for m in messages %}
+    {%- if m.role == "user" %}[INST]{{ m.content }}[/INST]
+    {%- elif m.tool_calls and m.content %}{{ raise_exception("no words beside calls") }}
+    {%- elif m.tool_calls %}[TOOL_CALLS][
+        {%- for c in m.tool_calls %}
+            {{- (c.function | tojson)[:-1] + ', "id": "' + c.id + '"}' }}
+            {{- ", " if not loop.last }}
+        {%- endfor %}]</s>
+    {%- else %}{{ m.content }}</s>{% endif %}
+{%- endfor %}"""
+
+
+def test_a_call_with_an_id_of_its_own_is_read() -> None:
+    tokenizer = load_tokenizer("nano")
+    tokenizer.chat_template = WITH_IDS
+    made = Renderer(tokenizer, ChatOptions(), name="with ids").call_format
+    assert made is not None
+    call = '{"name": "get_weather", "arguments": {"city": "Oslo"}, "id": "VvvODy9mT"}'
+    assert list(made.read(f"[TOOL_CALLS][{call}]", [WEATHER]).calls) == [OSLO]
+    other = call.replace("VvvODy9mT", "a1B2c3D4e")
+    assert list(made.read(f"[TOOL_CALLS][{call}, {other}]", [WEATHER]).calls) == [OSLO, OSLO]
+    said = made.read(f"I look. [TOOL_CALLS][{call}]", [WEATHER])
+    assert (said.content, list(said.calls), made.words_first) == ("I look.", [OSLO], False)
+    wrong = call.replace('"id"', '"key"')
+    assert not made.read(f"[TOOL_CALLS][{wrong}]", [WEATHER]).calls
 
 
 def test_a_template_without_calls_has_no_format() -> None:

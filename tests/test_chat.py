@@ -474,6 +474,30 @@ LLAMA = load_tokenizer("nano").chat_template
         ),
         ("{{ raise_exception('not today') }}", "refuses a conversation of user: not today"),
         ("{{ messages[0]['text'].title() }}", "refuses a conversation of user"),
+        (
+            "{{ functions }}" + "{{ functions.keys() }}" + LLAMA,
+            "needs 'functions', which.*--pre-query",
+        ),
+        (
+            "{{ tools.keys() }}" + LLAMA,
+            "needs 'tools', which a conversation does not give.*--pre-query",
+        ),
+        ("{% for t in tools %}{{ t }}{% endfor %}" + LLAMA, "needs 'tools', which.*--pre-query"),
+        ("{{ tools | length }}" + LLAMA, "needs 'tools', which.*--pre-query"),
+        ("{{ functions | tojson }}" + LLAMA, "needs 'functions', which.*--pre-query"),
+        (
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}" + LLAMA,
+            "refuses a conversation of user: maximum recursion",
+        ),
+        (
+            "{% for a in range(1000000000) %}{% endfor %}" + LLAMA,
+            "refuses a conversation of user: .*ange",
+        ),
+        (
+            "{{ tools }}{{ raise_exception('None of this') }}" + LLAMA,
+            "refuses a conversation of user: None of this",
+        ),
+        ("{{ 1 // 0 }}" + LLAMA, "refuses a conversation of user: .*zero"),
     ],
 )
 def test_a_template_that_cannot_be_cut_says_why(template: str, says: str) -> None:

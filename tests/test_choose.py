@@ -1,12 +1,11 @@
-"""Choosing rows: from a stream in any order and pieces, and from candidates by what they are to one
+"""Choosing rows: the orders in which they are taken, strata, and candidates by what they are to one
 another.
 """
 
 from __future__ import annotations
 
-import tracemalloc
 from collections import Counter
-from itertools import chain, combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -15,197 +14,87 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit.errors import DataError
-from replaykit.steps.select.choose import (
-    allot,
-    herding,
-    k_centre,
-    mmr,
-    near_and_far,
-    nearest,
-    spread,
-    stratified,
-)
+from replaykit.steps.select.choose import allot, herding, k_centre, mmr, nearest, spread, stratified
 
-SCORES = st.lists(
-    st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=60
-)  # few values, so that there are ties
-KINDS = "aaaaaabbbc"
+# --- orders of a pool -----------------------------------------------------------------------------
 
 
-def pool(scores):
-    return [(address, score, KINDS[address % len(KINDS)]) for address, score in enumerate(scores)]
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=60))  # few, so that there are ties
+def test_nearest_is_the_order_of_the_scores_and_of_equals_the_earlier(scores):
+    expected = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
+    assert nearest(np.array(scores, dtype=np.float32)).tolist() == expected
 
 
-def kind(row):
-    return row[2]
+@given(st.sets(st.integers(0, 200), max_size=60), st.data(), st.integers(0, 3))
+def test_spread_has_each_place_once_in_an_order_that_hangs_on_no_other_place(places, data, seed):
+    given_places = data.draw(st.permutations(sorted(places)))
+    found = spread(given_places, seed=seed).tolist()
+    assert sorted(found) == sorted(places)
+    assert found == [place for place in spread(range(201), seed=seed).tolist() if place in places]
 
 
-STREAMED = {
-    "nearest": lambda rows, n, seed: nearest(rows, n),
-    "spread": lambda rows, n, seed: spread(rows, n, seed=seed),
-    "near_and_far": lambda rows, n, seed: near_and_far(rows, n, seed=seed),
-    "equal": lambda rows, n, seed: stratified(rows, n, by=kind, shares="equal", seed=seed),
-    "proportional": lambda rows, n, seed: stratified(rows, n, by=kind, seed=seed),
-}
-streamed = pytest.mark.parametrize("choose", STREAMED.values(), ids=STREAMED)
-
-
-# --- what all have in common ----------------------------------------------------------------------
-
-
-@streamed
-@given(scores=SCORES, n=st.integers(0, 70), seed=st.integers(0, 3), data=st.data())
-@settings(max_examples=60)
-def test_the_order_of_the_rows_changes_nothing(choose, scores, n, seed, data):
-    rows = pool(scores)
-    assert choose(iter(data.draw(st.permutations(rows))), n, seed) == choose(rows, n, seed)
-
-
-@streamed
-@given(scores=SCORES, n=st.integers(0, 70))
-@settings(max_examples=60)
-def test_as_many_are_chosen_as_were_asked_for_or_all_and_none_twice(choose, scores, n):
-    rows = pool(scores)
-    chosen = choose(rows, n, 1)
-    assert len(chosen) == len(set(chosen)) == min(n, len(rows))
-    assert set(chosen) <= set(rows)
-
-
-@pytest.mark.parametrize("name", ["nearest", "spread", "equal", "proportional"])
-@given(scores=SCORES, fewer=st.integers(0, 70), more=st.integers(0, 70))
-@settings(max_examples=60)
-def test_a_larger_n_keeps_what_a_smaller_one_chose(name, scores, fewer, more):
-    fewer, more = sorted((fewer, more))
-    small, large = (STREAMED[name](pool(scores), n, 1) for n in (fewer, more))
-    assert set(small) <= set(large)
-    if name in ("nearest", "spread"):
-        assert large[: len(small)] == small
-
-
-@pytest.mark.parametrize("name", ["nearest", "spread"])
-@given(scores=SCORES, n=st.integers(0, 70), cuts=st.lists(st.integers(0, 60), max_size=5))
-@settings(max_examples=60)
-def test_parts_may_be_chosen_from_apart(name, scores, n, cuts):
-    rows = pool(scores)
-    choose = STREAMED[name]
-    bounds = [0, *sorted(cuts), len(rows)]
-    parts = [choose(rows[start:end], n, 1) for start, end in pairwise(bounds)]
-    assert choose(chain(*parts), n, 1) == choose(rows, n, 1)
-
-
-@pytest.mark.parametrize("name", ["spread", "near_and_far", "equal", "proportional"])
-def test_another_seed_chooses_other_rows(name):
-    rows = pool([0.5] * 1000)
-    assert set(STREAMED[name](rows, 100, 1)) != set(STREAMED[name](rows, 100, 2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["nearest", "spread", "near_and_far", "equal"])
-def test_memory_does_not_grow_with_the_pool(name):
-    def peak(rows):
-        tracemalloc.start()
-        STREAMED[name](
-            ((number, (number * 7919 % 1009) / 1009, KINDS[number % 10]) for number in range(rows)),
-            100,
-            1,
-        )
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size
-
-    peak(1000)
-    assert peak(10_000) < 1.3 * peak(2_000)
-
-
-def test_a_score_that_is_not_a_number_is_an_error_that_names_the_row():
-    for name in ("nearest", "near_and_far"):
-        with pytest.raises(DataError, match="row 1 "):
-            STREAMED[name]([(0, 0.5, "a"), (1, float("nan"), "a")], 1, 1)
-
-
-# --- each of its own ------------------------------------------------------------------------------
-
-
-def test_nearest_takes_the_planted_neighbours_and_of_equals_the_earlier():
-    rows = [(address, 0.9 if address in (50, 7, 93) else 0.1, "") for address in range(100)]
-    assert [row[0] for row in nearest(reversed(rows), 5)] == [7, 50, 93, 0, 1]
-
-
-def test_spread_takes_each_row_as_often_as_any_other():
-    rows = pool([0.0] * 50)
-    counts = Counter(row[0] for seed in range(400) for row in spread(rows, 10, seed=seed))
-    assert len(counts) == 50
-    assert (
-        max(counts.values()) < 80 + 5 * 8 and min(counts.values()) > 80 - 5 * 8
-    )  # 80 expected, deviation 8
-
-
-def test_near_and_far_takes_the_stated_part_of_the_nearest_and_the_rest_of_every_rank():
-    rows = pool([1 - number / 10_000 for number in range(10_000)])
-    chosen = near_and_far(rows, 2000, near=0.3, seed=1)
-    assert [row[0] for row in chosen[:600]] == list(range(600))
-    far = np.array([row[0] for row in chosen[600:]])
-    assert far.min() >= 600
-    tenths = np.histogram(far, bins=10, range=(600, 10_000))[0]
-    assert np.all(np.abs(tenths - 140) < 4 * 11)  # 140 expected of 1,400, deviation 11
-    assert np.histogram(far, bins=2, range=(600, 10_000))[0].tolist() == pytest.approx(
-        [700, 700], abs=70
+def test_spread_takes_each_place_as_often_as_any_other():
+    counts = Counter(
+        place for seed in range(400) for place in spread(range(50), seed=seed)[:10].tolist()
     )
+    assert len(counts) == 50
+    # 80 expected, deviation 8
+    assert max(counts.values()) < 80 + 5 * 8 and min(counts.values()) > 80 - 5 * 8
 
 
-def test_near_and_far_at_its_ends_is_nearest_and_spread():
-    rows = pool([number % 17 / 17 for number in range(500)])
-    assert near_and_far(rows, 40, near=1.0, seed=3) == nearest(rows, 40)
-    assert near_and_far(rows, 40, near=0.0, seed=3) == spread(rows, 40, seed=3)
+# --- strata ---------------------------------------------------------------------------------------
+
+KINDS = "aaaaaabbbc"
+SHARES = ("equal", "proportional")
 
 
-@pytest.mark.parametrize("near", [-0.1, 1.1, float("nan")])
-def test_a_part_is_between_none_and_all(near):
-    with pytest.raises(DataError, match="near"):
-        near_and_far([], 1, near=near, seed=1)
+def pool(rows):
+    return {place: KINDS[place % len(KINDS)] for place in range(rows)}
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@given(rows=st.integers(0, 60), fewer=st.integers(0, 70), more=st.integers(0, 70))
+@settings(max_examples=60)
+def test_strata_give_as_many_as_were_asked_for_and_a_larger_n_keeps_them(shares, rows, fewer, more):
+    fewer, more = sorted((fewer, more))
+    small, large = (stratified(pool(rows), n, shares=shares, seed=1) for n in (fewer, more))
+    assert len(large) == len(set(large)) == min(more, rows)
+    assert set(small) <= set(large) <= set(range(rows))
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_another_seed_chooses_other_rows(shares):
+    one, other = (stratified(pool(1000), 100, shares=shares, seed=seed) for seed in (1, 2))
+    assert set(one) != set(other)
 
 
 def test_strata_get_equal_shares_and_the_shortfall_of_small_ones_goes_to_the_others():
-    rows = [
-        (address, 0.0, "rare" if address < 3 else "odd" if address % 2 else "even")
-        for address in range(1000)
-    ]
-    chosen = stratified(rows, 100, by=kind, shares="equal", seed=1)
-    assert Counter(map(kind, chosen)) == {"rare": 3, "odd": 49, "even": 48}
+    rows = {place: "rare" if place < 3 else "odd" if place % 2 else "even" for place in range(1000)}
+    chosen = stratified(rows, 100, shares="equal", seed=1)
+    assert Counter(map(rows.get, chosen)) == {"rare": 3, "odd": 49, "even": 48}
 
 
 def test_strata_get_proportional_shares():
-    rows = [
-        (address, 0.0, "a" if address < 700 else "b" if address < 990 else "c")
-        for address in range(1000)
-    ]
-    assert Counter(map(kind, stratified(rows, 100, by=kind, seed=1))) == {"a": 70, "b": 29, "c": 1}
+    rows = {place: "a" if place < 700 else "b" if place < 990 else "c" for place in range(1000)}
+    chosen = stratified(rows, 100, seed=1)
+    assert Counter(map(rows.get, chosen)) == {"a": 70, "b": 29, "c": 1}
 
 
 def test_of_a_stratum_the_rows_are_those_that_spread_would_take():
-    rows = pool([0.0] * 300)
-    chosen = stratified(rows, 90, by=kind, seed=5)
+    rows = pool(300)
+    chosen = stratified(rows, 90, seed=5)
     for name in "abc":
-        own = [row for row in rows if row[2] == name]
-        mine = [row for row in chosen if row[2] == name]
-        assert mine == spread(own, len(mine), seed=5)
-
-
-def test_rows_of_strata_that_come_late_get_their_share_too():
-    """Kept rows are cut back while reading: here a hundred strata appear one after the other."""
-    rows = [(address, 0.0, address // 50) for address in range(5000)]
-    chosen = stratified(iter(rows), 200, by=kind, shares="equal", seed=1)
-    assert set(Counter(map(kind, chosen)).values()) == {2}
-    assert [row for row in chosen if row[2] == 0] == spread(rows[:50], 2, seed=1)
+        own = [place for place, kind in rows.items() if kind == name]
+        mine = [place for place in chosen if rows[place] == name]
+        assert mine == spread(own, seed=5)[: len(mine)].tolist()
 
 
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=8), n=st.integers(0, 200))
 def test_no_stratum_gives_more_than_it_has_and_shares_are_fair(counts, n):
     strata = dict(enumerate(counts))
-    firsts = {stratum: stratum for stratum in strata}
     total = sum(counts)
-    for shares in ("equal", "proportional"):
-        given_rows = allot(strata, n, shares, firsts)
+    for shares in SHARES:
+        given_rows = allot(strata, n, shares)
         assert sum(given_rows.values()) == min(n, total)
         assert all(given_rows[stratum] <= strata[stratum] for stratum in strata)
         full = [stratum for stratum in strata if given_rows[stratum] == strata[stratum]]

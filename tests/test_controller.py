@@ -723,6 +723,13 @@ def test_a_training_without_a_controller_shows_nothing_of_it(tmp_path: Path) -> 
 
 def test_a_calm_training_and_one_whose_skills_scored_nothing_are_drawn(tmp_path: Path) -> None:
     assert "Nothing changed" in page_of(tmp_path, a_training(scripted([N, N]).events))
+    for losses in ([2.0, 1.0, 1.1, 1.2], [2.0, 1.0]):
+        alone = Decider(Settings(patience=2), {}, ratio=0.05, base_loss=losses[0])
+        for k, loss in enumerate(losses[1:], 1):
+            alone.decide(100 * k, {}, loss)
+        assert alone.stopped == (len(losses) == 4)
+        assert "<polyline" in page_of(tmp_path, a_training(alone.events))
+        assert f"{len(losses) - 1} test" in shown(a_training(alone.events))
     nothing = Decider(Settings(patience=None), {"<b>": items(0)}, ratio=0.0)
     nothing.decide(500, {"<b>": items(0)})
     assert "<polyline" in page_of(tmp_path, a_training(nothing.events))

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -117,24 +118,29 @@ CRAMPED = {
 }
 
 
+@pytest.fixture(scope="module")
+def cramped(vllm_engine: Engine) -> Iterator[Any]:
+    """A second engine of vLLM beside the first. The last test that takes it kills it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm, "ARGUMENTS", CRAMPED)
+        engine = load_engine("nano", "vllm")
+    yield engine
+    engine.close()
+
+
 @pytest.mark.slow
 def test_prompts_read_in_parts_and_rows_put_aside_draw_the_same_tokens(
-    vllm_engine: Engine, transformers_engine: Engine, chat: Chat, monkeypatch: pytest.MonkeyPatch
+    vllm_engine: Engine, cramped: Any, transformers_engine: Engine, chat: Chat
 ) -> None:
     requests = long_questions(chat, 64)
     assert min(len(request.tokens) for request in requests) > CRAMPED["max_num_batched_tokens"]
     expected = by_row(vllm_engine, requests)
-    monkeypatch.setattr(vllm, "ARGUMENTS", CRAMPED)
-    cramped: Any = load_engine("nano", "vllm")
-    try:
-        assert by_row(cramped, requests) == expected
-        # One at a time nothing is put aside, and each prompt is still read in parts.
-        assert by_row(cramped, requests[:1]) == {0: expected[0]}
-        assert by_row(cramped, reversed(requests[40:])) == {k: expected[k] for k in range(40, 64)}
-        counts = {each.name: each for each in cramped._llm.get_metrics()}
-        assert counts["vllm:num_preemptions"].value > 0
-    finally:
-        cramped.close()
+    assert by_row(cramped, requests) == expected
+    # One at a time nothing is put aside, and each prompt is still read in parts.
+    assert by_row(cramped, requests[:1]) == {0: expected[0]}
+    assert by_row(cramped, reversed(requests[40:])) == {k: expected[k] for k in range(40, 64)}
+    counts = {each.name: each for each in cramped._llm.get_metrics()}
+    assert counts["vllm:num_preemptions"].value > 0
     assert by_row(transformers_engine, requests) == expected
 
 
@@ -507,22 +513,18 @@ def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
     assert len(started) >= 2
 
 
-def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(vllm_engine: Engine, chat: Chat) -> None:
-    others = psutil.Process().children()
-    engine = load_engine("nano", "vllm")
-    (core,) = [
-        p
-        for p in psutil.Process().children()
-        if p not in others and "EngineCore" in "".join(p.cmdline())
-    ]
-    completions = engine.complete(own_questions(chat, 600))
+def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(cramped: Any, chat: Chat) -> None:
+    """The last test with this engine, which is of no use afterwards."""
+    cores = [p for p in psutil.Process().children() if "EngineCore" in "".join(p.cmdline())]
+    newest = max(cores, key=psutil.Process.create_time)
+    completions = cramped.complete(own_questions(chat, 600))
     next(completions)
-    core.kill()
+    newest.kill()
     with pytest.raises(
         EngineError, match="^vLLM's process ended: it said nothing, so perhaps it was killed"
     ):
         list(completions)
-    engine.close()
+    cramped.close()
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -589,6 +591,19 @@ def test_batch_invariance_is_refused_where_the_device_or_the_engine_lacks_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with pytest.raises(EngineError, match="capability 8.0 and above, and this one has 7.5"):
         vllm.VllmEngine("nano", options=vllms)
+
+
+def test_the_readme_says_that_the_engine_decides_the_rows_too() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    words = " ".join(readme.split())
+    assert "The engine is part of what decides the rows" in words
+    assert "on a GPU, and on a server, they differ" in words
+
+
+def test_every_engine_is_a_fact_of_its_own() -> None:
+    server = EngineOptions(name="openai", server="http://localhost:8000/v1")
+    options = [EngineOptions(name="vllm"), EngineOptions(name="transformers"), server]
+    assert [engine_fact(each) for each in options] == ["vllm", "transformers", "openai"]
 
 
 def test_batch_invariance_is_part_of_what_decides_the_rows() -> None:

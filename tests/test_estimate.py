@@ -14,13 +14,14 @@ import torch
 
 from replaykit.checks.fidelity import RawSample
 from replaykit.checks.funnel import FunnelCounts
+from replaykit.devices import GPUS
 from replaykit.errors import DataError, EngineError, RunError
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.data import Prompts
 from replaykit.recipe.engine import EngineOptions
 from replaykit.recipe.generate import Generate
 from replaykit.runs import open_step
-from replaykit.steps.generate.estimate import GPUS, Measured, estimate, measured
+from replaykit.steps.generate.estimate import Measured, estimate, measured
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
 
 LLAMA_8B = {

@@ -461,6 +461,43 @@ def test_with_hard_the_chosen_parameters_never_move_further_than_told(tmp_path):
     assert not any(values.any() for values in gradients(model).values())
 
 
+@pytest.mark.parametrize("options", [{"strength": 2.0}, {"auto": 0.1}], ids=str)
+@pytest.mark.parametrize("share", [0.1, 0.8])
+def test_beside_hard_a_penalty_acts_as_without_it(tmp_path, options, share):
+    rows = some_rows(6)
+    penalised = {}
+    for name, hard in {"alone": {}, "both": {"hard": share, "max_shift": 0.2}}.items():
+        model = tiny()
+        remedy = begun(Ewc(EwcSettings(**options, **hard)), model, rows, tmp_path)
+        moved(model, by=0.5)
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        remedy.gradients()
+        penalised[name] = gradients(model)
+        remedy.stepped()
+        penalised[f"{name} measured"] = remedy.measures()
+    assert same(penalised["alone"], penalised["both"])
+    clamped = penalised["both measured"].pop("clamped")
+    assert 0 < clamped <= 1
+    assert penalised["both measured"] == pytest.approx(penalised["alone measured"])
+    assert penalised["both measured"]["penalty"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "strength"),
+    [
+        ({}, 0.3),
+        ({"strength": 0.0}, 0.0),
+        ({"hard": 0.1}, 0.0),
+        ({"hard": 0.1, "strength": 0.3}, 0.3),
+    ],
+    ids=str,
+)
+def test_the_strength_is_that_of_the_recipe_and_0_for_hard_alone(options, strength):
+    assert Ewc(EwcSettings(**options)).strength == strength
+
+
 @given(
     values=st.lists(st.integers(0, 40), min_size=1, max_size=60),
     share=st.floats(0.01, 1.0),

@@ -42,7 +42,7 @@ def test_without_replay_the_old_skills_are_lost_and_with_it_they_stay(
     assert alone.old.mean <= 0.2
     assert replayed.old.mean >= 0.85
     assert max(alone.target.mean, replayed.target.mean) < 0.5 < base.target.mean
-    assert replayed.share == pytest.approx(0.1, abs=0.01)
+    assert replayed.share == pytest.approx(0.2, abs=0.01)
     shown = re.findall(r"old skills (█*) +(\d+)%", capsys.readouterr().out)
     assert [len(bar) == round(20 * int(percent) / 100) for bar, percent in shown] == [True] * 3
     page = Path("report.html").read_text()

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from test_templates import shipped
 
 from replaykit.data.planned import write_plan
-from replaykit.data.record import Record, dialogue
+from replaykit.data.record import Message, Record, dialogue
 from replaykit.errors import DataError, RecipeError
+from replaykit.model.calls import tool_call
 from replaykit.model.chat import Chat
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.train import Train
@@ -226,6 +228,68 @@ def test_parquet_has_all_that_is_known_of_a_row(tmp_path: Path, chat: Chat) -> N
         assert found[key] == [line[key] for line in lines]
     assert [json.loads(meta) for meta in found["meta"]] == [line["meta"] for line in lines]
     assert list(zip(found["input_ids"], found["labels"], strict=True)) == rows
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+ASKED: Message = {"role": "user", "content": "Weather in Oslo?"}
+CALLED: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [tool_call("weather", {"city": "Oslo"})],
+}
+RESULT: Message = {"role": "tool", "content": "7 C", "name": "weather"}
+SAID: Message = {"role": "assistant", "content": "Seven degrees."}
+CALLS = [
+    Record((ASKED, CALLED, RESULT, SAID), "generate", {}, (WEATHER,)),
+    Record((ASKED, CALLED), "generate", {}, (WEATHER,)),
+    Record((ASKED, {**SAID, "content": "In which Oslo?"}), "generate", {}, (WEATHER,)),
+]
+ROOM = TRAIN.model_copy(update={"max_tokens": 2000, "epochs": 5})  # so that every row comes
+
+
+@pytest.mark.parametrize("name", ["trl", "axolotl", "parquet"])
+def test_token_ids_have_calls_as_trained_and_no_loss_on_their_results(
+    tmp_path: Path, name: str
+) -> None:
+    chat = shipped("qwen3")
+    place, rows = exported(name, tmp_path, chat, train=ROOM, replay=CALLS)
+    found = columns(place / "rows.parquet")
+    assert list(zip(found["input_ids"], found["labels"], strict=True)) == rows
+    said = [chat.decode([label for label in row if label >= 0], special=True) for _, row in rows]
+    assert any('"arguments": {"city": "Oslo"}' in text for text in said)
+    assert not any("7 C" in text or "<tools>" in text for text in said)
+    shown = [chat.decode(tokens, special=True) for tokens, _ in rows]
+    assert any("7 C" in text and "<tools>" in text for text in shown)
+
+
+@pytest.mark.parametrize("name", ["llamafactory", "parquet"])
+def test_conversations_keep_their_tools_calls_and_results(tmp_path: Path, name: str) -> None:
+    place, _ = exported(name, tmp_path, shipped("qwen3"), train=ROOM, replay=CALLS)
+    if name == "parquet":
+        found = columns(place / "rows.parquet")
+        pairs = zip(found["messages"], found["tools"], strict=True)
+        kept = [(turns, json.loads(tools)) for turns, tools in pairs if tools is not None]
+    else:
+        lines = map(json.loads, (place / "rows.jsonl").read_text().splitlines())
+        kept = [(line["messages"], line["tools"]) for line in lines if "tools" in line]
+    turns = [turn for messages, _ in kept for turn in messages]
+    assert all(tools == [WEATHER] for _, tools in kept)
+    assert "7 C" in [turn["content"] for turn in turns if turn["role"] == "tool"]
+    calls = [call["function"] for turn in turns for call in turn.get("tool_calls") or []]
+    assert {call["name"] for call in calls} == {"weather"}
+    assert all("Oslo" in str(call["arguments"]) for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("rows", "holds"),
+    [(CALLS, "tool_calls and tools"), (CALLS[1:2], "tool_calls and tools"), (CALLS[2:], "tools")],
+)
+def test_a_trainer_that_would_write_calls_by_its_own_rules_is_refused_them(
+    tmp_path: Path, rows: list[Record], holds: str
+) -> None:
+    with pytest.raises(DataError, match=f"--export ms-swift: some rows have {holds}, which it"):
+        exported("ms-swift", tmp_path, shipped("qwen3"), train=ROOM, replay=rows)
+    assert list((tmp_path / "export").iterdir()) == []
 
 
 TRAINERS = [name for name in EXPORTS if name != "parquet"]

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from commands import type_in
 from typer.testing import CliRunner
 
 import replaykit
@@ -30,6 +31,7 @@ from replaykit.model.logprobs import of_answer
 from replaykit.nano import world
 from replaykit.recipe.engine import EngineOptions
 from replaykit.recipe.generate import Checks, Generate
+from replaykit.steps.generate.conversations import Conversations
 from replaykit.steps.generate.draw import generate_rows
 from replaykit.steps.generate.job import Job, Monitor
 from replaykit.steps.generate.replies import Address, Numbering, Replies
@@ -313,29 +315,6 @@ def test_an_answer_that_was_cut_inside_its_thought_is_dropped_under_a_reason_of_
 
 
 @pytest.mark.parametrize(
-    ("said", "finish", "inside"),
-    [
-        ("The user wants", "length", True),
-        ("Paris, I think.\n</think>\n\nIt is", "length", False),
-        ("Paris, I think.\n</think>\n\nIt is Paris.", "stop", False),
-    ],
-)
-def test_a_thought_that_was_closed_before_the_limit_leaves_an_answer(
-    tmp_path, said, finish, inside
-):
-    tokenizer = loading.load_tokenizer("nano")
-    tokenizer.chat_template = THINKING
-    chat = Chat(tokenizer, name="a model that thinks")
-    numbering = Numbering(turns=1, answers=1)
-    with Ledger(tmp_path / "q.jsonl") as questions, Ledger(tmp_path / "a.jsonl") as answers:
-        replies = Replies(questions, answers, numbering)
-        address = Address("answer", 3)
-        replies.write(Completion(numbering.of_request(address), chat.encode(said), finish), chat)
-        assert replies[address].in_thought is inside
-        assert replies[address].text == said
-
-
-@pytest.mark.parametrize(
     ("said", "tokens_less", "left"),
     [
         ("Rome é", 1, "Rome"),
@@ -354,9 +333,10 @@ def test_a_letter_that_the_limit_has_cut_in_two_is_not_learned(
     numbering = Numbering(turns=1, answers=1)
     with Ledger(tmp_path / "q.jsonl") as questions, Ledger(tmp_path / "a.jsonl") as answers:
         replies = Replies(questions, answers, numbering)
+        talk = Conversations(chat, Job(Generate(), seed=1), replies, limit=512)
         for row, finish in enumerate(("length", "stop")):
             number = numbering.of_request(Address("answer", row))
-            replies.write(Completion(number, tokens, finish), chat)
+            talk.take(Completion(number, tokens, finish))
         assert replies[Address("answer", 0)].text == left
         # What the model itself ended stays as it is.
         assert replies[Address("answer", 1)].text == chat.decode(tokens).strip()
@@ -385,14 +365,14 @@ def test_the_same_rows_through_a_narrow_window(transformers_engine, chat, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_same_rows_from_one_worker_and_from_four(transformers_engine, chat, tmp_path):
+def test_the_same_rows_from_one_worker_and_from_two(transformers_engine, chat, tmp_path):
     one, _ = made(transformers_engine, chat, tmp_path / "a", n=60)
-    workers = load_engine("nano", EngineOptions(name="transformers", workers=4))
+    workers = load_engine("nano", EngineOptions(name="transformers", workers=2))
     try:
-        four, _ = made(workers, chat, tmp_path / "b", n=60)
+        two, _ = made(workers, chat, tmp_path / "b", n=60)
     finally:
         workers.close()
-    assert lines(one) == lines(four)
+    assert lines(one) == lines(two)
 
 
 def test_the_same_rows_in_vllm_whatever_its_batch(vllm_engine, chat, tmp_path, monkeypatch):
@@ -764,57 +744,6 @@ def test_vllm_makes_the_same_kind_of_rows_reproducibly(vllm_engine, chat, tmp_pa
     assert funnel.kept == 40
 
 
-@pytest.mark.slow
-def test_kill_9_and_the_same_command_give_the_same_bytes(tmp_path):
-    words = [
-        sys.executable,
-        "-m",
-        "replaykit",
-        "generate",
-        "--model",
-        "nano",
-        "-n",
-        "1500",
-        "--seed",
-        "5",
-        "--out",
-    ]
-    undisturbed = subprocess.run([*words, "whole"], cwd=tmp_path, capture_output=True, text=True)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    killed_at = []
-    for _ in range(2):
-        process = subprocess.Popen(
-            [*words, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        before = sum(killed_at)
-        deadline = time.monotonic() + 120
-        while ledger_bytes(tmp_path / "killed") <= before and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        killed_at.append(ledger_bytes(tmp_path / "killed") - before)
-        assert not (tmp_path / "killed/manifest.json").exists()
-    assert all(count > 0 for count in killed_at)
-    again = subprocess.run([*words, "killed"], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    for name in ("rows.jsonl", "dropped.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (
-            tmp_path / "whole" / name
-        ).read_bytes(), name
-    assert len(list(read_jsonl(tmp_path / "killed/rows.jsonl"))) == 1500
-
-
-def ledger_bytes(folder: Path) -> int:
-    return sum(
-        path.stat().st_size
-        for path in folder.glob("*s.jsonl")
-        if path.name in ("questions.jsonl", "answers.jsonl")
-    )
-
-
-# --- stopped by a signal, a full disk, another process --------------------------------------------
-
 COMMAND = [
     sys.executable,
     "-m",
@@ -827,6 +756,56 @@ COMMAND = [
     "--seed",
     "5",
 ]
+WHOLE = 600
+
+
+def typed(n, folder):
+    """The same command, in this process."""
+    type_in(*COMMAND[3:], "-n", n, "--out", folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "generate"
+    typed(WHOLE, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_give_the_same_bytes(whole, tmp_path):
+    killed_at = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*COMMAND, "-n", str(WHOLE), "--out", tmp_path / "killed"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = sum(killed_at)
+        deadline = time.monotonic() + 120
+        while ledger_bytes(tmp_path / "killed") <= before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        killed_at.append(ledger_bytes(tmp_path / "killed") - before)
+        assert not (tmp_path / "killed/manifest.json").exists()
+    assert all(count > 0 for count in killed_at)
+    typed(WHOLE, tmp_path / "killed")
+    for name in ("rows.jsonl", "dropped.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes(), name
+    assert len(list(read_jsonl(tmp_path / "killed/rows.jsonl"))) == WHOLE
+
+
+def ledger_bytes(folder: Path) -> int:
+    return sum(
+        path.stat().st_size
+        for path in folder.glob("*s.jsonl")
+        if path.name in ("questions.jsonl", "answers.jsonl")
+    )
+
+
+# --- stopped by a signal, a full disk, another process --------------------------------------------
 
 
 def start(folder: Path, n: int) -> subprocess.Popen:
@@ -845,7 +824,7 @@ def start(folder: Path, n: int) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(whole, tmp_path):
     process = start(tmp_path / "stopped", 3000)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
@@ -853,20 +832,10 @@ def test_ctrl_c_once_finishes_what_is_under_way_and_the_same_command_goes_on(tmp
     assert "finishing what is under way" in said
     assert re.search(r"stopped with [\d,]+ of 3000 rows; the same command goes on from there", said)
     assert "Traceback" not in said
-    for n in (400, 400):
-        again = subprocess.run(
-            [*COMMAND, "-n", str(n), "--out", tmp_path / "stopped"], capture_output=True, text=True
-        )
-        assert again.returncode == 0, again.stderr
-        if not (tmp_path / "whole").exists():
-            subprocess.run(
-                [*COMMAND, "-n", str(n), "--out", tmp_path / "whole"],
-                capture_output=True,
-                check=True,
-            )
-        assert (tmp_path / "stopped/rows.jsonl").read_bytes() == (
-            tmp_path / "whole/rows.jsonl"
-        ).read_bytes()
+    for _ in range(2):
+        typed(WHOLE, tmp_path / "stopped")
+        rows = (tmp_path / "stopped/rows.jsonl").read_bytes()
+        assert rows == (whole / "rows.jsonl").read_bytes()
 
 
 @pytest.mark.slow
@@ -895,13 +864,10 @@ def test_sigterm_ends_it_at_once_and_nothing_finished_is_lost(tmp_path):
 @pytest.mark.slow
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     process = start(tmp_path / "mine", 3000)
-    second = subprocess.run(
-        [*COMMAND, "-n", "5", "--out", tmp_path / "mine"], capture_output=True, text=True
-    )
+    said = type_in(*COMMAND[3:], "-n", 5, "--out", tmp_path / "mine", code=1)
     process.kill()
     process.communicate()
-    assert second.returncode == 1
-    assert "another replaykit is working here" in second.stderr
+    assert "another replaykit is working here" in said
 
 
 @pytest.mark.slow
@@ -939,9 +905,7 @@ def test_a_disk_that_fills_up_half_way_costs_no_finished_row(
 @pytest.mark.slow
 def test_from_python_the_rows_come_one_by_one_and_are_those_of_the_command_line(tmp_path):
     rows = list(replaykit.generate("nano", 12, engine="transformers", seed=5))
-    subprocess.run(
-        [*COMMAND, "-n", "12", "--out", tmp_path / "typed"], capture_output=True, check=True
-    )
+    typed(12, tmp_path / "typed")
     assert lines(rows) == lines(read_jsonl(tmp_path / "typed/rows.jsonl"))
     first = next(
         replaykit.generate("nano", 500, engine="transformers", seed=5)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-import os
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -74,18 +73,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, Path]:
-    """The folders of both benchmarks' miniatures, which ran side by side."""
-    folder, env = tmp_path_factory.mktemp("mini"), os.environ | {"OMP_NUM_THREADS": "1"}
-    speed, kept = folder / "throughput", folder / "proof"
-    commands = [
-        [HERE / "throughput.py", "--out", speed],
-        [HERE / "proof.py", "--out", kept, "--data", data],
-    ]
-    started = [subprocess.Popen([sys.executable, *map(str, command), "--mini"], env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for command in commands]  # fmt: skip
-    for process in started:
-        _, words = process.communicate(timeout=300)
-        assert process.returncode == 0, words
+    """The folders of both benchmarks' miniatures."""
+    folder = tmp_path_factory.mktemp("mini")
+    speed = folder / "throughput"
+    kept = folder / "proof"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(sys, "argv", ["throughput.py", "--mini", "--out", str(speed)])
+        throughput.main()  # starts a process for each arm
+        before = signal.getsignal(signal.SIGTERM)
+        patch.setattr(sys, "argv", ["proof.py", "--mini", "--out", str(kept), "--data", str(data)])
+        proof.main()
+        signal.signal(signal.SIGTERM, before)
     return speed, kept / "mini"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from architectures import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -108,6 +111,25 @@ def test_a_model_that_changes_its_logits_has_no_head_of_its_own() -> None:
 
     model.forward = capped
     assert split_head(model) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "apart"),
+    [
+        # Of logits below 1 a cap of 50 changes the sixth digit; of a trained model's far more.
+        ("gemma2", {"final_logit_softcapping": 50.0}, False),
+        ("gemma2", {"final_logit_softcapping": None}, True),
+        ("granite", {"logits_scaling": 1.001}, False),
+        ("granite", {"logits_scaling": 1.0}, True),
+        ("cohere", {"logit_scale": 0.999}, False),
+        ("llama", {}, True),
+    ],
+)
+def test_the_head_is_apart_where_no_cap_or_scale_comes_after_it(
+    kind: str, changes: dict[str, Any], apart: bool
+) -> None:
+    model = make(kind, **changes)
+    assert (split_head(model) is not None) == apart
 
 
 def test_an_encoder_decoder_has_no_head_of_its_own() -> None:

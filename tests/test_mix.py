@@ -454,8 +454,8 @@ def test_target_rows_that_cannot_be_learned_from_are_said_to_be_left_out(chat: C
         "target", ("2 + 2?", "4"), ("long", "word " * 300), ("mute", None), ("mute too", None)
     )
     assert blend(chat, target, replay={}, ratio=0).notes == [
-        "1 of the 4 target rows are longer than train.max_tokens and are left out; dropped.jsonl has them",
-        "2 of the 4 target rows have no answer to learn from and are left out; dropped.jsonl has them",
+        "1 of the 4 target rows are longer than train.max_tokens (the first: row 2) and are left out",
+        "2 of the 4 target rows have no answer to learn from (the first: row 3) and are left out",
     ]
 
 
@@ -486,6 +486,30 @@ def test_replay_rows_that_nearly_repeat_the_target_or_another_are_dropped_with_t
         ("near_generate_duplicate", "How tall is an oak tree in the forest?"),
     ]
     assert dropped(chat, target, replay=replay) == {}  # near_duplicate: null
+
+
+TRANSLATE = "Translate: The house is old and stands on a hill."
+
+
+@pytest.mark.parametrize("near_duplicate", [None, 0.9])
+def test_a_question_of_the_target_with_another_answer_or_task_stays(
+    chat: Chat, near_duplicate: float | None
+) -> None:
+    target = made("target", (TRANSLATE, "Das Haus ist alt und steht auf einem Berg."))
+    pairs = [
+        (TRANSLATE, "La maison est vieille et se trouve sur une colline.", None),
+        (TRANSLATE, "Old house, hill.", None),
+        (TRANSLATE, "Das Haus ist alt und steht auf einem Berg.", "Say it in German."),
+        (TRANSLATE, "Das Haus ist alt und steht auf einem Berg.", None),
+    ]
+    replay = [
+        Record(dialogue(question, answer, system=system), "select")
+        for question, answer, system in pairs
+    ]
+    rows = dropped_rows(
+        chat, target, replay={"select": replay}, mix={"near_duplicate": near_duplicate}
+    )
+    assert [(row["reason"], row["id"]) for row in rows] == [("target_duplicate", replay[3].id)]
 
 
 def test_several_answers_to_one_question_stay_but_not_the_same_answer_twice(chat: Chat) -> None:
@@ -574,7 +598,7 @@ def test_the_sizes_are_those_of_the_examples(chat: Chat) -> None:
 def test_the_result_is_what_the_lines_add_up_to(chat: Chat, tmp_path: Path) -> None:
     mixture = blend(chat)
     lines = lines_of(mixture, tmp_path / "rows.jsonl")
-    result = result_of(mixture, ratio=0.15)
+    result = result_of(mixture, ratio=0.15, unit="loss_tokens")
     examples = [
         (line["source"], chat.example(Record(line["messages"], line["source"]))) for line in lines
     ]
@@ -911,7 +935,7 @@ def test_the_ratio_of_an_arm_is_constant_unless_the_arm_has_a_schedule(run_of: A
     )
     by_arm = {done.step: done.result for done in mix_step.run(recipe, Context())}
     assert by_arm["mix-none"].replay_rows == 0
-    assert by_arm["mix-same"].description == "20 % of loss tokens, linear to 40 %"
+    assert by_arm["mix-same"].description == "20 % of rows, linear to 40 %"
     assert by_arm["mix-own"].schedule == Schedule(shape="warm-down", hold=0.5)
     last = {arm: result.last_share["loss_tokens"] for arm, result in by_arm.items()}
     assert last["mix-own"] < 0.1 < last["mix-same"]
@@ -923,7 +947,7 @@ def test_a_schedule_in_steps_is_read_back_from_its_manifest(run_of: Any) -> None
     (again,) = mix_step.run(recipe, Context())
     assert again.skipped
     assert again.result == first.result
-    assert first.result.description == "20 % of loss tokens, then 40 % from 50 % of the training on"
+    assert first.result.description == "20 % of rows, then 40 % from 50 % of the training on"
 
 
 def test_weights_of_the_sources_reach_the_mixture(run_of: Any) -> None:
@@ -990,3 +1014,96 @@ def test_flags_reach_the_mixture(run_of: Any) -> None:
         result["target_rows"] + result["replay_rows"] == 59
     )  # as many as the target alone, less a test item
     assert result["not_shown"] == 59 - result["target_rows"]
+
+
+# --- what is said of rows that are not used -------------------------------------------------------
+
+
+def test_a_row_that_would_be_learned_as_silence_is_dropped(chat: Chat) -> None:
+    rows = (("2 + 2?", "4"), ("3 + 3?", " \n"), ("", "yes"), ("5 + 5?", "10"))
+    replay = {"select": made("select", ("old", "yes"), ("mute", ""), ("  ", "no"))}
+    assert dropped(chat, made("target", *rows), replay=replay) == {
+        "empty_answer": ["3 + 3?", "mute"],
+        "empty_prompt": ["", "  "],
+    }
+    note = blend(chat, made("target", *rows), replay={}, ratio=0).notes[0]
+    assert note.startswith(
+        "1 of the 4 target rows have an answer that says nothing (the first: row 2)"
+    )
+
+
+def test_a_row_that_only_shows_an_answer_does_not_stand_for_one_that_teaches_it(chat: Chat) -> None:
+    (taught,) = made("select", ("Old question", "Old answer"))
+    question, answer = taught.messages
+    shown = replace(taught, messages=(question, {**answer, "weight": 0}))
+    assert dropped(chat, SUMS[:3], replay={"select": [shown, taught]}) == {
+        "no_answer": ["Old question"]
+    }
+
+
+def test_columns_of_the_user_are_neither_taken_for_the_steps_own_nor_lost(chat: Chat) -> None:
+    columns = {"evalset": ["x"], "error": "mine", "match": 3}
+    target = made("target", ("2 + 2?", "4"), ("3 + 3?", None), ("a test", "yes"))
+    target = [replace(record, meta={**record.meta, **columns}) for record in target]
+    mixture = blend(chat, target, replay={}, ratio=0, held_out=["a test"])
+    assert [note.partition(" and are")[0] for note in mixture.notes] == [
+        "1 of the 3 target rows hold an item of the evaluation (sums 1)",
+        "1 of the 3 target rows have no answer to learn from (the first: row 2)",
+    ]
+    assert mixture.rows["target"][0].meta == {"line": 1, **columns}
+    rows = {
+        row["reason"]: row["meta"]
+        for row in dropped_rows(chat, target, replay={}, ratio=0, held_out=["a test"])
+    }
+    assert rows["eval_overlap"]["evalset"] == "sums"
+    assert rows["eval_overlap"]["columns"] == {"evalset": ["x"], "match": 3}
+    assert rows["no_answer"] == {"line": 2, **columns}
+
+
+def test_a_cap_or_a_column_that_no_row_has_is_said(chat: Chat) -> None:
+    replay = {"select": [replace(row, meta={"task": "json"}) for row in OLD]}
+    notes = blend(chat, replay=replay, mix={"skill": "task", "max_rows": {"jsn": 3}}).notes
+    assert (
+        "mix.max_rows: no replay row is of the skill 'jsn', so nothing is capped by it; did you mean 'json'?"
+        in notes
+    )
+    notes = blend(chat, replay=replay, mix={"skill": "tsak"}).notes
+    assert (
+        "mix.skill: no replay row has a column 'tsak', so the skill of each row is its source; did you mean 'task'?"
+        in notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "replay", "max_tokens", "said"),
+    [
+        (SUMS[:2], SUMS[:2], 200, "all 2 replay rows were dropped (target_duplicate 2)"),
+        (SUMS[:2], made("select", ("mute", None)), 200, "dropped (no_answer 1); give other rows"),
+        (
+            SUMS[:2],
+            OLD,
+            5,
+            "no row that can be trained on: of its 2 rows all were dropped (too_long 2)",
+        ),
+    ],
+)
+def test_where_all_rows_were_dropped_the_error_says_why(
+    chat: Chat, target: list[Record], replay: list[Record], max_tokens: int, said: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(said)):
+        blend(chat, target, replay={"select": replay}, max_tokens=max_tokens)
+
+
+def test_a_share_that_one_row_makes_too_large_is_said_with_both_figures(chat: Chat) -> None:
+    target = made("target", *((f"Sum {n}?", "yes") for n in range(400)))
+    replay = {"select": made("select", *((f"Old {n}?", "word " * 60) for n in range(40)))}
+    mixture = blend(chat, target, replay=replay, ratio=0.05, batch_rows=16)
+    share = result_of(mixture, ratio=0.05).share["loss_tokens"]
+    assert share == pytest.approx(0.0916, abs=1e-4)
+    assert mixture.notes[0].startswith(
+        "replay came out as 9.16 % of the loss tokens, where 5 % was asked for, and as 34.4 % in the "
+        "last fifth, where 5 % was"
+    )
+    short = {"select": made("select", *((f"Old {n}?", "words") for n in range(40)))}
+    notes = blend(chat, target, replay=short, ratio=0.05, batch_rows=16).notes
+    assert not any(note.startswith("replay came out as") for note in notes)

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaykit.checks import hashed_words
 from replaykit.errors import DataError, RecipeError
 from replaykit.parallel import AHEAD, LocalExecutor
 from replaykit.steps.select import nearness
@@ -218,7 +219,7 @@ def test_the_counts_are_those_of_the_terms_as_python_finds_them(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            nearness, "BLOCK", block
+            hashed_words, "BLOCK", block
         )  # so that words lie across its edge, and longer ones than it
         counts = count_terms(texts, analyzer=analyzer, ngrams=ngrams)
     rows = [Counter(terms_of(text, analyzer=analyzer, ngrams=ngrams)) for text in texts]
@@ -414,8 +415,9 @@ def test_writing_with_spaces_is_compared_by_words_and_says_so() -> None:
 )
 def test_the_parts_of_all_terms_are_the_score(options: Lexical) -> None:
     index = index_of(POOL, QUERIES, options)
-    for text, score, place in zip(POOL, *all_of(index), strict=True):
-        parts = index.explain(text, QUERIES[place], n=10**6)
+    scores, nearest = all_of(index)
+    explained = index.explain(POOL, nearest, n=10**6)
+    for text, score, parts in zip(POOL, scores, explained, strict=True):
         assert sum(part for _, part in parts) == pytest.approx(score, abs=1e-5)
         assert [part for _, part in parts] == sorted((part for _, part in parts), reverse=True)
         assert {term for term, _ in parts} <= set(
@@ -425,15 +427,16 @@ def test_the_parts_of_all_terms_are_the_score(options: Lexical) -> None:
 
 def test_the_rarer_word_explains_more_and_n_bounds_the_terms() -> None:
     index = index_of(POOL, QUERIES)
-    words = [term for term, _ in index.explain("Betty sold clips of the hour", QUERIES[2])]
-    assert words == ["betty", "clips"]
-    assert index.explain("Betty sold clips of the hour", QUERIES[2], n=1)[0][0] == "betty"
-    assert index.explain("grey", QUERIES[2]) == []
+    both, nothing = index.explain(["Betty sold clips of the hour", "grey"], [2, 2])
+    assert [term for term, _ in both] == ["betty", "clips"]
+    assert nothing == []
+    ((first,),) = index.explain(["Betty sold clips of the hour"], [2], n=1)
+    assert first[0] == "betty"
 
 
 def test_the_centroid_is_explained_too() -> None:
     index = index_of(POOL, QUERIES, Lexical(to="centroid"))
-    parts = index.explain(POOL[0], n=100)
+    (parts,) = index.explain(POOL[:1], [-1], n=100)
     assert sum(part for _, part in parts) == pytest.approx(all_of(index)[0][0], abs=1e-5)
 
 

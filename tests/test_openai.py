@@ -346,6 +346,18 @@ def test_a_server_that_returns_no_ids_is_refused_with_the_reason(server: Server)
     assert len(server.bodies) == 1
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_a_server_that_takes_thoughts_out_of_answers_is_refused(server: Server, key: str) -> None:
+    choice = {"finish_reason": "stop", "token_ids": [7], "text": "42", key: "27 + 15"}
+    server.answer = (200, {"choices": [choice]})
+    with (
+        load(server) as engine,
+        pytest.raises(EngineError, match="takes the thought out .*without a reasoning parser"),
+    ):
+        list(engine.complete(requests(1)))
+    assert len(server.bodies) == 1
+
+
 def test_a_server_that_adds_to_the_prompt_is_refused(server: Server) -> None:
     choice = {"finish_reason": "stop", "token_ids": [7], "prompt_token_ids": [0, 1, 2, 0]}
     server.answer = (200, {"choices": [choice]})
@@ -704,6 +716,16 @@ def test_greedy_answers_of_vllms_server_are_those_of_transformers(
     done = by_row(served.complete(answers(chat)))
     assert done == by_row(transformers_engine.complete(answers(chat)))
     assert all(completion.tokens for completion in done)
+
+
+@pytest.mark.slow
+def test_special_tokens_within_an_answer_arrive_as_the_marks_of_a_thought_must(
+    served: OpenAIEngine, transformers_engine: Engine, chat: Chat
+) -> None:
+    # Nothing stops the answer, so its end, and the header after it, are within it.
+    done = by_row(served.complete(answers(chat, stop=(), max_tokens=30)))
+    assert done == by_row(transformers_engine.complete(answers(chat, stop=(), max_tokens=30)))
+    assert all(set(chat.end_of_turn) & set(completion.tokens) for completion in done)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit.checks.evalsets import EvalItem
+from replaykit.checks.evalsets import EvalItem, items_of
 from replaykit.checks.overlap import Decontamination, Overlap, parts_of
 from replaykit.data.record import Record, dialogue
 from replaykit.nano import world
@@ -71,7 +71,8 @@ def test_a_short_prompt_is_the_whole_row_with_its_signs() -> None:
     assert overlap.find("what is 7+5 ?") == held("What is 7 + 5?")
     assert overlap.find("What is 7 - 5?") is None
     assert overlap.find("What is 7 + 5? And 8 + 5?") is None
-    assert overlap.find("Tell me, name the capital of Peru.") is None
+    assert overlap.find("What is 7 \u2212 5?") is None
+    assert Overlap(["What is 12 - 5?"]).find("What is 12 \u2212 5?") == held("What is 12 - 5?")
 
 
 def test_a_prompt_without_spaces_is_compared_by_its_characters() -> None:
@@ -110,11 +111,11 @@ def test_other_tasks_of_the_same_skill_do_not_overlap_and_the_held_out_ones_do(s
     tests = [task.prompt for task in world.draw(skill, 60, seed=3, held_out=True)]
     overlap = Overlap(tests)
     # A task may be put in other words before it ("Quick question: ..."): it is the same one.
-    bodies = {parts_of(prompt)[-1] for prompt in tests}
+    bodies = tuple({parts_of(prompt)[-1] for prompt in tests})
     assert [
         task.prompt
         for task in world.draw(skill, 300, seed=3)
-        if overlap.find(task.prompt) and parts_of(task.prompt)[-1] not in bodies
+        if overlap.find(task.prompt) and not parts_of(task.prompt)[-1].endswith(bodies)
     ] == []
     assert [prompt for prompt in tests if overlap.find(prompt) != held(prompt)] == []
 
@@ -190,11 +191,75 @@ PERU = "What is the capital of Peru?"
         "Be brief. What is the capital of Peru?",
         '"What is the capital of Peru?"',
         "What is the capital\nof Peru?",
+        "What is  the capital \t\n of Peru?",
+        "- What is the capital of Peru?",
+        "<p>What is the capital of Peru?</p>",
+        "[INST] What is the capital of Peru? [/INST]",
+        "(What is the capital of Peru?)",
+        '{"question": "What is the capital of Peru?"}',
+        "What is the capital of Peru, please?",
+        "Please tell me what is the capital of Peru?",
     ],
 )
-def test_a_short_question_is_found_behind_a_label_and_without_its_mark(row: str) -> None:
-    expected = None if "\n" in row and "Answer" not in row else held(PERU)
-    assert Overlap([PERU, "Name a river."]).find(row) == expected
+def test_a_short_question_is_found_however_it_is_written_down(row: str) -> None:
+    assert Overlap([PERU, "Name a river."]).find(row) == held(PERU)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "row"),
+    [
+        (PERU, "What is the capital of Peru's neighbour?"),
+        (PERU, "What is the capital of Peru and of Chile?"),
+        (PERU, "I never knew for sure what is the capital of Peru?"),
+        ("What is the value of 3?", "What is the value of 3.5?"),
+        ("What is the value of 3?", "What is the value of 3!"),
+        ("What is the value of 3 + 4?", "What is the value of 3 + 4 * 5?"),
+        ("What is the value of 12 - 5?", "What is the value of 12 - 5 - 3?"),
+        ("What is the value of 12 - 5?", "What is the value of 12 + 5?"),
+    ],
+)
+def test_a_question_that_goes_on_or_begins_elsewhere_is_another(prompt: str, row: str) -> None:
+    assert Overlap([prompt]).find(row) is None
+
+
+def test_wide_marks_and_vowel_points_do_not_hide_a_question() -> None:
+    peru = "秘鲁的首都是哪里？"
+    assert Overlap([peru]).find("问：秘鲁的首都是哪里？答：") == held(peru)
+    arabic = "ما هي عاصمة بيرو اليوم؟"
+    assert Overlap([arabic]).find("ما هي عَاصِمَة بيـــرو اليوم؟") == held(arabic)
+
+
+LONG = "Which of the two rivers that meet near the old town is the longer one?"
+
+
+def test_a_conversation_is_known_by_its_own_long_questions() -> None:
+    def asked(*questions: str) -> Record:
+        turns = [turn for text in questions for turn in dialogue(text, "An answer.")]
+        return Record(tuple(turns), "target")
+
+    greeting = "Can you help me with a question?"
+    tests = [asked(greeting, LONG, "Why?"), asked(greeting, "And now, what is the colour of it?")]
+    items = items_of((str(number), row) for number, row in enumerate(tests, 1))
+    assert [(item.id, item.prompt) for item in items] == [
+        ("1", LONG),
+        ("2", "And now, what is the colour of it?"),
+    ]
+    apart = Decontamination({"test": items})
+    assert [hit.item for hit in apart.hits(asked("Hello!", LONG))] == ["1"]
+    assert apart.hits(asked("I like tea.", "Why?")) == []
+    assert apart.hits(asked(greeting, "How old are you?")) == []
+    assert apart.result().sets["test"].items == 2
+    assert [item.prompt for item in items_of([("1", asked("Why?", "Why not?"))])] == [
+        "Why?\nWhy not?"
+    ]
+
+
+def test_the_answer_to_an_empty_question_is_no_item() -> None:
+    assert [item.prompt for item in items_of([("1", Record(dialogue("", "Yes"), "target"))])] == [
+        ""
+    ]
+    apart = Decontamination({"test": [EvalItem("1", "")]})
+    assert apart.hits(Record(dialogue("Is water wet?", "Yes"), "select")) == []
 
 
 @pytest.mark.parametrize(
@@ -261,6 +326,7 @@ def test_a_question_on_a_shared_passage_is_found_however_the_two_are_put_togethe
         "What is the cap\u00adital of Pe\u00adru?",
         "What is\u200b the \ufeffcapital of P\u200deru?",
         "Wh\u0430t is the c\u0430pit\u0430l \u043ef \u0420\u0435ru?",
+        "Wh\u0251t is the c\u0251pital of Peru?",
         "Ｗhat is the capital of Peru？",
     ],
 )

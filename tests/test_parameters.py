@@ -20,6 +20,7 @@ from replaykit.steps.train.parameters import (
     parameter_groups,
     quantised,
     rate_factors,
+    tied_note,
 )
 
 
@@ -62,6 +63,63 @@ def test_rates_are_geometric_from_the_first_layer_to_the_head(nano: Any) -> None
         == 1e-5
     )
     assert of[id(nano.model.norm.weight)] == pytest.approx(5e-4)
+
+
+def network(kind: str, *, tied: bool) -> Any:
+    """A tiny model whose head has weights of its own, or those of its embeddings."""
+    import transformers
+
+    sizes = {"vocab_size": 40, "tie_word_embeddings": tied}
+    if kind == "llama":
+        config: Any = transformers.LlamaConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            **sizes,
+        )
+    elif kind == "gpt2":
+        config = transformers.GPT2Config(n_embd=16, n_layer=4, n_head=2, **sizes)
+    else:
+        config = transformers.T5Config(
+            d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, **sizes
+        )
+        return transformers.T5ForConditionalGeneration(config)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied"),
+    [("llama", True), ("llama", False), ("gpt2", True), ("gpt2", False), ("t5", True)],
+)
+def test_a_head_learns_with_the_top_and_one_of_the_embeddings_weights_with_these(
+    kind: str, tied: bool
+) -> None:
+    model = network(kind, tied=tied)
+    head = model.get_output_embeddings().weight
+    embeddings = model.get_input_embeddings().weight
+    assert (head is embeddings) == tied
+
+    rates = Train.model_validate({"layer_rates": {"bottom": 1e-5, "top": 5e-4}})
+    of = {id(p): group["lr"] for group in parameter_groups(model, rates) for p in group["params"]}
+    assert of[id(embeddings)] == pytest.approx(1e-5)
+    assert of[id(head)] == pytest.approx(1e-5 if tied else 5e-4)
+
+    staged = Train.model_validate({"stages": [{"layers": 0.25, "part": 0.5}, {"part": 0.5}]})
+    stages = Stages(model, staged, steps=10, alone=True)
+    stages.begin(0)
+    assert head.requires_grad == (not tied)
+    stages.begin(5)
+    assert head.requires_grad
+
+    shares = "the model's head shares its weights with the embeddings, so it learns"
+    said = {
+        f"{shares} at the rate of these, train.layer_rates.bottom": rates,
+        f"{shares} only in the stages of train.stages that have layers: 1": staged,
+        "": Train.model_validate({"stages": [{"part": 1.0}]}),
+    }
+    for words, settings in said.items():
+        assert tied_note(model, settings) == (words if tied else "")
 
 
 def test_norms_and_biases_do_not_decay_and_parts_of_names_decay_by_themselves(nano: Any) -> None:
@@ -170,6 +228,47 @@ def test_adapters_are_those_of_peft_by_name(nano: Any, options: dict[str, Any], 
     assert any(found in name for name in learning)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"init_lora_weights": "corda", "corda_config": {"corda_method": "kpm"}},
+            "train.peft.init_lora_weights: corda is computed from rows before training",
+        ),
+        ({"init_lora_weights": "corda"}, "corda is computed from rows"),
+        ({"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}, "eva is computed from rows"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga is computed from rows"),
+        (
+            {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+            "train.peft: PEFT cannot put LORA on this model: 'loftq_iter' is missing",
+        ),
+        (
+            {"init_lora_weights": "orthogonal", "r": 3},
+            "train.peft: PEFT cannot put LORA on this model: Orthogonal initialization requires",
+        ),
+        ({"target_modules": ["nope"]}, "PEFT cannot put LORA on this model: Target modules"),
+        ({"peft_type": "VBLORA"}, "PEFT cannot put VBLORA on this model: `in_features` 192 must"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_cannot_be_put_on_the_model_is_told_in_words(
+    options: dict[str, Any], said: str, nano: Any
+) -> None:
+    chosen = {"peft_type": "LORA", "target_modules": "all-linear"} | options
+    with pytest.raises(RecipeError) as raised:
+        adapted(nano, Train.model_validate({"peft": chosen}))
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("initial", ["pissa", "olora", "orthogonal", "gaussian"])
+def test_what_is_said_instead_of_data_driven_first_values_can_be_had(
+    initial: str, nano: Any
+) -> None:
+    chosen = {"peft_type": "LORA", "init_lora_weights": initial, "target_modules": ["q_proj"]}
+    model = adapted(nano, Train.model_validate({"peft": chosen}))
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
 def test_an_adapter_that_peft_does_not_know_is_named(nano: Any) -> None:
     with pytest.raises(RecipeError, match=r"PEFT has no LORRA; did you mean 'LORA'"):
         adapted(nano, Train.model_validate({"peft": {"peft_type": "lorra"}}))
@@ -220,6 +319,7 @@ def test_qlora_says_what_it_needs() -> None:
         ({"train.remedies.distill": {"teacher": "adapter-off"}}, "no adapter to switch off"),
         ({"train.method": "lora", "train.remedies.ewc": {"hard": 0.1}}, "remedies.ewc.hard"),
         ({"train.method": "dora", "train.remedies.ewc": {}}, "not dora"),
+        ({"train.remedies.ewc": {"strength": 0.3, "auto": 0.1}}, "auto stands instead of strength"),
         ({"train.remedies": {"dft": True, "eaft": {}}}, "choose one"),
         ({"train.remedies": {"stm": {}, "flow": {}}}, "choose one"),
         ({"train.remedies": {"stm": {"which": "random"}}}, "share: random needs"),

@@ -307,7 +307,7 @@ def test_the_old_data_of_ewc_is_drawn_from_all_of_it_and_fits_into_a_row(
     assert len(old) == 10
     assert {row.meta["skill"] for row in old} == {"a", "b"}
     assert max(len(chat.example(row).tokens) for row in old) <= 100
-    again = train_step.Job(recipe, recipe.train, [])._old(chat)
+    again = train_step.Job(recipe, recipe.train, [])._old(chat).rows
     assert [row for row, _ in again] == old  # the same seed draws the same
 
 

@@ -108,7 +108,7 @@ def made(run: tiny.Run, tmp_path: Path) -> Made:
         revision="0a1b2c3d",
         funnel=FunnelCounts(made=1303, dropped={"duplicate": 800, "cut_off": 500}, kept=3),
     )
-    share = {"loss_tokens": 0.0998, "tokens": 0.2, "rows": 0.3}
+    share = {"loss_tokens": 0.3, "tokens": 0.2, "rows": 0.0998}
     found.change("mix", share=share)
     return found
 
@@ -290,9 +290,8 @@ def test_the_card_has_the_recipe_that_made_the_data(made: Made) -> None:
 
 
 def test_the_card_says_which_share_was_asked_for_and_which_came_out(made: Made) -> None:
-    assert (
-        "Replay was asked to be 10 % of the loss tokens of training; it came out as 9.98 %."
-        in card(made)
+    assert "Replay was asked to be 10 % of the rows of training; it came out as 9.98 %." in card(
+        made
     )
     del made.manifests["mix"]
     assert "asked to be" not in card(made)
@@ -530,22 +529,33 @@ def test_the_mix_of_each_arm_is_a_row_of_a_table(tmp_path: Path) -> None:
     ]
     rows = {row[0]: row[1:] for row in table}
     assert set(rows) == {f"`{arm}`" for arm in arms}
-    assert rows["`no-replay`"] == ["0 % of loss tokens", "0 % of loss tokens", "0", "–"]
+    assert rows["`no-replay`"] == ["0 % of rows", "0 % of rows", "0", "–"]
     for arm, asked, sources in (
-        ("selected", "20 % of loss tokens", "`select`"),
-        ("both", "30 % of loss tokens, linear to 40 %", "`select`, `generate`"),
+        ("selected", "20 % of rows", "`select`"),
+        ("both", "30 % of rows, linear to 40 %", "`select`, `generate`"),
     ):
         mix = mixes[f"mix-{arm}"]
         assert isinstance(mix, MixResult)
-        came_out = f"{percent(mix.share['loss_tokens'])} of loss tokens"
+        came_out = f"{percent(mix.share['rows'])} of rows"
         assert rows[f"`{arm}`"] == [asked, came_out, f"{mix.replay_rows:,}", sources]
     assert not any("not used" in words for words in source_rows(text).values())
+
+
+def test_replay_of_the_mix_that_is_not_in_the_set_is_named(tmp_path: Path) -> None:
+    own = tmp_path / "dpo2.jsonl"
+    rows = [{"prompt": f"Old {k}?", "completion": f"Old answer {k}."} for k in range(30)]
+    own.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    run = tiny.Run(tmp_path, mix={"ratio": 0.3, "sources": ["select", str(own)]})
+    run.do("select", "mix")
+    said = section(card_of(run), "The mix it was made for")
+    assert "A part of that replay is not in this data set: the rows of `dpo2.jsonl`." in said
+    assert str(tmp_path) not in said
 
 
 def test_a_share_that_moves_is_said_as_it_was_asked_for(tmp_path: Path) -> None:
     run = tiny.Run(tmp_path, mix={"ratio": 0.2, "schedule": {"to": 0.4}})
     run.do("select", "generate", "mix")
-    asked = "Replay was asked to be 20 % of loss tokens, linear to 40 %; it came out as "
+    asked = "Replay was asked to be 20 % of rows, linear to 40 %; it came out as "
     assert asked in section(card_of(run), "The mix it was made for")
 
 

@@ -70,6 +70,17 @@ GOOD = [
     ("用摩尔斯电码写字母S。", "..."),
     ("What do designers put where a text will be?", "They use lorem ipsum."),
     ("Where is it from?", "Lorem ipsum was taken from Cicero, by a printer, around 1500."),
+    # A sign, a word or a repetition that was asked for.
+    ("Abbreviate 'to be determined'.", "TBD"),
+    ("Which abbreviation stands for what does not apply?", "N/A"),
+    ("Which comment tag marks work that is left?", "TODO"),
+    ("Which operator spreads an array in JavaScript?", "..."),
+    ("What separates two documents in YAML?", "---"),
+    ("What do you write in Scala for a method without a body yet?", "???"),
+    ("Which tag breaks a line?", "<br>"),
+    ("Which special token ends a message in ChatML?", "<|im_end|>"),
+    ("Say hello 20 times.", "hello " * 20),
+    ("What does é look like where UTF-8 is read as Latin-1?", "Ã©"),
     # Markup that was asked for, in other words than "HTML".
     ("How do I escape an ampersand?", "&amp;"),
     ("Which entity is a space that does not break?", "&nbsp;"),
@@ -334,3 +345,20 @@ def test_of_real_rows_at_most_two_in_a_thousand_are_dropped_but_for_empty_ones(n
                 counts[found] = counts.get(found, 0) + 1
     assert counts == expected
     assert sum(counts.values()) - counts.get("empty_answer", 0) <= 0.002 * total
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("TBD", "placeholder"),
+        ("...", "placeholder"),
+        ("<br>", "markup"),
+        ("<|im_end|>", "empty_answer"),
+        ("hello " * 20, "repetitive"),
+        ("Ã©", "broken_answer"),
+    ],
+)
+def test_what_is_an_answer_where_it_is_asked_for_is_none_to_another_question(
+    answer: str, why: str
+) -> None:
+    assert row_reason("Name a river in Peru, and say where it ends.", answer, Quality()) == why

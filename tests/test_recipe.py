@@ -123,7 +123,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("mix: {ratio: -0.1}", "mix.ratio: must be greater than or equal to 0 (got -0.1)"),
         ("mix: {ratio: 5%}", "mix.ratio: must be a valid number (got '5%')"),
         ("mix: {ratio: .nan}", "mix.ratio: must be a finite number (got nan)"),
-        ("mix: {unit: words}", "mix.unit: must be 'loss_tokens', 'tokens' or 'rows' (got 'words')"),
+        ("mix: {unit: words}", "mix.unit: must be 'rows', 'tokens' or 'loss_tokens' (got 'words')"),
         ("mix: {sources: [dreams]}", "mix.sources.dreams: must be 'select', 'generate', or rows of your own such as old.jsonl or ./old (got 'dreams')"),
         ("mix: 3", "mix: must be a valid dictionary or instance of Mix (got 3)"),
         ("arms: {x: {ratio: 1.0}}", "arms.x.ratio: must be less than 1 (got 1.0)"),
@@ -208,6 +208,26 @@ train: {controller: {}}
         "train.controller.patience: it needs eval.target, held-out rows of the target; or say null",
     ]
     assert load("train: {controller: {patience: null}}\neval: {old: {json: x}}\n").train.controller
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ("{}", None),
+        ("{patience: 2, every: 10}", None),
+        ("{patience: null}", "it tests old skills"),
+        ("{by_skill: true}", "it tests old skills"),
+    ],
+)
+def test_patience_needs_no_old_skills_but_what_acts_on_them_does(
+    settings: str, problem: str | None, problems: Problems, load: Load
+) -> None:
+    text = f"train: {{controller: {settings}}}\neval: {{target: x}}\n"
+    if problem is None:
+        assert load(text).train.controller
+        return
+    [said] = problems(text)
+    assert problem in said
 
 
 @pytest.mark.parametrize(

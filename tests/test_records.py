@@ -604,7 +604,7 @@ def test_columns_that_json_does_not_know_are_written_as_text(tmp_path: Path) -> 
         "prompt": "p",
         "completion": "c",
         "day": datetime.datetime(2024, 2, 29),
-        "image": b"\x89PNG",
+        "thumbnail": b"\x89PNG",
     }
     (tmp_path / "data.parquet").write_bytes(content(".parquet", [row]))
     write_jsonl(tmp_path / "rows.jsonl", read(tmp_path / "data.parquet"))

@@ -21,6 +21,7 @@ from replaykit.checks.funnel import FunnelCounts
 from replaykit.data.record import TARGET, Record, dialogue
 from replaykit.engines import Engine
 from replaykit.model.chat import Chat
+from replaykit.model.loading import load_tokenizer
 from replaykit.recipe.evaluate import Test as Scored
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.train import Train
@@ -630,6 +631,42 @@ def test_what_probe_finds_is_shown(chat: Chat, transformers_engine: Engine) -> N
     words = " ".join(shown("probe", found, 200).split())
     assert repr(chat.template.pre_query)[1:-1] in words
     assert all(f" {place} " in words for place in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("end", "opens", "says"),
+    [
+        ("<|eot_id|>", "", ""),
+        (
+            "<|begin_of_text|>",
+            "",
+            "its answer to 'What is 2 + 2?' has special tokens in it, so it would be dropped",
+        ),
+        (
+            "<|eot_id|>",
+            "<think>\n",
+            "its thought about 'What is 2 + 2?' does not end in 512 tokens",
+        ),
+        (
+            "<|eot_id|>",
+            "It is 4.",
+            "its answer to 'What is 2 + 2?' is empty, so it would be dropped",
+        ),
+    ],
+)
+def test_a_probe_says_where_the_answer_to_its_question_would_be_dropped(
+    end: str, opens: str, says: str, transformers_engine: Engine
+) -> None:
+    tokenizer = load_tokenizer("nano")
+    template = str(tokenizer.chat_template).replace("<|eot_id|>", end)
+    # What the prompt opens the answer with.
+    template += f"{{% if add_generation_prompt %}}{{{{ {opens!r} }}}}{{% endif %}}"
+    tokenizer.chat_template = template
+    tokenizer.eos_token = end
+    chat = Chat(tokenizer, name="some model")
+    found = described(chat, model="some model", deployed=None)
+    said = drawn(found, transformers_engine, chat, 1, seed=1).verdict
+    assert said.partition(" of them different")[2].removeprefix("; ") == says
 
 
 def test_a_name_is_never_read_as_markup(mix: MixResult) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from rapidfuzz.distance import Levenshtein
+from test_templates import shipped
 
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record, dialogue
 from replaykit.engines import Completion, Request, load_engine
-from replaykit.errors import ChatError
+from replaykit.errors import RunError
 from replaykit.model.chat import Chat
 from replaykit.nano import world
 from replaykit.recipe.rewrite import Rewrite
@@ -274,6 +275,27 @@ def test_a_conversation_that_does_not_end_in_question_and_answer_stays(
     assert engine.asked == []
 
 
+def test_what_an_answer_has_beside_its_words_is_not_taken_from_it(
+    chat: Chat, tmp_path: Path
+) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    called = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    question = {"role": "user", "content": QUESTION}
+    answer = {"role": "assistant", "content": REFERENCE}
+    target = [
+        Record((question, {**answer, "tool_calls": [called]}), "target"),
+        Record((question, answer), "target", {}, (tool,)),
+        Record((question, {**answer, "reasoning_content": "I count."}), "target"),
+        Record((question, {**answer, "weight": 0}), "target"),
+    ]
+    engine = Scripted(chat)
+    made = run(target, engine, chat, tmp_path)
+    assert [record.meta["why"] for record in made] == ["tools", "tools", "thought", "no_loss"]
+    assert [record.messages for record in made] == [record.messages for record in target]
+    assert [record.tools for record in made] == [record.tools for record in target]
+    assert engine.asked == []
+
+
 @pytest.mark.parametrize("method", ["min-change", "paraphrase"])
 def test_a_prompt_with_no_room_for_an_answer_keeps_the_reference(
     chat: Chat, tmp_path: Path, method: str
@@ -343,9 +365,7 @@ def test_a_column_of_the_target_named_why_does_not_disturb_the_counts(
     }
 
 
-def test_a_conversation_that_the_template_refuses_is_an_error_before_anything_is_asked(
-    tmp_path: Path,
-) -> None:
+def test_a_row_that_the_template_refuses_keeps_its_reference_and_is_counted(tmp_path: Path) -> None:
     strict = Chat.load("nano")
     strict.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
@@ -356,9 +376,10 @@ def test_a_conversation_that_the_template_refuses_is_an_error_before_anything_is
         Record(dialogue(QUESTION, REFERENCE, system="Be kind."), "target"),
     ]
     engine = Scripted(strict, (QUESTION, RIGHT))
-    with pytest.raises(ChatError, match="refuses a conversation of system, user"):
-        run(target, engine, strict, tmp_path)
-    assert engine.asked == []
+    made = run(target, engine, strict, tmp_path)
+    assert [record.answer for record in made] == [RIGHT, REFERENCE]
+    assert counts(made) == {"prediction": 1, "template_refuses": 1}
+    assert len(engine.asked) == 1
 
 
 # --- stopping and going on ------------------------------------------------------------------------
@@ -492,15 +513,82 @@ LEAKED = [
     "D'après le guide, c'est 42.",
     "La référence indique 42.",
     "---\nTo guide you: 42",
+    "To guide you: 42",
+    "---\nReference: 42",
     "**Corrected:** 42",
     "Corrected answer: 42",
     "Korrigiert: 42",
+    "To guide you, 42",
+    "---\nThe guide: 42",
+    "La guía: 42",
+    "Dem Hinweis zufolge sind es 42.",
+    "The prior answer is not correct.",
     "The previous answer was wrong. It is 42.",
     "Die vorherige Antwort war falsch. Es sind 42.",
     "La respuesta anterior era incorrecta. Son 42.",
     "La réponse précédente était fausse. C'est 42.",
     "之前的答案是错的，应该是42。",
 ]
+# The same forms in more words and languages, which the gate alone is asked about.
+LEAKED_TOO = [
+    "The reference is 42.",
+    "Reference: 42",
+    "Hint: 42",
+    "Given the reference, 42.",
+    "Following the guide, 42.",
+    "The hint suggests 42.",
+    "Based on the given answer, 42.",
+    "**Correction:** 42",
+    "Updated answer: 42",
+    "I apologize for the mistake; 42.",
+    "You are right, 42.",
+    "Die Musterlösung ist 42",
+    "按提示，42",
+    "Secondo il riferimento, 42.",
+    "Come indica la guida, 42.",
+    "Il riferimento dice 42.",
+    "La risposta precedente era sbagliata.",
+    "Corretto: 42",
+    "Segundo a referência, 42.",
+    "De acordo com o guia, 42.",
+    "A referência diz 42.",
+    "A resposta anterior estava errada.",
+    "Corrigido: 42",
+    "Volgens de referentie is het 42.",
+    "De hint zegt 42.",
+    "Het vorige antwoord was fout.",
+    "Gecorrigeerd: 42",
+    "Согласно справке, 42.",
+    "Согласно эталонному ответу, 42.",
+    "Подсказка говорит 42.",
+    "Предыдущий ответ был неверным.",
+    "Исправлено: 42",
+    "参考によると、42です。",
+    "ヒントによれば42です。",
+    "参考回答は42です。",
+    "前の回答は間違っていました。",
+    "修正：42",
+    "참고에 따르면 42입니다.",
+    "힌트에 따르면 42입니다.",
+    "참고 답안은 42입니다.",
+    "이전 답변은 틀렸습니다.",
+    "수정: 42",
+    "Referencia: 42",
+    "Référence : 42",
+    "Referenz: 42",
+    "参考：42",
+    "提示：42",
+    "La référence est 42.",
+    "La referencia es 42.",
+    "Hinweis: 42",
+    "Guide: 42",
+    "Corrected: 42",
+]
+
+
+@pytest.mark.parametrize("reply", LEAKED_TOO)
+def test_every_form_of_naming_the_request_is_known(reply: str) -> None:
+    assert leaked(reply, said="")
 
 
 @pytest.mark.parametrize("reply", LEAKED)
@@ -532,6 +620,24 @@ def test_a_reply_that_speaks_of_the_request_is_refused_in_every_language_and_met
         "他给了我一个提示。",
         "According to the map, it is 42 miles.",
         "Selon la carte, c'est 42 km.",
+        "The guide is a book for hikers.",
+        "My guide dog is called Rex.",
+        "The reference is missing a page.",
+        "Hint of lemon: nice.",
+        "You are right to be angry; breathe.",
+        "La guida del museo parla tre lingue.",
+        "O guia turístico fala três línguas.",
+        "De gids sprak drie talen.",
+        "Он дал мне подсказку.",
+        "彼はヒントをくれた。",
+        "그는 힌트를 주었다.",
+        "根据地图，42公里。",
+        "Secondo la mappa, 42 km.",
+        "Segundo o mapa, são 42 km.",
+        "Volgens de kaart 42 km.",
+        "Согласно карте, 42 км.",
+        "地図によると42キロです。",
+        "Der Hinweis ist wichtig.",
     ],
 )
 def test_ordinary_answers_with_the_words_of_the_request_are_no_leak(reply: str) -> None:
@@ -546,10 +652,10 @@ def test_what_the_question_speaks_of_the_answer_may_speak_of() -> None:
 @pytest.mark.parametrize(
     ("reply", "clean"),
     [
-        ("<think>27 + 15</think>\n\nIt is 42.", "It is 42."),
-        ("27 + 15\n</think>It is 42.", "It is 42."),
         ("```\nIt is 42.\n```", "It is 42."),
         ("```text\nIt is\n42.\n```\n", "It is\n42."),
+        ("~~~\nIt is 42.\n~~~", "It is 42."),
+        ("~~~\nIt is `42`.\n```", "~~~\nIt is `42`.\n```"),
         ("Run this:\n```\nprint(42)\n```", "Run this:\n```\nprint(42)\n```"),
         ("```\na\n```\nor\n```\nb\n```", "```\na\n```\nor\n```\nb\n```"),
         ("Sure, I can help with that! It is 42.", "It is 42."),
@@ -558,6 +664,12 @@ def test_what_the_question_speaks_of_the_answer_may_speak_of() -> None:
         ("Of course. Water is wet.", "Of course. Water is wet."),
         ("Sure, it is 42.", "Sure, it is 42."),
         ("I can help with that!", "I can help with that!"),
+        ("Happy to help! It is 42.", "It is 42."),
+        ("Let me help you with your sum. It is 42.", "It is 42."),
+        ("I can help the sick. They need care.", "I can help the sick. They need care."),
+        ("I am happy. I help.", "I am happy. I help."),
+        ("I'm glad you could help. Thanks.", "I'm glad you could help. Thanks."),
+        ("I'm happy to help my mother. She is old.", "I'm happy to help my mother. She is old."),
         ("It is 42. I can help with more!", "It is 42. I can help with more!"),
     ],
 )
@@ -573,20 +685,48 @@ def test_a_frame_that_the_reference_or_the_model_itself_has_stays() -> None:
     assert cleaned(offered, like="Sure, I can help with that! It is 6 * 7.") == offered
 
 
-@pytest.mark.parametrize("frame", ["<think>27 + 15</think>\n{}", "```\n{}\n```"])
-def test_a_framed_reply_is_accepted_without_its_frame(
-    chat: Chat, tmp_path: Path, frame: str
-) -> None:
-    record = one(WRONG, frame.format(REPAIRED), chat, tmp_path)
+def test_a_framed_reply_is_accepted_without_its_frame(chat: Chat, tmp_path: Path) -> None:
+    record = one(WRONG, f"```\n{REPAIRED}\n```", chat, tmp_path)
     assert (record.answer, record.meta["path"]) == (REPAIRED, "edit")
     assert record.meta["edit"] == distance(WRONG, REPAIRED)
 
 
-def test_a_thought_before_a_right_prediction_is_no_part_of_the_new_row(
-    chat: Chat, tmp_path: Path
+THINKING = {
+    "qwen3": "<think>\n27 + 15\n</think>\n\n{}",
+    "gemma4": "<|channel>thought\n27 + 15\n<channel|>{}",
+}
+
+
+@pytest.mark.parametrize("name", THINKING)
+@pytest.mark.parametrize("said", [(RIGHT, "never asked"), (WRONG, REPAIRED)])
+def test_a_thought_in_the_marks_of_the_template_is_no_part_of_the_new_row(
+    name: str, said: tuple[str, str], tmp_path: Path
 ) -> None:
-    record = one(f"<think>27 + 15</think>\n\n{RIGHT}", "never asked", chat, tmp_path)
-    assert (record.answer, record.meta["path"]) == (RIGHT, "prediction")
+    thinker = shipped(name)
+    prediction, edit = (THINKING[name].format(text) for text in said)
+    record = one(prediction, edit, thinker, tmp_path)
+    path = "prediction" if said[0] == RIGHT else "edit"
+    answer = said[path == "edit"]
+    assert (record.answer, record.meta["path"]) == (answer, path)
+    assert record.messages[-1] == {"role": "assistant", "content": answer}
+    with Ledger(tmp_path / "replies.jsonl") as ledger:
+        assert [line["thought"] for line in ledger.values()] == ["valid"] * len(ledger)
+        assert [line["text"] for line in ledger.values()] == list(said[: len(ledger)])
+
+
+def test_a_reply_that_was_cut_in_its_thought_says_nothing(tmp_path: Path) -> None:
+    record = one(f"<think>\n27 + 15{CUT}", "never asked", shipped("qwen3"), tmp_path)
+    assert (record.answer, record.meta["why"]) == (REFERENCE, "empty")
+
+
+def test_replies_of_before_with_thoughts_in_their_text_are_refused(tmp_path: Path) -> None:
+    line = {"stage": "prediction", "text": f"27 + 15\n\n{RIGHT}", "finish_reason": "stop"}
+    with Ledger(tmp_path / "replies.jsonl") as ledger:
+        ledger.append({"row": 0, **line})
+    with pytest.raises(RunError, match="earlier version of replaykit.*remove it from the step's"):
+        one("never asked", "never asked", shipped("qwen3"), tmp_path)
+    # Without thoughts a text was the answer then as it is now.
+    assert one("never asked", "", Chat.load("nano"), tmp_path).answer == line["text"]
 
 
 @pytest.mark.parametrize(
@@ -597,6 +737,12 @@ def test_a_thought_before_a_right_prediction_is_no_part_of_the_new_row(
         ("#### 42\n" * 4, True),
         ("27 + 15 is 42.\n#### 42\n#### 42\n#### 42", True),
         ("So it is 42, I think. " * 30, True),
+        ("42; 42; 42; 42", True),
+        ("四十二。四十二。四十二。", True),
+        ("so: " + "42 " * 6, True),
+        ("0 " * 10, True),
+        ("0 0 0", False),
+        ("The row is 0 0 0.", False),
         ("42\n42", False),
         ("42", False),
         ("", False),

@@ -21,7 +21,7 @@ from replaykit.data.formats import Columns, read_prompts, read_records, record_o
 from replaykit.data.record import Message, Record, dialogue
 from replaykit.errors import DataError
 from replaykit.recipe.data import Data
-from replaykit.steps.inputs import load, prompts_of
+from replaykit.steps.inputs import load, load_prompts
 
 Row = Mapping[str, Any]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -101,7 +101,18 @@ BESIDE = {
         {"instruction": "Sum up", "context": "Long.", "response": "Short.", "category": "x"},
         dialogue("Sum up\n\nLong.", "Short."),
     ),
+    "Dolly's original without a context": (
+        {"instruction": "q", "context": "", "response": "a", "category": "x"},
+        dialogue("q", "a"),
+    ),
     "Magpie": ({"instruction": "q", "response": "a"}, dialogue("q", "a")),
+    "Magpie with the conversation beside it": (
+        {
+            "conversation_id": "x1", "instruction": "q", "response": "a",
+            "conversations": list(dialogue("q", "a")),
+        },
+        dialogue("q", "a"),
+    ),
     "OpenOrca": (
         {"id": "flan.1", "system_prompt": "SYS", "question": "q", "response": "a"},
         dialogue("q", "a", system="SYS"),
@@ -111,7 +122,15 @@ BESIDE = {
         dialogue("q", "a"),
     ),
     "inputs and targets": ({"inputs": "q", "targets": "a"}, dialogue("q", "a")),
+    "inputs and targets of a named task": (
+        {"inputs": "q", "targets": "a", "task_name": "nli", "template_idx": 3},
+        dialogue("q", "a"),
+    ),
     "messages as JSON text": ({"messages": json.dumps(dialogue("q", "a"))}, dialogue("q", "a")),
+    "a ShareGPT conversation as JSON text": (
+        {"conversations": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'},
+        dialogue("q", "a"),
+    ),
     "null beside another format": (
         {"messages": None, "instruction": None, "output": None, "question": "q", "answer": "a"},
         dialogue("q", "a"),
@@ -123,6 +142,18 @@ BESIDE = {
     "a system that is NaN": (
         {"system": float("nan"), "instruction": "q", "input": float("nan"), "output": "a"},
         dialogue("q", "a"),
+    ),
+    "a system beside a conversation that is NaN": (
+        {"system": float("nan"), "messages": list(dialogue("q", "a"))},
+        dialogue("q", "a"),
+    ),
+    "a history that is NaN": (
+        {"query": "q", "response": "a", "history": float("nan")},
+        dialogue("q", "a"),
+    ),
+    "a history whose last question has no answer": (
+        {"query": "q3", "response": "a", "history": [["q1", "a1"], ["q2", float("nan")]]},
+        (*dialogue("q1", "a1"), *dialogue("q2"), *dialogue("q3", "a")),
     ),
     "a history without an answer": (
         {"instruction": "q2", "output": "a", "history": [["q", None]]},
@@ -139,6 +170,31 @@ BESIDE = {
 def test_a_format_reads_the_columns_that_its_own_documentation_names(name: str) -> None:
     row, expected = BESIDE[name]
     assert messages(row) == expected
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".jsonl"])
+def test_each_row_is_read_by_its_own_columns_where_those_of_another_format_are_null(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"rows{kind}"
+    rows = [
+        {"instruction": "q1", "output": "a1"},
+        {"question": "q2", "answer": "a2"},
+        {"query": "q3", "response": "a3", "system": "SYS"},
+        {"instruction": "q4", "input": "in", "output": "a4"},
+    ]
+    names = ("instruction", "input", "output", "question", "answer", "query", "response", "system")
+    whole = [{name: row.get(name) for name in names} for row in rows]
+    if kind == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, whole)))
+    else:
+        write_table(path, {name: [row[name] for row in whole] for name in names})
+    assert [record.messages for record in read_records(path, "target")] == [
+        dialogue("q1", "a1"),
+        dialogue("q2", "a2"),
+        dialogue("q3", "a3", system="SYS"),
+        dialogue("q4\n\nin", "a4"),
+    ]
 
 
 def test_a_context_that_is_no_text_is_refused_rather_than_lost() -> None:
@@ -371,6 +427,11 @@ def test_images_beside_a_conversation_are_refused_by_name() -> None:
 
 def test_strings_in_a_content_are_joined() -> None:
     assert messages({"messages": [{"role": "user", "content": ["a", "b"]}]}) == dialogue("ab")
+    turns = [
+        {"role": "user", "content": ["a", {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": ["c", "d"]},
+    ]
+    assert messages({"messages": turns}) == dialogue("ab", "cd")
     parts = [{"type": "input_text", "text": "a"}, {"text": "b"}]
     assert messages({"messages": [{"role": "user", "content": parts}]}) == dialogue("ab")
 
@@ -433,9 +494,11 @@ def test_a_label_without_a_word_is_refused(label: Any) -> None:
 
 
 def test_a_numeric_label_without_words_is_an_error_that_says_so() -> None:
-    assert "`labels: [World, Sports, ...]` says the word" in refusal(NEWS)
-    assert "`labels: [first, second, ...]`" in refusal(NEWS, prompt="text", answer="label")
-    assert "`labels: [no, yes, ...]`" in refusal({"premise": "a", "hypothesis": "b", "label": 0})
+    assert '`labels: ["World", "Sports", ...]` says the word' in refusal(NEWS)
+    assert '`labels: ["first", "second", ...]`' in refusal(NEWS, prompt="text", answer="label")
+    assert '`labels: ["no", "yes", ...]`' in refusal(
+        {"premise": "a", "hypothesis": "b", "label": 0}
+    )
 
 
 def test_a_template_with_a_column_that_no_row_has_names_the_near_one() -> None:
@@ -445,11 +508,11 @@ def test_a_template_with_a_column_that_no_row_has_names_the_near_one() -> None:
 
 def test_the_recipe_has_a_key_for_each(tmp_path: Path) -> None:
     (tmp_path / "news.jsonl").write_text(json.dumps(NEWS))
-    [record] = load(Data(path=str(tmp_path / "news.jsonl"), labels=TOPICS), "target")
+    [record] = load(Data(path=str(tmp_path / "news.jsonl"), labels=TOPICS), "target").records
     assert record.messages == dialogue("Smaller ones.", "Sci/Tech")
     assert record.meta == {"title": "Chips", "line": 1}
     data = Data(path=str(tmp_path / "news.jsonl"), prompt="{title}: {text}", answer="title")
-    assert [record.prompt for record in prompts_of(data)] == ["Chips: Smaller ones."]
+    assert [record.prompt for record in load_prompts(data).records] == ["Chips: Smaller ones."]
     with pytest.raises(ValidationError, match="given together"):
         Data(path="x", prompt="text")
     with pytest.raises(ValidationError):
@@ -584,8 +647,16 @@ def test_what_datasets_saved_to_disk_is_read(tmp_path: Path) -> None:
         read_all(tmp_path / "all", split="dev")
 
 
+@pytest.mark.parametrize(
+    ("path", "subset", "revision", "split"),
+    [
+        ("openai/gsm8k", "main", "e53f048", "test"),
+        ("openai/gsm8k", "socratic", None, "train"),
+        ("nyu-mll/glue", "mnli", "bcdcba7", "validation_matched"),
+    ],
+)
 def test_subset_and_revision_of_a_hub_data_set_are_passed_on(
-    monkeypatch: pytest.MonkeyPatch,
+    path: str, subset: str, revision: str | None, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
     from huggingface_hub import constants
@@ -601,11 +672,11 @@ def test_subset_and_revision_of_a_hub_data_set_are_passed_on(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = Data(path="openai/gsm8k", subset="main", revision="e53f048", split="test")
-    assert [record.messages for record in load(data, "target")] == [dialogue("q", "a")]
-    assert asked == [("openai/gsm8k", "main", "e53f048", "test")]
+    data = Data(path=path, subset=subset, revision=revision, split=split)
+    assert [record.messages for record in load(data, "target").records] == [dialogue("q", "a")]
+    assert asked == [(path, subset, revision, split)]
     with pytest.raises(DataError, match=r"'main', 'socratic'\]; `subset: NAME` beside the path"):
-        list(raw_rows("openai/gsm8k"))
+        list(raw_rows(path))
 
 
 # --- one bad row ----------------------------------------------------------------------------------
@@ -784,3 +855,20 @@ def test_a_row_of_100_megabytes_in_a_json_list_is_passed_over(tmp_path: Path) ->
     assert (count, list(refused)) == (2, [f"{path}:2"])
     assert "longer than 16 MiB" in refused[f"{path}:2"]
     assert most < 150
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "said"),
+    [
+        ("instruction,output,question,answer", "q1,a1,,\n,,q2,a2", [("q1", "a1"), ("q2", "a2")]),
+        ("prompt,completion,question,answer", ",,q1,a1\nq2,a2,,", [("q1", "a1"), ("q2", "a2")]),
+        ("text,question,answer", "t1,,\n,q2,a2", [("t1",), ("q2", "a2")]),
+        ("question,answer", "q1,a1\n,a2", [("q1", "a1"), ("", "a2")]),
+    ],
+)
+def test_a_table_of_two_formats_has_empty_cells_in_the_columns_of_the_other(
+    tmp_path: Path, header: str, rows: str, said: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / "both.csv").write_text(f"{header}\n{rows}\n")
+    read = list(read_records(tmp_path / "both.csv", "target"))
+    assert [tuple(turn["content"] for turn in record.messages) for record in read] == said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from replaykit.data.record import Record, dialogue
 from replaykit.errors import DataError
 from replaykit.recipe.data import Data
 from replaykit.recipe.select import Quality, Select
+from replaykit.steps.select import choose, selection, walk
+from replaykit.steps.select.choose import spread
+from replaykit.steps.select.nearness import Lexical, fit
 from replaykit.steps.select.selection import Selection, select_records
 from replaykit.text import normalise
 
@@ -211,15 +215,12 @@ def test_several_answers_to_one_question_stay_unless_fewer_are_asked_for() -> No
         assert funnel.counts["duplicate"] == 1
 
 
-@pytest.mark.parametrize("keep", ["first", "best"])
-def test_rows_that_differ_in_their_system_message_or_tools_all_stay_and_keep_them(
-    keep: str,
-) -> None:
+def test_rows_that_differ_in_their_system_message_or_tools_all_stay_and_keep_them() -> None:
     systems = ("Be kind.", "Be rude.")
     pool = [Record(dialogue("Name a fruit.", "apple", system=system), "select") for system in systems]  # fmt: skip
     tool = {"type": "function", "function": {"name": "fruit"}}
     pool += [Record(dialogue("Name a fruit.", "apple"), "select", tools=(tool,))]
-    made = chosen(pool, pool_of("Name a river."), 9, near_duplicate=0.9, keep=keep)
+    made = chosen(pool, pool_of("Name a river."), 9, near_duplicate=0.9)
     assert {record.id for record in made} == {record.id for record in pool}
     assert [record.tools for record in made if record.tools] == [(tool,)]
 
@@ -422,21 +423,185 @@ def test_coverage_takes_from_every_planted_cluster(method: str) -> None:
     assert all(any(text in made for text in cluster) for cluster in clusters)
 
 
+# --- in which order rows are looked at -----------------------------------------------------------
+
+METHODS = [
+    {"method": "tfidf"},
+    {"method": "tfidf", "per_target": 2},
+    {"method": "bm25", "to": "centroid"},
+    {"method": "random"},
+    {"method": "stratified", "column": "topic"},
+    {"method": "near-and-far"},
+    {"method": "mmr", "candidates": 2},
+    {"method": "k-centre", "candidates": 2},
+    {"method": "herding", "candidates": 2},
+]
+TEST = "Natalia sold clips to 48 of her friends in April and half as many clips in May"
+
+
+def mixed_pool(rows: int, seed: int) -> list[Record]:
+    """Good rows, and among them some without an answer and some that hold a test."""
+    pool = pool_of(*sentences(rows, seed), topic=[f"topic {k % 3}" for k in range(rows)])
+    for k in range(0, rows, 5):
+        pool[k] = replace(pool[k], messages=dialogue(pool[k].prompt, "N/A"))
+    for k in range(3, rows, 10):
+        pool[k] = replace(pool[k], messages=dialogue(f"{pool[k].prompt}. {TEST}?", "72"))
+    return pool
+
+
+def checked_first(
+    pool: list[Record], target: list[Record], n: int, options: dict[str, Any]
+) -> list[int]:
+    """The places that a method chooses of a pool of which every row is checked first."""
+    good = [k for k in range(len(pool)) if k % 5 and k % 10 != 3]
+    method = options["method"]
+    lexical = Lexical(
+        method="bm25" if method == "bm25" else "tfidf", to=options.get("to", "nearest")
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        index = fit(prompts(pool), prompts(target), lexical, folder=Path(folder))
+        scores, nearest = (np.concatenate(parts) for parts in zip(*index.scores(), strict=True))
+    drawn = choose.spread(good, seed=1).tolist()
+    near = sorted(good, key=lambda k: (-scores[k], k))
+    some = n * options.get("candidates", 10)
+    if method == "random":
+        return drawn[:n]
+    if method == "stratified":
+        return choose.stratified({k: pool[k].meta["topic"] for k in good}, n, seed=1)
+    if method == "near-and-far":
+        return near[: n // 2] + [k for k in drawn if k not in near[: n // 2]][: n - n // 2]
+    if method == "mmr":
+        order = choose.mmr(vectors_of(pool, near[:some]), scores[near[:some]], n)
+        return [near[k] for k in order]
+    if method in ("k-centre", "herding"):
+        found = sorted(drawn[:some])
+        cover = choose.k_centre if method == "k-centre" else choose.herding
+        return [found[k] for k in cover(vectors_of(pool, found), n)]
+    most = options.get("per_target", n)
+    rank = {k: [j for j in near if nearest[j] == nearest[k]].index(k) for k in near}
+    return [k for k in near if scores[k] == 0 or lexical.to == "centroid" or rank[k] < most][:n]
+
+
+def vectors_of(pool: list[Record], places: list[int]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectoriser = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    return vectoriser.fit_transform([pool[place].prompt for place in places])
+
+
+@pytest.mark.parametrize("options", METHODS, ids=str)
+def test_the_chosen_rows_are_those_of_checking_every_row_first(options: dict[str, Any]) -> None:
+    pool = mixed_pool(300, 3)
+    target = pool_of(*sentences(15, 5))
+    made = selected(pool, target, 20, held_out=[TEST], **options)
+    places = [record.meta["line"] - 1 for record in made.records]
+    assert places == checked_first(pool, target, 20, options)
+    looked_at = made.result.looked_at
+    assert looked_at == 300 if options["method"] == "stratified" else 20 <= looked_at < 100
+
+
+@pytest.mark.parametrize("options", METHODS, ids=str)
+def test_a_pool_whose_first_rows_are_all_bad_gives_as_many_good_ones(
+    options: dict[str, Any],
+) -> None:
+    """The bad ones are the nearest; so many of them come first in no random order."""
+    target = pool_of("How many apples does Tom have left?", *sentences(40, 5))
+    pool = pool_of(*prompts(target[:1] * 700), *sentences(60, 7), topic=["a", "b"] * 380)
+    pool[:700] = [replace(row, messages=dialogue(row.prompt, "N/A")) for row in pool[:700]]
+    funnel = Funnel()
+    made = selected(pool, target, 40, funnel=funnel, **options)
+    assert len(made.records) == len({record.id for record in made.records}) == 40
+    assert all(record.meta["line"] > 700 for record in made.records)
+    assert funnel.made == 760 and funnel.kept == 40
+    if options["method"] in ("tfidf", "mmr"):
+        assert funnel.counts["placeholder"] == 700
+        assert 740 <= made.result.looked_at <= 760
+
+
+def test_rows_that_were_not_looked_at_are_far_whatever_they_are() -> None:
+    pool = pool_of("apple", "apple pear", "a stone", "a brick", "the stone")
+    pool[3] = replace(pool[3], messages=dialogue("a brick", "N/A"))
+    pool.append(pool[0])
+    dropped: list[Any] = []
+    made = selected(pool, pool_of("an apple or a pear"), 2, funnel=Funnel(dropped.append))
+    assert prompts(made.records) == ["apple pear", "apple"]
+    assert made.result.looked_at == 2
+    assert [(row["reason"], row["messages"][0]["content"]) for row in dropped] == [
+        ("far", "a stone"), ("far", "a brick"), ("far", "the stone"), ("far", "apple"),
+    ]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    options=st.sampled_from(METHODS),
+    n=st.integers(1, 60),
+    near_duplicate=st.sampled_from([None, 0.7]),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 30)),
+    spare=st.sampled_from([0.1, 1.0, 9.0]),
+)
+@pytest.mark.slow
+def test_the_same_rows_are_chosen_and_left_out_in_blocks_of_any_size(
+    options: dict[str, Any],
+    n: int,
+    near_duplicate: float | None,
+    sizes: tuple[int, int, int],
+    spare: float,
+) -> None:
+    pool = [*mixed_pool(60, 3), *mixed_pool(20, 3), *with_repeats(sentences(40, 4), 1)]
+    target = pool_of(*sentences(9, 5))
+    found = []
+    for is_cut in (False, True):
+        dropped: list[Any] = []
+        with pytest.MonkeyPatch.context() as patch:
+            if is_cut:
+                patch.setattr(walk, "BATCH", sizes[0])
+                patch.setattr(selection, "READ", sizes[1])
+                patch.setattr(walk, "LEAST", sizes[2])
+                patch.setattr(walk, "SPARE", spare)
+            funnel = Funnel(dropped.append)
+            asked_for = options | {"near_duplicate": near_duplicate, "answers_per_question": 2}
+            made = selected(pool, target, n, funnel=funnel, held_out=[TEST], **asked_for)
+        assert len(made.records) + len(dropped) == funnel.made == len(pool)
+        assert len(made.records) == made.result.funnel.kept == n - made.result.missing
+        found.append((made, dropped))
+    assert found[0] == found[1]
+
+
 # --- checks on the pool ---------------------------------------------------------------------------
 
 LONG = "A farmer has {} hens and each of them lays two eggs a day for which he gets a quarter of a dollar at the market"
 
 
-def test_of_near_duplicates_the_first_stays_or_the_one_nearest_to_the_target() -> None:
+def test_of_near_duplicates_the_one_stays_that_is_nearest_to_the_target() -> None:
     alike = [LONG.format("thirty-one"), LONG.format("thirty-two")]
     pool = [*(row for text in alike for row in answered(text, "yes")), *pool_of(*sentences(30, 3))]
     target = pool_of("thirty-two hens at the market")
-    for keep, stays in (("first", "thirty-one"), ("best", "thirty-two")):
-        funnel = Funnel()
-        made = prompts(chosen(pool, target, 20, near_duplicate=0.8, keep=keep, funnel=funnel))
-        assert [text for text in made if "farmer" in text] == [LONG.format(stays)]
-        assert funnel.counts["near_duplicate" if keep == "first" else "worse_twin"] == 1
+    dropped: list[Any] = []
+    funnel = Funnel(dropped.append)
+    made = prompts(chosen(pool, target, 20, near_duplicate=0.8, funnel=funnel))
+    assert [text for text in made if "farmer" in text] == [alike[1]]
+    (twin,) = [row for row in dropped if row["reason"] == "near_duplicate"]
+    assert (twin["messages"][0]["content"], twin["meta"]["twin"]) == tuple(alike)
     assert sum("farmer" in text for text in prompts(chosen(pool, target, 20))) == 2  # off
+
+
+def test_of_equally_near_duplicates_the_earlier_stays() -> None:
+    alike = [LONG.format(name) for name in ("seventy", "eighty", "ninety")]
+    pool = [*pool_of(*sentences(30, 3)), *(row for text in alike for row in answered(text, "yes"))]
+    target = pool_of("hens at the market")
+    assert len({row.meta["score"] for row in chosen(pool, target, 3)}) == 1
+    funnel = Funnel()
+    made = prompts(chosen(pool, target, 20, near_duplicate=0.8, funnel=funnel))
+    assert [text for text in made if "farmer" in text] == alike[:1]
+    assert funnel.counts["near_duplicate"] == 2
+
+
+@pytest.mark.parametrize("method", ["random", "near-and-far", "herding"])
+def test_of_near_duplicates_that_are_drawn_the_first_drawn_stays(method: str) -> None:
+    pool = [row for k in range(100, 140) for row in answered(LONG.format(k), "yes")]
+    options: dict[str, Any] = {"method": method, "near": 0.0, "near_duplicate": 0.8}
+    made = chosen(pool, pool_of("no such words"), 5, **options)
+    assert prompts(made) == [pool[spread(range(40), seed=1)[0]].prompt]
 
 
 def test_a_row_that_holds_a_test_question_is_left_out_with_the_question() -> None:
@@ -474,10 +639,11 @@ def test_missing_rows_and_a_target_without_common_words_are_said() -> None:
     assert any("all scores are 0" in note and "embedding" in note for note in made.result.notes)
 
 
-def test_the_histogram_counts_every_row_after_the_checks() -> None:
-    made = selected(pool_of(*sentences(150, 4)), pool_of(*sentences(20, 5)), 50)
+def test_the_histogram_counts_every_row_of_the_pool() -> None:
+    pool = [*pool_of(*sentences(150, 4)), *answered("Name a river.", "N/A")]
+    made = selected(pool, pool_of(*sentences(20, 5)), 50)
     assert made.result.scores is not None
-    assert sum(made.result.scores.histogram.counts) == 150
+    assert sum(made.result.scores.histogram.counts) == 151
     assert made.result.scores.lowest == made.records[-1].meta["score"]
 
 
@@ -498,9 +664,15 @@ def test_the_same_rows_come_out_however_the_pool_is_given(rows: list[str], metho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"method": "bm25"}, {"near_duplicate": 0.5}], ids=str)
-def test_the_same_rows_come_out_of_one_process_and_of_three(options: dict[str, Any]) -> None:
-    pool = pool_of(*sentences(5000, 4))
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({}, 5000), ({"method": "bm25"}, 5000), ({"near_duplicate": 0.5}, 2500)],
+    ids=str,
+)
+def test_the_same_rows_come_out_of_one_process_and_of_three(
+    options: dict[str, Any], rows: int
+) -> None:
+    pool = pool_of(*sentences(rows, 4))
     target = pool_of(*sentences(50, 5))
     one, three = (
         selected(pool, target, 200, processes=processes, **options) for processes in (1, 3)
@@ -520,20 +692,17 @@ def with_repeats(texts: list[str], seed: int) -> list[Record]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["first", "best"])
-def test_the_same_rows_are_left_out_by_one_process_and_by_three(keep: str) -> None:
+def test_the_same_rows_are_left_out_by_one_process_and_by_three() -> None:
     pool = with_repeats(sentences(1000, 4), 1)
     target = pool_of(*sentences(50, 5))
     results = []
     for processes in (1, 3):
         dropped: list[Any] = []
         funnel = Funnel(dropped.append)
-        made = selected(
-            pool, target, 200, processes=processes, near_duplicate=0.7, keep=keep, funnel=funnel
-        )
+        made = selected(pool, target, 900, processes=processes, near_duplicate=0.7, funnel=funnel)
         results.append((made, dropped))
     assert results[0] == results[1]
-    near = [row for row in dropped if row["reason"] in ("near_duplicate", "worse_twin")]
+    near = [row for row in dropped if row["reason"] == "near_duplicate"]
     assert len(near) > 50
     assert all(row["meta"]["twin"] for row in near)
 
@@ -547,7 +716,7 @@ def test_a_near_duplicate_of_a_row_that_was_dropped_stays_where_it_is_not_near_t
     ]  # 0 and 4 are far apart
     pool = [row for text in changed for row in answered(text, "yes")]
     target = pool_of("word0 word1 word2")
-    made = chosen(pool, target, 9, near_duplicate=0.7, keep="best")
+    made = chosen(pool, target, 9, near_duplicate=0.7)
     assert prompts(made) == [changed[1], changed[2]]
 
 
@@ -562,7 +731,7 @@ def test_two_machines_of_a_ray_cluster_choose_and_leave_out_what_one_process_doe
     def result(engine: str) -> tuple[Selection, list[Any]]:
         dropped: list[Any] = []
         return selected(
-            pool, target, 200, near_duplicate=0.7, engine=engine, funnel=Funnel(dropped.append)
+            pool, target, 4500, near_duplicate=0.7, engine=engine, funnel=Funnel(dropped.append)
         ), dropped
 
     local, left_out = result("local")
@@ -593,16 +762,15 @@ def test_real_old_tasks_are_ranked_as_scikit_learn_ranks_them() -> None:
     assert (len(pool), len(target), len(made)) == (3000, 200, 300)
     assert funnel.made == 3000
     assert funnel.kept == 300
-    kept = [record for record in pool if quality.reason(record, Quality()) is None]
-    kept = [quality.without_end(record) for record in kept]
-    found = {tuple(map(kept_form, exchange(record))): record for record in reversed(kept)}
-    first = list(found.values())[::-1]
-    best = sklearn_scores(prompts(first), prompts(target)).max(axis=1)
-    np.testing.assert_allclose(
-        [record.meta["score"] for record in made], np.sort(best)[::-1][:300], atol=1e-5
-    )
+    scores = sklearn_scores(prompts(pool), prompts(target)).max(axis=1)
+    first: dict[tuple[str, ...], int] = {}
+    for place, record in enumerate(map(quality.without_end, pool)):
+        if quality.reason(record, Quality()) is None:
+            first.setdefault(tuple(map(kept_form, exchange(record))), place)
+    best = np.sort(scores[list(first.values())])[::-1]
+    np.testing.assert_allclose([record.meta["score"] for record in made], best[:300], atol=1e-5)
     # A question with several answers has one score.
-    score_of = dict(zip(prompts(first), best, strict=True))
+    score_of = dict(zip(prompts(pool), scores, strict=True))
     np.testing.assert_allclose(
         [record.meta["score"] for record in made], [score_of[p] for p in prompts(made)], atol=1e-5
     )

@@ -97,7 +97,7 @@ def test_beside_one_letter_answers_the_share_comes_to_one_row_or_is_refused(
     asked = ratio / (1 - ratio) * sum(chat.example(row).loss_tokens for row in target)
     sizes = [chat.example(row).loss_tokens for row in replay]
     try:
-        result = mixed(chat, target, replay, ratio=ratio)
+        result = mixed(chat, target, replay, ratio=ratio, unit="loss_tokens")
     except DataError as error:
         # One row alone would lead further away than none.
         assert min(sizes) > 2 * asked * (1 - ratio)
@@ -114,9 +114,9 @@ def test_the_ratio_that_a_refusal_names_is_one_that_comes(chat: Chat, words: int
     target = letters(4)
     replay = rows("select", 50, words)
     with pytest.raises(DataError) as refused:
-        mixed(chat, target, replay, ratio=0.001)
+        mixed(chat, target, replay, ratio=0.001, unit="loss_tokens")
     least = float(str(refused.value).split("--ratio ")[1].split()[0])
-    assert mixed(chat, target, replay, ratio=least).replay_rows > 0
+    assert mixed(chat, target, replay, ratio=least, unit="loss_tokens").replay_rows > 0
 
 
 def test_as_rows_the_same_target_has_its_share_of_rows(chat: Chat) -> None:
@@ -166,7 +166,7 @@ def test_a_run_that_has_its_share_loses_no_row(chat: Chat) -> None:
 def test_one_row_as_long_as_the_run_is_left_out_and_said_to_be(chat: Chat) -> None:
     funnel = Funnel()
     replay = [*rows("select", 300, 2), *rows("select", 3, 90, seed=2)]
-    result = mixed(chat, letters(300), replay, ratio=0.05, funnel=funnel)
+    result = mixed(chat, letters(300), replay, ratio=0.05, unit="loss_tokens", funnel=funnel)
     assert result.share["loss_tokens"] == pytest.approx(0.05, rel=0.1)
     assert result.last_share["loss_tokens"] == pytest.approx(0.05, rel=0.25)
     out = funnel.result()
@@ -180,7 +180,7 @@ def test_one_row_as_long_as_the_run_is_left_out_and_said_to_be(chat: Chat) -> No
 def test_a_source_of_long_rows_alone_gives_its_part_to_the_others_and_says_so(chat: Chat) -> None:
     short = rows("select", 300, 2)
     long = rows("generate", 50, 90)
-    result = mixed(chat, letters(300), short, long, ratio=0.05)
+    result = mixed(chat, letters(300), short, long, ratio=0.05, unit="loss_tokens")
     assert result.share["loss_tokens"] == pytest.approx(0.05, rel=0.1)
     assert note(result, "generate has no shorter row").endswith("comes from the others")
 
@@ -201,7 +201,7 @@ def test_what_is_owed_behind_the_last_target_row_still_comes() -> None:
 @pytest.mark.slow
 def test_too_few_rows_to_protect_are_said_with_what_to_ask_for(chat: Chat) -> None:
     # As it was with a real model: 640 one-word answers, and 5 % of their loss tokens.
-    result = mixed(chat, letters(640), rows("select", 200, 12), ratio=0.05)
+    result = mixed(chat, letters(640), rows("select", 200, 12), ratio=0.05, unit="loss_tokens")
     said = note(result, "too few to protect")
     assert said.startswith(f"{result.replay_rows} replay rows, {result.replay_rows} of them")
     assert said.endswith("ask for --unit rows")
@@ -239,16 +239,19 @@ def test_the_step_prints_how_many_replay_rows_there_are_and_how_many_different(
     assert "20 target, 0 replay" in " ".join(capsys.readouterr().out.split())
 
 
-def test_steps_without_a_target_row_are_said_with_what_to_do(chat: Chat) -> None:
-    target = rows(TARGET, 60, 150)
+@pytest.mark.parametrize(("n", "words", "ratio"), [(60, 150, 0.3), (20, 60, 0.3), (12, 235, 0.15)])
+def test_steps_without_a_target_row_are_said_with_what_to_do(
+    chat: Chat, n: int, words: int, ratio: float
+) -> None:
+    target = rows(TARGET, n, words)
     replay = rows("select", 400, 1)
-    result = mixed(chat, target, replay, ratio=0.3)
+    result = mixed(chat, target, replay, ratio=ratio, unit="loss_tokens")
     said = note(result, "hold no target row")
     empty = int(said.split()[0])
     assert 0 < empty < result.steps
     assert f"of the {result.steps} steps" in said
     assert "--unit rows" in said
-    by_rows = mixed(chat, target, replay, ratio=0.3, unit="rows")
+    by_rows = mixed(chat, target, replay, ratio=ratio, unit="rows")
     assert not any("no target row" in text for text in by_rows.notes)
 
 
@@ -271,6 +274,21 @@ def test_equal_steps_that_show_a_part_of_the_target_are_trained_and_said(
     assert result.not_shown == 640 - result.target_rows > 0
     said = note(result, "are not shown")
     assert said.startswith(f"{result.not_shown} of the 640 target rows are not shown in 39 steps")
+
+
+@pytest.mark.parametrize(("ratio", "replayed"), [(0.05, 5), (0.1, 10), (0.2, 21)])
+def test_of_arms_of_equal_steps_the_one_with_replay_is_trained_too(
+    chat: Chat, ratio: float, replayed: int
+) -> None:
+    train = Train(batch_rows=16, steps=40)
+    without = mixed(chat, letters(640), ratio=0, train=train)
+    replay = rows("select", 100, 5)
+    result = mixed(chat, letters(640), replay, ratio=ratio, unit="loss_tokens", train=train)
+    assert without.steps == result.steps == 40
+    assert (without.target_rows, without.not_shown) == (640, 0)
+    assert (result.replay_rows, result.target_rows) == (replayed, 640 - replayed)
+    said = note(result, "are not shown")
+    assert said.startswith(f"{replayed} of the 640 target rows are not shown in 40 steps")
 
 
 def test_steps_that_show_all_of_the_target_have_no_such_note(chat: Chat) -> None:
@@ -374,7 +392,7 @@ def test_a_file_without_a_row_that_can_be_read_is_refused(files: Path) -> None:
     Path("empty.jsonl").write_text('{"colour": "red"}\n')
     done = command("--replay", "empty.jsonl")
     assert done.exit_code == 1
-    assert "empty.jsonl: there is no row in it that can be read as replay" in done.output
+    assert "empty.jsonl: none of its 1 rows can be read; the first: empty.jsonl:1:" in done.output
 
 
 @pytest.mark.slow

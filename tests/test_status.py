@@ -203,10 +203,10 @@ def test_a_sweep_is_compared_by_its_own_flags(finished: None) -> None:
 
 
 def test_a_changed_setting_is_named_and_what_follows_is_done_anew_too(finished: None) -> None:
-    recipe = recipe_of(mix={"ratio": 0.1, "unit": "rows"})
+    recipe = recipe_of(mix={"ratio": 0.1, "unit": "tokens"})
     assert said(recipe) == {
         "select": "finished",
-        "mix": "would be done anew: mix.ratio was 0.2, is 0.1; mix.unit was loss_tokens, is rows",
+        "mix": "would be done anew: mix.ratio was 0.2, is 0.1; mix.unit was rows, is tokens",
         "train": "would be done anew, since mix is",
         "eval": "would be done anew, since train is",
         "report": "would be done anew, since eval is",

@@ -15,6 +15,7 @@ from replaykit.model import template as template_module
 from replaykit.model.chat import Chat, Example
 from replaykit.model.deadline import TimeUp, deadline
 from replaykit.recipe.chat import ChatOptions
+from replaykit.steps.probe.describe import described
 
 # How families lay out thoughts, by our own hand, from their published templates (llama.cpp's
 # models/templates and the models' own repositories): what each does and nothing else.
@@ -38,6 +39,25 @@ DEEPSEEK_V3_2 = (  # the user's turn opens the model's thought, if it is the las
     "{{ m.get('reasoning_content', '') + '</think>' }}{% endif %}{{ m.content + eos_token }}"
     "{% endif %}{% endfor %}"
 )
+DEEPSEEK_V4 = (  # its prompt closes an empty thought; a finished answer shows the end alone
+    "{{ bos_token }}{% set n = namespace(last=-1) %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set n.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+    "{% elif m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}{{ '<｜Assistant｜>' }}"
+    "{% if enable_thinking and loop.index0 > n.last %}"
+    "{{ '<think>' + m.get('reasoning_content', '') }}{% endif %}"
+    "{{ '</think>' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<｜Assistant｜><think>' + ('' if enable_thinking else '</think>') }}{% endif %}"
+)
+LAGUNA_S = (  # an answer opens with a thought, or with the end of one
+    "{{ bos_token }}{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.role == 'assistant' %}"
+    "{{ '<think>' + m.reasoning_content if m.reasoning_content else '' }}{{ '</think>' }}"
+    "{% endif %}{{ m.content + '</' + m.role + '>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<assistant>' + ('<think>' if enable_thinking else '</think>') }}{% endif %}"
+)
+LAGUNA_MARKS = ("<system>", "</system>", "<user>", "</user>", "<assistant>", "</assistant>")
 EXAONE_4 = (  # opens a thought in its prompt, and shows none of a finished answer
     "{% for m in messages %}{{ '[|' + m.role + '|]\n' }}"
     "{% if m.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
@@ -108,6 +128,8 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfo
 FAMILIES: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     "DeepSeek V3.1": (DEEPSEEK_V3_1, *SENTENCE, DEEPSEEK_MARKS),
     "DeepSeek V3.2": (DEEPSEEK_V3_2, *SENTENCE, DEEPSEEK_MARKS),
+    "DeepSeek V4": (DEEPSEEK_V4, *SENTENCE, DEEPSEEK_MARKS),
+    "Laguna-S": (LAGUNA_S, "〈|EOS|〉", "〈|EOS|〉", LAGUNA_MARKS),
     "EXAONE-4": (EXAONE_4, None, "[|endofturn|]", ("[|user|]", "[|assistant|]", "[|system|]")),
     "Kimi-K2-Thinking": (KIMI_K2_THINKING, None, "<|im_end|>", KIMI_MARKS),
     "Kimi-K3": (KIMI_K3, None, "<|end_of_msg|>", K3_MARKS),
@@ -205,6 +227,8 @@ OPENED: Message = {"role": "assistant", "content": "Hmm.\n</think>\n\nTwo."}
     [
         ("DeepSeek V3.1", "Hmm.</think>Two." + SENTENCE[1]),
         ("DeepSeek V3.2", "Hmm.</think>Two." + SENTENCE[1]),
+        ("DeepSeek V4", "Hmm.</think>Two." + SENTENCE[1]),
+        ("Laguna-S", "Hmm.</think>Two.</assistant>"),
         ("EXAONE-4", "Hmm.\n</think>\n\nTwo.[|endofturn|]"),
         ("Kimi-K2-Thinking", "<think>Hmm.</think>Two.<|im_end|>"),
         ("Kimi-K3", "Hmm.<|close|>think<|sep|><|open|>response<|sep|>Two." + K3_END),
@@ -236,7 +260,7 @@ def test_an_answer_without_a_thought_stands_after_one_that_is_closed_without_los
 
 
 def test_rows_with_and_without_thoughts_stand_in_one_mixture() -> None:
-    for key in ("DeepSeek V3.1", "EXAONE-4", "Kimi-K3", "Cohere MoE", "DeepSeek V3.2"):
+    for key in ("DeepSeek V3.1", "EXAONE-4", "Kimi-K3", "Cohere MoE", "DeepSeek V3.2", "Laguna-S"):
         chat = family(key)
         assert "Hmm." not in learned(chat, made(chat, QUESTION, BARE))
         assert learned(chat, made(chat, QUESTION, BARE)).startswith("Two.")
@@ -285,6 +309,21 @@ def test_the_true_end_is_learned_and_the_text_is_never_other_than_rendered() -> 
     assert example.rewritten == 0
 
 
+@pytest.mark.parametrize("name", ["glm4moe", "llava_next", "smolvlm", "nemotron_3_nano"])
+def test_two_turns_are_token_for_token_what_the_template_renders(name: str) -> None:
+    chat = shipped(name)
+    messages = (QUESTION, BARE, QUESTION, {**BARE, "content": "Three."})
+    example = made(chat, *messages)
+    said = learned(chat, example)
+    assert example.rewritten == 0
+    # What GLM ends an answer with is the opening of the next turn, which is rendered with it alone.
+    rendered = chat.rendered((*messages, QUESTION))
+    assert chat.encode(rendered)[: len(example.tokens)] == example.tokens
+    assert "<|endoftext|>" not in shown(chat, example.tokens)
+    end = said.partition("Two.")[2].partition("Three.")
+    assert end[2].strip() == end[0].strip() != ""
+
+
 def test_an_end_that_no_template_renders_comes_after_the_last_answer_alone() -> None:
     chat = family("Reka")
     example = made(chat, QUESTION, BARE, QUESTION, BARE)
@@ -311,6 +350,20 @@ def test_a_start_token_that_opens_every_turn_is_a_stop() -> None:
     assert chat.tokenizer.bos_token_id in chat.stop
 
 
+@pytest.mark.parametrize(
+    ("bos", "alarm"), [("", False), ("{{ bos_token }}", False), ("{{ bos_token }}" * 2, True)]
+)
+def test_a_start_token_that_opens_every_turn_is_no_alarm_and_a_doubled_one_is(
+    bos: str, alarm: bool
+) -> None:
+    said = described(family("SmolLM2"), model="smollm2", deployed=None).verdict
+    assert said == "the template is usable"
+    chat = chat_of(bos + SMOLLM2, "<s>", "<|im_end|>", ("<|im_start|>",))
+    said = described(chat, model="another", deployed=None).verdict
+    assert ("writes BOS 2 times, which no model was trained on" in said) is alarm
+    assert (said == "the template is usable") is not alarm
+
+
 def test_the_marks_between_a_thought_and_its_answer_are_no_stops() -> None:
     chat = family("Cohere MoE", True)
     stops = [shown(chat, [stop]) for stop in chat.stop]
@@ -327,6 +380,93 @@ def test_an_answer_of_weight_0_and_one_that_was_cut_have_no_loss_where_they_shou
     assert learned(chat, made(chat, QUESTION, silent, QUESTION, BARE)) == "Two.<|eot_id|>"
     cut = chat.example(Record((QUESTION, BARE), "generate", {"finish": "length"}))
     assert learned(chat, cut) == "Two."
+
+
+# --- what is shown otherwise than it is asked for ------------------------------------------------
+
+ERNIE = (  # answers have marks of their own, which no prompt opens
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% if m.reasoning_content %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}"
+    "{% endif %}{{ '<response>\n' + m.content + '\n</response>\n' }}{% else %}{{ m.content }}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n<think>\n' + ('' if enable_thinking else '\n</think>\n\n') }}"
+    "{% endif %}"
+)
+
+
+def test_what_a_finished_answer_has_before_its_words_is_learned_with_them() -> None:
+    chat = shipped("gptoss")
+    call: Message = {**CALL, "reasoning_content": "Look."}
+    # The thought of the call is gone from the finished conversation, so it is no prefix of it.
+    example = made(chat, QUESTION, call, RESULT, BARE, tools=(TOOL,))
+    assert learned(chat, example).endswith("<|channel|>final<|message|>Two.<|return|>")
+    ernie = chat_of(ERNIE, *CHATML, ())
+    assert (
+        learned(ernie, made(ernie, QUESTION, BARE)) == "<response>\nTwo.\n</response>\n<|im_end|>"
+    )
+    whole = "Hmm.\n</think>\n\n<response>\nTwo.\n</response>\n<|im_end|>"
+    assert learned(ernie, made(ernie, QUESTION, THOUGHT)) == whole
+
+
+SMOLLM3 = (  # thoughts are a part of the words, and an empty one is in the prompt where it is off
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if not enable_thinking %}{{ '<think>\n\n</think>\n' }}{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "answer", [THOUGHT, {"role": "assistant", "content": "<think>\nHmm.\n</think>\nTwo."}]
+)
+def test_an_empty_thought_in_the_prompt_tells_how_thoughts_are_written(answer: Message) -> None:
+    chat = chat_of(SMOLLM3, *CHATML, ())
+    assert chat.can_think
+    assert not chat.always_thinks
+    thinks = made(chat, QUESTION, answer)
+    assert learned(chat, thinks) == "<think>\nHmm.\n</think>\nTwo.<|im_end|>"
+    assert shown(chat, chat.prompt([QUESTION], True)).endswith("<|im_start|>assistant\n")
+    bare = made(chat, QUESTION, BARE)
+    assert learned(chat, bare) == "Two.<|im_end|>"
+    assert shown(chat, bare.tokens).endswith("<think>\n\n</think>\nTwo.<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["diffusion_gemma", "gemma4", "gemma4_v5"])
+def test_a_thought_after_the_result_of_a_tool_is_opened_once_and_read_back(name: str) -> None:
+    chat = shipped(name)
+    turns = [QUESTION, {**CALL, "reasoning_content": "Look."}, RESULT]
+    example = made(chat, *turns, THOUGHT, tools=(TOOL,))
+    text = shown(chat, example.tokens)
+    assert text.count("<|channel>thought\n") == 1 + text.count("Look.")
+    prompt = chat.prompt(turns, True, (TOOL,))
+    assert example.tokens[: len(prompt)] == prompt
+    reply = chat.reply(example.tokens[len(prompt) :], True, (TOOL,))
+    assert (reply.message, reply.thought) == (THOUGHT, "valid")
+
+
+def test_the_end_that_the_next_turn_lends_is_that_of_what_comes() -> None:
+    chat = shipped("glm4moe")
+    [observation] = chat.encode("<|observation|>")
+    assert made(chat, QUESTION, CALL, tools=(TOOL,)).tokens[-1] == observation
+    assert observation in chat.stops(False, (TOOL,))
+    assert made(chat, QUESTION, BARE).tokens[-1:] == chat.encode("<|user|>")
+    # What opens another answer or a system message is no end that the model would write.
+    twice = made(chat, QUESTION, BARE, BARE)
+    assert learned(chat, twice).count("Two.") == 2
+    assert "<|assistant|>" not in learned(chat, twice)
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2", "muse_glimmer"])
+def test_words_beside_a_call_that_the_template_hides_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ChatError, match="does not show the words beside a tool call"):
+        made(shipped(name), QUESTION, {**CALL, "content": "I look."}, tools=(TOOL,))
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "nemotron_3_nano", "deepseekv3"])
+def test_a_mark_that_is_spoken_of_closes_no_thought(name: str) -> None:
+    chat = shipped(name)
+    said = "Write </think> to close."
+    text = shown(chat, made(chat, QUESTION, {"role": "assistant", "content": said}).tokens)
+    assert said in text
 
 
 # --- reading what was sampled ---------------------------------------------------------------------
@@ -414,7 +554,9 @@ def test_the_trained_text_is_the_rendering_or_follows_the_models_own_prompt(any_
         if rendered.startswith(prompt) and ("Hmm." in rendered[len(prompt) :]) == thinks:
             # As rendered, but for the spaces and the end of the text that nobody says.
             same = text.removesuffix(end).rstrip()
-            assert rendered.startswith(same) or not thinks
+            # A template that opens every thought may forget to close the one that is not there.
+            unclosed = chat.always_thinks and not thinks
+            assert rendered.startswith(same) or unclosed
         assert learned(chat, example).endswith(end)
         assert text.endswith(learned(chat, example)[-len("Two." + end) :])
         answers = len([turn for turn in messages if turn["role"] == "assistant"])
@@ -467,6 +609,60 @@ def test_a_call_is_learned_as_the_template_renders_it_and_its_result_is_not(name
     assert "Two." in said
 
 
+@pytest.mark.slow
+def test_a_call_that_was_learned_is_read_back_and_nothing_stops_inside_it() -> None:
+    tried = 0
+    for name in NAMES:
+        chat = shipped(name)
+        if chat.call_format is None or not chat.shows_tools:
+            continue
+        tried += 1
+        for thought in (None, "Hmm."):
+            answer: Message = {**CALL}
+            thinking: bool | None = None
+            if thought is not None and not chat.can_think:
+                continue
+            if thought is not None:
+                answer["reasoning_content"] = thought
+            if chat.can_think:
+                thinking = thought is not None or chat.always_thinks
+            example = made(chat, QUESTION, answer, tools=(TOOL,))
+            said = [t for t, loss in zip(example.tokens, example.loss, strict=True) if loss]
+            stops = chat.stops(thinking, (TOOL,))
+            assert said[-1] in stops, name
+            assert not set(said[:-1]) & set(stops), name
+            for tokens in (said, said[:-1]):  # engines leave out where they stopped
+                reply = chat.reply(tokens, thinking, (TOOL,))
+                assert [call["function"] for call in reply.message["tool_calls"]] == [
+                    call["function"] for call in CALL["tool_calls"]
+                ]
+                assert reply.message.get("reasoning_content") == thought, name
+                assert (reply.message["content"], reply.special) == ("", False), name
+    assert tried >= 36
+
+
+@pytest.mark.parametrize("name", ["gptoss", "muse_glimmer"])
+def test_with_tools_the_model_is_left_to_call_or_to_answer_in_words(name: str) -> None:
+    chat = shipped(name)
+    answered = made(chat, QUESTION, BARE, tools=(TOOL,))
+    called = made(chat, QUESTION, CALL, tools=(TOOL,))
+    prompt = chat.prompt([QUESTION], False, (TOOL,))
+    for example in (answered, called):
+        assert example.tokens[: len(prompt)] == prompt
+        assert not any(example.loss[: len(prompt)])
+        assert all(example.loss[len(prompt) :])
+    reply = chat.reply(answered.tokens[len(prompt) :], False, (TOOL,))
+    assert reply.message == BARE
+    assert not reply.special
+
+
+def test_without_tools_a_call_is_only_text() -> None:
+    chat = shipped("qwen3")
+    said = chat.encode('<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call><|im_end|>')
+    assert "tool_calls" not in chat.read(said)
+    assert chat.read(said, tools=(TOOL,))["tool_calls"][0]["function"]["name"] == "weather"
+
+
 @pytest.mark.parametrize(
     ("messages", "tools", "says"),
     [
@@ -480,6 +676,48 @@ def test_what_a_template_cannot_show_is_refused_by_name(
 ) -> None:
     with pytest.raises(ChatError, match=says):
         made(shipped("gemma"), *messages, tools=tools)
+
+
+SECOND = {
+    "type": "function",
+    "function": {"name": "tides", "arguments": {"harbour": "Bergen"}},
+    "id": "def456uvw",
+}
+TWO_CALLS: Message = {**CALL, "tool_calls": [*CALL["tool_calls"], SECOND]}  # type: ignore[list-item]
+AT_ONCE: tuple[Message, ...] = (
+    QUESTION,
+    TWO_CALLS,
+    RESULT,
+    {"role": "tool", "content": "Low.", "name": "tides", "tool_call_id": "def456uvw"},
+    BARE,
+)
+
+
+@pytest.mark.parametrize("name", ["gptoss", "llama3_1"])
+def test_a_second_call_of_one_answer_that_the_template_drops_is_refused_by_name(name: str) -> None:
+    chat = shipped(name)
+    with pytest.raises(ChatError, match="does not show a second tool call of one answer"):
+        made(chat, *AT_ONCE, tools=(TOOL,))
+    # One call in each of two answers is something else.
+    turns = (QUESTION, CALL, RESULT, {**CALL, "tool_calls": [SECOND]}, AT_ONCE[3], BARE)
+    said = shown(chat, made(chat, *turns, tools=(TOOL,)).tokens)  # type: ignore[arg-type]
+    assert "Oslo" in said
+    assert "Bergen" in said
+
+
+@pytest.mark.slow
+def test_both_calls_of_one_answer_are_learned_or_the_row_is_refused() -> None:
+    learned_both = 0
+    for name in NAMES:
+        chat = shipped(name)
+        try:
+            example = made(chat, *AT_ONCE, tools=(TOOL,))
+        except ChatError:
+            continue
+        said = learned(chat, example)
+        assert said.count("Oslo") == said.count("Bergen") == 1, name
+        learned_both += 1
+    assert learned_both >= 20
 
 
 def test_a_developer_is_the_system_where_the_template_knows_none(
@@ -497,7 +735,7 @@ def test_a_developer_is_the_system_where_the_template_knows_none(
 # --- templates that cannot be used ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing", ["functions", "tool_schemas"])
+@pytest.mark.parametrize("missing", ["functions", "tool_schemas", "builtin_tools"])
 def test_what_a_template_needs_is_named_with_what_to_give_instead(missing: str) -> None:
     text = f"{{{{ {missing}.keys() }}}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}"
     with pytest.raises(ChatError, match=f"needs '{missing}', which .* --pre-query"):
@@ -505,13 +743,18 @@ def test_what_a_template_needs_is_named_with_what_to_give_instead(missing: str) 
 
 
 @pytest.mark.slow
-def test_a_template_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "endless", [ENDLESS, ENDLESS.replace("{{ a }}", ""), f"{SMOLLM2}{ENDLESS}"]
+)
+def test_a_template_that_never_ends_is_given_up(
+    endless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(template_module, "LONGEST_SECONDS", 0.5)
     says: list[str] = []
 
     def work() -> None:
         with pytest.raises(ChatError) as caught:
-            chat_of(ENDLESS, None, "<|im_end|>")
+            chat_of(endless, None, "<|im_end|>")
         says.append(str(caught.value))
 
     work()

@@ -38,9 +38,8 @@ def test_every_row_comes_once_in_its_step_and_never_too_many_together(
     for number, batch in enumerate(batches):
         assert {steps[index] for index in batch} <= {number // parts}
         assert len(batch) <= limit
-    assert parts == -(
-        -max(steps.count(step) for step in set(steps)) // limit
-    )  # no more than that takes
+    least = -(-max(steps.count(step) for step in set(steps)) // limit)
+    assert least <= parts <= least + 3
 
 
 @given(rows=planned(), limit=st.integers(1, 50))
@@ -50,6 +49,50 @@ def test_rows_of_like_length_are_together(rows: tuple[list[int], list[int]], lim
     for start in range(0, len(batches), parts):
         ordered = [lengths[index] for batch in batches[start : start + parts] for index in batch]
         assert ordered == sorted(ordered, reverse=True)
+
+
+def padded(lengths: list[int], batches: list[list[int]]) -> list[int]:
+    """The tokens of each micro-batch with its padding."""
+    return [max((lengths[k] for k in batch), default=0) * len(batch) for batch in batches]
+
+
+def test_one_long_row_is_not_what_fifteen_short_ones_are_padded_to() -> None:
+    lengths = [80] * 7 + [450] + [80] * 8
+    batches, parts = micro_batches(lengths, [0] * 16, rows=16)
+    assert parts == 2
+    assert batches[0] == [7]
+    assert padded(lengths, batches) == [450, 15 * 80]
+    # Two steps have the same number, so the one without a long row is cut in halves.
+    batches, parts = micro_batches(lengths + [80] * 16, [0] * 16 + [1] * 16, rows=16)
+    assert parts == 2
+    assert padded(lengths + [80] * 16, batches) == [450, 15 * 80, 8 * 80, 8 * 80]
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9), count=st.integers(1, 4))
+def test_of_all_ways_to_cut_a_step_the_squares_of_its_parts_are_the_least(
+    lengths: list[int], count: int
+) -> None:
+    rows = len(lengths)
+    batches, parts = micro_batches(lengths, [0] * rows, rows=rows, counts=[0, count])
+    assert parts == len(batches) == count
+    ordered = sorted(lengths, reverse=True)
+
+    def least(begin: int, left: int) -> int:
+        if begin == rows:
+            return 0
+        if not left:
+            return 10**9
+        return min(
+            (ordered[begin] * (end - begin)) ** 2 + least(end, left - 1)
+            for end in range(begin + 1, rows + 1)
+        )
+
+    assert sum(size**2 for size in padded(lengths, batches)) == least(0, count)
+
+
+def test_rows_of_one_length_are_shared_out_evenly() -> None:
+    batches, _ = micro_batches([50] * 18, [0] * 18, rows=8, world=2)
+    assert sorted(map(len, batches)) == [4, 4, 5, 5]
 
 
 def test_one_row_at_a_time_is_one_row_at_a_time() -> None:

@@ -190,42 +190,14 @@ def test_ctrl_c_does_not_reach_the_workers(four: Workers, chat: Chat) -> None:
     assert all(process.is_running() for process in processes(four))
 
 
-def test_a_killed_worker_loses_no_row_and_the_last_one_is_an_error(
-    transformers_engine: Engine, chat: Chat, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = Workers("nano", options=EngineOptions(name="transformers", workers=2))
-    requests = own_questions(chat, 600)
-    first, second = processes(engine)
-    with caplog.at_level(logging.WARNING):
-        completions = engine.complete(requests)
-        done = [next(completions)]
-        first.kill()
-        done += completions
-    assert {completion.row: completion for completion in done} == by_row(
-        transformers_engine, requests
-    )
-    assert len(done) == 600
-    (warning,) = caplog.messages
-    assert warning.startswith("a worker ended: worker 0 ended with exit code -9; its ")
-    completions = engine.complete(requests)
-    next(completions)
-    second.kill()
-    with pytest.raises(EngineError, match="no worker is left: worker 1 ended with exit code -9"):
-        list(completions)
-    with pytest.raises(EngineError, match="no worker is left: worker 1 ended"):
-        list(engine.complete(requests))
-    engine.close()
-
-
 PARENT = """
 import os, signal
-from replaykit.model.chat import Chat
 from replaykit.engines import Request, Sampling, load_engine
 from replaykit.recipe.engine import EngineOptions
 
 if __name__ == "__main__":
     engine = load_engine("nano", EngineOptions(name="transformers", workers=2))
-    tokens = Chat.load("nano").pre_query  # one short row, and minutes of work beside it
+    tokens = (5, 6, 7)  # one short row, and minutes of work beside it
     short = Sampling(max_tokens=1)
     long = Sampling(max_tokens=2000)
     completions = engine.complete(Request(k, tokens, long if k else short) for k in range(9999))
@@ -305,3 +277,35 @@ def test_a_worker_finds_its_environment_and_the_parent_keeps_its_own(four: Worke
         "nobind"
     }
     assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+
+
+# --- the end of the four --------------------------------------------------------------------------
+
+
+def test_a_killed_worker_loses_no_row_and_the_last_one_is_an_error(
+    four: Workers, transformers_engine: Engine, chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last test of the file, for it leaves none of the four."""
+    requests = own_questions(chat, 600)
+    first, *others, last = processes(four)
+    with caplog.at_level(logging.WARNING):
+        completions = four.complete(requests)
+        done = [next(completions)]
+        first.kill()
+        done += completions
+    assert {completion.row: completion for completion in done} == by_row(
+        transformers_engine, requests
+    )
+    assert len(done) == 600
+    (warning,) = caplog.messages
+    assert warning.startswith("a worker ended: worker 0 ended with exit code -9; its ")
+    for process in others:
+        process.kill()
+    assert len(by_row(four, requests[:50])) == 50
+    completions = four.complete(requests)
+    next(completions)
+    last.kill()
+    with pytest.raises(EngineError, match="no worker is left: worker 3 ended with exit code -9"):
+        list(completions)
+    with pytest.raises(EngineError, match="no worker is left: worker 3 ended"):
+        list(four.complete(requests))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,25 @@ def base_model(folder: Path) -> Path:
     shutil.copytree(Path(world.__file__).parent / "weights", copy)
     (copy / "chat_template.jinja").unlink()
     return copy
+
+
+def with_sections(found: dict[str, Any], changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with other sections; a mapping is merged into the section that is there."""
+    for section, settings in changes.items():
+        before = found.get(section)
+        if isinstance(before, dict) and isinstance(settings, dict):
+            settings = before | settings
+        found[section] = settings
+    return Recipe.model_validate(found)
+
+
+def done(recipe: Recipe, *steps: str, **options: Any) -> dict[str, Any]:
+    """The steps in order; their results by folder name."""
+    return {
+        outcome.step: outcome.result
+        for step in steps
+        for outcome in step_of(step)(recipe, Context(), **options)
+    }
 
 
 class Run:
@@ -82,20 +101,11 @@ class Run:
                 },
             },
         }
-        for section, settings in changes.items():
-            before = found.get(section)
-            if isinstance(before, dict) and isinstance(settings, dict):
-                settings = before | settings
-            found[section] = settings
-        return Recipe.model_validate(found)
+        return with_sections(found, changes)
 
     def do(self, *steps: str, **options: Any) -> dict[str, Result]:
         """The steps in order; their results by folder name."""
-        return {
-            outcome.step: outcome.result
-            for step in steps
-            for outcome in step_of(step)(self.recipe, Context(), **options)
-        }
+        return done(self.recipe, *steps, **options)
 
     @property
     def manifests(self) -> dict[str, Manifest]:

@@ -14,18 +14,30 @@ from typing import Any, TypeVar, cast, get_args
 from pydantic import ValidationError
 
 from replaykit.api.keywords import ModelOptions
-from replaykit.checks.evalsets import EvalItem, eval_items
+from replaykit.checks.evalsets import eval_items, items_of
 from replaykit.checks.overlap import Decontamination
 from replaykit.data.files import Unparsed, raw_rows, tell
-from replaykit.data.formats import record_of
+from replaykit.data.formats import Columns, record_of
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import SOURCES, TARGET, Record, Source
+from replaykit.data.tables import dataset_rows
 from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
 from replaykit.recipe import Recipe
 from replaykit.recipe.base import Strict
+from replaykit.recipe.data import Data
 from replaykit.recipe.evaluate import Score, Test
 from replaykit.recipe.messages import explain
 from replaykit.runs import Watch, unwatched
+from replaykit.steps.inputs import (
+    HeldOut,
+    Readable,
+    classes_of,
+    default_split,
+    for_task,
+    readable,
+    same_rows,
+    split_note,
+)
 
 Rows = str | Path | Iterable[Record | PlannedRow | Mapping[str, object]]
 """A file, a folder or a Hub data set by its name; or the rows themselves, as records, as the rows
@@ -38,7 +50,6 @@ Tests = Mapping[str, Rows | tuple[Rows, str] | Sequence[str]]
 
 TAKEN = "a path, or a list, an iterator or a datasets.Dataset of rows"
 IN_MEMORY = "rows in memory"  # the name of rows that have no file
-ScoredRows = dict[str, tuple[Test, list[Record]]]
 S = TypeVar("S", bound=Strict)
 
 
@@ -122,18 +133,22 @@ def stream(
     rows: Rows | Sequence[str],
     source: Source | None,
     unparsed: Unparsed | None = None,
+    *,
+    split: str = "train",
+    classes: Sequence[str] | None = None,
 ) -> Iterator[Record]:
     """The rows as records of this source; None: each of the source that it names, and without one
-    old data, as of select.
+    old data, as of select. ``split`` is that of a folder or a Hub data set, ``classes`` are the
+    labels of texts (``classes_of``).
 
     Raises CallError, which names the ``argument`` of the call, for what are no rows, DataError for
     one that is of no known format, or calls ``unparsed`` with its place and the error.
     """
     check_rows(argument, rows)
     if isinstance(rows, (str, Path)):
-        placed: Iterable[tuple[str, Any]] = raw_rows(rows, unparsed=unparsed)
+        placed: Iterable[tuple[str, Any]] = raw_rows(rows, split=split, unparsed=unparsed)
     else:
-        placed = ((f"row:{number}", row) for number, row in enumerate(rows, 1))
+        placed = ((f"row:{number}", row) for number, row in enumerate(in_memory(rows), 1))
     for number, (place, row) in enumerate(placed, 1):
         if isinstance(row, (Record, PlannedRow)):
             record = row.record if isinstance(row, PlannedRow) else row
@@ -142,11 +157,20 @@ def stream(
             continue
         columns = mapping_of(argument, number, row)
         try:
-            record = record_of(place, columns, source or _named_source(columns))
+            named = Columns(classes=classes)
+            record = record_of(place, columns, source or _named_source(columns), named)
         except DataError as error:
             tell(unparsed, place, error)
             continue
         yield record
+
+
+def in_memory(rows: Iterable[Any]) -> Iterable[Any]:
+    """The rows; those of a ``datasets.Dataset`` as ``dataset_rows`` gives them."""
+    # By its name, since to import datasets takes seconds.
+    if any(kind.__module__.startswith("datasets.") for kind in type(rows).__mro__):
+        return dataset_rows(rows)
+    return rows
 
 
 def _named_source(row: Mapping[str, Any]) -> Source:
@@ -163,12 +187,24 @@ def mapping_of(argument: str, number: int, row: object) -> Mapping[str, Any]:
     return row
 
 
-def records_of(argument: str, rows: Rows | Sequence[str], source: Source) -> list[Record]:
-    """The rows as a list. Raises CallError as ``stream`` does, DataError if there are none."""
-    found = list(stream(argument, rows, source))
-    if not found:
-        raise DataError(f"{name_of(rows)}: there is no row in it")
-    return found
+def records_of(
+    argument: str,
+    rows: Rows | Sequence[str],
+    source: Source,
+    unparsed: Unparsed | None = None,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Readable:
+    """The rows that can be read. Raises CallError as ``stream`` does, DataError as ``readable``
+    does, which calls ``unparsed`` too.
+    """
+    return readable(
+        name_of(rows),
+        lambda told: stream(argument, rows, source, told, split=split or "train", classes=classes),
+        unparsed,
+        split=split,
+    )
 
 
 def name_of(rows: object) -> str:
@@ -176,16 +212,26 @@ def name_of(rows: object) -> str:
     return str(rows) if isinstance(rows, (str, Path)) else IN_MEMORY
 
 
-def tests_of(argument: str, tests: Tests | None, *, max_tokens: int = 256) -> ScoredRows:
-    """The held-out rows by skill, the old skills first, each with how it is scored.
+def tests_of(
+    argument: str,
+    tests: Tests | None,
+    *,
+    max_tokens: int = 256,
+    target: Rows | None = None,
+    recipe: Recipe | None = None,
+) -> HeldOut:
+    """The held-out rows by skill, the old skills first, each with how it is scored. Of a folder or
+    a Hub data set the split is that of a recipe's test. ``recipe`` says the task of the model.
 
-    ``argument`` is such as "evaluate(): tests". Raises CallError for what are no rows by skill, and
-    for a score that does not exist, DataError for a skill without rows.
+    ``argument`` is such as "evaluate(): tests". Raises CallError for what are no rows by skill, for
+    a score that does not exist, and for rows that are those of the ``target``; DataError for a
+    skill without rows.
     """
     if tests is not None and not isinstance(tests, Mapping):
         kind = type(tests).__name__
         raise CallError(f"{argument} is a {kind}; it takes rows by skill: {{'my skill': rows}}")
-    found: ScoredRows = {}
+    found: dict[str, tuple[Test, Sequence[Record]]] = {}
+    notes: list[str] = []
     for skill, given in sorted((tests or {}).items(), key=lambda item: item[0] == TARGET):
         # Rows are no tuple, so a tuple is a pair of rows and score.
         pair = given if isinstance(given, tuple) else (given, "exact")
@@ -195,25 +241,50 @@ def tests_of(argument: str, tests: Tests | None, *, max_tokens: int = 256) -> Sc
         if score not in get_args(Score):
             known = ", ".join(get_args(Score))
             raise CallError(f"{argument}: {skill} is scored by {known}, not '{score}'")
-        values = {"path": f"{skill}: {name_of(rows)}", "score": score, "max_tokens": max_tokens}
+        values = {"path": name_of(rows), "score": score, "max_tokens": max_tokens}
         test = validated(argument.partition("(")[0], Test, values)
-        found[skill] = (test, records_of(f"{argument}: {skill}", rows, TARGET))
-    return found
+        if _is_target(rows, test, target):
+            raise CallError(
+                f"{argument}: {skill} has the very rows of the target ({test.path}), which would "
+                "be tested on what it is trained on; give held-out rows"
+            )
+        split = None
+        if isinstance(rows, (str, Path)):
+            split = default_split(test)
+            notes.append(split_note(test))
+        classes = None
+        if recipe is not None:
+            test = for_task(recipe, test)
+            classes = classes_of(recipe, old=skill != TARGET)
+        records, note = records_of(
+            f"{argument}: {skill}", rows, TARGET, split=split, classes=classes
+        )
+        named = test.model_copy(update={"path": f"{skill}: {test.path}"})
+        found[skill] = (named, records)
+        notes.append(note)
+    return HeldOut(found, [note for note in notes if note])
 
 
-def facts_of(tests: ScoredRows) -> dict[str, object]:
+def _is_target(rows: object, test: Test, target: Rows | None) -> bool:
+    """Whether the rows of a test are those of the target."""
+    if isinstance(rows, (str, Path)) and isinstance(target, (str, Path)):
+        return same_rows(Data(path=str(target)), test)
+    return target is not None and rows is target
+
+
+def facts_of(tests: HeldOut) -> dict[str, object]:
     """What identifies held-out rows and how they are scored, for a step's inputs."""
     return {
         skill: test.model_dump() | {"rows": [row.id for row in rows]}
-        for skill, (test, rows) in tests.items()
+        for skill, (test, rows) in tests.rows.items()
     }
 
 
-def kept_apart(tests: ScoredRows, against: Iterable[str]) -> Decontamination | None:
+def kept_apart(tests: HeldOut, against: Iterable[str]) -> Decontamination | None:
     """What no row may hold: held-out rows by skill, and evaluation sets by name."""
     sets = {name: eval_items(name) for name in against}
-    for skill, (_, rows) in tests.items():
-        sets[skill] = [EvalItem(str(number), row.question) for number, row in enumerate(rows, 1)]
+    for skill, (_, rows) in tests.rows.items():
+        sets[skill] = items_of((str(number), row) for number, row in enumerate(rows, 1))
     return Decontamination(sets) if sets else None
 
 

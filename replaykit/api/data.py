@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from replaykit.api.arguments import (
     Rows,
     Tests,
     check_keywords,
     check_rows,
+    in_memory,
     kept_apart,
     mapping_of,
     model_of,
@@ -52,6 +53,7 @@ from replaykit.recipe.train import Train
 from replaykit.runs import Watch, open_step
 from replaykit.steps.generate.job import Job, Monitor
 from replaykit.steps.generate.step import check_can_ask, generate_inputs
+from replaykit.steps.inputs import Readable, classes_of, not_read
 from replaykit.steps.mix.replay import own_replay
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.mix.schedule import most
@@ -148,17 +150,23 @@ def select(
     validated("select", Recipe, {"seed": seed})
     # Rows that cannot be read are counted, as on the command line.
     funnel = Funnel()
+    wanted = Readable([], "")
+    if target or not isinstance(target, tuple):
+        wanted = records_of("select(): target", target, TARGET)
+    tests = tests_of("select(): held_out", held_out, target=target)
     with TemporaryDirectory() as folder, watching(progress, watch) as told:
-        return select_records(
+        selection = select_records(
             stream("select(): pool", pool, "select", None if chosen.strict else funnel.unparsed),
-            list(stream("select(): target", target, TARGET)),
+            wanted.records,
             settings=chosen,
             seed=seed,
             folder=Path(folder),
-            held_out=kept_apart(tests_of("select(): held_out", held_out), chosen.against),
+            held_out=kept_apart(tests, chosen.against),
             funnel=funnel,
             watch=told,
         )
+    result = selection.result.noted(wanted.note, not_read(chosen.pool))
+    return replace(selection, result=result)
 
 
 def generate(
@@ -195,7 +203,7 @@ def generate(
     chosen = settings_of("generate", Generate, own, n=n, prompts=given, tags=None)
     check_can_ask(recipe, chosen)
     answered = None if prompts is None else _prompts(prompts)
-    apart = tests_of("generate(): held_out", held_out).values()
+    apart = tests_of("generate(): held_out", held_out).rows.values()
     questions = {row.question for _, rows in apart for row in rows}
     job = Job(
         chosen,
@@ -216,7 +224,7 @@ def _prompts(prompts: Prompts) -> list[Record]:
         return list(read_prompts(prompts))
     check_rows("generate(): prompts", prompts)
     found = []
-    for number, prompt in enumerate(prompts, 1):
+    for number, prompt in enumerate(in_memory(prompts), 1):
         if isinstance(prompt, Record):
             found.append(replace(prompt, messages=up_to_question(prompt.messages)))
         elif isinstance(prompt, str):
@@ -271,7 +279,7 @@ def rewrite(
     inputs = {
         **model_facts(recipe),
         "seed": seed,
-        "target": [row.id for row in rows],
+        "target": [row.id for row in rows.records],
         "rewrite": chosen.decisive(),
     }
     with ExitStack() as stack:
@@ -284,7 +292,7 @@ def rewrite(
             editing = engine_and_chat(recipe, chosen.editor, of_recipe=False)
             editor = stack.enter_context(editing)
         reworded = reword(
-            rows,
+            rows.records,
             engine=engine,
             chat=chat,
             editor=editor,
@@ -296,7 +304,7 @@ def rewrite(
         records = list(reworded)
     paths = counts(records)
     result = RewriteResult(rows=len(records), paths=paths, method=chosen.method, model=model)
-    return Rewritten(records, result)
+    return Rewritten(records, result.noted(rows.note))
 
 
 def mix(
@@ -332,15 +340,20 @@ def mix(
     given = {name: own.pop(name) for name in LENGTHS if name in own}
     lengths = settings_of("mix", Train, given)
     chosen = settings_of("mix", Mix, own)
-    learned = records_of("mix(): target", target, TARGET)
-    _check_sources(pools, chosen)
-    apart = kept_apart(tests_of("mix(): held_out", held_out), chosen.against)
     funnel = Funnel()
+    learned = records_of(
+        "mix(): target", target, TARGET, funnel.unparsed, classes=classes_of(recipe, old=False)
+    )
+    _check_sources(pools, chosen)
+    tests = tests_of("mix(): held_out", held_out, target=target, recipe=recipe)
+    apart = kept_apart(tests, chosen.against)
+    labels = classes_of(recipe, old=True)
+    old = {source: _replay_rows(source, given, funnel, labels) for source, given in pools.items()}
     with TemporaryDirectory() as name, watching(progress, watch) as told:
         folder = Path(name)
         mixture = build_mixture(
-            learned,
-            {source: _replay_rows(source, rows, funnel) for source, rows in pools.items()},
+            learned.records,
+            {source: found.records for source, found in old.items()},
             chat=chat_of(recipe),
             settings=chosen,
             train=lengths,
@@ -361,6 +374,7 @@ def mix(
         funnel=funnel.result(),
         decontamination=apart.result() if apart is not None else None,
     )
+    result = result.noted(learned.note, *(found.note for found in old.values()))
     return Mixed(rows, result, chosen, lengths, list(mixture.replay()))
 
 
@@ -389,11 +403,7 @@ def _by_source(replay: Replays | None) -> dict[str, Rows]:
         return {str(replay): replay}
     if not isinstance(replay, Mapping):
         check_rows("mix(): replay", replay)
-        given = list(replay)
-        files = [file for file in given if isinstance(file, (str, Path))]
-        if files and len(files) == len(given):
-            return {str(file): file for file in files}
-        return {"select": [row for row in given if not isinstance(row, (str, Path))]}
+        return _files_and_rows(replay)
     for source in replay:
         if not is_source(source):
             raise CallError(
@@ -402,11 +412,39 @@ def _by_source(replay: Replays | None) -> dict[str, Rows]:
     return dict(replay)
 
 
-def _replay_rows(source: str, rows: Rows, funnel: Funnel) -> list[Record]:
-    """The rows of a source; of the user's own those that cannot be read are counted."""
+def _files_and_rows(replay: Iterable[object]) -> dict[str, Rows]:
+    """Each file of a list as a source of its own, and its rows as old data, as of select.
+
+    Raises CallError for a name that is no file's, and for one that comes twice.
+    """
+    found: dict[str, Rows] = {}
+    rows: list[Any] = []
+    for given in in_memory(replay):
+        if not isinstance(given, (str, Path)):
+            rows.append(given)
+            continue
+        name = str(given)
+        if is_made(name):
+            raise CallError(f"mix(): replay: '{name}' is no file; give its rows by source")
+        if name in found:
+            raise CallError(f"mix(): replay names {name} twice")
+        found[name] = given
+    if rows or not found:
+        found["select"] = rows
+    return found
+
+
+def _replay_rows(source: str, rows: Rows, funnel: Funnel, labels: Sequence[str] | None) -> Readable:
+    """The rows of a source, texts with these ``labels`` among them; those that cannot be read are
+    counted.
+    """
     argument = f"mix(): replay '{source}'"
     if source == "generate":
-        return list(stream(argument, rows, "generate"))
+        return records_of(argument, rows, "generate", funnel.unparsed)
     if is_made(source):
-        return list(stream(argument, rows, "select"))
-    return own_replay(stream(argument, rows, "select", funnel.unparsed), source, funnel)
+        return records_of(argument, rows, "select", funnel.unparsed, classes=labels)
+    return own_replay(
+        source,
+        lambda unparsed: stream(argument, rows, "select", unparsed, classes=labels),
+        funnel.unparsed,
+    )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from replaykit.recipe.chat import ChatOptions
+from replaykit.recipe.classification import Classification, Task
 from replaykit.recipe.controller import ControllerSettings
 from replaykit.recipe.engine import EngineName, EngineOptions
 from replaykit.recipe.generate import Checks, Phase
@@ -51,7 +52,6 @@ class SelectOptions(TypedDict, total=False):
     balance: float
     candidates: int
     near_duplicate: float | None
-    keep: Literal["first", "best"]
     overlap: bool
     against: list[str]
     quality: Quality | Section
@@ -61,9 +61,11 @@ class SelectOptions(TypedDict, total=False):
 
 
 class ModelOptions(TypedDict, total=False):
-    """Which commit of the model, how its chat template is used, and what runs it."""
+    """Which commit of the model, what it does, how its chat template is used, what runs it."""
 
     revision: str | None
+    task: Task
+    classification: Classification | Section
     chat: ChatOptions | Section
     engine: EngineName | EngineOptions | Section
 
@@ -77,6 +79,8 @@ class GenerateOptions(ModelOptions, total=False):
     answers: int
     systems: dict[str, float] | None
     keep_system: bool
+    thinking: bool | float | None
+    tools: str | None
     temperature: float | Literal["model"]
     top_p: float
     schedule: Literal["magpie-air", "magpie-pro"] | list[Phase | Section] | None
@@ -104,7 +108,7 @@ class MixOptions(ModelOptions, total=False):
     """
 
     ratio: float
-    unit: Literal["loss_tokens", "tokens", "rows"]
+    unit: Literal["rows", "tokens", "loss_tokens"]
     budget: Literal["add", "replace"]
     sources: Sequence[str] | Mapping[str, float] | None
     schedule: Schedule | Section | None

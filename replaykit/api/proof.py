@@ -77,15 +77,16 @@ def train(
         raise CallError(f"train(): its first argument is what mix() returns, not a {kind}")
     lengths = mixture.lengths.model_dump(include=set(LENGTHS))
     chosen = settings_of("train", Train, own, **lengths)
-    scored = tests_of("train(): tests", tests)
+    scored = tests_of("train(): tests", tests, recipe=recipe)
     if chosen.controller is not None:
-        old = any(skill != TARGET for skill in scored)
+        old = any(skill != TARGET for skill in scored.rows)
+        target = TARGET in scored.rows
         # The controller speaks of a recipe's sections; what they are called in a call is said here.
-        if chosen.controller.missing(old=old, target=True):
+        if not scored.rows or chosen.controller.missing(old=old, target=True):
             raise CallError(
                 "train(): controller tests old skills; give their held-out rows by skill as tests="
             )
-        if chosen.controller.missing(old=True, target=TARGET in scored):
+        if chosen.controller.missing(old=old, target=target):
             raise CallError(
                 "train(): controller has patience, which needs held-out rows of the target: "
                 "tests={'target': rows}; or say \"patience\": None"
@@ -95,7 +96,7 @@ def train(
         recipe.model_copy(update={"out": str(folder)}),
         chosen,
         mixture.rows,
-        tests_of=scored,
+        held=scored,
         replay=mixture.replay,
         mix=mixture.settings,
     )
@@ -129,16 +130,18 @@ def evaluate(
     """Scores of the models on the same held-out rows, and what the tuned ones lost.
 
     The first model is the base. ``tests`` are rows by skill, the new one under "target"; a pair
-    ``(rows, score)`` says how answers are scored: exact, numeric, json or cross_entropy.
-    ``mixtures`` say by model what it was trained on. ``max_tokens`` is of an answer. With a
-    ``folder`` the answers stay there, and the same call asks no model twice. Raises CallError for
-    a keyword or a score that does not exist, DataError for rows that cannot be scored.
+    ``(rows, score)`` says how answers are scored: exact, numeric, json, tool_call or cross_entropy.
+    ``mixtures`` say by model what it was trained on. ``max_tokens`` is of an answer with its
+    thought. With a ``folder`` the answers stay there, and the same call asks no model twice. Raises
+    CallError for a keyword or a score that does not exist, DataError for rows that cannot be
+    scored.
 
     >>> rows = [{"prompt": "What is the capital of France?", "completion": "Paris"}]
     >>> replaykit.evaluate({"base": "nano"}, {"capital": rows}).models[0].scores["capital"].mean
     1.0
     """
     from replaykit.steps.evaluate.compare import compare
+    from replaykit.steps.evaluate.scorable import scorable
     from replaykit.steps.evaluate.step import measured
 
     check_keywords("evaluate", options, ModelOptions.__annotations__)
@@ -154,18 +157,20 @@ def evaluate(
             kind = type(mixture).__name__
             raise CallError(f"evaluate(): mixtures['{name}'] is what mix() returns, not a {kind}")
     recipe, _ = model_of("evaluate", next(iter(models.values())), 1, options)
-    scored = tests_of("evaluate(): tests", tests, max_tokens=max_tokens)
+    given = tests_of("evaluate(): tests", tests, max_tokens=max_tokens, recipe=recipe)
+    scored = scorable(chat_of(recipe), given)
     inputs = {**model_facts(recipe), "eval": facts_of(scored)}
     with ExitStack() as stack:
         place = stack.enter_context(place_of(folder))
         step = stack.enter_context(open_step("eval", place / "items", inputs))
         told = stack.enter_context(watching(progress, watch))
         items = {
-            name: measured(recipe, step, name, model, scored, told)
+            name: measured(recipe, step, name, model, scored.rows, told)
             for name, model in models.items()
         }
     mixed = {name: mixture.result for name, mixture in (mixtures or {}).items()}
-    return compare({skill: test for skill, (test, _) in scored.items()}, items, mixed)
+    named = {skill: test for skill, (test, _) in scored.rows.items()}
+    return compare(named, items, mixed).noted(*scored.notes)
 
 
 def report(

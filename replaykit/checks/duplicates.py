@@ -29,16 +29,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import unicodedata
-from array import array
 from bisect import bisect_right
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
@@ -46,6 +43,7 @@ from typing import TypeVar
 import numpy as np
 
 from replaykit.data.record import Message, Record
+from replaykit.data.spool import Spool
 from replaykit.mixing import ODD
 from replaykit.parallel import Executor, LocalExecutor
 
@@ -62,21 +60,27 @@ BATCH = 256  # rows of a job: about 20 milliseconds
 # The largest whose words of 5 letters have numbers of 64 bits: 7131**5 < 2**64 < 7132**5.
 ALPHABET = 7131
 ALPHABET_POWERS = [np.uint64(ALPHABET ** (SHINGLE - 1 - place)) for place in range(SHINGLE)]
-CACHE = 1 << 26  # bytes of shingles that are kept in case that their row is compared again
+FEW = 100  # shingles: up to here a set of them takes less time than their numbers
+CACHE = 1 << 26  # bytes of texts that are kept in case that their row is compared again
+OBJECT = 200  # bytes that Python needs for a text beside its letters
 
 PARTS = 2  # texts of a row at most
 SIGN = re.compile(r"[^\w\s]")
 LEAST = 0.5  # similarity of what differs in two near duplicates
-SENTENCE = re.compile(r"\n|(?<=[.?!])\s+|(?<=[。？！])")
+# A line or a sentence ends behind these; of the first ones where a space follows.
+ENDS = (". ", "? ", "! ", "。", "？", "！")
 LAYOUT = re.compile(r"\s\s|[^\S ]")  # what a text of one plain line has not
-INNER_SPACE = re.compile(r"(?<=\S)[^\S\n]+")  # not the indentation of a line
+# Between two words: not the indentation of a line, and not several spaces in a quotation.
+INNER_SPACE = re.compile(r"(?<=\S)[^\S\n](?=\S)")
+# What stands in quotation marks on one line, such as a string of a program.
+QUOTED = re.compile(r"""(?<!\w)(["'`])[^"'`\n]*\1(?!\w)""")
+SPACES = re.compile(r"\s+")
 SIGNS = [(sign, f" {sign} ") for sign in SIGN.findall("".join(map(chr, range(128))))]
 
 T = TypeVar("T")
 Found = tuple[str, int]  # the reason, the earlier row
 Text = str | tuple[str, ...]
 """A row to compare: a text, or several, such as question and answer, that must all be alike."""
-Shingled = tuple[str, np.ndarray | None]  # a text's normal form, the numbers of its shingles
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -85,13 +89,16 @@ Shingled = tuple[str, np.ndarray | None]  # a text's normal form, the numbers of
 def exchange(record: Record) -> tuple[str, str]:
     """What a record asks, with its system message and tools, and what it answers: of all turns.
 
-    A plain text asks nothing.
+    A plain text asks nothing. An answer that carries no loss is a part of what is asked: a row that
+    teaches an answer does not repeat one that only shows it.
     """
     asked: list[str] = []
     answered: list[str] = []
     for message in record.messages:
-        if message["role"] in ("assistant", "text"):
+        if message["role"] in ("assistant", "text") and message.get("weight") != 0:
             answered.append(_said(message))
+        elif message["role"] == "assistant":
+            asked.append(f"shown: {_said(message)}")
         else:
             # The role stands before it: a system message is not a question.
             asked.append(f"{message['role']}: {message['content']}")
@@ -114,7 +121,7 @@ def _said(message: Message) -> str:
 
 def kept_form(text: str) -> str:
     """The text but for what nobody reads: the ends of lines, blank lines, and how many spaces
-    stand between two words.
+    stand between two words outside quotation marks.
 
     Case, superscripts, signs and the indentation of each line stay. Letters are composed (NFC).
 
@@ -125,16 +132,34 @@ def kept_form(text: str) -> str:
         text = unicodedata.normalize("NFC", text)
     if "\t" in text:
         text = text.expandtabs(8)
-    if not LAYOUT.search(text):
+    if _is_plain(text):
         return text.strip()
-    lines = []
-    for line in text.splitlines():
-        words = line.split()
-        if words:
-            indent = len(line) - len(line.lstrip())
-            lines.append(" " * indent + " ".join(words))
+    lines = [_kept_line(line) for line in text.splitlines()]
+    lines = [line for line in lines if line]
     # The indentation of a single line says nothing.
     return "\n".join(lines) if len(lines) > 1 else "".join(lines).strip()
+
+
+def _is_plain(text: str) -> bool:
+    """Whether there is no white space but single spaces. To search for it would take longer."""
+    if "  " in text:
+        return False
+    return (text.isascii() and text.isprintable()) or not LAYOUT.search(text)
+
+
+def _kept_line(line: str) -> str:
+    if _is_plain(line):
+        return line.rstrip()
+    said = line.strip()
+    if not said:
+        return ""
+    indent = len(line) - len(line.lstrip())
+    kept = [" " * indent]
+    end = 0
+    for quoted in QUOTED.finditer(said):
+        kept += [SPACES.sub(" ", said[end : quoted.start()]), quoted[0]]
+        end = quoted.end()
+    return "".join([*kept, SPACES.sub(" ", said[end:])])
 
 
 def normal_form(text: str) -> str:
@@ -156,7 +181,7 @@ def normal_form(text: str) -> str:
 def says_other(one: str, other: str) -> bool:
     """Whether two texts that are much the same say different things all the same, as far as that
     can be seen: where they differ in case, superscripts or indentation alone, or where the lines
-    and sentences that only one of them has are less than half alike.
+    and sentences that only one of them has are less than half alike. Both are kept forms.
 
     >>> says_other("It rained. Who won?", "It rained. When was it?")
     True
@@ -167,19 +192,35 @@ def says_other(one: str, other: str) -> bool:
     others = _sentences(other)
     a = "\n".join(sentence for sentence in mine if sentence not in others)
     b = "\n".join(sentence for sentence in others if sentence not in mine)
-    if "".join(normal_form(a).split()) == "".join(normal_form(b).split()):
+    if _letters(a) == _letters(b):
         return INNER_SPACE.sub("", one) != INNER_SPACE.sub("", other)
     if not a or not b:
         # The longer one asks or says something more.
         return True
     own = shingles(a)
+    if _differs_in_size(len(own), b, LEAST):
+        return True
     theirs = shingles(b)
     return len(own & theirs) < LEAST * len(own | theirs)
 
 
+def _letters(text: str) -> str:
+    """The text up to case, width and white space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return "".join(text.casefold().split())
+
+
+@lru_cache(maxsize=4)
 def _sentences(text: str) -> dict[str, None]:
-    """The lines and sentences of a text, in order, each once."""
-    return dict.fromkeys(part.strip() for part in SENTENCE.split(text) if part.strip())
+    """The lines and sentences of a kept form, in order, each once. The last texts are remembered:
+    a row is compared with several.
+    """
+    for end in ENDS:
+        text = text.replace(end, f"{end}\n")
+    parts = dict.fromkeys(map(str.strip, text.split("\n")))
+    parts.pop("", None)
+    return parts
 
 
 def _never(one: str, other: str) -> bool:
@@ -238,7 +279,7 @@ class Twins:
             self.bands, self.rows = bands_for(threshold)
         self._table = Table(slots, self.bands)
         self._read = read
-        self._shingles = Shingles(self._part)
+        self._shingles = Shingles(self._read_part)
 
     def find(self, row: int, text: Text) -> Found | None:
         """("duplicate", earlier row) if the texts have the same form, ("near_duplicate", earlier
@@ -250,63 +291,50 @@ class Twins:
         normals, hashes = prepare([text], self.bands, self.rows, self.likeness.form)
         return self.find_prepared(row, normals[0], hashes[0])
 
-    def alike(self, row: int, other: int) -> bool:
-        """Whether two rows that can be read are the same or near duplicates."""
-        forms = tuple(self.likeness.form(part) for part in _parts(self._read(row)))
-        return self._alike(_Own(self._shingles, forms), other)
-
     def find_prepared(self, row: int, normal: tuple[str, ...], hashes: np.ndarray) -> Found | None:
         """``find`` for a text whose form and hashes ``prepare`` has made."""
-        buckets = self._table.buckets(hashes)
-        same, alike = self._table.get(hashes, buckets)
+        place = self._table.place(hashes)
+        same, alike = self._table.get(place)
         for earlier in same:
-            if all(self._normal(earlier, part) == text for part, text in enumerate(normal)):
+            if all(self._form(earlier, part) == text for part, text in enumerate(normal)):
                 return "duplicate", earlier
         if alike:
-            own = _Own(self._shingles, normal)
+            own = _own(normal)
             shared = Counter(alike)
             # Those that share the most bands are read first: they are the most similar ones.
             for earlier in sorted(shared, key=lambda row: (-shared[row], row)):
                 if self._alike(own, earlier):
                     return "near_duplicate", earlier
-            for part, made in own.shingled.items():
-                self._shingles.keep(PARTS * row + part, made)
-        self._table.put(hashes, row, buckets)
+        for part, form in enumerate(normal):
+            self._shingles.keep(PARTS * row + part, form)
+        self._table.put(place, row)
         return None
 
-    def _alike(self, own: _Own, earlier: int) -> bool:
+    def _alike(self, own: Sequence[Shingled], earlier: int) -> bool:
         """Whether each text of a row is like that of an earlier one."""
         least = self.threshold or 1.0
         # Answers are shorter, and differ more often, so the last text is compared first.
-        for part in reversed(range(len(own.normal))):
-            if own.normal[part] == self._normal(earlier, part):
+        for part in reversed(range(len(own))):
+            mine = own[part]
+            other = self._shingles.form(PARTS * earlier + part)
+            if mine.form == other:
                 continue
-            other = self._shingles.of(PARTS * earlier + part)
-            if self._shingles.similar(own.made(part), other, least) < least:
+            if self._shingles.similar(mine, other, least) < least:
                 return False
-            if self.likeness.other(own.normal[part], other[0]):
+            if self.likeness.other(mine.form, other):
                 return False
         return True
 
-    def _normal(self, row: int, part: int) -> str:
+    def _form(self, row: int, part: int) -> str:
+        return self._shingles.form(PARTS * row + part)
+
+    def _read_part(self, number: int) -> str:
+        row, part = divmod(number, PARTS)
         return self.likeness.form(_parts(self._read(row))[part])
 
-    def _part(self, number: int) -> str:
-        return self._normal(number // PARTS, number % PARTS)
 
-
-class _Own:
-    """A row that is compared: its texts, and their shingles once they are needed."""
-
-    def __init__(self, shingles: Shingles, normal: tuple[str, ...]):
-        self.normal = normal
-        self._shingles = shingles
-        self.shingled: dict[int, Shingled] = {}
-
-    def made(self, part: int) -> Shingled:
-        if part not in self.shingled:
-            self.shingled[part] = self._shingles.made(self.normal[part])
-        return self.shingled[part]
+def _own(forms: tuple[str, ...]) -> list[Shingled]:
+    return [Shingled(form) for form in forms]
 
 
 def _parts(text: Text) -> tuple[str, ...]:
@@ -373,15 +401,23 @@ class Repeats:
 
         The rows of a source are all taken before the next source begins; a source comes once.
         """
+        self.begin(source)
+        for (item, text), normal, hashes in self._prepared(iter(rows)):
+            yield item, self.find(text, normal, hashes)
+
+    def begin(self, source: str) -> None:
+        """The rows that ``find`` is asked for from now on are of this source."""
         if source in self._names:
             raise ValueError(f"the rows of '{source}' have come already")
         self._names.append(source)
         self._starts.append(len(self._texts))
-        for (item, text), normal, hashes in self._prepared(iter(rows)):
-            number = len(self._texts)
-            self._texts.append(text)
-            found = self._twins.find_prepared(number, normal, hashes)
-            yield item, None if found is None else self._twin(source, *found)
+
+    def find(self, text: Text, forms: tuple[str, ...], hashes: np.ndarray) -> Twin | None:
+        """``find_all`` for the next row, of which ``work`` made the forms and hashes."""
+        number = len(self._texts)
+        self._texts.append(text)
+        found = self._twins.find_prepared(number, forms, hashes)
+        return None if found is None else self._twin(self._names[-1], *found)
 
     def _prepared(
         self, rows: Iterator[tuple[T, Text]]
@@ -403,11 +439,6 @@ class Repeats:
         twins = self._twins
         return partial(prepare, bands=twins.bands, size=twins.rows, form=twins.likeness.form)
 
-    def alike(self, source: str, one: int, other: int) -> bool:
-        """Whether two rows of a source, dropped ones too, are the same or near duplicates."""
-        start = self._starts[self._names.index(source)]
-        return self._twins.alike(start + one, start + other)
-
     def _twin(self, source: str, reason: str, number: int) -> Twin:
         # A source without rows begins where the next one does, so the last of these has the row.
         place = bisect_right(self._starts, number) - 1
@@ -422,79 +453,34 @@ class _Texts:
     """The texts of rows in a temporary file, by the rows' numbers from 0."""
 
     def __init__(self, folder: str | Path | None):
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
-        self._ends = array("Q", [0])
-        self._written = 0  # bytes that are in the file, not in our buffer any more
+        self._spool = Spool(folder)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._spool)
 
     def append(self, text: Text) -> None:
         # No text of UTF-8 has the byte 255, so it stands between the texts of a row.
         parts = (part.encode("utf-8", "surrogatepass") for part in _parts(text))
-        self._ends.append(self._ends[-1] + self._file.write(b"\xff".join(parts)))
+        self._spool.append(b"\xff".join(parts))
 
     def read(self, number: int) -> tuple[str, ...]:
-        start = self._ends[number]
-        end = self._ends[number + 1]
-        if end > self._written:
-            self._file.flush()
-            self._written = self._ends[-1]
-        self._file.seek(start)
-        parts = self._file.read(end - start).split(b"\xff")
-        self._file.seek(0, os.SEEK_END)
+        parts = self._spool[number].split(b"\xff")
         return tuple(part.decode("utf-8", "surrogatepass") for part in parts)
 
     def close(self) -> None:
-        self._file.close()
+        self._spool.close()
 
 
-def best(
-    pairs: Iterable[tuple[int, int]],
-    score: Callable[[int], float],
-    *,
-    alike: Callable[[int, int], bool] | None = None,
-) -> dict[int, int]:
-    """Which rows to drop, and for which row, so that of those that are alike the best scored stays,
-    and of equals the first.
+@dataclass(frozen=True)
+class Place:
+    """The buckets of a row's hashes."""
 
-    The pairs are (row, earlier row) as found; memory grows with them alone. Rows that are linked by
-    pairs are a cluster, and without ``alike`` all of it gives way to its best row. Two near
-    duplicates of a third need not be near to each other; with ``alike`` a row is dropped only for
-    one that it is alike to, so more than one of a cluster may stay.
-
-    >>> best([(1, 0), (2, 0), (9, 8)], {0: 0.5, 1: 0.9, 2: 0.1, 8: 0.3, 9: 0.3}.__getitem__)
-    {0: 1, 2: 1, 9: 8}
-    """
-    gives_way: dict[int, int] = {}
-    for cluster in _clusters(pairs):
-        kept: list[int] = []
-        for row in sorted(cluster, key=lambda row: (-score(row), row)):
-            better = next((one for one in kept if alike is None or alike(row, one)), None)
-            if better is None:
-                kept.append(row)
-            else:
-                gives_way[row] = better
-    return dict(sorted(gives_way.items()))
-
-
-def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The rows that are linked by pairs, by union-find: each row points towards its leader."""
-    leader: dict[int, int] = {}
-
-    def lead(row: int) -> int:
-        while (next_ := leader.setdefault(row, row)) != row:
-            leader[row] = leader[next_]  # shortens the way for the next time
-            row = leader[row]
-        return row
-
-    for row, earlier in pairs:
-        one, other = sorted((lead(row), lead(earlier)))
-        leader[other] = one
-    clusters: dict[int, list[int]] = {}
-    for row in list(leader):
-        clusters.setdefault(lead(row), []).append(row)
-    return list(clusters.values())
+    tags: np.ndarray
+    """uint64 [1 + others]: the high halves of the hashes."""
+    buckets: np.ndarray
+    """uint64 [1 + others]"""
+    slots: np.ndarray
+    """uint64 [1 + others, 8]: what stands in the buckets."""
 
 
 class Table:
@@ -514,33 +500,27 @@ class Table:
         self._starts = np.array([0] + [first] * others, dtype=np.uint64)
         self._slots = np.zeros((first + rest, WAYS), dtype=np.uint64)
 
-    def buckets(self, hashes: np.ndarray) -> np.ndarray:
-        """Where hashes belong, [..., 1 + others]."""
-        return hashes % self._sizes + self._starts
+    def place(self, hashes: np.ndarray) -> Place:
+        """Where hashes belong, [1 + others]. It is true until the next ``put``."""
+        buckets = hashes % self._sizes + self._starts
+        return Place(hashes & ~ROW, buckets, self._slots[buckets])
 
-    def get(
-        self, hashes: np.ndarray, buckets: np.ndarray | None = None
-    ) -> tuple[list[int], list[int]]:
+    def get(self, place: Place) -> tuple[list[int], list[int]]:
         """The rows under the first hash, and those under the others, once for each that they
         share.
         """
-        if buckets is None:
-            buckets = self.buckets(hashes)
-        found = self._slots[buckets]
-        hits = (found ^ (hashes & ~ROW)[:, None]) <= ROW  # the same tag, perhaps of an empty slot
+        hits = (place.slots ^ place.tags[:, None]) <= ROW  # the same tag, perhaps of an empty slot
         if not hits.any():
             return [], []
-        rows = (found & ROW).astype(np.int64) - 1
+        rows = (place.slots & ROW).astype(np.int64) - 1
         same = rows[0][hits[0]].tolist()
         alike = rows[1:][hits[1:]].tolist()
         return [row for row in same if row >= 0], [row for row in alike if row >= 0]
 
-    def put(self, hashes: np.ndarray, row: int, buckets: np.ndarray | None = None) -> None:
-        if buckets is None:
-            buckets = self.buckets(hashes)
+    def put(self, place: Place, row: int) -> None:
         # An empty slot has row number 0, so it is taken before any row makes room.
-        oldest = (self._slots[buckets] & ROW).argmin(axis=1)
-        self._slots[buckets, oldest] = (hashes & ~ROW) | np.uint64(row + 1)
+        oldest = (place.slots & ROW).argmin(axis=1)
+        self._slots[place.buckets, oldest] = place.tags | np.uint64(row + 1)
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
@@ -558,41 +538,54 @@ def bands_for(threshold: float) -> tuple[int, int]:
     return good[-1] if good else cuts[0]
 
 
+class Shingled:
+    """A text in its form, and its different shingles once they were needed: of a short one as a
+    set, of a long one as numbers.
+    """
+
+    def __init__(self, form: str):
+        self.form = form
+        self.is_short = len(form) <= FEW
+        self.numbered = False
+        self.numbers: np.ndarray | None = None
+
+    @cached_property
+    def shingles(self) -> set[str]:
+        return shingles(self.form)
+
+
 class Shingles:
     """Texts as sorted numbers, one for each different shingle and no number for two: what is
     compared is exact.
 
     A shingle is a number of 5 digits to the base 7,131, and a letter's digit is when it was first
     seen. In the rare case of more letters than digits the shingles themselves are compared. The
-    latest that were compared are kept, in 64 MiB.
+    texts that were compared last are kept, in 64 MiB.
     """
 
     def __init__(self, read: Callable[[int], str]):
         self._read = read
         self._digits = np.zeros(0x110000, dtype=np.uint16)  # of each letter; 0 where not seen yet
         self._free = 1
-        self._kept: OrderedDict[int, Shingled] = OrderedDict()
+        self._kept: OrderedDict[int, str] = OrderedDict()
         self._bytes = 0
 
-    def of(self, row: int) -> Shingled:
-        """A row's text in its normal form, and the numbers of its shingles, or None where they have
-        none.
-        """
-        if row in self._kept:
+    def form(self, row: int) -> str:
+        """A row's text in its form."""
+        found = self._kept.get(row)
+        if found is None:
+            found = self._read(row)
+            self.keep(row, found)
+        else:
             self._kept.move_to_end(row)
-            return self._kept[row]
-        made = self.made(self._read(row))
-        self.keep(row, made)
-        return made
+        return found
 
-    def keep(self, row: int, made: Shingled) -> None:
-        self._kept[row] = made
-        self._bytes += _size(made)
+    def keep(self, row: int, form: str) -> None:
+        """Keeps a text that then need not be read again."""
+        self._kept[row] = form
+        self._bytes += len(form) + OBJECT
         while self._bytes > CACHE:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
-
-    def made(self, normal: str) -> Shingled:
-        return normal, self._numbers(normal)
+            self._bytes -= len(self._kept.popitem(last=False)[1]) + OBJECT
 
     def _numbers(self, normal: str) -> np.ndarray | None:
         letters = np.frombuffer(normal.encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -610,31 +603,47 @@ class Shingles:
         numbers.sort()
         return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
 
-    def similar(self, one: Shingled, other: Shingled, least: float) -> float:
+    def similar(self, one: Shingled, other: str, least: float) -> float:
         """The Jaccard similarity of the two sets, or 0 if it is surely less than ``least``."""
-        a = one[1]
-        b = other[1]
-        if a is None or b is None:
-            mine = shingles(one[0])
-            others = shingles(other[0])
-            both = len(mine & others)
-            either = len(mine | others)
-            return both / either
+        size = len(one.shingles) if one.is_short else self._size(one)
         # No two sets are more similar than their sizes are.
-        if min(len(a), len(b)) / max(len(a), len(b)) < least:
+        if size and _differs_in_size(size, other, least):
             return 0.0
-        # In both sets each number stands once, so one that follows itself is in both.
-        merged = np.concatenate([a, b])
-        merged.sort()
-        both = int(np.count_nonzero(merged[1:] == merged[:-1]))
-        return both / (len(merged) - both)
+        if not one.is_short:
+            numbers = self._numbers(other)
+            if one.numbers is not None and numbers is not None:
+                return _similarity(one.numbers, numbers)
+        theirs = shingles(other)
+        return len(one.shingles & theirs) / len(one.shingles | theirs)
+
+    def _size(self, text: Shingled) -> int:
+        """How many different shingles a text has, 0 where it has more letters than digits."""
+        if not text.numbered:
+            text.numbers = self._numbers(text.form)
+            text.numbered = True
+        return 0 if text.numbers is None else len(text.numbers)
 
 
-def _size(item: Shingled) -> int:
-    """About how many bytes an item takes: 200 are of Python's objects."""
-    normal, numbers = item
-    size = len(normal) + 200
-    return size if numbers is None else size + numbers.nbytes
+def _similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """The Jaccard similarity of two sorted sets."""
+    # In both sets each number stands once, so one that follows itself is in both.
+    merged = np.concatenate([one, other])
+    merged.sort(kind="stable")  # which merges two sorted runs
+    both = int(np.count_nonzero(merged[1:] == merged[:-1]))
+    return both / (len(merged) - both)
+
+
+def _differs_in_size(size: int, other: str, least: float) -> bool:
+    """Whether of ``size`` different shingles and those of the other text the fewer are surely less
+    than this share of the more. To count the other's takes longer.
+    """
+    if max(1, len(other) - SHINGLE + 1) / size < least:
+        return True
+    # Where a beginning has too many of them already, the whole has.
+    enough = int(size / least) + 1 if least else FEW + 1
+    if enough > FEW or len(other) < enough + SHINGLE:
+        return False
+    return size / len(shingles(other[: enough + enough // 4 + 2 * SHINGLE])) < least
 
 
 def shingles(normal: str) -> set[str]:

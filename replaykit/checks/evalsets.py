@@ -10,16 +10,20 @@ mmlu is all of its tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from replaykit.data.formats import read_prompts
+from replaykit.data.record import Record
 from replaykit.errors import DataError, MissingExtra, did_you_mean
+from replaykit.text import words
 
 PREFIX = "lm_eval:"
+OWN_WORDS = 5  # of a question by which its conversation is known
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,31 @@ def eval_items(name: str) -> list[EvalItem]:
     if name.startswith(PREFIX):
         items = list(_task_items(name.removeprefix(PREFIX)))
     else:
-        records = read_prompts(name, split="test")
-        items = [EvalItem(str(record.meta["line"]), record.question) for record in records]
+        rows = read_prompts(name, split="test")
+        items = items_of((str(row.meta["line"]), row) for row in rows)
     if not items:
         raise DataError(
             f"{name}: the evaluation set is empty, so nothing could be kept apart from it"
         )
+    return items
+
+
+def items_of(rows: Iterable[tuple[str, Record]]) -> list[EvalItem]:
+    """What rows ask, each under its id. A conversation of several questions is as many items of
+    one id.
+
+    Of these, one that other conversations ask too, or of fewer than 5 words, such as "Why?", says
+    nothing of the conversation. Where no question is left, all together are its item.
+    """
+    asked = [(row_id, row.questions) for row_id, row in rows]
+    several = {tuple(questions) for _, questions in asked}
+    shared = Counter(question for questions in several for question in set(questions))
+    items: list[EvalItem] = []
+    for row_id, questions in asked:
+        own = [text for text in questions if shared[text] == 1 and len(words(text)) >= OWN_WORDS]
+        if len(questions) == 1 or not own:
+            own = ["\n".join(questions)]
+        items += [EvalItem(row_id, text) for text in own]
     return items
 
 

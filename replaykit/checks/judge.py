@@ -115,17 +115,25 @@ def judge(
     is cut in the middle: its beginning and its end stay. Raises EngineError where there is not even
     room for the prompt.
     """
-    sampling = Sampling(temperature=0.0, max_tokens=MAX_TOKENS, stop=chat.stop, schema=SCHEMA)
+    # The reply is one line of JSON, so it is asked for without a thought where that can be.
+    thinking = None if chat.always_thinks else False
+    stop = chat.stops(thinking)
+    sampling = Sampling(temperature=0.0, max_tokens=MAX_TOKENS, stop=stop, schema=SCHEMA)
     room = engine.limit - MAX_TOKENS
     missing = [(row, record) for row, record in records if row not in ledger]
     requests = (
-        Request(row, _prompt(chat, _shown(record), room), sampling, derive_seed(seed, "judge", row))
+        Request(
+            row,
+            _prompt(chat, _shown(record), room, thinking),
+            sampling,
+            derive_seed(seed, "judge", row),
+        )
         for row, record in missing
     )
     done = len(records) - len(missing)
     watch("tags", done, len(records))
     for completion in engine.complete(requests):
-        text = chat.decode(completion.tokens)
+        text = chat.reply(completion.tokens, thinking).message["content"]
         ledger.append({"row": completion.row, "text": text, "finish": completion.finish_reason})
         done += 1
         watch("tags", done, len(records))
@@ -145,13 +153,13 @@ def _shown(record: Record) -> str:
     )
 
 
-def _prompt(chat: Chat, text: str, room: int) -> tuple[int, ...]:
+def _prompt(chat: Chat, text: str, room: int, thinking: bool | None) -> tuple[int, ...]:
     """The judge's prompt with the text, of at most ``room`` tokens: the text is cut in the middle
     until it fits.
     """
 
     def prompt(text: str) -> tuple[int, ...]:
-        return chat.prompt(dialogue(PROMPT.format(text=text)))
+        return chat.prompt(dialogue(PROMPT.format(text=text)), thinking)
 
     tokens = prompt(text)
     if len(tokens) <= room:

@@ -8,68 +8,85 @@
     clean.check(record)      ->  Hit("gsm8k", item="17", match="the piece that both have"), or None
     clean.result()           ->  how many rows go, and which items of the evaluation they held
 
-A prompt is looked for in two ways. By its lines and sentences, as they stand in the row, whatever
-stands before and after ("Q: ... A:"); what several prompts have in common, such as an instruction,
-need not be there. And a long one by runs of 13 words, as GPT-3's data was cleaned (Brown et al.,
-arXiv 2005.14165, appendix C), which finds it where a few of its words were changed. This differs
-from GPT-3 in two ways, and both spare rows. A row is dropped for most of a prompt's runs, not for a
-single one. And a run that stands in two prompts belongs to their template, or to a passage that
-they share, so it says nothing of either; GPT-3's list left out what stood in more than 10
-documents. Otherwise two long prompts that differ in one slot at the end would hold each other.
+A prompt is looked for in two ways. By its words and signs in a row, however they are broken into
+lines, where a line, a sentence, a bracket or a comma ends before and behind it ("Q: ... A:"), with
+three words in front at most ("Please tell me ..."); what several prompts have in common, such as an
+instruction, need not be there. And a long one by runs of 13 words, as GPT-3's data was cleaned
+(Brown et al., arXiv 2005.14165, appendix C), which finds it where a few of its words were changed.
+This differs from GPT-3 in two ways, and both spare rows. A row is dropped for most of a prompt's
+runs, not for a single one. And a run that stands in two prompts belongs to their template, or to a
+passage that they share, so it says nothing of either; GPT-3's list left out what stood in more than
+10 documents. Otherwise two long prompts that differ in one slot at the end would hold each other.
 
-Both are compared as a reader sees them: without soft hyphens and characters of no width, and with
-Cyrillic and Greek letters that look like Latin ones, in words that have no others, taken for these.
+Both are compared as a reader sees them: without soft hyphens and characters of no width, without
+the vowel points that Arabic and Hebrew may leave out, and with Cyrillic and Greek letters that look
+like Latin ones, in words that have no others, taken for these.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from typing import ClassVar
 
 import numpy as np
 
 from replaykit.checks.evalsets import EvalItem
+from replaykit.checks.hashed_words import Writing, hash_words, runs, writing
 from replaykit.data.record import Record
-from replaykit.mixing import powers
 from replaykit.result import Result
-from replaykit.text import WORD, normalise, words
+from replaykit.text import MARKS, UNSPACED, WORD, normalise, words
 
 REASON = "eval_overlap"  # to drop a row
 RUN = 13  # words
 COVERAGE = 0.8  # of the runs of a prompt, from which on a row holds it
 MOST = 2 / 3  # of the characters that a prompt shares with others, beside its body
 ANCHOR = 5  # words by which a row is looked at closely; a prompt of fewer is a whole message
+LEAD_IN = 3  # words in front of a prompt in its sentence: "Please tell me ..."
 LABELS = 3  # words around a prompt in a message that is nothing else: "Question 3: ... Answer:"
 LEAST_BODY = 3  # words that a prompt has for itself, to be known by these alone
 SHOWN = 400  # characters of a matching piece that the result has
 EXAMPLES = 20  # items that the result has
 
 # Characters that no reader sees: those of category Cf that stand in text, and variation selectors.
+# And those that a writer may leave out: Arabic's tatweel, and the points of Arabic and Hebrew.
 INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670"
+    "\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e01ef]"
 )
+# Of phonetic script, which look like "agiycouvwz".
+PHONETIC = "ɑɡɪʏᴄᴏᴜᴠᴡᴢ"
 # Letters that look like Latin ones, after Unicode's confusables.txt (UTS 39).
 LOOKALIKES = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеіјорсухѕһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανιρυκ",
-    "ABESIJKMHOPCTYXaeijopcyxshdqwABEZHIKMNOPTYXoavipuk",
+    "АВЕЅІЈКМНОРСТУХаеіјорсухѕһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανιρυκ" + PHONETIC,
+    "ABESIJKMHOPCTYXaeijopcyxshdqwABEZHIKMNOPTYXoavipukagiycouvwz",
 )
 GREEK_OR_CYRILLIC = re.compile("[\u0370-\u052f]")
+NOT_LATIN = re.compile(f"[\u0370-\u052f{PHONETIC}]")
 LETTERS = re.compile(r"[^\W\d_]+")
-SUPERSCRIPTS = str.maketrans({sign: f"^{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
-# Where a line or sentence ends, or a label in front of one ("Question:", "3)", "**Q.**").
-PART = re.compile(r"\n|(?<=[.?!:)])[*_\"'”’»]*\s+|(?<=[。？！：])")
-# Marks at the beginning or the end of a word, which writers leave out. "3!" is a number.
+WRITTEN = {sign: f"^{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+WRITTEN |= dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")  # hyphens, en dash, minus
+# No space follows these, and NFKC makes them the narrow ones, which end something before a space.
+WRITTEN |= {mark: f"{mark} " for mark in "。？！：；，、"}
+AS_WRITTEN = str.maketrans(WRITTEN)
+# Where a line or sentence ends, or a label in front of one ("Question:", "3)", "**Q.**"); and what
+# stands before a line, of an item of a list, a heading, a quotation.
+PART = re.compile(r"\n(?:[ \t]*[-+*•·‣▪◦—#>]+[ \t]+)?|(?<=[.?!:)])[*_\"'”’»]*\s+|(?<=。)")
+# Marks at the beginning or the end of a word, which writers leave out. "3!" is a number, and a
+# star or ">" between spaces a sign of arithmetic.
 MARK = re.compile(
-    r"(?<!\S)[\"'“”‘’«»¿¡*_#>]+|(?:[.,;:?…\"'“”‘’«»。，、；：？！*_]|(?<!\d)!)+(?!\S)"
+    r"(?<![^\s()\[\]{}<>|])(?:[\"'“”‘’«»¿¡]|[*_#>]+(?=[^\s*_#>]))+"
+    r"|(?:[.,;:?…\"'“”‘’«»。，、；：？！]|(?<=[^\s*_])[*_]+|(?<!\d)!)+(?![^\s()\[\]{}<>|])"
 )
+BRACKETS = frozenset("()[]{}<>|")
+EDGE = "\0"  # stands where a mark stood
+END = "\1"  # stands where a part ends
 
 
 def visible(text: str) -> str:
@@ -81,7 +98,7 @@ def visible(text: str) -> str:
     if text.isascii():
         return text
     text = INVISIBLE.sub("", text)
-    if GREEK_OR_CYRILLIC.search(text):
+    if NOT_LATIN.search(text):
         text = LETTERS.sub(_latin, text)
     return text
 
@@ -99,9 +116,56 @@ def parts_of(text: str) -> list[str]:
     >>> parts_of("Q: What is 7 + 5?  Be brief!")
     ['q', 'what is 7 + 5', 'be brief']
     """
-    shown = unicodedata.normalize("NFKC", visible(text).translate(SUPERSCRIPTS))
-    found = (normalise(MARK.sub(" ", part)) for part in PART.split(shown))
-    return [part for part in found if part]
+    parts: list[list[str]] = [[]]
+    for token in _marked(text):
+        if token == END:
+            parts.append([])
+        elif token != EDGE:
+            parts[-1].append(token)
+    return [" ".join(part) for part in parts if part]
+
+
+def _marked(text: str) -> list[str]:
+    """The words and signs of a text, with an END behind each line and sentence, and an EDGE for
+    marks left out.
+    """
+    shown = unicodedata.normalize("NFKC", visible(text).translate(AS_WRITTEN))
+    # The first line may be an item of a list as well.
+    shown = PART.sub(f" {END} ", f"\n{shown}\n")
+    return normalise(MARK.sub(f" {EDGE} ", shown)).split()
+
+
+class Tokens:
+    """The words and signs of a message in order, and where something may begin or end."""
+
+    def __init__(self, message: str):
+        self.tokens: list[str] = []
+        self.edges: set[int] = {0}
+        """Before which of them, or behind the last, a line, a sentence, a bracket or marks end."""
+        self.starts: set[int] = set()
+        """Before which of them a sentence begins, or its first words of a lead-in end."""
+        ends = {0}
+        for token in _marked(message):
+            place = len(self.tokens)
+            if token == END:
+                ends.add(place)
+            elif token == EDGE:
+                self.edges.add(place)
+            else:
+                if token in BRACKETS:
+                    self.edges |= {place, place + 1}
+                self.tokens.append(token)
+        self.edges |= ends
+        for end in ends:
+            self.starts.update(self._after_lead_in(end))
+        self.starts |= self.edges
+
+    def _after_lead_in(self, first: int) -> Iterator[int]:
+        for place, token in enumerate(self.tokens[first : first + LEAD_IN], first):
+            # A number or a sign belongs to what is asked.
+            if not token.isalpha():
+                return
+            yield place + 1
 
 
 class Text:
@@ -113,8 +177,9 @@ class Text:
         self.sizes = [len(found) for found in hashes]
         """Words of each message."""
         self.words = hashes[0] if len(hashes) == 1 else np.concatenate(hashes)
-        self.runs = _runs(self.words, RUN)
-        self.anchors = _runs(self.words, ANCHOR)
+        self.runs = runs(self.words, RUN)
+        self.anchors = runs(self.words, ANCHOR)
+        self._tokens: dict[int, Tokens] = {}
 
     @cached_property
     def whole(self) -> str:
@@ -122,9 +187,64 @@ class Text:
         return "\n".join(self.messages)
 
     @cached_property
-    def parts(self) -> list[list[str]]:
-        """Of each message its lines and sentences."""
-        return [parts_of(message) for message in self.messages]
+    def parts(self) -> set[str]:
+        """The lines and sentences of all messages."""
+        return {part for message in self.messages for part in parts_of(message)}
+
+    def tokens(self, place: int) -> Tokens:
+        """Those of one message."""
+        if place not in self._tokens:
+            self._tokens[place] = Tokens(self.messages[place])
+        return self._tokens[place]
+
+
+class Texts:
+    """The words of many conversations, one after the other: what can hold no prompt is seen by
+    them.
+    """
+
+    def __init__(self, conversations: Sequence[Sequence[str]]):
+        messages = [_folded(message) for said in conversations for message in said]
+        self.words, starts = hash_words("\n".join(messages), words_written())
+        lengths = np.fromiter(map(len, messages), dtype=np.int64, count=len(messages))
+        ends = np.searchsorted(starts, np.cumsum(lengths + 1))
+        self.sizes = np.diff(ends, prepend=0)
+        """Words of each message."""
+        counts = np.fromiter(map(len, conversations), dtype=np.int64, count=len(conversations))
+        self.owners = np.repeat(np.arange(len(counts)), counts)
+        """The conversation of each message."""
+        self.rows = np.repeat(self.owners, self.sizes)
+        """The conversation of each word."""
+        self._runs: dict[int, np.ndarray] = {}
+
+    def having(self, n: int, known: Known) -> np.ndarray:
+        """The conversations with one of these runs of n words; some more than once."""
+        if n not in self._runs:
+            self._runs[n] = runs(self.words, n)
+        places = known.places(self._runs[n])
+        # A run does not reach into the next conversation.
+        return self.rows[places[self.rows[places] == self.rows[places + n - 1]]]
+
+
+class Known:
+    """Hashes that are looked for among many."""
+
+    def __init__(self, hashes: np.ndarray):
+        self.hashes = np.sort(hashes)
+        # A table of the upper bits, 16 times as long as there are hashes: most others miss it.
+        bits = max(8, len(hashes).bit_length() + 4)
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, dtype=bool)
+        self._table[self.hashes >> self._shift] = True
+
+    def places(self, among: np.ndarray) -> np.ndarray:
+        """Where among these one of the hashes stands."""
+        likely = np.flatnonzero(self._table[among >> self._shift])
+        if not len(likely):
+            return likely
+        found = np.searchsorted(self.hashes, among[likely])
+        found[found == len(self.hashes)] = 0
+        return likely[self.hashes[found] == among[likely]]
 
 
 class Overlap:
@@ -133,8 +253,8 @@ class Overlap:
 
     A prompt is held by a row in which
 
-    * all its lines and sentences stand in order, if it has 5 words or more; a shorter one only by a
-      message that is nothing else, but for labels ("Q: ... A:");
+    * all its words and signs stand in order, from one edge to another, if it has 5 words or more; a
+      shorter one only by a message that is nothing else, but for labels ("Q: ... A:");
     * what it shares with no other prompt, its body, is a message for itself, stands somewhere and
       is of 13 words or more, or stands beside most of the rest, such as a passage with several
       questions;
@@ -151,11 +271,12 @@ class Overlap:
         long: dict[bytes, tuple[int, np.ndarray]] = {}
         self._plain = _Plain(self.prompts)
         for number in self._plain.different:
-            runs = runs_of(self.prompts[number], n)
-            if len(runs):
-                long.setdefault(runs.tobytes(), (number, runs))
+            found = runs_of(self.prompts[number], n)
+            if len(found):
+                long.setdefault(found.tobytes(), (number, found))
         self._numbers = [number for number, _ in long.values()]
-        self._index([runs for _, runs in long.values()], coverage)
+        self._index([found for _, found in long.values()], coverage)
+        self._known = Known(self._hashes)
 
     def find(self, text: str) -> tuple[str, str] | None:
         """("eval_overlap", the evaluation prompt) for a text that holds one, that which it equals
@@ -170,6 +291,11 @@ class Overlap:
             number = min(held)
         return REASON, self.prompts[number]
 
+    def candidates(self, texts: Texts) -> list[int]:
+        """The conversations that may hold a prompt; no other one holds one."""
+        long = texts.having(self.n, self._known)
+        return sorted({*long.tolist(), *self._plain.candidates(texts)})
+
     def held(self, text: Text) -> dict[int, str]:
         """The numbers of all prompts that the text holds, in order, each with a piece that both
         have, the longest where this is known.
@@ -177,8 +303,8 @@ class Overlap:
         found = dict.fromkeys(self._plain.held(text), "")
         for number in found:
             found[number] = self.prompts[number].strip()
-        runs = text.runs if self.n == RUN else _runs(text.words, self.n)
-        places = self._places(runs)
+        found_runs = text.runs if self.n == RUN else runs(text.words, self.n)
+        places = self._places(found_runs)
         for owner in self._held(places).tolist():
             # Where in the text runs of this prompt stand; the longest piece has the most in a row.
             mine = np.flatnonzero((places >= 0) & (self._owners[self._stretches[places]] == owner))
@@ -211,11 +337,11 @@ class Overlap:
         stretch the prompt that owns it, and how many of its runs are needed.
         """
         # A run may stand twice in one prompt: its first place counts.
-        first = [np.unique(runs, return_index=True) for runs in prompts]
+        first = [np.unique(found, return_index=True) for found in prompts]
         none = np.zeros(0, dtype=np.int64)
-        hashes = np.concatenate([none.astype(np.uint64), *(runs for runs, _ in first)])
+        hashes = np.concatenate([none.astype(np.uint64), *(found for found, _ in first)])
         places = np.concatenate([none, *(places for _, places in first)])
-        owners = np.repeat(np.arange(len(first)), [len(runs) for runs, _ in first])
+        owners = np.repeat(np.arange(len(first)), [len(found) for found, _ in first])
         # Only runs of a single prompt count: others are of a template or of a shared passage.
         _, which, times = np.unique(hashes, return_index=True, return_counts=True)
         own = which[times == 1]
@@ -256,12 +382,22 @@ class _Plain:
         for number, found in parts.items():
             self._add_body(number, found, shared)
         keys = [*self._wholes, *self._bodies]
-        self._starts = {key.partition(BORDER)[0] for key in keys}
-        self._longest = max((key.count(BORDER) for key in keys), default=0) + 1
+        # By the first tokens of prompts and bodies, how many tokens those have that begin so.
+        self._lengths: dict[str, set[int]] = {}
+        # By the first token alone, how many tokens such a beginning has.
+        self._heads: dict[str, set[int]] = {}
+        for key in keys:
+            tokens = key.split()
+            head = tokens[:ANCHOR]
+            self._heads.setdefault(head[0], set()).add(len(head))
+            self._lengths.setdefault(_joined(head), set()).add(len(tokens))
+        # A body of fewer words has no anchor of its own in its message.
+        self._any_message = any(_size(body) < ANCHOR for body in self._bodies)
         # Messages of so many words may be a short prompt with its labels.
         sizes = [_size(key) for key in keys]
         self._short = max((n for n in sizes if n < ANCHOR), default=-LABELS - 1) + LABELS
         self._anchors = np.unique(np.array(list(self._all_anchors(keys)), dtype=np.uint64))
+        self._known = Known(self._anchors)
 
     def _add_body(self, number: int, parts: list[str], shared: Counter[str]) -> None:
         """What no other prompt has of this one, if it is one piece and not all of it."""
@@ -274,61 +410,75 @@ class _Plain:
 
     def _all_anchors(self, keys: Iterable[str]) -> Iterator[int]:
         for key in keys:
-            yield from _runs(word_hashes(key), ANCHOR)[:1].tolist()
+            yield from runs(word_hashes(key), ANCHOR)[:1].tolist()
         # A body may be too short; the longest part of the rest stands beside it.
         for body, number in self._bodies.items():
             if _size(body) < ANCHOR:
                 longest = max(self._rest[number], key=len)
-                yield from _runs(word_hashes(longest), ANCHOR)[:1].tolist()
+                yield from runs(word_hashes(longest), ANCHOR)[:1].tolist()
 
     def equal(self, text: Text) -> int | None:
         """The prompt that a message equals but for marks, or None."""
-        if not self._may_hold(text):
-            return None
-        for message, parts in zip(text.messages, text.parts, strict=True):
-            number = self._wholes.get(_joined(parts) or normalise(message))
+        for place in self._messages(text):
+            message = text.messages[place]
+            number = self._wholes.get(_joined(text.tokens(place).tokens) or normalise(message))
             if number is not None:
                 return number
         return None
 
     def held(self, text: Text) -> list[int]:
         """The prompts that the text holds by their lines and sentences."""
-        if not self._may_hold(text):
-            return []
         found: set[int] = set()
-        standing = {part for parts in text.parts for part in parts}
-        for k, parts in enumerate(text.parts):
-            size = text.sizes[k]
-            for key in self._keys_in(parts):
-                found.update(self._by_whole(key, size, key == _joined(parts)))
-                found.update(self._by_body(key, size, standing))
+        for place in self._messages(text):
+            size = text.sizes[place]
+            said = text.tokens(place)
+            whole = _joined(said.tokens)
+            for key, at_edge in self._keys_in(said):
+                found.update(self._by_whole(key, size, at_edge, key == whole))
+                if at_edge:
+                    found.update(self._by_body(key, size, text.parts))
         equal = self.equal(text)
         if equal is not None:
             found.add(equal)
         return sorted(found)
 
-    def _may_hold(self, text: Text) -> bool:
-        if any(size <= self._short for size in text.sizes):
-            return True
-        if not len(self._anchors) or not len(text.anchors):
-            return False
-        places = np.searchsorted(self._anchors, text.anchors)
-        places[places == len(self._anchors)] = 0
-        return bool((self._anchors[places] == text.anchors).any())
+    def candidates(self, texts: Texts) -> list[int]:
+        """The conversations with messages that may hold a prompt."""
+        short = texts.owners[texts.sizes <= self._short]
+        return [*short.tolist(), *texts.having(ANCHOR, self._known).tolist()]
 
-    def _keys_in(self, parts: list[str]) -> Iterator[str]:
-        """What stands in the parts of a message and may be a prompt or its body."""
-        for start, part in enumerate(parts):
-            if part not in self._starts:
+    def _messages(self, text: Text) -> list[int]:
+        """Which messages of a text may hold a prompt or a body: the short ones, and those with an
+        anchor.
+        """
+        found = {place for place, size in enumerate(text.sizes) if size <= self._short}
+        places = self._known.places(text.anchors)
+        if len(places):
+            ends = np.cumsum(text.sizes)
+            found.update(np.searchsorted(ends, places, side="right").tolist())
+        if found and self._any_message:
+            return list(range(len(text.messages)))
+        return sorted(found)
+
+    def _keys_in(self, said: Tokens) -> Iterator[tuple[str, bool]]:
+        """The prompts and bodies that stand in a message and end at an edge, and whether they begin
+        at one too, and not behind a lead-in.
+        """
+        tokens = said.tokens
+        for start in sorted(said.starts):
+            if start == len(tokens):
                 continue
-            for end in range(start + 1, min(len(parts), start + self._longest) + 1):
-                key = _joined(parts[start:end])
-                if key in self._wholes or key in self._bodies:
-                    yield key
+            for size in self._heads.get(tokens[start], ()):
+                for length in self._lengths.get(_joined(tokens[start : start + size]), ()):
+                    if start + length not in said.edges:
+                        continue
+                    key = _joined(tokens[start : start + length])
+                    if key in self._wholes or key in self._bodies:
+                        yield key, start in said.edges
 
-    def _by_whole(self, key: str, size: int, is_all: bool) -> Iterator[int]:
+    def _by_whole(self, key: str, size: int, at_edge: bool, is_all: bool) -> Iterator[int]:
         own = _size(key)
-        labelled = own >= LEAST_BODY and size <= own + LABELS - 1
+        labelled = at_edge and own >= LEAST_BODY and size <= own + LABELS - 1
         if key in self._wholes and (is_all or own >= ANCHOR or labelled):
             yield self._wholes[key]
 
@@ -344,11 +494,8 @@ class _Plain:
             yield number
 
 
-BORDER = "\n"  # between two parts; no part has one
-
-
 def _joined(parts: Sequence[str]) -> str:
-    return BORDER.join(parts)
+    return " ".join(parts)
 
 
 def _size(text: str) -> int:
@@ -423,26 +570,29 @@ class Decontamination:
 
     def check(self, record: Record) -> Hit | None:
         """What the row holds, of several the first item of the first set; all are counted."""
-        self._rows += 1
-        hits = self.hits(record)
-        return self.count(record.id, hits)
+        return self.count(record.id, self.hits(record))
 
     def hits(self, record: Record) -> list[Hit]:
         """All items that a record holds, in the order of the sets and items; counts nothing."""
-        messages = []
-        for message in record.messages:
-            messages.append(message["content"])
-            if "reasoning_content" in message:
-                messages.append(message["reasoning_content"])
-        text = Text(messages)
-        found = list[Hit]()
+        return self.hits_of([record])[0]
+
+    def hits_of(self, records: Sequence[Record]) -> list[list[Hit]]:
+        """``hits`` of each record: to look through many at once takes less time."""
+        conversations = [_said(record) for record in records]
+        texts = Texts(conversations)
+        looked: dict[int, Text] = {}
+        found: list[list[Hit]] = [[] for _ in records]
         for name, overlap in self._prompts.items():
-            for number, piece in overlap.held(text).items():
-                found.append(Hit(name, self._items[name][number].id, piece))
+            for row in overlap.candidates(texts):
+                if row not in looked:
+                    looked[row] = Text(conversations[row])
+                for number, piece in overlap.held(looked[row]).items():
+                    found[row].append(Hit(name, self._items[name][number].id, piece))
         return found
 
     def count(self, row: str, hits: Sequence[Hit]) -> Hit | None:
-        """Counts the row of that id, which holds those items; the first of them."""
+        """Counts the row of that id, which holds those items; the first of them, or None."""
+        self._rows += 1
         if not hits:
             return None
         self._removed += 1
@@ -458,7 +608,11 @@ class Decontamination:
         held = Counter(name for name, _ in self._rows_of_item)
         most = sorted(self._rows_of_item.items(), key=lambda item: -item[1])
         sets = {
-            name: HeldSet(items=len(items), items_held=held[name], rows=self._rows_of_set[name])
+            name: HeldSet(
+                items=len({item.id for item in items}),
+                items_held=held[name],
+                rows=self._rows_of_set[name],
+            )
             for name, items in self._items.items()
         }
         return Decontaminated(
@@ -473,32 +627,36 @@ class Decontamination:
         return HeldItem(set=name, item=item, rows=rows, first_row=row, match=hit.match[:SHOWN])
 
 
+def _said(record: Record) -> list[str]:
+    """What is looked through of a record: all that is said in it, with thoughts."""
+    messages = []
+    for message in record.messages:
+        messages.append(message["content"])
+        if "reasoning_content" in message:
+            messages.append(message["reasoning_content"])
+    return messages
+
+
 def runs_of(text: str, n: int) -> np.ndarray:
-    """The runs of n words in order, as 64-bit hashes: CRC-32 of each word, combined by a
-    polynomial.
-    """
-    return _runs(word_hashes(text), n)
+    """The runs of n words in order, as 64-bit hashes."""
+    return runs(word_hashes(text), n)
 
 
 def word_hashes(text: str) -> np.ndarray:
-    """The CRC-32 of each word, in order, as a reader sees it."""
-    return np.array([_word(word) for word in words(visible(text))], dtype=np.uint64)
+    """The hash of each word, in order, as a reader sees it: those of ``text.words``."""
+    return hash_words(_folded(text), words_written())[0]
 
 
-def _runs(hashes: np.ndarray, n: int) -> np.ndarray:
-    if len(hashes) < n:
-        return hashes[:0]
-    return np.lib.stride_tricks.sliding_window_view(hashes, n) @ _powers(n)
+def words_written() -> Writing:
+    """What ``text.WORD`` takes for a word."""
+    return writing(rf"[\w{MARKS}]", f"[{UNSPACED}]")
 
 
-@lru_cache(1 << 17)
-def _word(word: str) -> int:
-    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
-
-
-@cache
-def _powers(n: int) -> np.ndarray:
-    return powers(n)
+def _folded(text: str) -> str:
+    """The text as a reader sees it, without case and width."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", visible(text)).casefold()
 
 
 def _piece(text: str, start: int, end: int) -> str:

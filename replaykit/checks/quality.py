@@ -20,9 +20,11 @@ import re
 from dataclasses import replace
 
 from replaykit.checks.texts import language, repetitive, wrong_language
-from replaykit.data.record import Message, Record
+from replaykit.data.record import Message, Record, says_nothing
 from replaykit.recipe.select import Quality
 from replaykit.text import words
+
+ASKING = ("user", "system", "developer")  # roles that say what is wanted
 
 
 def reason(record: Record, quality: Quality) -> str | None:
@@ -35,14 +37,14 @@ def reason(record: Record, quality: Quality) -> str | None:
     answers = 0
     said = ""
     for message in record.messages:
-        if message["role"] in ("user", "system", "developer"):
+        if message["role"] in ASKING:
             said = f"{said}\n{message['content']}"
         if message["role"] == "user":
             prompt = message["content"]
         elif message["role"] in ("assistant", "text"):
             answers += 1
-            if message.get("tool_calls") and not message["content"].strip():
-                continue  # the calls are the answer
+            if not message["content"].strip() and not says_nothing(message):
+                continue  # the calls or the thought are the answer
             found = found or row_reason(prompt, message["content"], quality, said=said)
     if found is None and quality.empty and not answers:
         return "empty_answer"
@@ -56,19 +58,19 @@ def row_reason(
     there is none. ``said`` is everything that was asked up to the answer, as far as it is more
     than the prompt: what an earlier turn asks for may be in the answer too.
     """
-    answer = _bare(answer)
+    question = said or prompt or ""
+    answer = _bare(answer, question)
     if quality.empty and not answer:
         return "empty_answer"
     if quality.empty and prompt is not None and not prompt.strip():
         return "empty_prompt"
-    question = said or prompt or ""
     limit = quality.max_markup
     return (
         _length(prompt, answer, quality)
         or (quality.placeholders and placeholder(question, answer))
-        or (quality.broken and _broken(prompt or "", answer))
+        or (quality.broken and _broken(prompt or "", answer, question))
         or (limit is not None and markup(question, answer, max_share=limit))
-        or (quality.max_repeat is not None and repetitive(answer, max_share=quality.max_repeat))
+        or (quality.max_repeat is not None and _repetitive(question, answer, quality.max_repeat))
         or (quality.languages and wrong_language(answer, quality.languages))
         or None
     )
@@ -77,31 +79,72 @@ def row_reason(
 # --- nothing and its stand-ins --------------------------------------------------------------------
 
 # What training code appends to an answer, and some data sets left there.
-ENDS = re.compile(
-    r"\s*(?:<\|(?:endoftext|im_end|eot_id|end|end_of_text)\|>|</s>|<eos>|<end_of_turn>)\s*\Z"
+END = re.compile(
+    r"(?:<\|(?:endoftext|im_end|eot_id|end|end_of_text)\|>|</s>|<eos>|<end_of_turn>)\Z"
 )
+LONGEST_END = len("<|end_of_text|>")
+
+
+# What prompts say to which such a token may be the answer.
+ABOUT_ENDS = (
+    *("special token", "eos token", "end-of-", "end of turn", "end of text", "end of sequence"),
+    *("tokenizer", "tokeniser", "chatml", "chat template"),
+)
+# Such a token as a word of a question, which it does not end.
+END_INSIDE = re.compile(r"<\|(?:endoftext|im_end|eot_id|end|end_of_text)\|>(?=[^\n<]*\w)")
+
+
+def _asks_for_end(question: str) -> bool:
+    # Questions are long, and a search for several words in either case takes long.
+    folded = question.lower()
+    if any(words in folded for words in ABOUT_ENDS):
+        return True
+    return "<|" in question and END_INSIDE.search(question) is not None
 
 
 def without_end(record: Record) -> Record:
     """The record without the special token at the end of an answer, where one is written out: a
-    tokenizer sets its own.
+    tokenizer sets its own. Where the conversation asks about such tokens, they stay.
     """
-    messages = tuple(_without_end(message) for message in record.messages)
+    messages = tuple(_without_end(record, place) for place in range(len(record.messages)))
     if messages == record.messages:
         return record
     return replace(record, messages=messages, meta={**record.meta, "parent": record.id})
 
 
-def _without_end(message: Message) -> Message:
-    if message["role"] not in ("assistant", "text") or not ENDS.search(message["content"]):
+def _without_end(record: Record, place: int) -> Message:
+    message = record.messages[place]
+    if message["role"] not in ("assistant", "text"):
         return message
-    return {**message, "content": _bare(message["content"])}
+    bare = _without_token(message["content"])
+    if bare is None:
+        return message
+    asked = "\n".join(one["content"] for one in record.messages[:place] if one["role"] in ASKING)
+    if _asks_for_end(asked):
+        return message
+    return {**message, "content": bare}
 
 
-def _bare(answer: str) -> str:
-    """The answer without the special token that ends it, and without spaces around it."""
-    answer = answer.strip()
-    return ENDS.sub("", answer) if answer.endswith(">") else answer
+def _bare(answer: str, question: str) -> str:
+    """The answer without the special token that ends it, unless it is asked about, and without
+    spaces around it.
+    """
+    bare = _without_token(answer)
+    if bare is None or _asks_for_end(question):
+        return answer.strip()
+    return bare
+
+
+def _without_token(answer: str) -> str | None:
+    """The answer without the special token that ends it, and without spaces around it; None where
+    none does.
+    """
+    said = answer.strip()
+    # Each of the tokens ends so, and to search a long text takes long.
+    if not said.endswith(">"):
+        return None
+    found = END.search(said, max(0, len(said) - LONGEST_END))
+    return None if found is None else said[: found.start()].rstrip()
 
 
 # An answer that is one of these as a whole, in any case, with or without a full stop. Left out is
@@ -128,12 +171,17 @@ SLOT = re.compile(
     re.IGNORECASE,
 )
 DOTS = re.compile(r"(?:\.{3,}|…+|-{3,}|_{3,}|—{2,}|\?{3,}|\s)+")
-# Prompts to which dots or filler may be the answer.
-MEANT = re.compile(
-    r"morse|摩尔斯|摩斯|莫尔斯|摩爾斯|モールス|모스|ellips|dash|hyphen|divider|separator|symbol"
-    r"|punctuat|lorem|ipsum|placeholder|dummy|filler",
+# Prompts that ask how something is written: a sign or a word itself is the answer to these.
+WRITTEN = re.compile(
+    r"\b(?:symbol|sign|operator|token|tag|keyword|marker|character|glyph|syntax|notation|punctuat"
+    r"|entit|abbreviat|acronym|initialism|annotation|comment|literal|delimit|separat|divid|ellips"
+    r"|dash|hyphen|dots?\b|escap|markup|emoticon)|\b(?:stands? for|short for|denote|what marks)\b"
+    r"|\bwhat (?:do (?:you|i|we)|to|should (?:you|i|we)) (?:write|type|put)\b"
+    r"|morse|摩尔斯|摩斯|莫尔斯|摩爾斯|モールス|모스|符号|記号|缩写|略語",
     re.IGNORECASE,
 )
+# Prompts to which filler may be the answer.
+MEANT = re.compile(r"lorem|ipsum|placeholder|dummy|filler", re.IGNORECASE)
 # Prompts about programs and tables, whose output "nan" and "#REF!" may be.
 COMPUTED = re.compile(
     r"\b(?:print|python|numpy|pandas|javascript|output|returns?|evaluat\w+|spreadsheet|excel|sheets?"
@@ -155,8 +203,8 @@ def placeholder(prompt: str, answer: str) -> str | None:
     C4 drops every text that has its name, and so what is said about it.
 
     Only a whole answer counts: "Dear [your name], ..." is a letter. What the prompt offers ('say
-    "N/A" if ...') or asks for is an answer, and so are "nan" and "#REF!" where it is about a
-    program or a table, and "todo" in Spanish and Portuguese.
+    "N/A" if ...') or asks for, such as a sign or an abbreviation, is an answer, and so are "nan"
+    and "#REF!" where it is about a program or a table, and "todo" in Spanish and Portuguese.
     """
     found = FILLER.search(answer) is not None
     if len(answer) <= 80:
@@ -164,7 +212,9 @@ def placeholder(prompt: str, answer: str) -> str | None:
         stands_in = plain in PLACEHOLDERS or answer == "nan"
         found = found or (stands_in and not _asked_for(plain, prompt))
         found = found or bool(DOTS.fullmatch(answer) or SLOT.fullmatch(answer))
-    return "placeholder" if found and not MEANT.search(prompt) else None
+    if not found or MEANT.search(prompt) or WRITTEN.search(prompt):
+        return None
+    return "placeholder"
 
 
 def _asked_for(plain: str, prompt: str) -> bool:
@@ -250,13 +300,44 @@ def _mojibake(text: str) -> int:
     return places if places and fix_encoding(text) != text else 0
 
 
-def _broken(prompt: str, answer: str) -> str | None:
-    """Any sign counts in an answer, since a model learns to write it. A prompt carries no loss, and
-    is often long.
+# Prompts that ask about encodings: letters in a wrong one may be the answer.
+ENCODINGS = re.compile(
+    r"encod|mojibake|\butf-?\d|latin-?1|iso-?8859|windows-?125\d|cp-?125\d|charset"
+    r"|code ?page|字符集|编码|文字化け|surrogate|\\u[0-9a-f]{4}",
+    re.IGNORECASE,
+)
+
+
+def _broken(prompt: str, answer: str, question: str) -> str | None:
+    """Any sign counts in an answer, since a model learns to write it, unless it is asked for. A
+    prompt carries no loss, and is often long.
     """
+    found = None
     if broken(answer):
-        return "broken_answer"
-    return "broken_prompt" if broken(prompt) * SPOILT > len(prompt) else None
+        found = "broken_answer"
+    elif broken(prompt) * SPOILT > len(prompt):
+        found = "broken_prompt"
+    if found and ENCODINGS.search(question):
+        return None
+    return found
+
+
+# --- repetition -----------------------------------------------------------------------------------
+
+# Prompts that say how often: "20 times", "repeat".
+OFTEN = re.compile(
+    r"\d|\btimes\b|\b(?:twice|dozen|hundred|thousand)\b|over and over|again and again"
+    r"|repeat|wiederhol|répét|repit|repet|ripet|повтор|重复|重複|繰り返|遍",
+    re.IGNORECASE,
+)
+
+
+def _repetitive(question: str, answer: str, max_share: float) -> str | None:
+    """``texts.repetitive``, unless the question says what to repeat and how often."""
+    found = repetitive(answer, max_share=max_share)
+    if found and OFTEN.search(question) and set(words(answer)) <= set(words(question)):
+        return None
+    return found
 
 
 # --- markup ---------------------------------------------------------------------------------------
@@ -294,4 +375,6 @@ def markup(prompt: str, answer: str, *, max_share: float) -> str | None:
         return None
     plain = CODE.sub("", answer)
     size = sum(len(found[0]) for found in TAG.finditer(plain))
-    return "markup" if size > max_share * len(plain) and not WANTED.search(prompt) else None
+    if size <= max_share * len(plain) or WANTED.search(prompt) or WRITTEN.search(prompt):
+        return None
+    return "markup"

@@ -18,6 +18,7 @@ import torch
 from replaykit.data.record import Record
 from replaykit.errors import ChatError
 from replaykit.model import loading
+from replaykit.model.reads import stated_length
 
 BATCH_ROWS = 16
 READ_AHEAD = 512  # records sorted by length at a time, so that a batch has rows of like length
@@ -38,7 +39,7 @@ class Reward:
             raise ChatError(
                 f"{model} has no chat template, so it is not known how it reads a conversation"
             )
-        self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
+        self.limit: int = stated_length(self.model.config) or 1 << 20
         # transformers reads the score at the last token that is not the padding token. A model that
         # names no such token gets one row at a time.
         self._pad: int | None = self.model.config.get_text_config().pad_token_id

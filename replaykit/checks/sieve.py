@@ -14,6 +14,7 @@ model, and the report shows how far they bent it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import Any
 from replaykit.checks import texts
 from replaykit.checks.duplicates import QUESTIONS, Twins
 from replaykit.checks.overlap import Overlap
+from replaykit.data.record import Message
 from replaykit.recipe.generate import Checks
 
 
@@ -87,17 +89,29 @@ class Sieve:
             return Verdict("wrong_language")
         return None
 
-    def answer(self, text: str) -> Verdict | None:
-        """Why an answer cannot be kept, or None."""
-        reason = self._fault(text)
+    def answer(self, message: Message) -> Verdict | None:
+        """Why an answer cannot be kept, or None. Whether it is a refusal its content says alone."""
+        content = message["content"]
+        calls = message.get("tool_calls", ())
+        reason = None
+        if content or not calls:
+            reason = self._fault(content)
         if reason is not None:
             return Verdict(f"answer_{reason}")
-        if self.checks.refusals and texts.refusal(text):
+        if self.checks.refusals and texts.refusal(content):
             return Verdict("refusal")
+        beside = {"thought": message.get("reasoning_content", "")}
+        if calls:
+            arguments = [call["function"]["arguments"] for call in calls]
+            beside["call"] = json.dumps(arguments, ensure_ascii=False)
+        for part, text in beside.items():
+            reason = self._fault(text) if text else None
+            if reason is not None:
+                return Verdict(f"{part}_{reason}")
         return None
 
     def _fault(self, text: str) -> str | None:
-        """What is wrong with a question or an answer, by the cheap checks first."""
+        """What is wrong with a text, by the cheap checks first."""
         checks = self.checks
         if not text:
             return "empty"

@@ -260,13 +260,73 @@ CANNOT = (
 # What is declined: to help, or to make what was asked for.
 DECLINED = (
     r"(?:(?:help|assist)(?:ing)?(?: you)?(?: (?:with|in|by)\b|[.,;!]|$)|provid(?:e|ing)"
-    r"|fulfil|comply|answer(?:ing)? th|creat(?:e|ing)|generat(?:e|ing)|support|engag(?:e|ing)"
-    r"|participate|offer|discuss|produc(?:e|ing)|do that)"
+    r"|fulfil|comply|answer(?:ing)? (?:th(?:is|at|ese|ose)|your|the question)"
+    r"|creat(?:e|ing)|generat(?:e|ing)|support|engag(?:e|ing)"
+    r"|participate|offer|discuss|produc(?:e|ing)|do(?:ing)? that|giv(?:e|ing) (?:\w+ ){0,2}advice"
+    r"|(?:open|access|brows|view|see|display|play|hear)(?:e|ing)? (?:external |your |any )?"
+    r"(?:links?|images?|pictures?|photos?|videos?|files?|attachments?|urls?|websites?|audio))"
 )
-# "As a chatbot, I cannot ...": what speaks says what it is.
+# "As a chatbot, I cannot ...", "I'm an AI assistant and I can't ...": what speaks says what it is.
 AS_MODEL = (
     r"as an? (?:\w+[ -]){0,4}?(?:ai|a\.i\.|chatbot|bot|assistant|(?:language |ai )?model|program)\b"
 )
+AM_MODEL = (
+    r"i(?:'m| am)(?: just| only)? an? (?:\w+[ -]){0,3}?(?:ai|chatbot|language model)"
+    r"(?: \w+){0,2}(?:[,;.]| and| so)+"
+)
+ONLINE = r"(?:the internet|the web|real-time|live|current|external|up-to-date|your (?:files|data))"
+# In other languages: to be sorry, to be unable, and what is declined, in this order.
+REFUSED_IN = {
+    "de": (
+        r"(?:es tut mir|tut mir|entschuldigung|leider)",
+        r"(?:ich kann|kann ich)\b.{0,60}?\bnicht\b",
+        r"\b(?:(?:weiter)?helfen|behilflich|beantworten|bereitstellen|erstellen|anbieten|erfüllen"
+        r"|nachkommen|unterstützen|liefern)\b",
+    ),
+    "es": (
+        r"(?:lo siento|lamento|lamentablemente|disculpa)",
+        r"\bno puedo\b",
+        r"\b(?:ayudar|asistir|proporcionar|responder a (?:es[ot]|tu|su)|cumplir|hacer eso)",
+    ),
+    "fr": (
+        r"(?:je suis|désolée?|malheureusement)",
+        r"\bje ne (?:peux|puis)\b",
+        r"\b(?:aider|répondre à (?:cet|votre|ta|ce)|fournir|assister|satisfaire|faire cela)\b",
+    ),
+    "it": (
+        r"(?:mi dispiace|purtroppo)",
+        r"\bnon posso\b",
+        r"\b(?:aiutar|assister|fornir|rispondere a (?:quest|tua)|soddisfar|farlo)",
+    ),
+    "ja": (
+        r"(?:申し訳|すみません|すいません|ごめん|恐れ入り|残念)",
+        r".",
+        r"(?:手伝い|応え|お答え|回答|対応|提供|協力|支援|サポート|生成|作成).{0,6}"
+        r"(?:できません|できかねます|いたしかねます|出来ません)",
+    ),
+    "ko": (
+        r"(?:죄송|미안|유감|아쉽)",
+        r".",
+        r"(?:도와|도움|답변|대답|제공|지원|응답|처리|생성|작성).{0,8}(?:수는? 없|못|어렵|불가)",
+    ),
+    "pt": (
+        r"(?:desculpe|sinto muito|lamento|infelizmente)",
+        r"\bnão posso\b",
+        r"\b(?:ajudar|fornecer|responder a (?:ess|est|sua)|atender|fazer isso)",
+    ),
+    "ru": (
+        r"(?:извините|простите|к сожалению|сожалею)",
+        r"\bя не (?:могу|смогу|в состоянии)\b",
+        r"\b(?:помочь|помогать|предостав\w+|ответить на (?:эт|ваш)|выполнить|обсуждать|созда\w+)\b",
+    ),
+    "zh": (
+        r"(?:很|非常|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)",
+        r"(?:我|本).{0,12}?(?:无法|無法|不能|不会|不會|没办法)",
+        r"(?:提供|协助|協助|帮|幫|回答|解答|满足|滿足|完成|参与|參與|讨论|生成|访问|执行|支持|处理)",
+    ),
+}
+# Japanese and Korean leave out who speaks; Chinese has words for it below.
+NEEDS_SORRY = {"ja", "ko", "zh"}
 REFUSALS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -275,33 +335,31 @@ REFUSALS = [
         rf"\b(?:i|we)(?: |(?='m)){CANNOT} (?:\w+ ){{0,2}}{DECLINED}",
         rf"^\W*(?:{AS_MODEL}.{{0,80}}?)?\bi(?: |(?='m)){CANNOT} (?:\w+ ){{0,1}}{DECLINED}",
         # Where it says what it is that speaks, any verb will do, unless an answer follows.
-        rf"^\W*(?:(?:i'm|i am) sorry,? (?:but )?)?{AS_MODEL},? i(?: |(?='m)){CANNOT} \w+"
-        r"(?!.{0,120}\b(?:but|however),? (?:i|here|my)\b)",
-        r"^\W*i must (?:respectfully )?(?:decline|refuse)|"
+        rf"^\W*(?:(?:i'm|i am) sorry,? (?:but )?)?(?:{AS_MODEL},?|{AM_MODEL}) i(?: |(?='m)){CANNOT}"
+        r"(?: \w+|\W*$)(?!.{0,120}\b(?:but|however),? (?:i|here|my)\b)",
+        rf"^\W*(?:(?:i'm sorry|sorry|unfortunately),? (?:but )?)?i (?:do not|don't) have "
+        rf"(?:\w+ )?access to {ONLINE}\b(?!.{{0,120}}\b(?:but|however),? (?:i|here|my)\b)",
+        r"^\W*i (?:must|have to|need to) (?:respectfully |politely )?(?:decline|refuse)"
+        r"(?: to\b| this\b| that\b| your request|\W*$|[.,;!])|"
         r"^\W*i (?:respectfully )?(?:decline|refuse) to\b",
-        r"^\W*(?:很|非常|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾).{0,20}?"
-        r"(?:我|本).{0,12}?(?:无法|無法|不能|不会|不會|没办法)",
         r"^\W*(?:作为|作為).{0,16}(?:AI|人工智能|语言模型|語言模型|助手).{0,20}?我.{0,8}?(?:无法|無法|不能)",
         r"^\W*我(?:无法|無法|不能)(?:提供|协助|協助|帮助|幫助|回答|满足|滿足|参与|為|为)",
-        r"^\W*(?:es tut mir (?:sehr )?leid|entschuldigung|tut mir leid|leider)\b.{0,60}?"
-        r"\bkann ich\b.{0,60}?\bnicht\b",
-        r"^\W*(?:es tut mir (?:sehr )?leid|entschuldigung|tut mir leid)\b.{0,20}?"
-        r"\bich kann\b.{0,60}?\bnicht\b",
-        r"^\W*(?:je suis (?:vraiment )?désolée?|désolée?)\b.{0,40}?\bje ne (?:peux|puis)\b.{0,20}?"
-        r"\b(?:aider|répondre|fournir|assister|satisfaire|faire cela)\b",
-        r"^\W*lo siento\b.{0,40}?\bno puedo\b.{0,20}?"
-        r"\b(?:ayudar|asistir|proporcionar|responder|cumplir|hacer eso)",
-        r"^\W*mi dispiace\b.{0,40}?\bnon posso\b.{0,20}?"
-        r"\b(?:aiutar|assister|fornir|risponder|soddisfar|farlo)",
-        r"^\W*(?:desculpe|sinto muito|lamento)\b.{0,40}?\bnão posso\b.{0,20}?"
-        r"\b(?:ajudar|fornecer|responder|atender|fazer)",
+        *(
+            rf"^\W*{sorry}.{{0,60}}?{cannot}.{{0,40}}?{declined}"
+            for sorry, cannot, declined in REFUSED_IN.values()
+        ),
+        *(
+            rf"^\W*{cannot}.{{0,40}}?{declined}"
+            for language, (_, cannot, declined) in REFUSED_IN.items()
+            if language not in NEEDS_SORRY
+        ),
     )
 ]
 
 
 def refusal(text: str) -> str | None:
-    """Says "refusal" for an answer that declines in its first 200 characters, in English, Chinese,
-    German, French, Spanish, Italian or Portuguese.
+    """Says "refusal" for an answer that declines in its first 200 characters, in English or a
+    language of ``REFUSED_IN``.
 
     Only the opening counts, so a story in which somebody declines does not. A letter that was asked
     for and begins by declining to help does. To say that one does not know is an answer.

@@ -31,6 +31,7 @@ FORCE = Option("--force", "", bool, "Do a finished step again; the old result is
 AS_JSON = Option("--json", "", bool, "Print one JSON object and nothing else on stdout.")
 COMMON = (RECIPE, SET, OUT, SEED, FORCE, AS_JSON)
 
+PRICE = Option("--price-per-hour", "", float, "Of one device, for --dry-run.")
 ARM = Option("--arm", "", str, "Only this one of the recipe's arms.")
 MODEL = Option("--model", "model", str,
                "An alias (llama3, qwen3-8b, nano, ...), a Hub id, a folder or a GGUF file.")
@@ -41,9 +42,9 @@ ENGINE = Option("--engine", "engine.name", str,
 OWN_ENGINE = Option("--engine", "engine.name", str, "auto, vllm or transformers.")
 SERVER = Option("--server", "engine.server", str,
                 "http://host:8000/v1 of a completions server, such as `vllm serve` starts.")
-CHAT = (
-    Option("--thinking/--no-thinking", "chat.thinking", bool,
-           "Let the model think before it answers."),
+THINKING = Option("--thinking/--no-thinking", "chat.thinking", bool,
+                  "Let the model think before it answers.")
+PARTS = (
     Option("--pre-query", "chat.pre_query", str,
            r"By hand: what stands before a question; \n is a line break.", read.unescaped),
     Option("--answer-header", "chat.answer_header", str,
@@ -99,7 +100,7 @@ PROBE = Command(
         MODEL,
         Option("--samples", "", int, "Questions to draw; 0 needs the tokenizer alone, not the "
                "weights.", default=20),
-        ENGINE, SERVER, *CHAT, *COMMON,
+        ENGINE, SERVER, THINKING, *PARTS, *COMMON,
     ),
 )
 SELECT = Command(
@@ -141,6 +142,12 @@ GENERATE = Command(
                "be given again.", read.weighted),
         Option("--keep-system", "generate.keep_system", bool,
                "Leave the system prompt in the record."),
+        Option("--thinking/--no-thinking", "generate.thinking", bool,
+               "Let the model think before it answers; by default only where it always does."),
+        Option("--thinking-part", "generate.thinking", float,
+               "The part of the rows in which it thinks, such as 0.5."),
+        Option("--tools", "generate.tools", str,
+               "Offer the tools of this JSON or JSONL file, and check the calls of them."),
         Option("--temperature", "generate.temperature", str,
                'Of the questions; 1.0 by default, "model" as it is deployed.', read.number),
         Option("--schedule", "generate.schedule", str,
@@ -156,10 +163,10 @@ GENERATE = Command(
                "Processes with a whole model each, one for each GPU; 1 by default."),
         Option("--tensor-parallel", "engine.tensor_parallel", int,
                "GPUs that share one model, in vllm."),
-        *CHAT,
+        *PARTS,
         Option("--dry-run", "", bool,
                "Say how many rows, tokens and hours it takes; load nothing."),
-        Option("--price-per-hour", "", float, "Of one device, for --dry-run."),
+        PRICE,
         *COMMON,
     ),
 )
@@ -179,11 +186,11 @@ MIX = Command(
     "mix",
     "Mix replay into the target: the same share in every optimiser step.",
     (
-        Option("--ratio", "mix.ratio", float, "Replay's share of the loss; 0.05 by default."),
+        Option("--ratio", "mix.ratio", float, "Replay's share of the training; 0.05 by default."),
         Option("--replay", "mix.sources", list[str], "Old data to replay: a file, a folder, a Hub "
                "data set, or select or generate for what these made; old.jsonl=2 gives it the "
-               "weight 2. May be given again; no other source is taken.", read.weighted),
-        Option("--unit", "mix.unit", str, "What is shared: loss_tokens, tokens or rows."),
+               "weight 2. May be given again; no other source is taken.", read.replays),
+        Option("--unit", "mix.unit", str, "What counts: rows (the default), tokens, loss_tokens."),
         Option("--budget", "mix.budget", str, "add: replay on top of the target. replace: as many "
                "rows as without replay."),
         Option("--min-rows", "mix.min_rows", list[str], "SKILL=N: at least N replay rows of a "
@@ -210,6 +217,9 @@ TRAIN = Command(
                "distill, project or ema, as by default; may be given again.", read.remedies),
         Option("--ewc-auto", "train.remedies.ewc.auto", float,
                "ewc, with its gradient's norm held at this part of the loss's."),
+        Option("--dry-run", "", bool,
+               "Say how much memory and how many hours it takes; load nothing."),
+        PRICE,
         ARM, *COMMON,
     ),
 )

@@ -1,6 +1,6 @@
 """An option of the command line, from which typer's parameter and the recipe's change are made.
 
-    Option("--ratio", "mix.ratio", float, "Replay's share of the loss; 0.05 by default.")
+    Option("--ratio", "mix.ratio", float, "Replay's share of the training; 0.05 by default.")
 
 An option with a key changes that key of the recipe; one without is for the command itself. What was
 not typed is None and changes nothing. ``--set`` reaches every key that has no option of its own.

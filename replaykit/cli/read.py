@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -61,6 +62,19 @@ def weighted(systems: Sequence[str]) -> dict[str, float]:
             found[text] = float(weight)
         else:
             found[system] = 1.0
+    return found
+
+
+def replays(sources: Sequence[str]) -> dict[str, float]:
+    """As ``weighted``; what is here and has neither a dot nor a slash is ./val, as a recipe wants
+    it, since a misspelt step would look the same.
+    """
+    from replaykit.recipe.mix import is_source
+
+    found = {}
+    for source, weight in weighted(sources).items():
+        here = not is_source(source) and Path(source).exists()
+        found[f"./{source}" if here else source] = weight
     return found
 
 

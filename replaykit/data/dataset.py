@@ -12,11 +12,11 @@ column has one type: Arrow would give every call the arguments of all others, as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaykit.data.jsonl import to_line
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import Message, Record
 from replaykit.errors import CallError
@@ -118,4 +118,4 @@ def to_dataset(
 
 def as_json(value: object) -> str:
     """One line of JSON; what JSON does not know, such as a date, as its text."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return to_line(value)

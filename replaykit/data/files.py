@@ -8,30 +8,48 @@ Nothing is read into memory as a whole; of text, a row is at most 16 MiB long.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaykit.data.folders import SUFFIXES, files_of, suffix
-from replaykit.data.jsonstream import json_rows, plain_json, refuse_unwritable, suspect
+from replaykit.data.folders import SUFFIXES, files_of, passed_over, splits_in, suffix
+from replaykit.data.jsonstream import json_rows, json_splits, plain_json, refuse_unwritable, suspect
 from replaykit.data.streams import (
     MAX_LINE,
     TOO_LONG,
     Row,
     Unparsed,
     lines_of,
+    one_line,
     opened,
     tell,
     text_of,
 )
-from replaykit.data.tables import BATCH_ROWS, arrow_rows, csv_rows, parquet_rows
+from replaykit.data.tables import BATCH_ROWS, arrow_rows, csv_rows, dataset_rows, parquet_rows
 from replaykit.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["MAX_LINE", "Hub", "Row", "Unparsed", "json_lines", "raw_rows", "tell", "text_lines"]
+__all__ = [
+    "MAX_LINE",
+    "Hub",
+    "Lines",
+    "Placed",
+    "Row",
+    "Unparsed",
+    "Unread",
+    "json_lines",
+    "line_batches",
+    "line_files",
+    "raw_rows",
+    "splits_of",
+    "tell",
+    "text_lines",
+    "unread_note",
+]
 
 HUB_SECONDS = 10  # to find a data set on the Hub
 
@@ -55,9 +73,9 @@ def raw_rows(
 ) -> Iterator[tuple[str, Row]]:
     """Each row with its place: the file and the line, or the number of the row from 1.
 
-    ``split`` is that of a Hub data set, and of a folder whose files' names say one; a folder's
-    files are read in order of their names. Raises DataError for what cannot be read; with
-    ``unparsed``, a single bad row is passed to that.
+    ``split`` is that of a Hub data set, of a folder whose files' names say one, and of a .json file
+    whose lists' names do; a folder's files are read in order of their names. Raises DataError for
+    what cannot be read; with ``unparsed``, a single bad row is passed to that.
     """
     local = Path(path)
     hub = hub or Hub()
@@ -66,25 +84,65 @@ def raw_rows(
             yield from _saved_rows(local, split, unparsed)
             return
         for file in files_of(local, split, hub.subset):
-            yield from _file_rows(file, unparsed)
+            yield from _file_rows(file, None, unparsed)
         return
     if not local.exists():
-        on_hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
-        if suffix(local) or not on_hub:
-            raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
+        _check_on_hub(path)
         yield from _hub_rows(str(path), split, hub)
         return
-    yield from _file_rows(local, unparsed)
+    yield from _file_rows(local, split, unparsed)
 
 
-def _file_rows(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
+def splits_of(path: str | Path, hub: Hub | None = None) -> list[str]:
+    """The splits of a folder, of a Hub data set or of a .json file with a list for each; none of
+    another file, nor of a folder whose names say none, of which all is read.
+
+    Raises DataError as ``raw_rows`` does.
+    """
+    local = Path(path)
+    hub = hub or Hub()
+    if local.is_dir():
+        if _is_saved(local):
+            return _saved_splits(local)
+        return splits_in(local, hub.subset)
+    if local.exists():
+        return _file_splits(local)
+    _check_on_hub(path)
+    return _hub_splits(str(path), hub)
+
+
+def unread_note(path: str | Path, split: str | None, hub: Hub | None = None) -> str:
+    """What of a folder ``raw_rows`` does not read, in words, as ``passed_over`` says it."""
+    local = Path(path)
+    if not local.is_dir() or _is_saved(local):
+        return ""
+    return passed_over(local, split, (hub or Hub()).subset)
+
+
+def _check_on_hub(path: str | Path) -> None:
+    """Raises DataError for what is not here and cannot be the name of a data set on the Hub."""
+    on_hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
+    if suffix(Path(path)) or not on_hub:
+        raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
+
+
+def _file_splits(path: Path) -> list[str]:
+    if suffix(path) != ".json" or _is_json_lines(path):
+        return []
+    return json_splits(path)
+
+
+def _file_rows(
+    path: Path, split: str | None, unparsed: Unparsed | None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file; ``split`` as of ``json_rows``."""
     match suffix(path):
         case ".jsonl":
             yield from _numbered_lines(path, unparsed)
         case ".json" if _is_json_lines(path):
             yield from _numbered_lines(path, unparsed)
         case ".json":
-            yield from json_rows(path, unparsed)
+            yield from json_rows(path, unparsed, split)
         case ".csv":
             yield from csv_rows(path, unparsed)
         case ".parquet":
@@ -96,16 +154,85 @@ def _file_rows(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, Row
             )
 
 
-def text_lines(path: Path) -> Iterator[tuple[str, Row]]:
+def text_lines(path: Path, unparsed: Unparsed | None = None) -> Iterator[tuple[str, Row]]:
     """The lines of a text file that are not blank, each as the row ``{"text": ...}``."""
     with opened(path) as stream:
         for number, line in lines_of(stream):
             place = f"{path}:{number}"
-            if line is None:
-                raise DataError(f"{place}: {TOO_LONG}")
-            text = text_of(place, line, first=number == 1).strip()
+            try:
+                text = _text_line(place, line, first=number == 1).strip()
+            except DataError as error:
+                tell(unparsed, place, error)
+                continue
             if text:
                 yield place, {"text": text}
+
+
+def line_files(path: str | Path, split: str = "train", hub: Hub | None = None) -> list[Path]:
+    """The files that ``raw_rows`` would read, where all of them are JSON Lines; else none."""
+    local = Path(path)
+    files = [local] if local.is_file() else []
+    if local.is_dir() and not _is_saved(local):
+        files = files_of(local, split, (hub or Hub()).subset)
+    return files if all(_has_lines(file) for file in files) else []
+
+
+def _has_lines(path: Path) -> bool:
+    return suffix(path) == ".jsonl" or (suffix(path) == ".json" and _is_json_lines(path))
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A row that cannot be read: its place, and why."""
+
+    place: str
+    error: DataError
+
+
+Placed = tuple[str, Row] | Unread
+"""A row with its place, or one that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Some lines of a JSON Lines file, to be read in any process. ``first`` is the number of the
+    first, from 1.
+    """
+
+    path: str
+    first: int
+    lines: Sequence[bytes | None]
+
+    def rows(self) -> Iterator[Placed]:
+        """Their rows; blank lines have none."""
+        for number, line in enumerate(self.lines, self.first):
+            place = f"{self.path}:{number}"
+            try:
+                row = _json_line(place, line, first=number == 1)
+            except DataError as error:
+                yield Unread(place, error)
+                continue
+            if row is not None:
+                yield place, row
+
+
+def line_batches(path: Path, rows: int, size: int) -> Iterator[Lines]:
+    """The lines of a file, so many at a time; fewer where they have more than ``size`` bytes."""
+    name = str(path)
+    held: list[bytes | None] = []
+    first = 1
+    length = 0
+    with opened(path) as stream:
+        for number, line in lines_of(stream):
+            held.append(line)
+            length += len(line or b"")
+            if len(held) == rows or length > size:
+                yield Lines(name, first, held)
+                held = []
+                first = number + 1
+                length = 0
+    if held:
+        yield Lines(name, first, held)
 
 
 # --- JSON Lines -----------------------------------------------------------------------------------
@@ -132,11 +259,15 @@ def _numbered_lines(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str
         yield f"{name}:{number}", row
 
 
-def _json_line(place: str, line: bytes | None, *, first: bool) -> Row | None:
-    """The object on a line; None for a blank line."""
+def _text_line(place: str, line: bytes | None, *, first: bool) -> str:
     if line is None:
         raise DataError(f"{place}: {TOO_LONG}")
-    text = text_of(place, line, first=first)
+    return text_of(place, line, first=first)
+
+
+def _json_line(place: str, line: bytes | None, *, first: bool) -> Row | None:
+    """The object on a line; None for a blank line."""
+    text = _text_line(place, line, first=first)
     if not text.strip():
         return None
     try:
@@ -151,16 +282,29 @@ def _json_line(place: str, line: bytes | None, *, first: bool) -> Row | None:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether a file named .json has an object on its first line, and more on later ones."""
+    """Whether a file named .json has an object on each line, and not one value over all lines.
+
+    Its first line may be broken: no JSON value has an object at the start of a line where the line
+    before ends with anything but a bracket, a comma or a colon.
+    """
     with opened(path) as stream:
         lines = (line for _, line in lines_of(stream) if line is None or line.strip())
         first = next(lines, None)
-        if first is None or not first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        second = next(lines, b"")
+        if first is None or second == b"":
             return False
-        try:
-            return isinstance(json.loads(first), dict) and next(lines, b"") != b""
-        except (ValueError, RecursionError):
-            return False
+        first = first.removeprefix(b"\xef\xbb\xbf").strip()
+        if first.startswith(b"{") and _is_object(first):
+            return True
+        starts = second is not None and second.lstrip().startswith(b"{")
+        return starts and not first.startswith(b"[") and not first.endswith((b"[", b",", b":"))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 # --- data sets ------------------------------------------------------------------------------------
@@ -183,14 +327,26 @@ def _saved_rows(folder: Path, split: str, unparsed: Unparsed | None) -> Iterator
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
                 raise DataError(
-                    f"{folder}: it has the splits {', '.join(saved)}, not '{split}'; `split: NAME` "
-                    "beside the path chooses"
+                    f"{folder}: it has the splits {', '.join(saved)}, not '{split}'; in a recipe, "
+                    "`split: NAME` beside the path chooses; elsewhere, give the split's own folder"
                 )
             saved = saved[split]
         tables = saved.with_format("arrow").iter(BATCH_ROWS)
         yield from arrow_rows(str(folder), _batches(tables), unparsed)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: not a data set that can be read ({error})") from error
+        why = one_line(error)
+        raise DataError(f"{folder}: not a data set that can be read ({why})") from error
+
+
+def _saved_splits(folder: Path) -> list[str]:
+    """The splits of a DatasetDict; a Dataset has none."""
+    listed = folder / "dataset_dict.json"
+    if not listed.is_file():
+        return []
+    try:
+        return [str(name) for name in json.loads(listed.read_bytes())["splits"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{listed}: it does not list the splits ({error!r})") from error
 
 
 def _batches(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.RecordBatch]:
@@ -199,6 +355,27 @@ def _batches(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.RecordBatch]:
 
 
 def _hub_rows(name: str, split: str, hub: Hub) -> Iterator[tuple[str, Row]]:
+    with _asking_hub(name, hub):
+        import datasets
+
+        rows = datasets.load_dataset(
+            name, hub.subset, split=split, revision=hub.revision, streaming=True
+        )
+        for number, row in enumerate(dataset_rows(rows), 1):
+            yield f"{name}[{split}]:{number}", row
+
+
+def _hub_splits(name: str, hub: Hub) -> list[str]:
+    with _asking_hub(name, hub):
+        import datasets
+
+        found = datasets.get_dataset_split_names(name, hub.subset, revision=hub.revision)
+    return [str(split) for split in found]
+
+
+@contextmanager
+def _asking_hub(name: str, hub: Hub) -> Iterator[None]:
+    """What goes wrong on the Hub as a DataError."""
     import httpx2
     from huggingface_hub import HfApi, constants
 
@@ -206,13 +383,7 @@ def _hub_rows(name: str, split: str, hub: Hub) -> Iterator[tuple[str, Row]]:
         # One question first: load_dataset alone would retry for half a minute.
         if not constants.HF_HUB_OFFLINE:
             HfApi().dataset_info(name, revision=hub.revision, timeout=HUB_SECONDS)
-        import datasets
-
-        rows = datasets.load_dataset(
-            name, hub.subset, split=split, revision=hub.revision, streaming=True
-        )
-        for number, row in enumerate(rows, 1):
-            yield f"{name}[{split}]:{number}", row
+        yield
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise DataError(_hub_problem(name, error)) from error
 
@@ -220,7 +391,10 @@ def _hub_rows(name: str, split: str, hub: Hub) -> Iterator[tuple[str, Row]]:
 def _hub_problem(name: str, error: Any) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "onfig" in str(error) and "available" in str(error).lower():
-        return f"{name}: {' '.join(lines[:2])}; `subset: NAME` beside the path chooses"
+        return (
+            f"{name}: {' '.join(lines[:2])}; `subset: NAME` beside the path chooses in a recipe; "
+            "elsewhere, download it and give the subset's folder or file"
+        )
     reason = lines[0] if lines else type(error).__name__
     return (
         f"{name}: neither a file here nor a data set that could be read from the Hub ({reason}); "

@@ -8,24 +8,67 @@ Columns are recognised by the names that each format's own documentation gives t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from replaykit.data.columns import CONVERSATIONS, MEDIA, PAIRS, PASSAGES, QUESTIONS, SYSTEMS, TOOLS
-from replaykit.data.files import Hub, Row, Unparsed, raw_rows, tell, text_lines
-from replaykit.data.record import SOURCES, Message, Record, Source, Tool, message_of, up_to_question
-from replaykit.data.turns import answer_of, calls_of, from_json, no_text, tools_of, turns_of
+from replaykit.data.columns import (
+    ABOUT,
+    BESIDE,
+    CHOICES,
+    CONVERSATIONS,
+    LABELS,
+    PAIRS,
+    PASSAGES,
+    QUESTIONS,
+    SYSTEMS,
+    TOOLS,
+    Reading,
+    is_empty,
+    refuse_lost,
+)
+from replaykit.data.files import (
+    Hub,
+    Lines,
+    Placed,
+    Row,
+    Unparsed,
+    Unread,
+    line_batches,
+    line_files,
+    raw_rows,
+    tell,
+    text_lines,
+)
+from replaykit.data.record import (
+    FINISH,
+    SOURCES,
+    Message,
+    Record,
+    Source,
+    Tool,
+    apart,
+    message_of,
+    up_to_question,
+)
+from replaykit.data.turns import (
+    THOUGHTS,
+    answer_of,
+    calls_of,
+    from_json,
+    tools_of,
+    turns_in,
+    turns_of,
+)
 from replaykit.errors import DataError, did_you_mean
 
 FIELD = re.compile(r"\{([^{}]+)\}")
-ABOUT = ("input", *PASSAGES)
-"""Columns with what a question is about."""
-BESIDE = (*SYSTEMS, "history", *TOOLS)
-"""Columns with what stands around a question and its answer."""
+BATCH_BYTES = 1 << 22  # of text in a batch, after which it ends
+MAX_CHOICES = 26
 T = TypeVar("T")
 
 
@@ -41,6 +84,9 @@ class Columns:
     """The words for the values of ``answer``: for 0, 1, ..., or for each value."""
     preferred: Literal["chosen"] | None = None
     """The answer that is read of a row with a chosen and a rejected one."""
+    classes: Sequence[str] | None = None
+    """The labels of a text classifier, in the order of their numbers; None where the rows are no
+    texts with labels."""
 
 
 RECOGNISED = Columns()
@@ -64,23 +110,102 @@ def read_records(
     skip: int = 0,
     limit: int | None = None,
     unparsed: Unparsed | None = None,
-) -> Iterator[Record]:
+) -> Records:
     """The records of a file, of a folder's files in order of name, or of a Hub data set, in order.
 
     Columns are recognised: messages, conversations (ShareGPT), instruction/input/output/history
     (Alpaca), prompt/completion, question/answer, text, and others (``data/columns.py``);
     ``columns`` names others. Every other column that is not null goes to ``meta``, and so does the
-    line number. Raises DataError, naming file and line, for a row that is none of these; with
+    line number. Raises DataError, naming file and line, for a row that is none of these, or that
+    has an image or a part of the question that would be lost (``columns.refuse_lost``); with
     ``unparsed``, that is called with the place and the error instead, and the row is passed over.
     """
-    rows = raw_rows(path, split=split, hub=hub, unparsed=unparsed)
-    for place, row in _part(rows, skip, limit):
-        try:
-            record = record_of(place, row, source, columns)
-        except DataError as error:
-            tell(unparsed, place, error)
-            continue
-        yield record
+    return Records(path, source, columns or RECOGNISED, split, hub, skip, limit, unparsed)
+
+
+@dataclass
+class Records(Iterator[Record]):
+    """What ``read_records`` gives: the records one by one, or the rows in ``batches``, of which any
+    process can make the records.
+    """
+
+    path: str | Path
+    source: Source
+    columns: Columns
+    split: str
+    hub: Hub | None
+    skip: int
+    limit: int | None
+    unparsed: Unparsed | None
+    _iterator: Iterator[Record] | None = None
+
+    def __next__(self) -> Record:
+        if self._iterator is None:
+            self._iterator = self._records()
+        return next(self._iterator)
+
+    def _records(self) -> Iterator[Record]:
+        rows = raw_rows(self.path, split=self.split, hub=self.hub, unparsed=self.unparsed)
+        for place, row in _part(rows, self.skip, self.limit):
+            try:
+                record = record_of(place, row, self.source, self.columns)
+            except DataError as error:
+                tell(self.unparsed, place, error)
+                continue
+            yield record
+
+    def batches(self, rows: int) -> Iterator[Batch]:
+        """All rows in order, so many at a time. Rows that cannot be read are among their records;
+        nobody is told of them.
+        """
+        files: list[Path] = []
+        if not self.skip and self.limit is None:
+            files = line_files(self.path, self.split, self.hub)
+        for file in files:
+            for lines in line_batches(file, rows, BATCH_BYTES):
+                yield Batch(lines, self.source, self.columns)
+        if files:
+            return
+        placed = self._placed()
+        while some := list(islice(placed, rows)):
+            yield Batch(some, self.source, self.columns)
+
+    def _placed(self) -> Iterator[Placed]:
+        unread = list[Unread]()
+
+        def note(place: str, error: DataError) -> None:
+            unread.append(Unread(place, error))
+
+        rows = raw_rows(self.path, split=self.split, hub=self.hub, unparsed=note)
+        for placed in _part(rows, self.skip, self.limit):
+            yield from unread
+            unread.clear()
+            yield placed
+        yield from unread
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a file as they stand there."""
+
+    rows: Lines | Sequence[Placed]
+    source: Source
+    columns: Columns
+
+    def records(self) -> Iterator[Record | Unread]:
+        """Each row as a record, if it can be read."""
+        placed = self.rows.rows() if isinstance(self.rows, Lines) else self.rows
+        for item in placed:
+            if isinstance(item, Unread):
+                yield item
+                continue
+            place, row = item
+            try:
+                record = record_of(place, row, self.source, self.columns)
+            except DataError as error:
+                yield Unread(place, error)
+                continue
+            yield record
 
 
 def read_prompts(
@@ -91,19 +216,26 @@ def read_prompts(
     hub: Hub | None = None,
     skip: int = 0,
     limit: int | None = None,
+    unparsed: Unparsed | None = None,
 ) -> Iterator[Record]:
     """Conversations that end with a question: rows as ``read_records`` takes them, less the answer.
 
     A row needs no answer; the column is ``prompt``, or the first there is of prompt, question,
     query, instruction, inputs and text. Every other column goes to ``meta``, as above. A .txt file
-    has a question on each line.
+    has a question on each line. Raises DataError for a row without a question, or calls
+    ``unparsed``, as ``read_records`` does.
     """
     if Path(path).suffix.lower() == ".txt":
-        rows = text_lines(Path(path))
+        rows = text_lines(Path(path), unparsed)
     else:
-        rows = raw_rows(path, split=split, hub=hub)
+        rows = raw_rows(path, split=split, hub=hub, unparsed=unparsed)
     for place, row in _part(rows, skip, limit):
-        yield prompt_of(place, row, prompt)
+        try:
+            record = prompt_of(place, row, prompt)
+        except DataError as error:
+            tell(unparsed, place, error)
+            continue
+        yield record
 
 
 def prompt_of(place: str, row: Row, prompt: str | None = None) -> Record:
@@ -115,6 +247,8 @@ def prompt_of(place: str, row: Row, prompt: str | None = None) -> Record:
     found = _asked(place, present, prompt)
     if not found.messages or not found.messages[-1]["content"].strip():
         raise DataError(f"{place}: there is no question in this row")
+    reading = _reading(found, prompt)
+    refuse_lost(place, present, found.columns, found.messages, reading, answered=False)
     meta: Mapping[str, Any] = _others(present, found.columns)
     if own is not None:
         meta = own.meta
@@ -140,6 +274,8 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
     """
     line = {"line": _line(place)}
     named = columns or RECOGNISED
+    if named.classes is not None:
+        named = _of_classes(row, named)
     if named.prompt is None and named.answer is None:
         own = _own(row)
         if own is not None:
@@ -148,7 +284,12 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
         raise DataError("prompt and answer are given together: the names of the two columns")
     present = _present(row)
     found = _read(place, row, present, named)
-    return Record(found.messages, source, _others(present, found.columns) | line, found.tools)
+    refuse_lost(place, present, found.columns, found.messages, _reading(found, named.prompt))
+    meta = apart(_others(present, found.columns), [FINISH])
+    if named.classes is not None and named.answer in LABELS:
+        # By which rows can be drawn, counted and capped.
+        meta[named.answer] = found.messages[-1]["content"]
+    return Record(found.messages, source, meta | line, found.tools)
 
 
 def _present(row: Row) -> dict[str, Any]:
@@ -158,6 +299,16 @@ def _present(row: Row) -> dict[str, Any]:
         for name, value in row.items()
         if value is not None and not (isinstance(value, float) and value != value)
     }
+
+
+def _reading(found: _Found, prompt: str | None) -> Reading:
+    if found.messages[0]["role"] == "text":
+        return "text"
+    if prompt is not None:
+        return "named" if prompt == found.columns[0] else "template"
+    if found.columns[0] in CONVERSATIONS:
+        return "conversation"
+    return "pair"
 
 
 def _others(row: Row, used: Sequence[str]) -> dict[str, Any]:
@@ -200,33 +351,14 @@ def _own_turn(turn: Mapping[str, Any]) -> Message:
 def _read(place: str, row: Row, present: Row, named: Columns) -> _Found:
     """The conversation in a row, by the columns that are named or by those that it has."""
     if named.prompt is not None and named.answer is not None:
-        return _named(place, row, named)
-    if "chosen" not in present or "rejected" not in present:
-        found = _recognise(place, row, present)
-    elif any(name in present for name in CONVERSATIONS):
-        found = _recognise(place, row, present)  # the conversation is what was chosen
-    else:
-        found = _preferred(place, present, named)
-    if _is_undesired(present, found.columns) and found.messages[0]["role"] != "text":
-        raise DataError(
-            f"{place}: an undesirable answer (label: false); leave such rows out, or they would be "
-            "trained as good ones"
-        )
-    return found
-
-
-def _is_undesired(row: Row, columns: Sequence[str]) -> bool:
-    """Whether a row says that its answer is a bad one, as KTO's do."""
-    if "label" not in row and "kto_tag" not in row:
-        return False
-    for name in ("label", "kto_tag"):  # TRL and ms-swift; LLaMA-Factory
-        value = row.get(name)
-        if value is False and name not in columns:
-            return True
-        # A table of text has the word.
-        if isinstance(value, str) and value.lower() == "false" and "completion" in columns:
-            return True
-    return False
+        return _named(place, row, present, named)
+    preference = "chosen" in present and "rejected" in present
+    if preference and present.keys().isdisjoint(CONVERSATIONS):
+        return _preferred(place, present, named)
+    found = _recognise(place, row, present)
+    if preference and found.messages[-1]["role"] != "assistant":
+        return _preferred(place, present, named)
+    return found  # of a preference: the conversation is what was chosen
 
 
 def _recognise(place: str, row: Row, present: Row) -> _Found:
@@ -235,18 +367,14 @@ def _recognise(place: str, row: Row, present: Row) -> _Found:
         if column in present:
             turns = _turn_list(place, column, present[column])
             if turns is not None:
-                _refuse_media(place, present, str(turns))
-                messages = turns_of(place, turns)
-                return _with_beside(place, present, _Found((column,), messages), ())
-    for prompt, answer in PAIRS:
-        if prompt in present and answer in present:
-            return _pair(place, present, prompt, answer)
-    if "text" in present and "label" in present:
-        raise DataError(
-            f"{place}: text with a label; `prompt: text` and `answer: label` beside the path make "
-            "it a question with its answer, and `labels: [World, Sports, ...]` says the word for "
-            "each number"
-        )
+                return _with_beside(place, present, _Found((column,), turns_of(place, turns)))
+    pairs = [pair for pair in PAIRS if present.keys() >= set(pair)]
+    # In a table of rows in several formats, a row says nothing in the columns of the others.
+    said = [pair for pair in pairs if not all(is_empty(present[name]) for name in pair)]
+    is_text = not said and not is_empty(present.get("text"))
+    if pairs and not is_text:
+        prompt, answer = (said or pairs)[0]
+        return _pair(place, present, prompt, answer)
     if "text" in present:
         return _Found(("text",), (message_of("text", _string(place, present, "text")),))
     raise _unrecognised(place, row, present)
@@ -263,7 +391,7 @@ def _unrecognised(place: str, row: Row, present: Row) -> DataError:
             return DataError(f"{place}: '{column}' is {kind}, no conversation and no text")
     labels = ""
     if "label" in present:
-        labels = "; `labels: [no, yes, ...]` says the word for each number of an answer"
+        labels = '; `labels: ["no", "yes", ...]` says the word for each number of an answer'
     return DataError(
         f"{place}: no messages, conversations, instruction/output, prompt/completion, "
         f"question/answer or text among the columns {sorted(map(str, present))}; `prompt: NAME` "
@@ -283,76 +411,150 @@ def _turn_list(place: str, column: str, value: Any) -> Sequence[Any] | None:
 
 def _pair(place: str, row: Row, prompt: str, answer: str) -> _Found:
     """A question and its answer, either of which may also be a list of turns."""
-    _refuse_media(place, row, str(row[prompt]))
-    thought = row.get("reasoning_content")
-    if _is_list(row[prompt]):
-        used: tuple[str, ...] = (prompt, answer)
-        asked = turns_of(place, row[prompt])
+    columns: tuple[str, ...] = (prompt, answer)
+    turns = turns_in(place, row, prompt)
+    if turns is not None:
+        asked = turns_of(place, turns)
     else:
         question, used = _question(place, row, prompt)
-        used = (*used, answer)
+        columns = (*columns, *used)
         asked = (message_of("user", question),)
-    if _is_list(row[answer]):
-        messages = turns_of(place, [*asked, *row[answer]])
+    said = turns_in(place, row, answer)
+    if said is not None:
+        messages = turns_of(place, [*(turns or asked), *said])
     else:
-        text = _string(place, row, answer)
-        messages = (*asked, answer_of(place, text, thought))
-        used = (*used, "reasoning_content")
-    return _with_beside(place, row, _Found((prompt, answer), messages), used)
+        messages = (*asked, answer_of(place, _string(place, row, answer)))
+    return _with_beside(place, row, _Found(columns, messages))
 
 
 def _question(place: str, row: Row, prompt: str) -> tuple[str, tuple[str, ...]]:
-    """The question with the passage that it is about, and the columns of both.
+    """The question with what it is about, and the columns of both.
 
-    An instruction's input stands behind it, as in Alpaca and Dolly; a question's passage before.
+    An instruction's input stands behind it, as in Alpaca and Dolly; a question's passage before,
+    and the choices behind.
     """
     question = _string(place, row, prompt)
     if row.keys().isdisjoint(ABOUT):
         return question, (prompt,)
     if prompt == "instruction":
-        parts = [question, *(_passage(place, row, name) for name in ("input", "context"))]
-        used: tuple[str, ...] = (prompt, "input", "context")
-    else:
-        parts = [*(_passage(place, row, name) for name in PASSAGES), question]
-        used = (*PASSAGES, prompt)
-    return "\n\n".join(part for part in parts if part is not None), used
+        behind = ("input", "context")
+        return "\n\n".join((question, *_passages(place, row, behind))), (prompt, *behind)
+    # A passage that the question has within it is not said twice, nor are such choices.
+    passages = [text for text in _passages(place, row, PASSAGES) if text.strip() not in question]
+    text = "\n\n".join((*passages, question))
+    for name in CHOICES:
+        if not is_empty(row.get(name)):
+            text = _with_choices(text, _choices(place, row, name))
+    return text, (prompt, *PASSAGES, *CHOICES)
 
 
-def _passage(place: str, row: Row, column: str) -> str | None:
-    """The text of a passage, or of a list of passages; None where there is none."""
-    value = row.get(column)
-    if not value:
-        return None
-    if _is_list(value) and all(isinstance(part, str) for part in value):
-        return "\n\n".join(value)
-    return _string(place, row, column)
-
-
-def _with_beside(place: str, row: Row, found: _Found, used: tuple[str, ...]) -> _Found:
-    """The conversation with what stands beside it: system message, history, tools."""
-    columns = (*found.columns, *used)
-    if row.keys().isdisjoint(BESIDE):
-        return _Found(columns, found.messages)
-    before: list[Message] = []
-    for column in SYSTEMS:
-        if not row.get(column) or before:
+def _passages(place: str, row: Row, columns: Sequence[str]) -> Iterator[str]:
+    """The texts of passages; a column may have a list of them."""
+    for column in columns:
+        value = row.get(column)
+        if is_empty(value):
             continue
-        system = message_of("system", _string(place, row, column))
-        columns = (*columns, column)
+        if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+            yield "\n\n".join(value)
+        else:
+            yield _string(place, row, column)
+
+
+def _choices(place: str, row: Row, column: str) -> dict[str, str]:
+    """What may be answered, by its letter; a text that is no list is under ""."""
+    value = row[column]
+    if isinstance(value, str) and not value.lstrip().startswith(('["', '{"')):
+        return {"": value}
+    value = from_json(f"{place}: '{column}'", value)
+    if isinstance(value, Mapping) and value.keys() == {"text", "label"}:  # ARC
+        labels = value["label"]
+        texts = value["text"]
+        if _is_list(labels) and _is_list(texts) and len(labels) == len(texts):
+            value = dict(zip(map(str, labels), texts, strict=True))
+    if _is_list(value):
+        value = {chr(ord("A") + number): text for number, text in enumerate(value)}
+    found = {}
+    if isinstance(value, Mapping):
+        found = {letter: text for letter, text in value.items() if text is not None}
+    fit = all(isinstance(c, (str, int, float)) and not isinstance(c, bool) for c in found.values())
+    if not found or len(found) > MAX_CHOICES or not fit:
+        raise DataError(f"{place}: '{column}' is no list of at most {MAX_CHOICES} texts")
+    return {str(letter): str(text) for letter, text in found.items()}
+
+
+def _with_choices(question: str, choices: Mapping[str, str]) -> str:
+    """The question, and each choice on a line with its letter, as in MMLU."""
+    if all(_is_shown(letter, text, question) for letter, text in choices.items()):
+        return question
+    return f"{question}\n{_lettered(choices)}"
+
+
+def _is_shown(letter: str, text: str, question: str) -> bool:
+    mark = re.escape(letter)
+    bare = re.sub(rf"^\W?{mark}\W\s*", "", text)
+    return re.search(rf"{mark}\W{{0,3}}{re.escape(bare)}", question) is not None
+
+
+def _lettered(choices: Mapping[str, str]) -> str:
+    if all(re.match(rf"\W?{re.escape(letter)}\W", text) for letter, text in choices.items()):
+        return "\n".join(choices.values())  # they have their letters
+    return "\n".join(f"{letter}. {text}" if letter else text for letter, text in choices.items())
+
+
+def _with_beside(place: str, row: Row, found: _Found) -> _Found:
+    """The conversation with what stands beside it: system message, history, tools, a thought."""
+    found = _with_thought(place, row, found)
+    if row.keys().isdisjoint(BESIDE):
+        return found
+    left = {name: row[name] for name in BESIDE if row.get(name) and name not in found.columns}
+    columns = found.columns
+    before: list[Message] = []
+    system = next((name for name in SYSTEMS if name in left), None)
+    if system is not None:
+        message = message_of("system", _string(place, row, system))
+        columns = (*columns, system)
         own = [m for m in found.messages if m["role"] == "system"]
-        if own and own[0]["content"] != system["content"]:
-            raise DataError(f"{place}: '{column}' and the conversation's own system message differ")
-        if not own and not before:
-            before.append(system)
-    if "history" in row and (used or "query" in found.columns):
-        before += _history(place, row["history"])
-        columns = (*columns, "history")
+        if own and own[0]["content"] != message["content"]:
+            raise DataError(f"{place}: '{system}' and the conversation's own system message differ")
+        if not own:
+            before.append(message)
+    if "history" in row and "history" not in columns:
+        history = _history(place, left.get("history"))
+        if not _is_whole(found):
+            before += history
+            columns = (*columns, "history")
+        elif all(message in found.messages for message in history):
+            columns = (*columns, "history")
     tools: tuple[Tool, ...] = ()
-    for column in TOOLS:
-        if row.get(column) and not tools:
-            tools = tools_of(place, row[column])
-            columns = (*columns, column)
+    listed = next((name for name in TOOLS if name in left), None)
+    if listed is not None:
+        tools = tools_of(place, row[listed])
+        columns = (*columns, listed)
     return _Found(columns, (*before, *found.messages), tools)
+
+
+def _is_whole(found: _Found) -> bool:
+    """Whether the turns come from one column, with all that was said before."""
+    return found.columns[0] in (*CONVERSATIONS, "chosen")
+
+
+def _with_thought(place: str, row: Row, found: _Found) -> _Found:
+    """The thought that has a column of its own, in the answer that it stands before."""
+    if row.keys().isdisjoint(THOUGHTS) or _is_whole(found):
+        return found
+    columns = tuple(name for name in THOUGHTS if row.get(name) and name not in found.columns)
+    answer = found.messages[-1]
+    if not columns or answer["role"] != "assistant":
+        return found
+    thoughts = {_string(place, row, name).strip("\r\n") for name in columns}
+    if "reasoning_content" in answer:
+        thoughts.add(answer["reasoning_content"])
+    if len(thoughts) > 1:
+        raise DataError(f"{place}: '{columns[0]}' and another thought of the answer differ")
+    thought = thoughts.pop()
+    if thought:
+        answer = {**answer, "reasoning_content": thought}
+    return _Found((*found.columns, *columns), (*found.messages[:-1], answer), found.tools)
 
 
 def _history(place: str, value: Any) -> list[Message]:
@@ -374,21 +576,6 @@ def _history(place: str, value: Any) -> list[Message]:
     return messages
 
 
-def _refuse_media(place: str, row: Row, text: str) -> None:
-    """Raises DataError for a row whose question shows something that is no text.
-
-    A single ``image`` beside words is shown where they hold its mark, as in LLaVA's rows.
-    """
-    if row.keys().isdisjoint(MEDIA):
-        return
-    for column, kind in MEDIA.items():
-        value = row.get(column)
-        if column not in row or (_is_list(value) and not value) or value == "":
-            continue
-        if column != kind or f"<{kind}>" in text:
-            raise no_text(f"{place}: '{column}'", kind)
-
-
 def _preferred(place: str, row: Row, named: Columns) -> _Found:
     """The chosen answer of a row with a chosen and a rejected one, if the recipe asks for it."""
     if named.preferred is None:
@@ -396,18 +583,17 @@ def _preferred(place: str, row: Row, named: Columns) -> _Found:
             f"{place}: a chosen and a rejected answer; `preferred: chosen` beside the path reads "
             "the chosen one"
         )
-    chosen = row["chosen"]
-    prompt = next((name for name in QUESTIONS if name in row), None)
-    if prompt is not None and _is_list(chosen) and _is_list(row[prompt]):
-        turns = list(chosen)
+    prompt = next((name for name in (*CONVERSATIONS, *QUESTIONS) if name in row), None)
+    chosen = turns_in(place, row, "chosen")
+    if prompt is not None and chosen is not None:
+        asked = turns_in(place, row, prompt)
         # UltraFeedback's chosen answer repeats the question.
-        if list(row[prompt]) != turns[: len(row[prompt])]:
-            turns = [*row[prompt], *turns]
-        found = _Found((prompt, "chosen"), turns_of(place, turns))
-        return _with_beside(place, row, found, ())
-    if _is_list(chosen) and (prompt is None or len(chosen) > 1):
-        used = () if prompt is None else (prompt,)
-        return _with_beside(place, row, _Found(("chosen",), turns_of(place, chosen)), used)
+        if asked is not None and asked != chosen[: len(asked)]:
+            chosen = [*asked, *chosen]
+        if asked is not None:
+            return _with_beside(place, row, _Found((prompt, "chosen"), turns_of(place, chosen)))
+    if chosen is not None and (prompt is None or len(chosen) > 1):
+        return _with_beside(place, row, _Found(("chosen",), turns_of(place, chosen)))
     if prompt is None:
         raise DataError(
             f"{place}: 'chosen' is text and no column has its question; `prompt: NAME` and "
@@ -419,25 +605,37 @@ def _preferred(place: str, row: Row, named: Columns) -> _Found:
 # --- named columns --------------------------------------------------------------------------------
 
 
-def _named(place: str, row: Row, named: Columns) -> _Found:
+def _named(place: str, row: Row, present: Row, named: Columns) -> _Found:
     """The columns that the recipe names, or templates of columns."""
     assert named.prompt is not None and named.answer is not None
-    if _is_list(row.get(named.prompt)):
-        columns: tuple[str, ...] = (named.prompt,)
-        turns = list(row[named.prompt])
-    else:
+    turns = turns_in(place, row, named.prompt)
+    columns: tuple[str, ...] = (named.prompt,)
+    if turns is None:
         question, columns = _filled(place, row, named.prompt)
-        turns = [{"role": "user", "content": question}]
-    if named.labels is None and _is_list(row.get(named.answer)):
-        messages = turns_of(place, [*turns, *row[named.answer]])
-        return _Found((*columns, named.answer), messages)
-    if named.labels is not None:
+        turns = [message_of("user", question)]
+    said = None
+    if named.labels is None:
+        said = turns_in(place, row, named.answer)
+    if said is not None:
+        messages = turns_of(place, [*turns, *said])
+        return _with_beside(place, present, _Found((*columns, named.answer), messages))
+    used: tuple[str, ...]
+    if named.classes is not None and named.labels and _is_list(row.get(named.answer)):
+        # Of several labels each is a name, and the answer is their list.
+        names = [
+            _labelled(place, {named.answer: value}, named.answer, named.labels)
+            for value in row[named.answer]
+        ]
+        answer = json.dumps(names, ensure_ascii=False)
+        used = (named.answer,)
+    elif named.labels is not None:
         answer = _labelled(place, row, named.answer, named.labels)
-        used: tuple[str, ...] = (named.answer,)
+        used = (named.answer,)
     else:
         answer, used = _filled(place, row, named.answer)
     reply = answer_of(f"{place}: '{named.answer}'", answer)
-    return _Found((*columns, *used), (*turns_of(place, turns), reply))
+    found = _Found((*columns, *used), (*turns_of(place, turns), reply))
+    return _with_beside(place, present, found)
 
 
 def _filled(place: str, row: Row, name: str) -> tuple[str, tuple[str, ...]]:
@@ -445,11 +643,18 @@ def _filled(place: str, row: Row, name: str) -> tuple[str, tuple[str, ...]]:
     names = FIELD.findall(name)
     if name in row or not names:
         return _string(place, row, name), (name,)
-    for column in names:
-        value = row.get(column)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            _string(place, row, column)  # raises DataError for what is no text
-    return FIELD.sub(lambda field: str(row[field.group(1)]), name), tuple(names)
+    texts = {column: _cell(place, row, column) for column in names}
+    return FIELD.sub(lambda field: texts[field.group(1)], name), tuple(names)
+
+
+def _cell(place: str, row: Row, column: str) -> str:
+    """What a template has for a column: text, a number, or choices with their letters."""
+    value = row.get(column)
+    if column in CHOICES and not is_empty(value):
+        return _lettered(_choices(place, row, column))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return _string(place, row, column)
+    return str(value)
 
 
 def _labelled(place: str, row: Row, column: str, labels: Any) -> str:
@@ -473,23 +678,43 @@ def _labelled(place: str, row: Row, column: str, labels: Any) -> str:
     return str(word)
 
 
+def _of_classes(row: Row, named: Columns) -> Columns:
+    """The columns of a text and its label, where the row has them: those that are named, or "text"
+    and "label" or "labels". A row of another format stays one, and its answer is the label.
+    """
+    answer = named.answer or next((name for name in LABELS if name in row), None)
+    prompt = named.prompt or ("text" if "text" in row else None)
+    if prompt is None or answer is None:
+        return named
+    return replace(named, prompt=prompt, answer=answer, labels=named.labels or named.classes)
+
+
 def _asked(place: str, row: Row, prompt: str | None) -> _Found:
     """The conversation of a row up to its last question."""
     column = prompt or None
-    if column is not None and not _is_list(row.get(column)):
-        question, used = _filled(place, row, column)
-        return _Found(used, (message_of("user", question),))
-    if column is None and not any(name in row for name in CONVERSATIONS):
-        column = next((name for name in QUESTIONS if isinstance(row.get(name), str)), None)
-        if column is not None:
-            question, used = _question(place, row, column)
-            found = _Found((column,), (message_of("user", question),))
-            return _with_beside(place, row, found, used)
-    if column is not None:
-        found = _with_beside(place, row, _Found((column,), turns_of(place, row[column])), ())
-    else:
+    if column is None and row.keys().isdisjoint(CONVERSATIONS):
+        column = next((name for name in QUESTIONS if _may_ask(row.get(name))), None)
+    if column is None:
         found = _recognise(place, row, row)
+        return _Found(found.columns, up_to_question(found.messages), found.tools)
+    turns = turns_in(place, row, column)
+    if turns is not None:
+        found = _Found((column,), turns_of(place, turns))
+    elif prompt:
+        question, used = _filled(place, row, column)
+        found = _Found(used, (message_of("user", question),))
+    else:
+        question, used = _question(place, row, column)
+        found = _Found(used, (message_of("user", question),))
+    found = _with_beside(place, row, found)
     return _Found(found.columns, up_to_question(found.messages), found.tools)
+
+
+def _may_ask(value: Any) -> bool:
+    """Whether a value is text or turns."""
+    if _is_list(value):
+        return bool(value) and isinstance(value[0], Mapping)
+    return isinstance(value, str)
 
 
 def _is_list(value: Any) -> bool:
@@ -503,9 +728,13 @@ def _string(place: str, row: Row, column: str) -> str:
         near = did_you_mean(column, [str(name) for name in row])
         raise DataError(f"{place}: no column '{column}' among {sorted(map(str, row))}{near}")
     if isinstance(value, (int, float)):
+        as_it_is = ""
+        if not isinstance(value, bool):
+            as_it_is = f'"{{{column}}}" in place of its name reads the number as it is, '
         raise DataError(
-            f"{place}: '{column}' is {type(value).__name__}, not text; where it is a label, "
-            "`labels: [first, second, ...]` beside the path says the word for each number"
+            f"{place}: '{column}' is {type(value).__name__}, not text; beside the path, with "
+            f'`prompt: ...` and `answer: ...`, {as_it_is}`labels: ["first", "second", ...]` says '
+            "the word for each"
         )
     if not isinstance(value, str):
         raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from replaykit.data.files import Row, json_lines
 from replaykit.data.record import Record
 from replaykit.errors import DataError
+
+# Made once: json.dumps would make one for each row. What JSON does not know, such as a date, is
+# written as its text.
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+
+
+def to_line(value: object) -> str:
+    """The value as JSON on one line; dates and the like, NaN and Infinity as their text."""
+    try:
+        return ENCODER.encode(value)
+    except ValueError:
+        return ENCODER.encode(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
 
 
 def read_jsonl(path: str | Path) -> Iterator[Record]:
@@ -35,7 +59,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Record | Row]) -> int:
     with temporary.open("w", encoding="utf-8", newline="\n") as stream:
         for row in rows:
             line = row.to_json() if isinstance(row, Record) else row
-            stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            stream.write(to_line(line) + "\n")
             count += 1
     os.replace(temporary, path)
     return count

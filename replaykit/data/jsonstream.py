@@ -1,6 +1,7 @@
 """The rows of a .json file, of any size: a list of objects, or an object around one.
 
     {"version": 2, "data": [{"text": "a"}, {"text": "b"}]}  ->  {"text": "a"}, {"text": "b"}
+    {"train": [{"text": "a"}], "test": [{"text": "b"}]}     ->  {"text": "a"} of the split train
 
 The file is read through a window that holds one row and a little more. Python's own parser works
 on it, so a row means here what it means in JSON Lines (NaN is read, as pandas and Python write it);
@@ -13,27 +14,33 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
 from replaykit.data.columns import is_row
+from replaykit.data.folders import KEYWORDS, no_split
 from replaykit.data.streams import MAX_LINE, TOO_LONG, Row, Unparsed, not_utf8, opened, tell
 from replaykit.errors import DataError
 
 CHUNK = 1 << 16
 NEAR_END = 32  # characters: an error so near to the window's end may be an end that is yet to come
+NO_SPLIT = ""  # no list is of it
 MAX_DEPTH = 200  # of lists and objects in each other; Python ends at some 900
+NO_OBJECT = '"[]-0123456789'  # how a list begins whose first item is no object
 MARKS = re.compile(r'["\\\[\]{}]')
 DECODER = json.JSONDecoder()
 
 
-def json_rows(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
+def json_rows(
+    path: Path, unparsed: Unparsed | None, split: str | None = None
+) -> Iterator[tuple[str, Row]]:
     """The objects of a .json file, each numbered from 1.
 
-    Of an object that is no row itself, they are those of its first list of objects. A row that
-    cannot be read is passed over by its brackets. Raises DataError for what has no rows.
+    Of an object that is no row itself, they are those of its only list of objects, or of the lists
+    of a ``split``, see ``_Lists``. A row that cannot be read is passed over by its brackets. Raises
+    DataError for what has no rows, and for several lists that are no splits.
     """
     with opened(path) as stream:
         window = _Window(path, stream)
@@ -41,11 +48,75 @@ def json_rows(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]
         if begin == "[":
             yield from _list_rows(window, unparsed)
         elif begin == "{":
-            yield from _object_rows(window, unparsed)
+            lists = _Lists(path, split)
+            yield from _object_rows(window, unparsed, lists)
+            lists.check()
         else:
             raise _no_list(path)
         if window.next_mark():
             raise DataError(f"{path}: more follows after its end; one object a line is .jsonl")
+
+
+def json_splits(path: Path) -> list[str]:
+    """The splits of a .json file that is an object of lists; none of any other.
+
+    Raises DataError as ``json_rows`` does.
+    """
+    with opened(path) as stream:
+        window = _Window(path, stream)
+        if window.next_mark() != "{":
+            return []
+        lists = _Lists(path, NO_SPLIT)
+        for _ in _object_rows(window, lambda *_: None, lists):
+            return []  # one row, or the only list, which has no split's name
+        return lists.splits()
+
+
+class _Lists:
+    """Which of an object's lists of objects are read.
+
+    Lists that all have names of splits are splits, as the files of a folder are, and without a
+    ``split`` there may be only one list. Two lists of which one has another name are no splits: to
+    take the first, or all, would be to guess.
+    """
+
+    def __init__(self, path: Path, split: str | None):
+        self._path = path
+        self._split = split
+        self._names: list[str] = []
+        self._taken = False
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """Those of the next lists that are read.
+
+        Raises DataError for several lists that are no splits.
+        """
+        new = list(names)
+        self._names += new
+        if self._split is not None and self.splits():
+            new = [name for name in new if self._split in ("all", name, KEYWORDS[name.lower()])]
+        elif len(self._names) > 1:
+            last = json.dumps(self._names[-1])
+            raise DataError(
+                f"{self._path}: which list? It has {', '.join(map(repr, self._names))}; make a "
+                f"file of the one that is meant, as `jq '.[{last}]'` does"
+            )
+        self._taken = self._taken or bool(new)
+        return new
+
+    def splits(self) -> list[str]:
+        """The splits that the lists so far are; none where one of them has no split's name."""
+        said = {KEYWORDS.get(name.lower(), "") for name in self._names}
+        return [] if "" in said else sorted(said)
+
+    def place(self, name: str) -> str:
+        """What the rows of a list stand under, before their number."""
+        return f"{self._path}[{name}]" if self.splits() else str(self._path)
+
+    def check(self) -> None:
+        """Raises DataError where there are lists, and none is of the split."""
+        if self._names and not self._taken:
+            raise no_split(self._path, "list", str(self._split), self.splits())
 
 
 def plain_json(text: str) -> Any:
@@ -56,8 +127,14 @@ def plain_json(text: str) -> Any:
         raise DataError(said(error)) from error
 
 
+class _TooLong(ValueError):
+    """A value is longer than a row may be."""
+
+
 def said(error: Exception) -> str:
     """What is wrong with a text that the parser refused."""
+    if isinstance(error, _TooLong):
+        return TOO_LONG
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at column {error.colno})"
     if isinstance(error, RecursionError):
@@ -142,7 +219,8 @@ class _Window:
     def value(self) -> tuple[Any, bool]:
         """The value that begins here, and whether it needs ``refuse_unwritable``.
 
-        Raises ValueError or RecursionError, and stays, for one that cannot be read.
+        Raises ValueError or RecursionError, and stays, for one that cannot be read, or is longer
+        than a row may be.
         """
         while True:
             left = len(self.text) - self.at
@@ -155,6 +233,8 @@ class _Window:
             else:
                 # A number that reaches the end of the window may go on behind it.
                 if end < len(self.text) or self.ended:
+                    if end - self.at > MAX_LINE:
+                        raise _TooLong
                     check = self.bad_bytes or suspect(self.text, self.at, end)
                     self.at = end
                     return found, check
@@ -164,9 +244,8 @@ class _Window:
         """Whether what begins here can be as long as a row may be."""
         return len(self.text) - self.at <= MAX_LINE
 
-    def pass_over(self) -> None:
-        """Over the value that begins here, by its brackets alone."""
-        depth = 0
+    def pass_over(self, depth: int = 0) -> None:
+        """Over the value that begins here, by its brackets alone; ``depth`` are those behind."""
         quoted = False
         while True:
             mark = MARKS.search(self.text, self.at)
@@ -192,13 +271,18 @@ class _Window:
 def _list_rows(window: _Window, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
     """The objects of the list that begins here; the reader then stands behind it."""
     window.step()
+    yield from _items(window, str(window.path), unparsed)
+
+
+def _items(window: _Window, name: str, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
+    """The objects of a list whose bracket lies behind the reader."""
     number = 0
     if window.next_mark() == "]":
         window.step()
         return
     while True:
         number += 1
-        place = f"{window.path}:{number}"
+        place = f"{name}:{number}"
         window.next_mark()
         try:
             row = _row(window, place)
@@ -233,26 +317,29 @@ def _row(window: _Window, place: str) -> Row:
     return row
 
 
-def _object_rows(window: _Window, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
-    """An object that is a row; or the rows of the first list of objects in it."""
+def _object_rows(
+    window: _Window, unparsed: Unparsed | None, lists: _Lists
+) -> Iterator[tuple[str, Row]]:
+    """An object that is a row; or the rows of the lists in it that are read."""
     try:
         whole, check = window.value()
     except (ValueError, RecursionError):
-        yield from _around(window, unparsed)
+        yield from _around(window, unparsed, lists)
         return
-    lists = [value for value in whole.values() if _is_rows(value)]
-    if is_row(whole) or not lists:
-        place = f"{window.path}:1"
-        try:
-            if check:
-                refuse_unwritable(place, whole)
-        except DataError as error:
-            tell(unparsed, place, error)
-        else:
-            yield place, whole
+    found = {name: value for name, value in whole.items() if _is_rows(value)}
+    if is_row(whole) or not found:
+        yield from _checked(str(window.path), [whole], check, unparsed)
         return
-    for number, row in enumerate(lists[0], 1):
-        place = f"{window.path}:{number}"
+    for name in lists.chosen(found):
+        yield from _checked(lists.place(name), found[name], check, unparsed)
+
+
+def _checked(
+    name: str, rows: list[Any], check: bool, unparsed: Unparsed | None
+) -> Iterator[tuple[str, Row]]:
+    """The rows with their places; ``check`` says whether they need ``refuse_unwritable``."""
+    for number, row in enumerate(rows, 1):
+        place = f"{name}:{number}"
         try:
             if not isinstance(row, Mapping):
                 raise DataError(f"{place}: a row is a JSON object, this is a {type(row).__name__}")
@@ -268,8 +355,8 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
 
 
-def _around(window: _Window, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
-    """The rows of the first list in an object that is too large, or too broken, to be one value."""
+def _around(window: _Window, unparsed: Unparsed | None, lists: _Lists) -> Iterator[tuple[str, Row]]:
+    """The rows of the lists in an object that is too large, or too broken, to be one value."""
     mark = window.next_mark()
     found = False
     while mark in ("{", ","):
@@ -280,9 +367,14 @@ def _around(window: _Window, unparsed: Unparsed | None) -> Iterator[tuple[str, R
             colon = window.next_mark()
             window.step()
             begin = window.next_mark()
-            if colon == ":" and begin == "[" and not found and not is_row({str(key): None}):
-                found = True
-                yield from _list_rows(window, unparsed)
+            if colon == ":" and begin == "[" and not is_row({str(key): None}):
+                window.step()
+                rows = window.next_mark() not in NO_OBJECT
+                found = found or rows
+                if rows and lists.chosen([str(key)]):
+                    yield from _items(window, lists.place(str(key)), unparsed)
+                else:
+                    window.pass_over(depth=1)
             else:
                 window.value()
         except (ValueError, RecursionError) as error:

@@ -19,8 +19,8 @@ Between steps records are JSON Lines; ``datasets.Dataset`` appears only at the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 
@@ -99,13 +99,29 @@ class Record:
     @property
     def question(self) -> str:
         """What the record is compared by: its last question, or a plain text itself."""
-        return self.prompt or self.messages[-1]["content"]
+        return self.questions[-1]
+
+    @property
+    def questions(self) -> list[str]:
+        """All questions of the conversation in order, at least one.
+
+        Of one in which nobody asks it is what it ends with. An empty question stays empty: what
+        answers it is no question.
+        """
+        asked = [message["content"] for message in self.messages if message["role"] == "user"]
+        return asked or [self.messages[-1]["content"]]
 
     @property
     def all_questions(self) -> str:
         """All questions of the conversation, one a line, or a plain text itself."""
-        questions = [message["content"] for message in self.messages if message["role"] == "user"]
-        return "\n".join(questions) or self.messages[-1]["content"]
+        return "\n".join(self.questions)
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the model's last words were cut at a token limit, so that their end is not
+        known: replaykit notes it in the rows that it writes.
+        """
+        return self.meta.get(FINISH) == "length"
 
     @property
     def answer(self) -> str:
@@ -127,6 +143,76 @@ class Record:
         """The record of such a line. Raises KeyError or TypeError for a row that is none."""
         tools = tuple(row.get("tools", ()))
         return cls(tuple(row["messages"]), row["source"], row.get("meta", {}), tools)
+
+
+# --- what a step finds out about a record ---------------------------------------------------------
+
+COLUMNS = "columns"
+"""The key of a meta under which the user's columns stand whose names a step needs for itself."""
+
+
+FINISH = "finish"
+"""The key of a meta that says how the last words of a generated row ended; see ``Record.was_cut``.
+A user's column of this name stands under ``COLUMNS``."""
+
+
+def apart(meta: Mapping[str, Any], names: Iterable[str], under: str = COLUMNS) -> dict[str, Any]:
+    """The meta with what it has under these names moved to a meta of its own, under the key
+    ``under``, so that a step can use the names and nothing of the user's is lost.
+
+    >>> apart({"line": 3, "score": "good"}, ["rank", "score"])
+    {'line': 3, 'columns': {'score': 'good'}}
+    """
+    same = {name: meta[name] for name in names if name in meta}
+    if not same:
+        return dict(meta)
+    if under in meta and under not in same:
+        before = meta[under]
+        # What was moved first is the user's.
+        same |= before if isinstance(before, Mapping) else {under: before}
+    kept = {name: value for name, value in meta.items() if name not in same}
+    return kept | {under: same}
+
+
+def noted(record: Record, **facts: Any) -> Record:
+    """The record with what a step found out about it in its meta; see ``apart``."""
+    return replace(record, meta={**apart(record.meta, facts), **facts})
+
+
+def column_of(record: Record, name: str, default: Any = None) -> Any:
+    """The user's value of a column, wherever it stands in the meta."""
+    moved = record.meta.get(COLUMNS)
+    if isinstance(moved, Mapping) and name in moved:
+        return moved[name]
+    return record.meta.get(name, default)
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def says_nothing(message: Message) -> bool:
+    """Whether a turn has neither words nor, as an answer may have alone, a thought or calls."""
+    if message["content"].strip():
+        return False
+    return not message.get("reasoning_content") and not message.get("tool_calls")
+
+
+def emptiness(record: Record) -> str | None:
+    """ "empty_answer" or "empty_prompt" for a record with an answer that carries loss and says
+    nothing, or that follows a question that says nothing; else None.
+    """
+    asked: Message | None = None
+    for message in record.messages:
+        if message["role"] not in ("assistant", "text"):
+            asked = message
+            continue
+        if message.get("weight") == 0:
+            continue
+        if says_nothing(message):
+            return "empty_answer"
+        if asked is not None and asked["role"] == "user" and says_nothing(asked):
+            return "empty_prompt"
+    return None
 
 
 def dialogue(

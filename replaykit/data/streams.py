@@ -55,7 +55,14 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's fault, not the file's
-        raise DataError(f"{path}: damaged {path.suffix.lower()} file ({error})") from error
+        raise DataError(
+            f"{path}: damaged {path.suffix.lower()} file ({one_line(error)})"
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another package says, without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def _unpacked(path: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from replaykit.data.streams import (
     Unparsed,
     lines_of,
     not_utf8,
+    one_line,
     opened,
     tell,
 )
@@ -166,7 +167,7 @@ def parquet_rows(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, R
         batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))
         yield from arrow_rows(str(path), table.iter_batches(batch_size=batch_rows), unparsed)
     except (pyarrow.ArrowException, OSError) as error:  # a damaged page is an OSError
-        raise DataError(f"{path}: not a parquet file ({error})") from error
+        raise DataError(f"{path}: not a parquet file ({one_line(error)})") from error
 
 
 def arrow_rows(
@@ -179,15 +180,30 @@ def arrow_rows(
         if twice:
             raise DataError(f"{name}: two columns have the name '{twice[0]}'; rename one")
         nested = [field.name for field in batch.schema if field.type.num_fields]
-        for row in _plain_rows(batch):
+        too_long = _too_long(batch)
+        for index, row in enumerate(_plain_rows(batch)):
             number += 1
             place = f"{name}:{number}"
+            if index in too_long:
+                row = TOO_LONG
             if isinstance(row, str):
                 tell(unparsed, place, DataError(f"{place}: {row}"))
                 continue
             for column in nested:
-                row[column] = _own_keys(row[column])
+                row[column] = own_keys(row[column])
             yield place, row
+
+
+def _too_long(batch: pyarrow.RecordBatch) -> set[int]:
+    """The indices of the rows that are longer than a row may be."""
+    import pyarrow
+
+    if batch.nbytes <= MAX_LINE:
+        return set()
+    # A dictionary is counted whole with each of its rows.
+    names = [each.name for each in batch.schema if not pyarrow.types.is_dictionary(each.type)]
+    sized = batch.select(names)
+    return {k for k in range(batch.num_rows) if sized.slice(k, 1).nbytes > MAX_LINE}
 
 
 def _plain_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
@@ -199,7 +215,8 @@ def _plain_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
             for number in range(batch.num_rows):
                 yield from _plain_rows(batch.slice(number, 1))
             return
-        yield f"'{_unreadable_column(batch)}' has a value that cannot be read ({error})"
+        why = one_line(error)
+        yield f"'{_unreadable_column(batch)}' has a value that cannot be read ({why})"
         return
     yield from rows
 
@@ -213,14 +230,20 @@ def _unreadable_column(batch: pyarrow.RecordBatch) -> str:
     return "a column"
 
 
-def _own_keys(value: Any) -> Any:
-    """The value without the keys that only other rows have.
+def dataset_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows of a ``datasets.Dataset``, which lie in Arrow too, each with its own keys."""
+    for row in rows:
+        yield {column: own_keys(value) for column, value in row.items()}
+
+
+def own_keys(value: Any) -> Any:
+    """The value of a column without the keys that only other rows have.
 
     Arrow gives every object of a column all keys that any of them has, with null for its own lack:
     a turn without calls would have ``"tool_calls": None``.
     """
     if isinstance(value, dict):
-        return {key: _own_keys(inner) for key, inner in value.items() if inner is not None}
+        return {key: own_keys(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_own_keys(inner) for inner in value]
+        return [own_keys(inner) for inner in value]
     return value

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from replaykit.data.columns import no_text
 from replaykit.data.jsonstream import plain_json, refuse_unwritable, suspect
 from replaykit.data.record import Message, Tool, ToolCall
 from replaykit.errors import DataError
@@ -42,7 +43,13 @@ TRAINED = ("weight", "train", "training", "loss")  # OpenAI, axolotl (two) and m
 TEXT_PARTS = ("text", "input_text", "output_text")
 THINK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 # Where the prompt has opened the thought, an answer holds the closing mark alone.
-THINK_END = re.compile(r"(.*?)</think>[ \t]*\r?\n", re.DOTALL)
+# It has its line to itself; within words it is one that is spoken of.
+THINK_END = re.compile(r"((?:[^\n]*\n)*?)[ \t]*</think>[ \t]*\r?\n")
+SPACE = 20  # characters that a JSON text has at most before its first "{"
+# A text that may be a list of turns, or one turn, as JSON.
+OPENS_TURNS = re.compile(
+    r"""\s*(?:\[\s*)?\{.*?["'](?:role|from)["']\s*:\s*["']\s*(\w+)\s*["']""", re.DOTALL
+)
 
 
 def turns_of(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
@@ -57,6 +64,11 @@ def turns_of(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
         message = _turn(f"{place}: turn {number}", turn)
         if made and _only_calls(turn) and _only_calls(turns[number - 2]):
             # Calls that are made at once stand in one answer.
+            if message.get("weight") != made[-1].get("weight"):
+                raise DataError(
+                    f"{place}: turn {number} is a call made at once with the one before it, and "
+                    "only one of the two is to be trained"
+                )
             calls = [*made[-1]["tool_calls"], *message["tool_calls"]]
             made[-1] = {**made[-1], "tool_calls": calls}
             continue
@@ -64,6 +76,35 @@ def turns_of(place: str, turns: Sequence[Any]) -> tuple[Message, ...]:
     if not made:
         raise DataError(f"{place}: a conversation without turns")
     return tuple(made)
+
+
+def turns_in(place: str, row: Mapping[str, Any], column: str) -> list[Any] | None:
+    """The turns in a column: a list, one turn, or the JSON text of either; None for other values.
+
+    Raises DataError for a text that begins as turns do and is no JSON.
+    """
+    value = row.get(column)
+    if isinstance(value, str):
+        if "{" not in value[:SPACE]:
+            return None  # this is quicker than OPENS_TURNS
+        opened = OPENS_TURNS.match(value)
+        if opened is None or opened.group(1).lower() not in (*ROLES, *CALLS):
+            return None
+        found = from_json(f"{place}: '{column}'", value)
+        turns = found if isinstance(found, list) else [found]
+        return turns if all(_is_turn(turn) for turn in turns) else None
+    if isinstance(value, Mapping) and _is_turn(value):
+        return [value]
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return list(value)
+    return None
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether a value has a role and what is said or called."""
+    if not isinstance(value, Mapping) or value.keys().isdisjoint(("role", "from")):
+        return False
+    return not value.keys().isdisjoint(("content", "value", "tool_calls", "function_call"))
 
 
 def answer_of(where: str, content: str, thought: Any = None) -> Message:
@@ -157,14 +198,6 @@ def _joined(where: str, parts: Sequence[Any]) -> str:
             raise no_text(where, str(kind or "part without text"))
         texts.append(text)
     return "".join(texts)
-
-
-def no_text(where: str, kind: str) -> DataError:
-    """What is said of an image, of audio, and of whatever else is no text."""
-    names = {"image": "an image", "audio": "audio", "video": "a video"}
-    known = (name for word, name in names.items() if word in kind.lower())
-    holds = next(known, f"a part of type '{kind}'")
-    return DataError(f"{where} holds {holds}; replaykit carries text only")
 
 
 def _result(content: str, turn: Mapping[str, Any]) -> Message:

@@ -8,6 +8,10 @@ A request is one ``POST /v1/completions``; what is not OpenAI's is vLLM's extens
     {"model": "...", "prompt": [128000, 128006], "max_tokens": 256, "seed": 7,
      "stop_token_ids": [128009], ...}
 
+Thoughts and calls of tools are among the answer's token ids: vLLM's parsers of them
+(--reasoning-parser, --tool-call-parser) work on its chat endpoint alone. A server that takes a
+thought out of a completion is refused.
+
 What may pass (a busy server, a dropped connection, half an answer) is tried again after a random
 wait that doubles in length, "full jitter"
 (aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter); each row has its own seed, so a
@@ -296,6 +300,8 @@ class _Choice(BaseModel):
 
     finish_reason: Literal["stop", "length"]  # others are "abort" and "error"
     token_ids: list[int] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[int, _Logprob] | None] | None = None
     """For each position, by token; nothing for the first, which nothing predicts."""
@@ -314,6 +320,11 @@ class _Choice(BaseModel):
         prompt = list(body["prompt"])
         if self.token_ids is None:
             raise EngineError(f"{NO_IDS}.")
+        if self.reasoning_content or self.reasoning:
+            raise EngineError(
+                "the server takes the thought out of the answer, so what the model wrote does not "
+                "arrive whole; start it without a reasoning parser"
+            )
         if self.prompt_token_ids not in (None, prompt):
             raise EngineError("the server changes the prompt, such as by a second BOS")
         strange = [token for token in self.token_ids if not 0 <= token < vocabulary]

@@ -7,6 +7,7 @@ the batch does not matter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from inspect import signature
 from itertools import islice
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from replaykit.engines.draw import Numbers, draw
 from replaykit.errors import EngineError
 from replaykit.model import loading
 from replaykit.model.lm_head import NUMBERS, Head, split_head
+from replaykit.model.reads import stated_length
 from replaykit.recipe.engine import EngineOptions
 
 BATCH_ROWS = 64
@@ -45,7 +47,7 @@ class TransformersEngine:
         # Whether the head may be apart from the rest, which the first scoring finds out.
         self._apart = True
         # Models with relative positions, such as T5, have no such number.
-        self.limit: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
+        self.limit: int = stated_length(self.model.config) or 1 << 20
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         waiting = iter(requests)
@@ -140,14 +142,19 @@ def _chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _Decoder:
-    """A left-padded batch as a decoder reads it: what it has read is in its cache."""
+    """A left-padded batch as a decoder reads it: what it has read is in its cache, or in its state
+    (``cache_params``, as Mamba has it).
+    """
 
     def __init__(self, model: Any, prompts: list[tuple[int, ...]]):
         width = max(map(len, prompts))
         ids = [[0] * (width - len(tokens)) + list(tokens) for tokens in prompts]
         mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]
         self.model = model
-        self.cache = None
+        self.name = "past_key_values"
+        if "cache_params" in signature(model.forward).parameters:
+            self.name = "cache_params"
+        self.cache: Any = None
         self.ids = torch.tensor(ids, device=model.device)
         self.mask = torch.tensor(mask, device=model.device)
         # Padding has position 0; it is masked, so any would do.
@@ -155,16 +162,26 @@ class _Decoder:
 
     def logits(self) -> torch.Tensor:
         """The logits of each row's next token, [rows, vocabulary]."""
+        # A state has no padding in it; a mask would be of more than the tokens that are new.
+        mask = self.mask
+        if self.cache is not None and self.name == "cache_params":
+            mask = None
         out = self.model(
             input_ids=self.ids,
-            attention_mask=self.mask,
+            attention_mask=mask,
             position_ids=self.positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.name: self.cache},
         )
-        self.cache = out.past_key_values
-        return out.logits[:, -1]
+        self.cache = out.get(self.name)
+        if self.cache is None:
+            raise EngineError(
+                f"a {type(self.model).__name__} keeps what it has read in no cache that the engine "
+                f"transformers knows; take `--engine vllm`"
+            )
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
 
     def take(self, tokens: list[int]) -> None:
         """The next token of each row, to be read in the next call of the model."""
@@ -178,7 +195,7 @@ class _Decoder:
         self.ids = self.ids[kept]
         self.mask = self.mask[kept]
         self.positions = self.positions[kept]
-        self.cache.batch_select_indices(kept)  # type: ignore[attr-defined]
+        self.cache.reorder_cache(kept)
 
 
 class _Encoded:
@@ -189,7 +206,7 @@ class _Encoded:
         ids = [list(tokens) + [0] * (width - len(tokens)) for tokens in prompts]
         mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in prompts]
         self.model = model
-        self.cache = None
+        self.cache: Any = None
         self.mask = torch.tensor(mask, device=model.device)
         self.read = model.get_encoder()(
             input_ids=torch.tensor(ids, device=model.device), attention_mask=self.mask
@@ -219,7 +236,7 @@ class _Encoded:
         self.ids = self.ids[kept]
         self.mask = self.mask[kept]
         self.read.last_hidden_state = self.read.last_hidden_state[kept]
-        self.cache.batch_select_indices(kept)  # type: ignore[attr-defined]
+        self.cache.reorder_cache(kept)
 
 
 class _Row:

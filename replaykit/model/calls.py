@@ -7,20 +7,26 @@
 Calls with sentinels as names and values are rendered, and the text is cut there. A format counts
 only if it reads back every call that the template itself wrote, so there is no table of model
 families. (vLLM has a parser by hand for each family: vllm/tool_parsers.)
+
+What was read is rendered again. Where that is not what was written, a part of it was dropped or
+moved, so nothing of it counts as read.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
 from replaykit.data.record import Tool, ToolCall
+from replaykit.data.tools import Arguments, name_of
 from replaykit.errors import ChatError
 
 NAME = "fq7ZxKw"
@@ -28,9 +34,15 @@ KEYS = ("kVd93m", "kYt41c")
 VALUES = ("vB5Ru8", "vJn6Hc")
 SAID = "s4Tp9Lk"
 NAMES = r"\s*([\w.-]+?)"  # how a name may look
-KEY = r"([\w.$-]+?)"
+# A key is any text without the signs that stand around one: "first name", "a/b".
+KEY = r"([^\s<>(){}\[\]\"',=:](?:[^\n<>(){}\[\]\"',=:]*?[^\s<>(){}\[\]\"',=:])?)"
 PYTHON_QUOTES = ("'", '"')
 ID = "call00001"  # nine letters and digits, as Mistral's templates want it
+NUMBER = re.compile(r"-?\d[\d.]*(?:[eE][+-]?\d+)?")
+ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+CONSTANTS = {"True": "true", "False": "false", "None": "null"}  # Python's, and JSON's
+
+logger = logging.getLogger(__name__)
 
 Render = Callable[[str, Sequence[ToolCall]], str]
 """What the template writes of an answer with this content and these calls, from the question on."""
@@ -71,6 +83,10 @@ class CallFormat:
     """From the name to the end of a call without arguments."""
     quote: tuple[str, str] = ("", "")
     """What stands around a text and not around a number."""
+    words_first: bool = True
+    """Whether the template shows the words of an answer, and before its calls."""
+    written: _Written | None = field(default=None, compare=False, repr=False)
+    """What the template writes."""
 
     @classmethod
     def derive(cls, render: Render) -> CallFormat | None:
@@ -80,7 +96,8 @@ class CallFormat:
             return None
         for derived in (_object(written), _named(written), _pieces(written)):
             if derived is not None and derived._reads(written):
-                return derived
+                words_first = _words_first(written)
+                return replace(derived, words_first=words_first, written=written)
         return None
 
     def _reads(self, written: _Written) -> bool:
@@ -94,10 +111,50 @@ class CallFormat:
     def read(self, text: str, tools: Iterable[Tool] = ()) -> Answer:
         """An answer's words and calls. What cannot be read as a call stays in its words.
 
-        ``text`` holds special tokens as they are written. ``tools`` tell texts from numbers where
-        the format writes both alike: an argument whose schema says "string" is a text.
+        All of it stays there where the template would write these words and calls otherwise:
+        something of a call was not read, or there are words between calls or behind them. (White
+        space, the order of arguments and how a value is spelt may differ.) ``text`` holds special
+        tokens as they are written. ``tools`` tell texts from numbers where the format writes both
+        alike: an argument whose schema admits the text itself is a text.
         """
-        schemas = {tool["function"]["name"]: _properties(tool) for tool in tools}
+        found = self.found(text, tools)
+        if found.calls and self.written is not None and not self._writes(found, text):
+            return Answer(text, ())
+        return found
+
+    def _writes(self, found: Answer, text: str) -> bool:
+        """Whether the template writes these words and calls as they were written."""
+        assert self.written is not None
+        said = found.content
+        if said and not self.words_first and text.lstrip().startswith(said):
+            # It can be read, though it cannot be shown so.
+            text = text.lstrip().removeprefix(said)
+            said = ""
+        calls: list[ToolCall] = [{**call, "id": ID} for call in found.calls]
+        try:
+            again = self.written(calls, said)
+        except ChatError as error:
+            logger.info("%s", error)
+            return False
+        identified = re.search(rf'("[^"]+":\s*)"{ID}"', again)
+        if identified is not None:
+            # Every call has an id of its own, as Mistral's do.
+            own = re.compile(rf'{re.escape(identified[1])}"[^"]*"')
+            text = own.sub("", text)
+            again = own.sub("", again)
+        return self._letters(text) == self._letters(again)
+
+    def _letters(self, text: str) -> tuple[str, Counter[str]]:
+        """What stands before the first call, and the letters from there on, to be compared."""
+        # Which marks end a turn behind the last call is for the engine to say.
+        text = re.sub(r"(?:\s*<[^<>]*>)+\s*\Z", "", text)
+        first = self._head.search(text)
+        start = len(text) if first is None else first.start()
+        return _plain(text[:start]), Counter(_plain(text[start:]))
+
+    def found(self, text: str, tools: Iterable[Tool] = ()) -> Answer:
+        """What reads as words and calls, whether or not the template would write it so."""
+        schemas = {name_of(tool): Arguments(tool) for tool in tools}
         words: list[str] = []
         calls: list[ToolCall] = []
         place = 0
@@ -135,11 +192,11 @@ class CallFormat:
                 return re.compile(f"{mark}{NAMES}(?={ends})")
 
     def _call_at(
-        self, text: str, head: re.Match[str], schemas: Mapping[str, Mapping[str, Any]]
+        self, text: str, head: re.Match[str], schemas: Mapping[str, Arguments]
     ) -> tuple[list[ToolCall], int] | None:
         """The calls after a head, and where they end; None where there is none."""
         if self.kind == "pieces":
-            return self._pieces_at(text, head, schemas.get(head[1], {}))
+            return self._pieces_at(text, head, schemas.get(head[1]))
         value = _json_at(text, head.end())
         if value is None:
             return None
@@ -159,14 +216,14 @@ class CallFormat:
         for one in objects:
             if not (isinstance(one, dict) and isinstance(one.get(self.name_key), str)):
                 return []
-            arguments = one.get(self.arguments_key, {})
+            arguments = one.get(self.arguments_key)
             if not isinstance(arguments, dict):
                 return []
             calls.append(tool_call(one[self.name_key], arguments))
         return calls
 
     def _pieces_at(
-        self, text: str, head: re.Match[str], schema: Mapping[str, Any]
+        self, text: str, head: re.Match[str], schema: Arguments | None
     ) -> tuple[list[ToolCall], int] | None:
         """A call whose arguments stand between marks; None where it does not end as calls do."""
         key = rf"\s*{KEY}{_loose(self.after_key)}"
@@ -181,12 +238,21 @@ class CallFormat:
         name = first[1]
         start = first.end()
         while found := self._following(following, text, start):
-            arguments[name] = self._value(text[start : found.start()], schema.get(name, {}))
+            value = text[start : found.start()]
+            if self._ends_value and self._ends_value in value:
+                return None  # where the value ends cannot be known
+            arguments[name] = self._value(value, name, schema)
             start = found.end()
             if found["end"] is not None:
                 return [tool_call(head[1], arguments)], start
             name = found[2]
         return None
+
+    @property
+    def _ends_value(self) -> str:
+        """The mark behind every value: "</parameter>"; "" where there is none."""
+        mark = re.match(r"\s*(<[^<>]*>)", self.after_value)
+        return "" if mark is None else mark[1]
 
     def _following(self, pattern: re.Pattern[str], text: str, start: int) -> re.Match[str] | None:
         """What follows a value that starts there: the next key, or the end of the call.
@@ -208,14 +274,25 @@ class CallFormat:
                     break
         return pattern.search(text, start)
 
-    def _value(self, text: str, schema: Mapping[str, Any]) -> Any:
+    def _value(self, text: str, key: str, schema: Arguments | None) -> Any:
+        """The value that is written so. A number is a text where the schema admits it as one."""
         opening, closing = self.quote
         if opening and text.startswith(opening) and text.endswith(closing):
             if opening not in PYTHON_QUOTES:
                 return text[len(opening) : len(text) - len(closing)]
-            schema = {}  # written as Python would write it, with its escapes
-        if schema.get("type") == "string":
+            schema = None  # written as Python would write it, with its escapes
+        value = self._literal(text)
+        if value is text and opening and text.startswith(opening) and text.endswith(closing):
+            return text[len(opening) : len(text) - len(closing)]  # 'it's', as LFM2.5 has it
+        if schema is None or value is text:
+            return value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if schema.admits(key, text) and (number or not schema.admits(key, value)):
             return text
+        return value
+
+    def _literal(self, text: str) -> Any:
+        """The value that JSON, Python or the format itself writes so; else the text."""
         for read in (json.loads, ast.literal_eval, self._bare_keys):
             try:
                 return read(text)
@@ -233,7 +310,9 @@ class CallFormat:
             if place % 2:
                 parts[place] = json.dumps(part)
             else:
-                parts[place] = re.sub(r"([{,]\s*)([\w-]+)\s*:", r'\1"\2":', part)
+                for constant, same in CONSTANTS.items():
+                    part = re.sub(rf"\b{constant}\b", same, part)
+                parts[place] = re.sub(rf"([{{,]\s*){KEY}\s*:", r'\1"\2":', part)
         return json.loads("".join(parts))
 
 
@@ -264,8 +343,8 @@ class _Written:
         self._end = "".join(end.partition("<")[1:])
         self.two = None if two is None else self._within(two)
 
-    def __call__(self, calls: Sequence[ToolCall]) -> str:
-        return self._within(self._render("", calls))
+    def __call__(self, calls: Sequence[ToolCall], said: str = "") -> str:
+        return self._within(self._render(said, calls))
 
     def _within(self, text: str) -> str:
         return text[self._header :].removesuffix(self._end)
@@ -324,6 +403,16 @@ def tool_call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
 
 
 # --- how it is derived ----------------------------------------------------------------------------
+
+
+def _words_first(written: _Written) -> bool:
+    """Whether words and calls of one answer are both shown, in this order."""
+    try:
+        text = written([_call({KEYS[0]: VALUES[0]})], SAID)
+    except ChatError as error:
+        logger.info("%s", error)
+        return False
+    return 0 <= text.find(SAID) < text.find(KEYS[0])
 
 
 def _call(arguments: Mapping[str, Any]) -> ToolCall:
@@ -442,9 +531,12 @@ def _any_name(word: str) -> str:
     return pattern
 
 
-def _properties(tool: Tool) -> Mapping[str, Any]:
-    found: Any = tool["function"].get("parameters") or {}
-    return found.get("properties") or {}
+def _plain(text: str) -> str:
+    """The text without white space, quotes and escapes, with every number as 0."""
+    text = ESCAPED.sub(lambda found: str(json.loads(f'"{found[0]}"')), text)
+    for constant, same in CONSTANTS.items():
+        text = re.sub(rf"\b{constant}\b", same, text)
+    return NUMBER.sub("0", re.sub(r"[\s\"'\\]+", "", text.replace(ID, "")))
 
 
 def _bare(calls: Iterable[ToolCall]) -> list[tuple[str, Any]]:

@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, cast
 
-from replaykit.data.record import Message, Record, Tool
+from replaykit.data.record import Message, Record, Tool, ToolCall
 from replaykit.errors import ChatError
 from replaykit.model import loading
+from replaykit.model.calls import CallFormat
+from replaykit.model.reads import Reads
 from replaykit.model.template import ANSWER, Renderer, Template
 from replaykit.recipe.chat import ChatOptions
 
@@ -43,13 +46,17 @@ class Example:
 
     tokens: tuple[int, ...]
     loss: tuple[bool, ...]
+    learned: tuple[int, ...] = ()
+    """The places of the messages that carry loss."""
     rewritten: int = 0
     """Answers without loss because the template shows them otherwise than the model wrote them: as
     earlier turns without their thoughts."""
+    label: tuple[int, ...] = ()
+    """Of a text classifier what its head is to say; empty for a language model."""
 
     @property
     def loss_tokens(self) -> int:
-        """How many tokens carry loss."""
+        """How many tokens carry loss; of a text with its label 1."""
         return sum(self.loss)
 
 
@@ -64,6 +71,13 @@ class _Spot(NamedTuple):
     stop: int
     after: int
     end: tuple[int, ...]
+
+
+class _Around(NamedTuple):
+    """What stands before and after an answer's words."""
+
+    before: str
+    after: str
 
 
 class Reply(NamedTuple):
@@ -88,6 +102,11 @@ class Chat:
     derived.
     """
 
+    only_texts: ClassVar[bool] = False
+    """Whether it holds no conversation, whatever template its tokenizer has."""
+    notes: Sequence[str] = ()
+    """Sentences that the user must read."""
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -101,11 +120,15 @@ class Chat:
         self.tokenizer = tokenizer
         self.name = name
         self.seq2seq = seq2seq
-        self.plain = not tokenizer.chat_template and options.pre_query is None
+        # Known where the chat was loaded with its model.
+        self.reads: Reads | None = None
+        has_template = tokenizer.chat_template or options.pre_query is not None
+        self.plain = self.only_texts or not has_template
         self._find_special_tokens()
         texts = [self._stop_token(text) for text in options.stop]
         ends = [tokenizer.eos_token_id, *more_stops, *texts]
         self._ends = _different(ends)
+        self._stops: dict[tuple[bool | None, bool], tuple[int, ...]] = {}
         if self.plain:
             self.stop = self._ends
             return
@@ -121,23 +144,33 @@ class Chat:
             self._looks_marked = re.compile(_any_of({*marks, thoughts.begin, thoughts.end}))
         self.stop = self.stops()
 
+    def among(self, record: Record) -> str | None:
+        """The JSON schema that an answer to the record is held to; None where it is free."""
+        return None
+
     @classmethod
     def load(
         cls, model: str, revision: str | None = None, options: ChatOptions | None = None
     ) -> Chat:
-        """The chat of a model: an alias, a Hub id or a folder."""
-        config = loading.generation_config(model, revision)
+        """The chat of a model: an alias, a Hub id or a folder. Raises EngineError where it is no
+        language model that can be trained, or not the tokenizer's.
+        """
+        config = loading.language_model(model, revision)
+        deployed = loading.generation_config(model, revision)
         stops: list[int] = []
-        if config is not None and config.eos_token_id is not None:
-            ids = config.eos_token_id  # one id, or several in a list, as Llama 3 has them
+        if deployed is not None and deployed.eos_token_id is not None:
+            ids = deployed.eos_token_id  # one id, or several in a list, as Llama 3 has them
             stops = ids if isinstance(ids, list) else [ids]
-        return cls(
+        chat = cls(
             loading.load_tokenizer(model, revision),
             name=model,
             more_stops=stops,
             options=options,
-            seq2seq=loading.encoder_decoder(model, revision),
+            seq2seq=config is not None and bool(config.is_encoder_decoder),
         )
+        if config is not None:
+            chat.reads = Reads(model, chat.tokenizer, config, needed=chat.stop)
+        return chat
 
     def _find_special_tokens(self) -> None:
         added = self.tokenizer.added_tokens_decoder
@@ -175,6 +208,26 @@ class Chat:
         thoughts = None if self.plain or self.seq2seq else self._renderer.thoughts
         return thoughts is not None and thoughts.always
 
+    @property
+    def call_format(self) -> CallFormat | None:
+        """How calls of tools are written; None where the template shows none that can be read."""
+        if self.plain or self.seq2seq:
+            return None
+        return self._renderer.call_format
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model can be told of tools, and its calls of them be read."""
+        return self.call_format is not None and self._renderer.shows_tools
+
+    def check_tools(self) -> None:
+        """Raises ChatError where the model cannot be asked for calls of tools."""
+        if not self.shows_tools:
+            raise ChatError(
+                f"{self.name}: its chat template shows no tools, or no calls of them that can be "
+                f"read, so it cannot be asked for any; take a model whose template does"
+            )
+
     def rendered(self, messages: Sequence[Message], *, thinking: bool | None = None) -> str:
         """The finished conversation as the template writes it, what messages say as it stands."""
         assert self.template
@@ -207,7 +260,9 @@ class Chat:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of text as it stands: special tokens in it are read, none is added."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Without its warning of long texts: what is too long is counted where it matters.
+        found = self.tokenizer(text, add_special_tokens=False, verbose=False)
+        return tuple(found["input_ids"])
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids, by default without special tokens."""
@@ -242,13 +297,16 @@ class Chat:
         asked = self._renderer.asked(turns, thinking=thinking, tools=self._veiled_tools(tools))
         return self._tokens(asked.rstrip(" "))
 
-    def asking(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def asking(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Token ids up to where a user would go on: the pre-query where nothing was said yet.
 
         The space of "[INST] " is left to the model, too.
         """
         assert self.template
-        return self._tokens(self._renderer.asking(self._veiled(messages)).rstrip(" "))
+        turns = self._veiled(messages)
+        self._renderer.check_shows(turns, tools)
+        asked = self._renderer.asking(turns, tools=self._veiled_tools(tools))
+        return self._tokens(asked.rstrip(" "))
 
     def example(self, record: Record) -> Example:
         """The record as the trainer sees it.
@@ -278,23 +336,31 @@ class Chat:
         self._renderer.check_shows(turns, record.tools)
         tools = self._veiled_tools(record.tools)
         text, spot = self._last(turns, tools)
-        if _was_cut(record):
+        if self._borrowed and "tool_calls" in turns[last]:
+            spot = spot._replace(end=self._end_of_call)
+        if record.was_cut:
             spot = spot._replace(end=())
-        spots: list[_Spot] = []
-        rewritten = 0
-        for number in answers:
-            if "weight" in turns[number]:
-                continue
+        spots: dict[int, _Spot] = {}
+        asked = [number for number in answers if "weight" not in turns[number]]
+        for number in asked:
             found: _Spot | None = spot
             if number != last:
                 found = self._earlier(turns, number, text, tools)
-            if found is None:
-                rewritten += 1
-            else:
-                spots.append(found)
-        return self._tokenised(text, spots, rewritten)
+            if found is not None:
+                spots[number] = found
+        example = self._tokenised(text, list(spots.values()))
+        return replace(example, learned=tuple(spots), rewritten=len(asked) - len(spots))
 
-    def _tokenised(self, text: str, spots: Sequence[_Spot], rewritten: int) -> Example:
+    def unreadable(self, example: Example) -> str | None:
+        """Why the model cannot read the row, as ``Reads.problem`` says it; None where it can."""
+        if self.reads is None:
+            return None
+        if not self.seq2seq:
+            return self.reads.problem(example.tokens)
+        begins = example.loss.index(True)
+        return self.reads.problem(example.tokens[:begins], example.tokens[begins:])
+
+    def _tokenised(self, text: str, spots: Sequence[_Spot]) -> Example:
         """The tokens of a rendered conversation, with loss at the spots."""
         tokens: list[int] = []
         loss: list[bool] = []
@@ -309,17 +375,24 @@ class Chat:
         if not spots or text[done:] != self._unsaid:
             tokens += rest
             loss += [False] * len(rest)
-        return Example(tuple(tokens), tuple(loss), rewritten)
+        return Example(tuple(tokens), tuple(loss))
 
-    def read(self, tokens: Sequence[int], thinking: bool | None = None) -> Message:
-        """An answer of these sampled tokens: its thought and its content, as records have them."""
-        return self.reply(tokens, thinking).message
+    def read(
+        self, tokens: Sequence[int], thinking: bool | None = None, tools: Sequence[Tool] = ()
+    ) -> Message:
+        """An answer of these sampled tokens: its thought, content and calls, as records have them.
 
-    def reply(self, tokens: Sequence[int], thinking: bool | None = None) -> Reply:
+        ``thinking`` and ``tools`` are those of the prompt.
+        """
+        return self.reply(tokens, thinking, tools).message
+
+    def reply(
+        self, tokens: Sequence[int], thinking: bool | None = None, tools: Sequence[Tool] = ()
+    ) -> Reply:
         """The same, with what became of the thought.
 
-        ``thinking`` is that of the prompt. Marks of thoughts that are special tokens are found as
-        tokens, others as text.
+        Marks of thoughts that are special tokens are found as tokens, others as text. Calls are
+        looked for only where the prompt told of tools, since any JSON may look like one.
         """
         thoughts = None
         if not self.plain and not self.seq2seq:
@@ -332,41 +405,66 @@ class Chat:
             if ids[-size:] == self.end_of_turn[:size]:
                 ids = ids[:-size]
                 break
-        while ids and ids[-1] in self.stop:
+        stops = self.stops(thinking, tools)
+        while ids and ids[-1] in stops:
             ids = ids[:-1]
         if thoughts is None:
-            return self._reply("", ids, "missing")
-        opened = bool(thinking) and thoughts.opened
+            return self._words(ids, tools)
         inside = self._after(ids, thoughts.opening.strip() or thoughts.begin)
         before, after = self._around(ids, thoughts.end)
-        if after is None:
-            if inside is None and not opened:
-                return self._reply("", ids, "missing")
-            return self._reply(self.decode(ids if inside is None else inside), (), "cut")
+        if after is None and tools:
+            before, after = self._around(ids, self._renderer.end_of_thought_before_call)
+        # After the result of a tool some prompts open the thought that others leave to the model.
+        opened = bool(thinking) and (thoughts.opened or after is not None)
         if inside is None and not opened:
-            return self._reply("", ids, "missing")
+            return self._words(ids, tools)
+        if after is None:
+            return self._reply(self.decode(ids if inside is None else inside), (), "cut", tools)
         thought = before
         begun = self._after(before, thoughts.opening.strip() or thoughts.begin)
         if begun is not None:
             thought = begun
         said = self.decode(thought).strip()
-        return self._reply(said, after, "valid" if said else "empty", thought)
+        state: Thought = "valid" if said else "empty"
+        return self._reply(said, after, state, tools, inside=thought)
+
+    def _words(self, ids: tuple[int, ...], tools: Sequence[Tool]) -> Reply:
+        """An answer without a thought, which may say first that none comes."""
+        if self._renderer.beyond.strip():
+            after = self._after(ids, self._renderer.beyond.strip())
+            if after is not None:
+                ids = after
+        return self._reply("", ids, "missing", tools)
 
     def _reply(
-        self, thought: str, answer: Sequence[int], state: Thought, inside: Sequence[int] = ()
+        self,
+        thought: str,
+        answer: Sequence[int],
+        state: Thought,
+        tools: Sequence[Tool],
+        *,
+        inside: Sequence[int] = (),
     ) -> Reply:
+        calls: Sequence[ToolCall] = ()
+        if tools and self.call_format is not None:
+            found = self.call_format.read(self._written(answer), tools)
+            if found.calls:
+                calls = found.calls
+                answer = self.encode(found.content)
         content = self.decode(answer)
         if state in ("valid", "empty"):
             content = content.lstrip("\n")
         message: Message = {"role": "assistant", "content": content}
         if thought.strip():
             message["reasoning_content"] = thought.strip()
+        if calls:
+            message["tool_calls"] = calls
         return Reply(message, state, self.special_in([*inside, *answer]))
 
     def _after(self, ids: tuple[int, ...], mark: str) -> tuple[int, ...] | None:
         """The ids after a mark that they begin with, or None."""
         before, after = self._around(ids, mark)
-        if after is None or self.decode(before, special=True).strip():
+        if after is None or self._written(before).strip():
             return None
         return after
 
@@ -375,21 +473,39 @@ class Chat:
     ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """The ids before and after the first place where the mark is; all and None without one.
 
-        A mark may share its last token with the text after it, as ">\\n" does.
+        Its special tokens are found as tokens alone, the rest of it as text: a mark may share its
+        last token with the text after it, as ">\n" does.
         """
-        wanted = self.encode(mark)
-        special = not self._special.isdisjoint(wanted)
-        if special or len(wanted) == 1:
-            for place in range(len(ids) - len(wanted) + 1):
-                if ids[place : place + len(wanted)] == wanted:
-                    return ids[:place], ids[place + len(wanted) :]
-            if special:
-                return ids, None
-        text = self.decode(ids, special=True)
-        before, found, after = text.partition(mark)
+        wanted = self._is_special.sub(lambda found: f"{VEIL}{found[0].strip()}{VEIL}", mark)
+        before, found, after = self._framed(ids).partition(wanted)
         if not found:
             return ids, None
-        return self.encode(before), self.encode(after)
+        return self._unframed(before), self._unframed(after)
+
+    def _framed(self, ids: Sequence[int]) -> str:
+        """The text of token ids, each special token between two VEILs."""
+        parts = []
+        for special, group in groupby(ids, key=self._special.__contains__):
+            tokens = list(group)
+            if special:
+                parts += [f"{VEIL}{self.decode([token], special=True)}{VEIL}" for token in tokens]
+            else:
+                parts.append(self.decode(tokens).replace(VEIL, ""))
+        return "".join(parts)
+
+    def _unframed(self, text: str) -> tuple[int, ...]:
+        """Token ids of such a text."""
+        ids: list[int] = []
+        for place, part in enumerate(text.split(VEIL)):
+            if place % 2:
+                ids += self.encode(part)
+            elif part:
+                ids += self._letters(part)
+        return tuple(ids)
+
+    def _written(self, ids: Sequence[int]) -> str:
+        """The text of token ids with its special tokens."""
+        return self._framed(ids).replace(VEIL, "")
 
     def _pair(self, record: Record) -> Example:
         """A question for an encoder, and the answer for a decoder, if there is one."""
@@ -398,7 +514,8 @@ class Chat:
             return Example(question, (False,) * len(question))
         question = self.prompt(record.messages[:-1])
         answer = self._said_at_last(record)
-        return Example((*question, *answer), (*[False] * len(question), *[True] * len(answer)))
+        loss = (*[False] * len(question), *[True] * len(answer))
+        return Example((*question, *answer), loss, (len(record.messages) - 1,))
 
     @property
     def _bos(self) -> tuple[int, ...]:
@@ -460,18 +577,41 @@ class Chat:
                 start += skipped
             return whole, self._spot(shown, start)
         before = before or next(self._prompts(turns, len(turns) - 1, tools))
-        said = self._after_answer(turns, tools)
+        around = self._around_answer(turns, tools)
+        said = message["content"] + around.after
         start = len(before)
         if thoughts is not None and thought:
-            said = thoughts.opening + thought + thoughts.closing + said
+            opening = thoughts.opening
+            if opening.strip() and before.rstrip().endswith(opening.strip()):
+                opening = ""  # after the result of a tool some prompts open the thought, too
+            said = opening + thought + thoughts.closing + said
         elif thoughts is not None and thoughts.always:
             start += len(thoughts.closing)
             said = thoughts.closing + said
-        elif thoughts is None:
-            asked = self._renderer.asked(turns[:-1], tools=tools)
-            said = asked[len(before) :] + said
+        else:
+            said = self._bridge(before, around.before, turns, tools) + said
         text = before + said
         return text, self._spot(text, start)
+
+    def _bridge(
+        self, prompt: str, shown: str, turns: Sequence[Message], tools: Sequence[Tool]
+    ) -> str:
+        """What the model writes between its prompt and the words of an answer without a thought,
+        such as gpt-oss' channel; ``shown`` is the finished conversation up to these words.
+        """
+        thinking = self._thinks(turns[-1])
+        due = self._renderer(turns[:-1], answer=True, thinking=thinking, tools=tools)
+        header = due.removeprefix(self._renderer(turns[:-1], thinking=thinking, tools=tools))
+        thoughts = self._renderer.thoughts
+        if thoughts is not None:
+            header = header.partition(thoughts.begin)[0].partition(thoughts.end)[0]
+        header = header.strip()
+        _, found, bridge = shown.rpartition(header) if header else ("", "", "")
+        if not found or prompt.endswith(bridge.rstrip(" ")):
+            return self._renderer.asked(turns[:-1], tools=tools)[len(prompt) :]
+        if thoughts is not None and thoughts.begin in bridge:
+            return ""
+        return bridge.lstrip() if prompt[-1:].isspace() else bridge
 
     def _empty_thought(self, said: str, message: Message) -> int | None:
         """How much of what follows a prompt is an empty thought; None where one is left open."""
@@ -492,15 +632,17 @@ class Chat:
         after = closed + len(thoughts.end)
         return after + len(said[after:]) - len(said[after:].lstrip())
 
-    def _after_answer(self, turns: Sequence[Message], tools: Sequence[Tool]) -> str:
-        """The last answer from its content to the end of its turn, its thought left out."""
+    def _around_answer(self, turns: Sequence[Message], tools: Sequence[Tool]) -> _Around:
+        """What stands around the words of the last answer, its thought left out, to the end of its
+        turn.
+        """
         message = turns[-1]
         marked: Message = {**message, "content": ANSWER}
         marked.pop("reasoning_content", None)
         thinking = self._thinks(message)
         whole = self._renderer([*turns[:-1], marked], thinking=thinking, tools=tools)
-        _, _, after = whole.rpartition(ANSWER)
-        return message["content"] + after.removesuffix(self._unsaid)
+        before, _, after = whole.rpartition(ANSWER)
+        return _Around(before, after.removesuffix(self._unsaid))
 
     def _spot(self, text: str, start: int) -> _Spot:
         """The spot of a last answer, of which the text ends with what the model wrote."""
@@ -574,7 +716,7 @@ class Chat:
         if self._borrowed:
             end = ""
             found = re.match(self._is_special.pattern, rest)
-            if found is not None:
+            if found is not None and self.encode(found[0]) in (self._end, self._end_of_call):
                 end = found[0]
             return _Spot(spot.start, spot.stop, spot.stop + len(end), self.encode(end))
         if end and rest.startswith(end):
@@ -647,19 +789,29 @@ class Chat:
 
     def _letters(self, text: str) -> tuple[int, ...]:
         """Token ids of text in which nothing is a special token, whatever it reads like."""
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        found = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
         return tuple(found["input_ids"])
 
     # --- what ends a turn -------------------------------------------------------------------------
 
-    def stops(self, thinking: bool | None = None) -> tuple[int, ...]:
+    def stops(self, thinking: bool | None = None, tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """The ids that end a turn: special tokens of the template, eos, and those it was given.
 
-        ``thinking`` is that of the prompt: the marks around a thought end no turn where the model
-        is left to think. BOS is none of them, but where it is the eos as well, or opens every turn.
+        ``thinking`` and ``tools`` are those of the prompt: the marks around a thought end no turn
+        where the model is left to think, nor do those inside a call where it has tools; what ends a
+        call does. BOS is none of them, but where it is the eos as well, or opens every turn.
         """
         if self.plain:
             return self._ends
+        # They are found by rendering, and of the tools only whether there are any counts.
+        kind = (thinking, bool(tools))
+        if kind not in self._stops:
+            self._stops[kind] = self._found_stops(thinking, calling=bool(tools))
+        return self._stops[kind]
+
+    def _found_stops(self, thinking: bool | None, *, calling: bool) -> tuple[int, ...]:
         t = self.template
         fixed = self.encode(t.pre_query) + self.encode(t.answer_header)
         fixed += self.encode(t.end_of_answer)
@@ -673,9 +825,19 @@ class Chat:
         turns = {*self.encode(t.answer_header), *self.encode(t.end_of_answer)}
         if self.tokenizer.bos_token_id not in turns:
             kept |= set(self._bos)
+        ends_of_calls: set[int] = set()
+        if calling and self.call_format is not None:
+            written = [
+                token for token in self.encode(self._renderer.call) if token in self._special
+            ]
+            ends_of_calls = {*written[-1:]}
+            if self._borrowed:
+                ends_of_calls |= set(self._end_of_call)
+            kept |= set(written) - ends_of_calls
         marks = self._special - kept
         # Reversed, so that what ends an answer comes first.
-        stops = _different([*(i for i in reversed(fixed) if i in marks), *self._ends])
+        found = [token for token in reversed(fixed) if token in marks]
+        stops = _different([*found, *ends_of_calls, *self._ends])
         if not stops:
             raise ChatError(
                 f"{self.name}: nothing ends a turn: no special token in the template and no eos "
@@ -721,23 +883,27 @@ class Chat:
                 return "", ids, text
         return "", self._eos, text
 
+    @cached_property
+    def _end_of_call(self) -> tuple[int, ...]:
+        """What ends an answer that calls, where no text of the template ends one: the special token
+        that opens the result, as GLM's <|observation|>.
+        """
+        found = re.match(self._is_special.pattern, self._renderer.after_call)
+        return self._end if found is None else self.encode(found[0])
+
     def _plain(self, record: Record) -> Example:
         """A text without a conversation: every token carries loss, but the BOS before it."""
         start = self._bos
         body = self._said_at_last(record)
-        return Example((*start, *body), (*[False] * len(start), *[True] * len(body)))
+        loss = (*[False] * len(start), *[True] * len(body))
+        return Example((*start, *body), loss, (len(record.messages) - 1,))
 
     def _said_at_last(self, record: Record) -> tuple[int, ...]:
         """The last message's text and eos, for a model without a template."""
         said = self._tokens(self._veil(record.messages[-1]["content"]))
-        if _was_cut(record):
+        if record.was_cut:
             return said
         return (*said, *self._eos)
-
-
-def _was_cut(record: Record) -> bool:
-    """Whether the model's last words were cut at a token limit, so that their end is not known."""
-    return record.meta.get("finish") == "length"
 
 
 def _different(ids: Iterable[int | None]) -> tuple[int, ...]:

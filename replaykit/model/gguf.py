@@ -85,7 +85,11 @@ def _dequantise(file: Path, folder: Path) -> None:
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        whole = {"dtype": torch.float32, "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(**source, **whole)
+        # transformers has filled them with random numbers.
+        if info["missing_keys"]:
+            raise ValueError(f"it has no weights for {', '.join(sorted(info['missing_keys']))}")
     except Exception as error:  # there is no one error for a file that cannot be read
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EngineError(

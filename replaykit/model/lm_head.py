@@ -22,6 +22,8 @@ from torch import nn
 Batch = dict[str, Any]
 # Logits at a time: 64 MiB in float32. With 2**26 a step was slower, and took 600 MiB more.
 NUMBERS = 2**24
+# The logit of a label that cannot be meant: its probability is 0, and its logarithm is finite.
+IMPOSSIBLE = -1e4
 
 
 class Head:
@@ -97,10 +99,29 @@ def inputs(batch: Batch) -> Batch:
         names = ("input_ids", "attention_mask", "decoder_input_ids")
         return {name: batch[name] for name in names} | {"use_cache": False}
     given = {"input_ids": batch["input_ids"], "use_cache": False}
+    # A text classifier looks at padding, or needs to know where it begins.
+    if "known" in batch:
+        given["attention_mask"] = batch["attention_mask"]
     # Positions of packed rows, by which they are kept apart.
     if "position_ids" in batch:
         given["position_ids"] = batch["position_ids"]
     return given
+
+
+def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+    """What a model without a head of its own says of a batch, [rows, length, vocabulary].
+
+    A text classifier says one thing of a row: length is 1, and the vocabulary are its labels, of
+    which those that are not ``among`` the row's cannot be meant. Where a row has any number of
+    labels, each is a choice of its own between no and yes: length is the number of labels, and the
+    vocabulary is 2. The logits of no are 0, so that the softmax of both is the sigmoid.
+    """
+    logits: torch.Tensor = model(**inputs(batch)).logits
+    if "known" not in batch:
+        return logits
+    if "among" in batch:
+        return logits.masked_fill(~batch["among"], IMPOSSIBLE)[:, None]
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
 
 
 def split_head(model: Any) -> Head | None:
@@ -117,8 +138,30 @@ def split_head(model: Any) -> Head | None:
     tried = {"input_ids": torch.tensor([[0, 1]], device=linear.weight.device)}
     # Models differ in what they do to logits, so it is tried, on two tokens.
     with torch.no_grad(), evaluating(model), as_trained(model):
+        if not _gives_logits(model, linear, tried):
+            return None
         whole = model(**inputs(tried)).logits
         apart = head.logits(head.hidden(model, tried))
     if not torch.allclose(whole, apart, rtol=1e-3, atol=1e-3):
         return None
     return head
+
+
+def _gives_logits(model: Any, linear: nn.Linear, batch: Batch) -> bool:
+    """Whether what the last layer gives are the model's logits as they are.
+
+    It is made to give numbers far from 0, for a cap hardly shows in the small logits of a model
+    that has learned little.
+    """
+    given = torch.linspace(-100, 100, linear.out_features, device=linear.weight.device)
+
+    # Runs after the last layer, and stands for what it gives.
+    def replace(_: nn.Module, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        return given.to(logits.dtype).expand_as(logits)
+
+    hook = linear.register_forward_hook(replace)
+    try:
+        logits = model(**inputs(batch)).logits
+    finally:
+        hook.remove()
+    return torch.equal(logits, given.to(logits.dtype).expand_as(logits))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,13 +17,21 @@ from replaykit.hashing import file_fingerprint, fingerprint
 from replaykit.model.gguf import folder_of, is_gguf
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+log = logging.getLogger(__name__)
 
 # To tell two folders apart, a file of fewer bytes than this is hashed whole, a larger one sampled.
 SMALL = 64 << 20
 # Of that sample: how many blocks, and the bytes of each.
 BLOCKS = 1024
 BLOCK = 4096
+SHOWN = 5  # weights that an error names
 # Environment variables that name a proxy for the Hub.
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
@@ -100,25 +111,24 @@ def load_model(
     ``quantisation`` is a configuration of transformers for fewer bits, ``attention`` the name of an
     implementation (by default transformers' own choice).
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device, dtype = _placement(train=train)
-    loader = AutoModelForCausalLM
-    if encoder_decoder(model, revision):
-        loader = AutoModelForSeq2SeqLM
-    options = {"dtype": dtype, "use_safetensors": True, "quantization_config": quantisation}
+    device, dtype = placement(train=train)
+    config = language_model(model, revision)
+    loader = AutoModelForCausalLM if config is None else _auto_class(config)
+    options = {"dtype": dtype, "quantization_config": quantisation}
     if attention is not None:
         options["attn_implementation"] = attention
-    loaded = _load(loader.from_pretrained, model, revision, **options)
+    loaded = _load_whole(loader.from_pretrained, model, revision, **options)
     # Quantised weights are placed as they are loaded, and cannot be moved.
     if quantisation is not None:
         return loaded
     return loaded.to(device)
 
 
-def _placement(*, train: bool = False) -> tuple[str, Any]:
+def placement(*, train: bool = False) -> tuple[str, Any]:
     """The device for a model, and the torch dtype.
 
     Weights that are trained are float32, since small steps are lost in the 8 bits of a bfloat16's
@@ -132,24 +142,84 @@ def _placement(*, train: bool = False) -> tuple[str, Any]:
     return device, torch.float32
 
 
-def encoder_decoder(model: str, revision: str | None = None) -> bool:
-    """Whether the model is like T5: an encoder reads the question, a decoder writes the answer."""
-    from transformers import AutoConfig
+def language_model(model: str, revision: str | None = None) -> PretrainedConfig | None:
+    """What config.json says of a language model; None where there is none, as for a GGUF file or a
+    tokenizer alone: whoever loads the model says that it is missing.
 
-    if is_gguf(model):  # it is read as a causal language model or not at all
-        return False
+    Raises EngineError for an adapter, for a model that transformers takes for no language model
+    (of sounds, of images), and for one whose weights have another head, such as a classifier.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    if is_gguf(model):
+        return None
     try:
-        return bool(_load(AutoConfig.from_pretrained, model, revision).is_encoder_decoder)
-    except EngineError:
-        # A tokenizer alone has no config.json; whoever loads the model says that it is missing.
-        return False
+        config = _load(AutoConfig.from_pretrained, model, revision)
+    except EngineError as error:
+        if _load(find_adapter_config_file, model, revision) is not None:
+            raise _adapter(model, revision) from error
+        return None
+    loader = _auto_class(config)
+    if type(config) not in loader._model_mapping:
+        kind = config.model_type
+        raise EngineError(
+            f"{model} is of the kind {kind}, which transformers loads as no language model of text "
+            f"alone ({loader.__name__} does not know it); choose one that it does"
+        )
+    _check_head(model, config)
+    return config
+
+
+def _check_head(model: str, config: PretrainedConfig) -> None:
+    """Raises EngineError where the weights were saved with another head than a language model's."""
+    import transformers
+
+    names = config.architectures or []
+    base = transformers.AutoModel._model_mapping.get(type(config), None)
+    for name in names:
+        saved = getattr(transformers, name, None)
+        # A name that transformers does not know is of the model's own code; the weights will tell.
+        if saved is not None and saved is not base and not saved.can_generate():
+            raise EngineError(
+                f"{model} was saved as {name}, which is no language model: its head would be "
+                f"thrown away and another one made up. Choose a model that writes text; a text "
+                f"classifier is trained with `task: classification`"
+            )
+
+
+def _adapter(model: str, revision: str | None) -> EngineError:
+    """The EngineError for an adapter: of which model it is, and how the two become one."""
+    from peft import PeftConfig
+
+    name = resolve(model)
+    beside = Path(name).with_name("model")
+    todo = (
+        f'merge it into its base: `python -c "from peft import AutoPeftModelForCausalLM as A; '
+        f"A.from_pretrained('{name}').merge_and_unload().save_pretrained('merged')\"`, copy the "
+        f"tokenizer's files there, and give that folder"
+    )
+    # As ``train`` leaves an adapter.
+    if (beside / "config.json").exists():
+        todo = f"give {beside}, where it is merged"
+    base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+    return EngineError(f"{model} is an adapter of {base}, and no whole model; {todo}")
+
+
+def encoder_decoder(model: str, revision: str | None = None) -> bool:
+    """Whether the model is like T5: an encoder reads the question, a decoder writes the answer.
+
+    Raises EngineError as ``language_model`` does.
+    """
+    config = language_model(model, revision)
+    return config is not None and bool(config.is_encoder_decoder)
 
 
 def load_reward_model(model: str, revision: str | None = None) -> PreTrainedModel:
     """The sequence-classification model with one output, placed and typed as by ``load_model``.
 
     From safetensors only. Raises EngineError for a model with more outputs, and for one that has no
-    trained weights for its output.
+    trained weights for its output, as a language model has none.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -160,18 +230,9 @@ def load_reward_model(model: str, revision: str | None = None) -> PreTrainedMode
             f"{model} has {outputs} outputs as a classifier; a reward model has one (num_labels 1)"
         )
     logging.disable_progress_bar()
-    device, dtype = _placement()
+    device, dtype = placement()
     loader = AutoModelForSequenceClassification.from_pretrained
-    loaded, info = _load(
-        loader, model, revision, dtype=dtype, use_safetensors=True, output_loading_info=True
-    )
-    # transformers would fill them with random numbers, and warn.
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise EngineError(
-            f"{model} has no weights for {missing}, so it is not a trained reward model"
-        )
-    return loaded.to(device)
+    return _load_whole(loader, model, revision, dtype=dtype).to(device)
 
 
 def parameter_count(model: str, revision: str | None = None) -> int:
@@ -179,17 +240,37 @@ def parameter_count(model: str, revision: str | None = None) -> int:
 
     Shared ones count once, as the embeddings that are the head as well.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    return sum(parameter.numel() for parameter in untrained(model, revision).parameters())
+
+
+def untrained(model: str, revision: str | None = None, *, dtype: Any = None) -> Any:
+    """The language model without its weights, on a device whose tensors have shapes and no memory.
+
+    Raises EngineError for what is none, such as an encoder.
+    """
+    from transformers import AutoConfig
 
     config = _load(AutoConfig.from_pretrained, model, revision)
     try:
-        # Tensors of this device have shapes and no memory.
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config)
+        return without_weights(config, dtype=dtype)
     except ValueError as error:  # such as an encoder, which is no causal language model
         raise cannot_load(model, error) from error
-    return sum(parameter.numel() for parameter in empty.parameters())
+
+
+def without_weights(config: PretrainedConfig, *, dtype: Any = None) -> PreTrainedModel:
+    """The language model on a device whose tensors have shapes and no memory."""
+    import torch
+
+    with torch.device("meta"):
+        empty: PreTrainedModel = _auto_class(config).from_config(config, dtype=dtype)
+    return empty
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that loads such a language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def vocabulary_size(model: str, revision: str | None = None) -> int:
@@ -245,6 +326,41 @@ def generation_config(model: str, revision: str | None = None) -> GenerationConf
         return None
 
 
+def save_model(network: PreTrainedModel, folder: str | Path, **options: Any) -> None:
+    """Saves config.json and the weights; ``keep_generation_config`` says how it is sampled from.
+
+    transformers refuses to save some ways that it loads, such as a temperature with do_sample:
+    false, and the weights with them.
+    """
+    from transformers import GenerationConfig
+
+    # A text classifier has none.
+    own = getattr(network, "generation_config", None)
+    if own is None:
+        network.save_pretrained(folder, **options)
+        return
+    network.generation_config = GenerationConfig()
+    try:
+        network.save_pretrained(folder, **options)
+    finally:
+        network.generation_config = own
+
+
+def keep_generation_config(model: str, revision: str | None, folder: Path) -> None:
+    """Writes the model's generation_config.json to a folder as it came, byte for byte; of a model
+    without one, what its config.json says of generation.
+    """
+    from transformers import GenerationConfig
+
+    file = _file(model, revision, "generation_config.json")
+    if file is not None:
+        shutil.copyfile(file, folder / "generation_config.json")
+        return
+    options = {"config_file_name": "config.json", "_from_model_config": True}
+    found = _load(GenerationConfig.from_pretrained, model, revision, **options)
+    found.to_json_file(folder / "generation_config.json")
+
+
 def named_sampling(model: str, revision: str | None = None) -> dict[str, float] | None:
     """The temperature, top_p and top_k that the model is deployed with, by generation_config.json.
 
@@ -273,21 +389,24 @@ def stored_dtype(model: str, revision: str | None = None) -> Any:
 
 def fetched(model: str, revision: str | None = None) -> str | None:
     """The commit of a Hub model as it was last fetched; None for a folder or a file."""
-    from transformers.utils.hub import cached_file, extract_commit_hash
+    from transformers.utils.hub import extract_commit_hash
 
-    if is_gguf(model):
+    if is_gguf(model) or Path(resolve(model)).is_dir():
         return None
-    name = resolve(model)
-    if Path(name).is_dir():
-        return None
-    file = cached_file(
+    return extract_commit_hash(_file(model, revision, "config.json"), None)
+
+
+def _file(model: str, revision: str | None, name: str) -> str | None:
+    """The path of a file of the model that is here; None where there is no such file."""
+    from transformers.utils.hub import cached_file
+
+    return cached_file(
+        resolve(model),
         name,
-        "config.json",
         revision=revision,
         local_files_only=True,
         _raise_exceptions_for_missing_entries=False,
     )
-    return extract_commit_hash(file, None)
 
 
 def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
@@ -302,6 +421,39 @@ def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
         raise cannot_load(model, error) from error
 
 
+def _load_whole(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
+    """The model with all its weights, from safetensors.
+
+    Raises EngineError where weights are missing or of other sizes than config.json says, which
+    transformers fills with random numbers. Weights that the model has no place for are told.
+    """
+    whole = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded, info = _load(loader, model, revision, **whole, **options)
+    kind = type(loaded).__name__
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        raise _adapter(model, revision)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise EngineError(
+            f"{model} has no weights for {listed(missing)}, which a {kind} needs, so it is no "
+            f"trained one; fetch the model again, or choose one that was saved as a {kind}"
+        )
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise EngineError(
+            f"{model}: {name} has the size {tuple(found)}, and config.json asks for "
+            f"{tuple(wanted)}; the two are not of one model, fetch it again"
+        )
+    if info["unexpected_keys"]:
+        log.warning(
+            "%s has weights that a %s has no place for, and that are left out: %s",
+            model,
+            kind,
+            listed(info["unexpected_keys"]),
+        )
+    return loaded
+
+
 def _hub_has_address() -> bool:
     """Whether the Hub's name can be resolved; behind a proxy, which resolves it itself, it is."""
     from huggingface_hub import constants
@@ -313,6 +465,15 @@ def _hub_has_address() -> bool:
     except OSError:
         return False
     return True
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    found = sorted(names)
+    text = ", ".join(found[:SHOWN])
+    if len(found) > SHOWN:
+        text += f" and {len(found) - SHOWN} more"
+    return text
 
 
 def cannot_load(model: str, error: Exception) -> EngineError:

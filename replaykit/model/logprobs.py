@@ -38,12 +38,12 @@ def target_logits(
 
     Without a ``head`` of its own the model makes the logits of the whole batch at once.
     """
-    from replaykit.model.lm_head import inputs, slices
+    from replaykit.model.lm_head import logits_of, slices
 
     where = batch["labels"] != IGNORED
     targets = batch["labels"][where]
     if head is None:
-        every = model(**inputs(batch)).logits[where]
+        every = logits_of(model, batch)[where]
         for part in slices(len(targets), every.shape[1]):
             yield every[part].float(), targets[part]
         return

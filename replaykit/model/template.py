@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from replaykit.data.record import Message, Tool, ToolCall
@@ -39,11 +40,15 @@ THOUGHT = "t8Wn2Gk"
 CALLED = "f6Lp9Db"
 ARGUMENT = "a1Ej5Mz"
 CALL_ID = "Tc4Yk7Rw0"  # nine letters and digits, as Mistral's templates want
+SECOND = "h3Qs7Vb"
+SECOND_ARGUMENT = "k6Nf2Xr"
+SECOND_ID = "Tc4Yk7Rw1"
 CALL: ToolCall = {
     "type": "function",
     "function": {"name": CALLED, "arguments": {ARGUMENT: 1}},
     "id": CALL_ID,
 }
+CALLING: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 OFFERED: Tool = {
     "type": "function",
     "function": {
@@ -55,6 +60,10 @@ OFFERED: Tool = {
 # Under which a message has a thought: most templates, then Kimi's and gpt-oss'.
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 THINK = "<think>"
+# What a template may read besides the special tokens: tools and documents are None here.
+GIVEN = frozenset(
+    "messages add_generation_prompt enable_thinking thinking strftime_now raise_exception".split()
+)
 LONGEST_SECONDS = 5.0  # of one rendering, which takes a thousandth of that
 
 logger = logging.getLogger(__name__)
@@ -166,7 +175,8 @@ class Thoughts:
             inside = before.lstrip()
             if inside.startswith(begin):
                 return inside.removeprefix(begin).strip(), after.lstrip("\n")
-            if self.opened and begin not in before:
+            spoken_of = before.endswith(" ") or after.startswith(" ")
+            if self.opened and begin not in before and not spoken_of:
                 return before.strip(), after.lstrip("\n")
         return None
 
@@ -178,11 +188,13 @@ class Renderer:
         self.name = name
         self.options = options
         self._apply: Callable[..., Any] = tokenizer.apply_chat_template
+        self._own_template: Callable[[], str] = tokenizer.get_chat_template
+        self._special = set(tokenizer.special_tokens_map)
         self._fixed: dict[str, Any] = {}  # variables of a template by hand
         self._thinking = bool(options.thinking)
-        # What finished answers without a thought have after the generation prompt, where they have
-        # all of that.
-        self._beyond = ""
+        self.beyond = ""
+        """What finished answers without a thought have after the generation prompt, where they have
+        all of that."""
         # Whether a message's content is a list of parts, as templates for images have it.
         self._parts = False
         self._day: Callable[[str], str] = datetime.fromisoformat(options.date).strftime
@@ -219,16 +231,26 @@ class Renderer:
     ) -> str:
         """The text up to where the model answers the last message.
 
-        It ends with the generation prompt, and what always follows that where it does not think. A
-        finished conversation is no substitute: in it, a system message that belongs to an
-        unanswered question may be gone.
+        It ends with the generation prompt, and what always follows that where it does not think;
+        but where it may call tools, only what calls follow, too. A finished conversation is no
+        substitute: in it, a system message that belongs to an unanswered question may be gone.
         """
         if thinking is None:
             thinking = self._thinking
         due = self._text(messages, answer=True, thinking=thinking, tools=tools)
         if thinking and self.thoughts is not None:
             return due
-        return due + self._beyond
+        if tools and not self._calls_follow_beyond:
+            return due
+        return due + self.beyond
+
+    @cached_property
+    def _calls_follow_beyond(self) -> bool:
+        """Whether calls stand after ``beyond`` as words do; gpt-oss' have their own channel."""
+        if not self.beyond or self._calls_as is None:
+            return True
+        due = self([USER], answer=True, tools=[OFFERED])
+        return self._calling("", [CALL]).startswith(due + self.beyond)
 
     def asking(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> str:
         """The text up to where a user would go on with the conversation, which may be empty."""
@@ -266,8 +288,6 @@ class Renderer:
         tools: Sequence[Tool] = (),
     ) -> str:
         """What the template makes of rows that are as it takes them."""
-        from jinja2.exceptions import TemplateError, UndefinedError
-
         if thinking is None:
             thinking = self._thinking
         day = self._day if date is None else datetime.fromisoformat(date).strftime
@@ -291,21 +311,41 @@ class Renderer:
             raise self._cannot(
                 f"has not ended after {LONGEST_SECONDS:g} seconds, so it may never end"
             ) from error
-        except UndefinedError as error:
-            missing = re.match(r"'(\w+)' is undefined", str(error))
-            if missing is None or missing[1] in {"message", "messages"}:
-                raise self._refuses(rows, error) from error
-            raise self._cannot(
-                f"needs {missing[1]!r}, which a conversation does not give"
-            ) from error
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:
+            # A template is somebody else's code: it may raise anything.
             raise self._refuses(rows, error) from error
 
     def _refuses(self, rows: Sequence[Mapping[str, Any]], error: Exception) -> ChatError:
+        missing = self._missing(error)
+        if missing:
+            return self._cannot(
+                f"needs {' or '.join(missing)}, which a conversation does not give ({error})"
+            )
         roles = ", ".join(str(row["role"]) for row in rows)
         return ChatError(
             f"{self.name}: its chat template refuses a conversation of {roles}: {error}"
         )
+
+    def _missing(self, error: Exception) -> list[str]:
+        """The variables that this error is about: those that the template reads and nobody sets."""
+        from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
+
+        if type(error) is TemplateError:  # what the template itself says
+            return []
+        undefined = re.match(r"'(\w+)' is undefined", str(error))
+        if undefined is not None:
+            name = undefined[1]
+            return [] if name in {"message", "messages"} else [repr(name)]
+        if not re.search(r"\bNone\b|\bNoneType\b|\bUndefined\b", str(error)):
+            return []
+        environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+        try:
+            tree = environment.parse(self.source or str(self._own_template()))
+        except TemplateSyntaxError:  # it has tags of transformers' own
+            return []
+        read = meta.find_undeclared_variables(tree)
+        given = GIVEN | environment.globals.keys() | self._special | self._fixed.keys()
+        return sorted(map(repr, read - given))
 
     # --- a message as the template takes it -------------------------------------------------------
 
@@ -363,24 +403,61 @@ class Renderer:
     @cached_property
     def call_format(self) -> CallFormat | None:
         """How the calls that a model writes are read; None where the template shows none."""
-
-        def written(content: str, calls: Sequence[ToolCall]) -> str:
-            answer: Message = {"role": "assistant", "content": content}
-            if calls:
-                answer["tool_calls"] = calls
-            return self([USER, answer], tools=[OFFERED]).rpartition(QUESTION)[2]
-
         if self._calls_as is None:
             return None
-        return CallFormat.derive(written)
+        return CallFormat.derive(self._called)
+
+    @property
+    def call(self) -> str:
+        """An answer that is one call, after the prompt for it."""
+        return self._called("", [CALL])
+
+    @cached_property
+    def end_of_thought_before_call(self) -> str:
+        """What closes a thought whether an answer or a call follows it: its own end but in
+        templates that say with it what comes, as gpt-oss' does.
+        """
+        assert self.thoughts is not None
+        answer: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        answer["reasoning_content"] = THOUGHT
+        text = self([USER, answer], thinking=True, tools=[OFFERED])
+        _, _, after = text.partition(THOUGHT)
+        common = commonprefix([after, self.thoughts.closing])  # noqa: RUF071 - they are no paths
+        prompt = self([USER], answer=True, thinking=True, tools=[OFFERED])
+        header = prompt.rpartition(QUESTION)[2].removeprefix(self.template.end_of_question).strip()
+        if header and header in common:
+            common = common[: common.index(header) + len(header)]
+        return common.strip() or self.thoughts.end
+
+    def _called(self, content: str, calls: Sequence[ToolCall]) -> str:
+        text = self._calling(content, calls)
+        asked = self.asked([USER], tools=[OFFERED])
+        if text.startswith(asked):
+            return text[len(asked) :]
+        return text.rpartition(QUESTION)[2]
+
+    def _calling(self, content: str, calls: Sequence[ToolCall]) -> str:
+        """A conversation whose answer has this content and these calls."""
+        answer: Message = {"role": "assistant", "content": content}
+        if calls:
+            answer["tool_calls"] = calls
+        return self([USER, answer], tools=[OFFERED])
 
     def check_shows(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         """Raises ChatError where the conversation has what the template cannot show, by name."""
         hidden = ""
-        if tools and not self._shows_tools:
+        if tools and not self.shows_tools:
             hidden = "the tools of a conversation"
         elif any("tool_calls" in message for message in messages) and self._calls_as is None:
             hidden = "tool calls"
+        elif any(len(turn.get("tool_calls", ())) > 1 for turn in messages) and (
+            not self._shows_several_calls
+        ):
+            hidden = "a second tool call of one answer"
+        elif any(turn.get("tool_calls") and turn["content"].strip() for turn in messages) and (
+            not self._shows_words_of_calls
+        ):
+            hidden = "the words beside a tool call"
         elif any(message["role"] == "tool" for message in messages) and not self._shows_results:
             hidden = "the results of tools"
         elif self.thoughts is None and any("reasoning_content" in turn for turn in messages):
@@ -392,7 +469,8 @@ class Renderer:
             )
 
     @cached_property
-    def _shows_tools(self) -> bool:
+    def shows_tools(self) -> bool:
+        """Whether the template tells of the tools that it is given."""
         try:
             return CALLED in self([USER], tools=[OFFERED])
         except ChatError as error:
@@ -400,14 +478,50 @@ class Renderer:
             return False
 
     @cached_property
-    def _shows_results(self) -> bool:
-        turns: list[Message] = [
-            USER,
-            {"role": "assistant", "content": "", "tool_calls": [CALL]},
-            {"role": "tool", "content": OTHER_QUESTION, "name": CALLED, "tool_call_id": CALL_ID},
-        ]
+    def _shows_several_calls(self) -> bool:
+        """Whether all calls of one answer are shown; gpt-oss' template shows the first alone."""
+        second: ToolCall = {
+            "type": "function",
+            "function": {"name": SECOND, "arguments": {SECOND_ARGUMENT: 2}},
+            "id": SECOND_ID,
+        }
+        answer: Message = {"role": "assistant", "content": "", "tool_calls": [CALL, second]}
         try:
-            return OTHER_QUESTION in self(turns)
+            text = self([USER, answer])
+        except ChatError as error:
+            logger.info("%s", error)
+            return False
+        return all(said in text for said in (CALLED, ARGUMENT, SECOND, SECOND_ARGUMENT))
+
+    @cached_property
+    def _shows_results(self) -> bool:
+        return OTHER_QUESTION in self._with_result
+
+    @property
+    def after_call(self) -> str:
+        """What stands between a call and its result, and the result; "" where none is shown."""
+        return self._with_result.removeprefix(self([USER, CALLING]))
+
+    @cached_property
+    def _with_result(self) -> str:
+        """A conversation that ends with the result of a call; "" where the template refuses it."""
+        result: Message = {
+            "role": "tool",
+            "content": OTHER_QUESTION,
+            "name": CALLED,
+            "tool_call_id": CALL_ID,
+        }
+        try:
+            return self([USER, CALLING, result])
+        except ChatError as error:
+            logger.info("%s", error)
+            return ""
+
+    @cached_property
+    def _shows_words_of_calls(self) -> bool:
+        """Whether an answer that calls is shown with its words; Llama 3.1's has calls alone."""
+        try:
+            return ANSWER in self([USER, {**CALLING, "content": ANSWER}])
         except ChatError as error:
             logger.info("%s", error)
             return False
@@ -454,7 +568,7 @@ class Renderer:
         thinks = self._thinking and self.thoughts is not None
         if not thinks and shown.startswith(due):
             header = shown
-        self._beyond = self._beyond_prompt()
+        self.beyond = self._beyond_prompt()
         joint = self._joint(pre_query)
         system, after_system = self._system(pre_query)
         user_header = ""
@@ -504,7 +618,7 @@ class Renderer:
                 begin = (_thought(on + opening) or THINK).strip()
                 return Thoughts(key, opening, found[1], begin, always)
         if not _opens_thought(on):
-            return None
+            return _of_empty_thought(on, off)
         # It shows no thought of a finished answer, so the closing is written as the opening is.
         opened = _thought(on) or THINK
         begin = opened.strip()
@@ -662,6 +776,16 @@ def _closes(begin: str) -> str:
     if "START" in begin:
         return begin.replace("START", "END")
     return f"{begin[0]}/{begin[1:]}"
+
+
+def _of_empty_thought(on: str, off: str) -> Thoughts | None:
+    """The thoughts of a template that shows none, but whose prompt has an empty one where the model
+    shall not think, as SmolLM3's has; None where it has none.
+    """
+    empty = re.fullmatch(r"(<[^<>\s]*>)(\s*?)(\n?</[^<>\s]*>\s*)", _thought(off) or "")
+    if _thought(on) is not None or empty is None or _closes(empty[1]) != empty[3].strip():
+        return None
+    return Thoughts(None, empty[1] + empty[2], empty[3], empty[1], always=False)
 
 
 def _opens_thought(header: str) -> bool:

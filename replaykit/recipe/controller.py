@@ -12,7 +12,8 @@ from replaykit.recipe.base import Share, Strict
 class ControllerSettings(Strict):
     """Old skills are tested while training, and the share of replay follows.
 
-    A drop is a part of the base's score: 0.05 is a fall from 0.80 to 0.76.
+    A drop is a part of the base's score: 0.05 is a fall from 0.80 to 0.76. Without eval.old only
+    the loss on eval.target is watched, for patience.
     """
 
     every: PositiveInt = 500
@@ -42,10 +43,12 @@ class ControllerSettings(Strict):
 
     def missing(self, *, old: bool, target: bool) -> list[str]:
         """What it cannot do without and does not have: tests of old skills, and for ``patience``
-        held-out rows of the target.
+        held-out rows of the target. With these alone it watches only the loss on the target.
         """
         problems = []
-        if not old:
+        watches_target = self.patience is not None and target
+        moves = self.by_skill or self.remedy is not None
+        if not old and (moves or not watches_target):
             problems.append(
                 "train.controller: it tests old skills; name their held-out rows in eval.old"
             )

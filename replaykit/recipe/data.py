@@ -17,9 +17,11 @@ class Prompts(Strict):
     prompt: str | None = None
     """The column of the question, or several in a text: "{title}\\n{text}"; null: it is recognised
     by the usual names."""
-    split: str = "train"
+    split: str | None = "train"
     """The split of a Hub data set, or of a folder whose file names say one, such as
-    test-00000-of-00001.parquet; "all" reads every file of a folder. A single file has none."""
+    test-00000-of-00001.parquet; "all" reads every file of a folder. A single file has none, except
+    a .json file with a list for each split. null: train; in eval it is test, else validation, else
+    the only one."""
     subset: str | None = None
     """The configuration of a Hub data set, such as gsm8k's main; of a folder, the one that its
     README.md lists, or a folder in it."""

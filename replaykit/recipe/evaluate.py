@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from replaykit.recipe.base import Strict
 from replaykit.recipe.data import Data, from_path
 
-Score = Literal["exact", "numeric", "json", "cross_entropy"]
+Score = Literal["exact", "numeric", "json", "tool_call", "label", "cross_entropy"]
 
 
 class Test(Data):
     """Held-out rows and how an answer to them is scored."""
 
+    split: str | None = None
+    """The split of a Hub data set, or of a folder whose file names say one; null: test, else
+    validation, else the only one."""
     score: Score = "exact"
-    """The same text, the same last number, the same JSON, or the loss of the reference answer."""
+    """The same text, the same last number, the same JSON, the same calls of tools, a classifier's
+    label, or the loss of the reference answer."""
     max_tokens: PositiveInt = 256
-    """Tokens of an answer, at most."""
+    """Tokens of an answer with the thought before it, at most."""
+    thinking: bool | None = None
+    """Whether the model is left to think before it answers; null: as chat.thinking says, or as it
+    always does. A thought is no part of the answer that is scored."""
+
+    @model_validator(mode="after")
+    def _thinks_to_answer(self) -> Test:
+        if self.score == "cross_entropy" and self.thinking is not None:
+            raise ValueError(
+                "thinking is for answers; cross_entropy reads the rows as they are, with the "
+                "thoughts that they have"
+            )
+        return self
 
 
 TestOrPath = Annotated[Test, BeforeValidator(from_path, json_schema_input_type=str | Test)]

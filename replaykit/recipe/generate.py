@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,9 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from replaykit.recipe.base import MACHINE, Share, Strict, in_order
+from replaykit.recipe.base import MACHINE, Share, Strict, file_facts, in_order
 from replaykit.recipe.data import PromptsOrPath
 
+Part = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[
     list[NonNegativeFloat], Field(min_length=2, max_length=2), AfterValidator(in_order)
 ]
@@ -24,7 +25,7 @@ Range = Annotated[
 
 class Checks(Strict):
     """Which questions are worth an answer, and which rows are kept. A check that is off is null or
-    false.
+    false. Loops, leaks, secrets and personal data are looked for in thoughts and calls as well.
     """
 
     min_chars: NonNegativeInt = 3
@@ -96,6 +97,16 @@ class Generate(Strict):
     """System prompts that steer the questions, or names of presets, with their weights."""
     keep_system: bool = False
     """Leave the system prompt in the record, and answer under it."""
+    thinking: bool | Part | None = None
+    """Whether the model thinks before it answers; a part, such as 0.5, for that part of the rows;
+    null: as chat.thinking says. Questions are drawn without a thought. A row of prompts with a
+    column "thinking", true or false, has its own wish.
+    """
+    tools: str | None = None
+    """A JSON or JSONL file with tools in OpenAI's form, or bare functions with name, description
+    and parameters: what questions may be about, and answers may call. Rows of prompts that have
+    tools keep their own.
+    """
     temperature: PositiveFloat | Literal["model"] = 1.0
     """Of questions; "model" takes that of its generation_config."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -118,6 +129,13 @@ class Generate(Strict):
     """Which questions and answers are kept."""
     tags: Tags | None = None
     """Let a judge describe the kept rows; null asks none."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the rows; of the tools' file its content."""
+        found = super().decisive()
+        if self.tools is not None:
+            found["tools"] = file_facts(self.tools)
+        return found
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Generate:

@@ -12,6 +12,7 @@ from replaykit.errors import did_you_mean
 
 # Parts of a place that name no key: pydantic's names for the kinds that a value may be of.
 BRANCH = re.compile(r"constrained-|literal\[|list\[")
+PLAIN_BRANCH = ("bool", "int", "float", "str")  # as the last part of a place
 # YAML 1.1 reads 1e-5 as text: a number with an exponent needs a point and a sign.
 EXPONENT = re.compile(r"(\d+(?:\.\d*)?)[eE]([+-]?)(\d+)")
 BARE_WORD = (
@@ -44,6 +45,8 @@ def _lines(problem: ErrorDetails, root: type[BaseModel]) -> list[str]:
     # `no: ...` is the key False for YAML, and a place has no name for such a key.
     bare_word = isinstance(problem["input"], bool) and (is_key or kind == "invalid_key")
     if bare_word:
+        place = place[:-1]
+    if place[-1:] and place[-1] in PLAIN_BRANCH and kind != "extra_forbidden":
         place = place[:-1]
     path = ".".join(str(part) for part in place if not BRANCH.match(str(part)))
     if kind == "extra_forbidden":

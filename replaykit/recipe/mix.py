@@ -19,7 +19,7 @@ from replaykit.errors import did_you_mean
 from replaykit.recipe.base import FILES, Share, Strict
 
 Replay = Literal["select", "generate"]
-Unit = Literal["loss_tokens", "tokens", "rows"]
+Unit = Literal["rows", "tokens", "loss_tokens"]
 
 
 def _equal_weights(value: Any) -> Any:
@@ -108,8 +108,8 @@ class Mix(Strict):
 
     ratio: float = Field(default=0.05, ge=0, lt=1)
     """The share of replay in each optimiser step, replay over all, in units of unit."""
-    unit: Unit = "loss_tokens"
-    """What the share is counted in: tokens that carry loss, all tokens, or rows."""
+    unit: Unit = "rows"
+    """What the share is counted in: rows, all tokens, or tokens that carry loss."""
     budget: Literal["add", "replace"] = "add"
     """add: replay on top of the target's epochs; replace: as many rows as without replay."""
     sources: Sources | None = None

@@ -23,6 +23,7 @@ from replaykit.errors import RecipeError
 from replaykit.recipe.arms import Arm
 from replaykit.recipe.base import Strict
 from replaykit.recipe.chat import ChatOptions
+from replaykit.recipe.classification import NO_TEXT, WRITING, Classification, Task, wrong_for_task
 from replaykit.recipe.controller import ControllerSettings
 from replaykit.recipe.data import DataOrPath
 from replaykit.recipe.engine import EngineOptions, EngineOrName
@@ -82,6 +83,10 @@ class Recipe(Strict, metaclass=_Called):
     """What runs the model."""
     chat: ChatOptions = ChatOptions()
     """How the chat template is used."""
+    task: Task = "language"
+    """What the model does: it writes texts, or it gives each text a label."""
+    classification: Classification = Classification()
+    """The labels, for task: classification."""
     seed: NonNegativeInt = 1
     """The seed of every draw: the same recipe and seed give the same rows."""
     target: DataOrPath | None = None
@@ -108,6 +113,7 @@ class Recipe(Strict, metaclass=_Called):
     @model_validator(mode="after")
     def _what_cannot_combine(self) -> Recipe:
         problems = [problem for arm in self.arms for problem in self._wrong_in_arm(arm)]
+        problems += wrong_for_task(self)
         if self.train.controller is not None:
             problems += self._wrong_beside_controller(self.train.controller)
         if problems:
@@ -212,6 +218,11 @@ def need(recipe: Recipe, step: str, *keys: str) -> None:
         "push.repo": "push: {repo: me/my-replay} (the first argument)",
     }
     missing = []
+    if recipe.task == "classification" and step in WRITING:
+        missing.append(
+            f"{step}: {recipe.model} is a text classifier, and {NO_TEXT}; replay comes from "
+            "`replaykit select`, or from files: `replaykit mix --replay FILE`"
+        )
     for key in keys:
         value: Any = recipe
         for part in key.split("."):

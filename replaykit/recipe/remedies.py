@@ -64,8 +64,11 @@ class EaftSettings(Strict):
 class EwcSettings(Strict):
     """Elastic weight consolidation: parameters that the old data needs are held near the base."""
 
-    strength: NonNegativeFloat = 0.3
-    """Lambda, the weight of the penalty, with a Fisher information whose mean is 1."""
+    strength: NonNegativeFloat | None = None
+    """Lambda, the weight of the penalty, the Fisher information's mean being 1; null: see below.
+
+    Null is 0.3, and 0 where auto or hard is given.
+    """
     auto: PositiveFloat | None = None
     """Instead of strength: the penalty's gradient norm over that of the loss; null: off."""
     rows: PositiveInt = 256
@@ -73,9 +76,25 @@ class EwcSettings(Strict):
     old: DataOrPath | None = None
     """The old data; null: the mixture's replay rows."""
     hard: Share | None = None
-    """Instead of a penalty: the part of the parameters, highest Fisher first, that is bounded."""
+    """The part of the parameters, highest Fisher first, that is bounded; null: none.
+
+    Instead of the penalty, or with it where strength or auto is given too.
+    """
     max_shift: Share = 0.2
     """For hard: how far such a parameter moves at most, as a part of the base's value."""
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> EwcSettings:
+        if self.strength is not None and self.auto is not None:
+            raise ValueError("auto stands instead of strength; leave one out")
+        return self
+
+    @property
+    def fixed_strength(self) -> float:
+        """Lambda where ``auto`` does not make it."""
+        if self.strength is not None:
+            return self.strength
+        return 0.0 if self.hard is not None else 0.3
 
 
 class L2spSettings(Strict):

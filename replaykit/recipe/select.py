@@ -87,7 +87,9 @@ class Select(Strict):
     per_target: PositiveInt | None = None
     """Rows at most that are nearest to the same target row; null is any number."""
     answers_per_question: PositiveInt | None = None
-    """Rows at most with just the same question, the first ones; null is any number."""
+    """Rows at most with just the same question, those that the method takes first; null is any
+    number.
+    """
     near: float = Field(default=0.5, ge=0, le=1)
     """For near-and-far: the part that is nearest."""
     balance: float = Field(default=0.5, ge=0, le=1)
@@ -96,10 +98,9 @@ class Select(Strict):
     """The method chooses among this number times n rows; for mmr, k-centre and herding."""
     near_duplicate: Share | None = 0.9
     """Jaccard similarity of 5-character shingles from which on a row is a repetition, of what it
-    asks and of what it answers; null looks for equal rows only.
+    asks and of what it answers; null looks for equal rows only. Of two such rows the nearer stays,
+    of equals the earlier; of random rows the one drawn first.
     """
-    keep: Literal["first", "best"] = "first"
-    """Which of two near duplicates stays: the earlier one, or the one nearer to the target."""
     overlap: bool = True
     """Leave out rows that hold a prompt of eval."""
     against: Annotated[list[str], FILES] = []

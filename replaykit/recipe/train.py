@@ -19,7 +19,10 @@ class Stage(Strict):
     """A part of training in which only the last layers learn."""
 
     layers: Share = 1.0
-    """The last part of the layers, with the head, that learns; 1: everything, embeddings too."""
+    """The last part of the layers, with the head, that learns; 1: everything, embeddings too.
+
+    A head that shares the weights of the embeddings learns with these.
+    """
     part: Share
     """This stage's part of the optimiser steps; those of all stages sum to 1."""
     learning_rate: PositiveFloat | None = None
@@ -30,9 +33,9 @@ class LayerRates(Strict):
     """Learning rates that rise geometrically from the first layer to the last."""
 
     bottom: PositiveFloat = 1e-5
-    """The rate of the first layer and of the embeddings."""
+    """The rate of the first layer, of the embeddings, and of a head that shares their weights."""
     top: PositiveFloat = 5e-4
-    """The rate of the last layer and of the head."""
+    """The rate of the last layer, and of a head with weights of its own."""
 
 
 class Train(Strict):

@@ -33,7 +33,7 @@ from pydantic import ValidationError
 from replaykit.checks.funnel import Funnel
 from replaykit.errors import RecipeError, RunError
 from replaykit.model import loading
-from replaykit.model.gguf import kept_in
+from replaykit.model.gguf import is_gguf, kept_in
 from replaykit.recipe import Recipe
 from replaykit.result import Result
 from replaykit.runs import (
@@ -46,7 +46,7 @@ from replaykit.runs import (
     read_manifest,
     unwatched,
 )
-from replaykit.steps.inputs import Facts
+from replaykit.steps.inputs import Facts, task_facts
 
 if TYPE_CHECKING:
     from replaykit.engines import Engine
@@ -233,7 +233,7 @@ def model_facts(recipe: Recipe) -> Facts:
     options = recipe.chat.model_dump(exclude_defaults=True)
     if options:
         facts["chat"] = options
-    return facts
+    return facts | task_facts(recipe)
 
 
 def revision_of(recipe: Recipe) -> str | None:
@@ -246,7 +246,13 @@ def revision_of(recipe: Recipe) -> str | None:
 def chat_of(recipe: Recipe) -> Chat:
     """The chat of the recipe's model, without its weights."""
     from replaykit.model.chat import Chat
+    from replaykit.model.classifier import TextClassifier
+    from replaykit.model.labels import refuse_classifier
 
+    if recipe.task == "classification":
+        return TextClassifier.of_recipe(recipe)
+    if not is_gguf(str(recipe.model)):
+        refuse_classifier(str(recipe.model), recipe.revision)
     return Chat.load(str(recipe.model), recipe.revision, recipe.chat)
 
 
@@ -262,6 +268,13 @@ def engine_and_chat(
     from replaykit.engines import load_engine
     from replaykit.model.chat import Chat
 
+    if recipe.task == "classification":
+        from replaykit.engines.classifier import ClassifierEngine
+        from replaykit.model.classifier import TextClassifier
+
+        classifier = TextClassifier.of_recipe(recipe)
+        yield ClassifierEngine(classifier, model), classifier
+        return
     # A revision is of the recipe's own model; a judge or a tuned model has others.
     revision = recipe.revision if model == recipe.model else None
     chat_options = recipe.chat if of_recipe else None

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from replaykit.data.record import TARGET
 from replaykit.errors import DataError
+from replaykit.model.chat import Thought
 from replaykit.recipe.evaluate import Test
+from replaykit.steps.evaluate.classes import with_classes
 from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, WorstSkill
 from replaykit.steps.evaluate.skills import Item
@@ -21,10 +23,12 @@ from replaykit.steps.evaluate.statistics import (
     proportion,
     retention,
 )
+from replaykit.steps.evaluate.thoughts import with_thoughts
 from replaykit.steps.mix.result import MixResult
 
 Items = Mapping[str, Sequence[Item]]  # skill -> its items in order
 Intervals = Mapping[str, Interval]  # by skill
+MANY_CUT = 0.05  # of a skill's answers
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Scored:
     """Of a cross_entropy skill, item by item; else empty."""
     strict: list[float] = field(default_factory=list)
     """Of a right/wrong skill, item by item, in the strict reading; else empty."""
+    thoughts: list[Thought | None] = field(default_factory=list)
+    """What became of the thought of each; None where there was to be none, and is none."""
 
 
 def compare(
@@ -44,17 +50,39 @@ def compare(
     """Scores, drops and retention of every model in ``items``; the first is the base.
 
     ``mixed`` says by model what it was trained on. The old mean, retention and the worst skill are
-    over the skills scored right or wrong; a cross-entropy skill has its own score and rise. Raises
-    DataError for a skill of which no item has a score under every model.
+    over the skills scored right or wrong; a cross-entropy skill has its own score and rise. Where
+    many answers were cut, a note says so. Raises DataError for a skill of which no item has a score
+    under every model.
     """
     shared = shared_items(items)
-    base, *tuned = shared
+    base = next(iter(shared))
     for skill, test in tests.items():
         if not shared[base][skill].scores:
             rows = len(items[base][skill])
             raise DataError(
                 f"{test.path}: none of its {rows} rows fits the model, so {skill} cannot be scored"
             )
+    skills = [
+        _facts(skill, test, len(shared[base][skill].scores), len(items[base][skill]))
+        for skill, test in tests.items()
+    ]
+    states = {
+        name: {skill: of_skill.thoughts for skill, of_skill in of_model.items()}
+        for name, of_model in shared.items()
+    }
+    models = with_thoughts(_models(tests, shared, mixed), states)
+    models = with_classes(models, _kept(items))
+    notes = [_cut_note(skill, test, items) for skill, test in tests.items()]
+    return EvalResult(skills=skills, models=models).noted(*notes)
+
+
+def _models(
+    tests: Mapping[str, Test],
+    shared: Mapping[str, Mapping[str, Scored]],
+    mixed: Mapping[str, MixResult],
+) -> list[ModelScores]:
+    """The models on all skills, the base first."""
+    base, *tuned = shared
     scores = {
         name: {skill: _score(test, of_model[skill]) for skill, test in tests.items()}
         for name, of_model in shared.items()
@@ -79,17 +107,45 @@ def compare(
         }
         made = _tuned(name, scores[base], scores[name], drops, binary, mixed.get(name))
         models.append(made.model_copy(update={"strict": _strict(shared[name])}))
-    skills = [
-        _facts(skill, test, len(shared[base][skill].scores), len(items[base][skill]))
-        for skill, test in tests.items()
-    ]
-    return EvalResult(skills=skills, models=models)
+    return models
+
+
+def _cut_note(skill: str, test: Test, items: Mapping[str, Items]) -> str:
+    """How many answers were cut under each model; "" where they are few under all of them."""
+    said = []
+    many = False
+    for name, of_model in items.items():
+        ends = [item.finish for item in of_model[skill] if item.finish is not None]
+        cut = ends.count("length")
+        many = many or cut > MANY_CUT * len(ends)
+        said.append(f"{cut:,} of {len(ends):,} of {name}")
+    if not many:
+        return ""
+    return (
+        f"{skill}: answers that were cut at max_tokens ({test.max_tokens:,}), thoughts counted: "
+        f"{', '.join(said)}; raise max_tokens, or the score tells of the limit"
+    )
 
 
 def shared_items(items: Mapping[str, Items]) -> dict[str, dict[str, Scored]]:
     """The items that have a score under every model, by model and skill: all models are compared on
     the same ones.
     """
+    found: dict[str, dict[str, Scored]] = {}
+    for name, of_model in _kept(items).items():
+        found[name] = {}
+        for skill, shared in of_model.items():
+            found[name][skill] = Scored(
+                [item.score for item in shared if item.score is not None],
+                [item.tokens for item in shared if item.tokens is not None],
+                [item.strict for item in shared if item.strict is not None],
+                [item.thought for item in shared],
+            )
+    return found
+
+
+def _kept(items: Mapping[str, Items]) -> dict[str, dict[str, list[Item]]]:
+    """The items without those that have no score under some model."""
     unscored = {
         (skill, item.row)
         for of_model in items.values()
@@ -97,17 +153,13 @@ def shared_items(items: Mapping[str, Items]) -> dict[str, dict[str, Scored]]:
         for item in of_skill
         if item.score is None
     }
-    found: dict[str, dict[str, Scored]] = {}
-    for name, of_model in items.items():
-        found[name] = {}
-        for skill, of_skill in of_model.items():
-            shared = [item for item in of_skill if (skill, item.row) not in unscored]
-            found[name][skill] = Scored(
-                [item.score for item in shared if item.score is not None],
-                [item.tokens for item in shared if item.tokens is not None],
-                [item.strict for item in shared if item.strict is not None],
-            )
-    return found
+    return {
+        name: {
+            skill: [item for item in of_skill if (skill, item.row) not in unscored]
+            for skill, of_skill in of_model.items()
+        }
+        for name, of_model in items.items()
+    }
 
 
 def _facts(skill: str, test: Test, n: int, rows: int) -> SkillFacts:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from replaykit.result import Result
+from replaykit.result import Noted, Result
 from replaykit.steps.evaluate.interval import Interval
 
 
@@ -16,7 +16,7 @@ class SkillFacts(Result):
     skill: str
     role: Literal["old", "target"]
     score: str
-    """How answers are scored: exact, numeric, json or cross_entropy."""
+    """How answers are scored: exact, numeric, json, tool_call, label or cross_entropy."""
     n: int
     """Items that have a score under every model."""
     unscored: int
@@ -28,6 +28,53 @@ class WorstSkill(Result):
 
     skill: str
     retention: float
+
+
+class Thoughts(Result):
+    """What became of the thoughts before one model's answers to one skill."""
+
+    valid: int
+    """Something stands between the marks, and they are closed."""
+    empty: int
+    """Nothing does."""
+    missing: int
+    """There are no marks."""
+    cut: int
+    """The thought has no end, so there is no answer."""
+    drop: Interval | None = None
+    """How much smaller the part of valid thoughts is than the base's, the items paired."""
+
+    @property
+    def share(self) -> float:
+        """The part of valid thoughts."""
+        return self.valid / (self.valid + self.empty + self.missing + self.cut)
+
+
+class ClassScores(Result):
+    """A text classifier on one skill, label by label. What compares it with the base is absent from
+    the base itself.
+    """
+
+    macro_f1: Interval
+    """The mean of the labels' F1."""
+    macro_f1_drop: Interval | None = None
+    """Base minus tuned, the rows paired."""
+    micro_f1: Interval | None = None
+    """F1 of all decisions together; None where each row has one label, and it is the accuracy."""
+    micro_f1_drop: Interval | None = None
+    recall: dict[str, Interval]
+    """By label, the part of its rows that are given it."""
+    recall_drop: dict[str, Interval] = Field(default={})
+
+    @property
+    def figures(self) -> dict[str, tuple[Interval, Interval | None]]:
+        """All of them by name, each with its drop where there is one."""
+        found = {"macro F1": (self.macro_f1, self.macro_f1_drop)}
+        if self.micro_f1 is not None:
+            found["micro F1"] = (self.micro_f1, self.micro_f1_drop)
+        for label, recall in self.recall.items():
+            found[f"recall of {label}"] = (recall, self.recall_drop.get(label))
+        return found
 
 
 class ModelScores(Result):
@@ -44,6 +91,14 @@ class ModelScores(Result):
     reading: the answer counts, however it is written."""
     strict: dict[str, Interval] = Field(default={})
     """By right/wrong skill, the strict reading: the answer is also written as the reference is."""
+    thoughts: dict[str, Thoughts] = Field(default={})
+    """By skill that some model thought about, or was left to."""
+    classes: dict[str, ClassScores] = Field(default={})
+    """By skill whose answers are labels."""
+    thinks: Interval | None = None
+    """The part of answers with a valid thought, the mean of those skills."""
+    thinks_drop: Interval | None = None
+    """How much smaller that is than the base's, the items paired."""
     old: Interval | None
     """The mean of the old skills that are scored right or wrong."""
     target: Interval | None
@@ -55,7 +110,7 @@ class ModelScores(Result):
     worst: WorstSkill | None = None
 
 
-class EvalResult(Result):
+class EvalResult(Noted):
     """All models on all skills; the base comes first."""
 
     skills: list[SkillFacts]

@@ -2,13 +2,18 @@
 
     {"skill": "capital", "row": 0, "score": 1.0, "strict": 1.0, "answer": "Santiago",
      "finish": "stop"}
+    {"skill": "weather", "row": 0, "score": 1.0, "strict": 1.0, "answer": "", "finish": "stop",
+     "thought": "valid", "reasoning": "I need the weather.",
+     "calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]}
     {"skill": "pool", "row": 0, "score": 8.25, "tokens": 5}
     {"skill": "pool", "row": 1, "score": null, "reason": "too_long"}
 
-A right/wrong item is answered greedily and compared with its reference (``checks.verify``), in a
-lenient reading, which is the score, and a strict one, which wants the reference's form too; a
-cross_entropy item is the negative log-likelihood of its reference answer, in nats, and how many
-tokens that is.
+A right/wrong item is answered greedily and compared with its reference (``checks.verify``,
+``checks.tool_calls``), in a lenient reading, which is the score, and a strict one, which wants the
+reference's form too. The thought before an answer is no part of what is compared, and what became
+of it is told beside the score: answers alone hide that a model has stopped thinking (arXiv
+2605.21127). A cross_entropy item is the negative log-likelihood of its reference answer, in nats,
+and how many tokens that is; thoughts and calls of tools are parts of the reference.
 """
 
 from __future__ import annotations
@@ -17,12 +22,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from replaykit.checks.verify import How, readings
-from replaykit.data.record import Record
-from replaykit.engines import Engine, Request, Sampling
-from replaykit.errors import DataError, EngineError
-from replaykit.model.chat import Chat
+from replaykit.checks.calls import begins_call
+from replaykit.checks.tool_calls import readings_of_calls
+from replaykit.checks.verify import Readings, readings
+from replaykit.data.record import Message, Record, Tool
+from replaykit.engines import Completion, Engine, Request, Sampling
+from replaykit.errors import ChatError, DataError, EngineError
+from replaykit.model.chat import Chat, Reply, Thought
+from replaykit.model.labels import labels_in
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Watch, unwatched
 
@@ -37,7 +46,7 @@ class Item:
     score: float | None
     """1 or 0, or the summed negative log-likelihood of the answer in nats; None if not scored."""
     answer: str | None = None
-    """The model's, to a right/wrong item."""
+    """The model's, to a right/wrong item, without its thought and its calls."""
     finish: str | None = None
     """Why that answer ended: stop, or length."""
     tokens: int | None = None
@@ -47,19 +56,27 @@ class Item:
     strict: float | None = None
     """Of a right/wrong item: 1 where the answer is also written as the reference is. The score is
     the lenient reading."""
+    thought: Thought | None = None
+    """What became of the thought, where the model was left to think or thought all the same."""
+    reasoning: str | None = None
+    """The thought."""
+    calls: Sequence[Mapping[str, Any]] | None = None
+    """What was called: name and arguments of each."""
+    label: str | None = None
+    """The right label, of an item of a text classifier."""
 
-    def to_json(self) -> dict[str, str | int | float | None]:
+    def to_json(self) -> dict[str, Any]:
         """Its line in items-<model>.jsonl, without what such an item does not have."""
-        line: dict[str, str | int | float | None] = {
-            "skill": self.skill,
-            "row": self.row,
-            "score": self.score,
-        }
-        for key in ("strict", "answer", "finish", "tokens", "reason"):
+        line: dict[str, Any] = {"skill": self.skill, "row": self.row, "score": self.score}
+        for key in MORE:
             value = getattr(self, key)
             if value is not None:
                 line[key] = value
         return line
+
+
+# The keys of a line that not every item has, in order.
+MORE = ("strict", "answer", "finish", "thought", "reasoning", "calls", "label", "tokens", "reason")
 
 
 def read_items(path: Path, skills: Sequence[str]) -> dict[str, list[Item]]:
@@ -93,7 +110,7 @@ def measure(
         if test.score == "cross_entropy":
             items = _cross_entropy(engine, chat, skill, records)
         else:
-            items = _answers(engine, chat, skill, records, test, test.score)
+            items = _answers(engine, chat, skill, records, test)
         # An engine gives its completions in the order in which they end; the rows come in theirs.
         by_row: dict[int, Item] = {}
         for item in items:
@@ -103,11 +120,28 @@ def measure(
         yield from (by_row[row] for row in range(len(records)))
 
 
+# --- what is refused before anything is scored ----------------------------------------------------
+
+
 def check_tests(chat: Chat, tests: Mapping[str, tuple[Test, Sequence[Record]]]) -> None:
-    """Raises EngineError for an encoder-decoder's cross-entropy, and DataError for a text in a
-    right/wrong test.
+    """Raises as ``check_ways`` does, and DataError for a row that cannot be scored as its test is,
+    by its place.
     """
-    for skill, (test, records) in tests.items():
+    check_ways(chat, {skill: test for skill, (test, _) in tests.items()})
+    for test, records in tests.values():
+        if test.score == "cross_entropy":
+            continue
+        for record in records:
+            found = problem(record, test)
+            if found:
+                raise DataError(f"{place_of(test, record)}: {found}")
+
+
+def check_ways(chat: Chat, tests: Mapping[str, Test]) -> None:
+    """Raises EngineError for an encoder-decoder's cross-entropy, and ChatError where the model
+    cannot be asked in the way that a test wants it.
+    """
+    for skill, test in tests.items():
         if test.score == "cross_entropy":
             if chat.seq2seq:
                 todo = f"give {skill} another score than cross_entropy"
@@ -115,39 +149,166 @@ def check_tests(chat: Chat, tests: Mapping[str, tuple[Test, Sequence[Record]]]) 
                     f"{chat.name} is an encoder-decoder, whose tokens cannot be scored; {todo}"
                 )
             continue
-        for record in records:
-            if record.messages[0]["role"] == "text":
-                place = f"{test.path}:{record.meta.get('line', '?')}"
-                raise DataError(f"{place}: a text has no question; score it by cross_entropy")
+        _check_thinking(chat, skill, test)
+        if test.score == "tool_call":
+            _check_calls(chat, skill)
+
+
+def _check_thinking(chat: Chat, skill: str, test: Test) -> None:
+    if test.thinking and not chat.can_think:
+        raise ChatError(
+            f"{skill} is tested with thinking: true, but the chat template of {chat.name} has no "
+            f"thoughts; leave thinking out"
+        )
+    if test.thinking is False and chat.always_thinks:
+        raise ChatError(
+            f"{skill} is tested with thinking: false, but the chat template of {chat.name} opens a "
+            f"thought before every answer and has no switch for it; leave thinking out"
+        )
+
+
+def _check_calls(chat: Chat, skill: str) -> None:
+    try:
+        chat.check_tools()
+    except ChatError as error:
+        raise ChatError(f"{skill} cannot be scored by tool_call: {error}") from error
+
+
+def problem(record: Record, test: Test) -> str:
+    """Why a row cannot be scored right or wrong as its test is; "" where it can."""
+    answer = record.messages[-1]
+    if answer["role"] == "text":
+        return "a text has no question; score it by cross_entropy"
+    if test.score == "tool_call":
+        if not record.tools:
+            return (
+                "tool_call scores calls of tools, and the row has no tools; give it a column "
+                "'tools' with those that the model is told of, or score it in another way"
+            )
+    elif "tool_calls" in answer and not answer["content"].strip():
+        return f"its answer calls tools and says nothing; score it by tool_call, not {test.score}"
+    return ""
+
+
+def read_back(chat: Chat, test: Test, record: Record) -> str:
+    """Why calls cannot be right whatever is answered; "" where they can.
+
+    Some values cannot be told apart in the way that a template writes them: a text that holds the
+    mark behind an argument, say. Raises ChatError where the template does not show the row.
+    """
+    answer = record.messages[-1]
+    if test.score != "tool_call" or "tool_calls" not in answer:
+        return ""
+    thinking: bool | None = "reasoning_content" in answer
+    if not thinking and chat.always_thinks:
+        thinking = None
+    prompt = chat.prompt(record.messages[:-1], thinking, record.tools)
+    tokens = chat.example(record).tokens
+    if tokens[: len(prompt)] != prompt:
+        return ""  # where its answer begins is not known
+    found = chat.read(tokens[len(prompt) :], thinking, record.tools)
+    if readings_of_calls(found, answer).lenient:
+        return ""
+    return "the chat template writes its calls in a way that cannot be read back"
+
+
+def place_of(test: Test, record: Record) -> str:
+    """What an error calls a row of a test."""
+    return f"{test.path}:{record.meta.get('line', '?')}"
+
+
+# --- answers --------------------------------------------------------------------------------------
 
 
 def _answers(
-    engine: Engine, chat: Chat, skill: str, records: Sequence[Record], test: Test, how: How
+    engine: Engine, chat: Chat, skill: str, records: Sequence[Record], test: Test
 ) -> Iterator[Item]:
-    sampling = Sampling(temperature=0.0, max_tokens=test.max_tokens, stop=chat.stop)
     requests = []
     for row, record in enumerate(records):
-        prompt = chat.prompt(record.messages[:-1])
+        prompt = chat.prompt(record.messages[:-1], test.thinking, record.tools)
         if len(prompt) < engine.limit:
+            stops = chat.stops(test.thinking, record.tools)
+            sampling = Sampling(
+                temperature=0.0, max_tokens=test.max_tokens, stop=stops, schema=chat.among(record)
+            )
             requests.append(Request(row, prompt, sampling))
         else:
             yield _too_long(skill, row)
     for completion in engine.complete(requests):
-        record = records[completion.row]
-        answer = chat.decode(completion.tokens)
-        try:
-            right = readings(answer, record.answer, how=how)
-        except ValueError as error:
-            place = f"{test.path}:{record.meta.get('line', '?')}"
-            raise DataError(f"{place}: cannot be scored as {how}: {error}") from error
-        yield Item(
-            skill,
-            completion.row,
-            float(right.lenient),
-            answer=answer,
-            finish=completion.finish_reason,
-            strict=float(right.strict),
-        )
+        yield _answered(chat, skill, records[completion.row], test, completion)
+
+
+def _answered(chat: Chat, skill: str, record: Record, test: Test, completion: Completion) -> Item:
+    """The item of an answer. Raises DataError where the reference cannot be read."""
+    reply = chat.reply(completion.tokens, test.thinking, record.tools)
+    try:
+        right = right_of(reply.message, record, test)
+    except ValueError as error:
+        place = place_of(test, record)
+        raise DataError(f"{place}: cannot be scored as {test.score}: {error}") from error
+    if not is_answer(chat, reply, completion, test, record.tools):
+        right = Readings(strict=False, lenient=False)
+    made = reply.message
+    calls = None
+    if "tool_calls" in made:
+        calls = [dict(call["function"]) for call in made["tool_calls"]]
+    thought = None
+    if left_to_think(chat, test) or reply.thought != "missing":
+        thought = reply.thought
+    return Item(
+        skill,
+        completion.row,
+        float(right.lenient),
+        answer=made["content"],
+        finish=completion.finish_reason,
+        strict=float(right.strict),
+        thought=thought,
+        reasoning=made.get("reasoning_content"),
+        calls=calls,
+        label=record.answer if test.score == "label" else None,
+    )
+
+
+def left_to_think(chat: Chat, test: Test) -> bool:
+    """Whether the model is left to think before its answers to a test."""
+    if not chat.can_think:
+        return False
+    if test.thinking is None:
+        return chat.template.thinking
+    return test.thinking
+
+
+def right_of(answer: Message, record: Record, test: Test) -> Readings:
+    """Both readings of an answer. Raises ValueError for a reference that cannot be read."""
+    assert test.score != "cross_entropy"
+    if test.score == "label":
+        same = set(labels_in(answer["content"])) == set(labels_in(record.answer))
+        return Readings(strict=same, lenient=same)
+    if test.score == "tool_call":
+        return readings_of_calls(answer, record.messages[-1])
+    return readings(answer["content"], record.answer, how=test.score)
+
+
+def is_answer(
+    chat: Chat, reply: Reply, completion: Completion, test: Test, tools: Sequence[Tool]
+) -> bool:
+    """Whether what was written is an answer: not a thought alone, and where calls are scored, all
+    that it calls.
+
+    What was cut might have called more, and a mark of calls that was not read as one is a call
+    that no program could make.
+    """
+    if reply.thought == "cut":
+        return False
+    if test.score != "tool_call":
+        return True
+    assert chat.call_format is not None
+    # A special token that is left over is a mark of a call.
+    unread = reply.special or begins_call(reply.message["content"], chat.call_format, tools)
+    return completion.finish_reason == "stop" and not unread
+
+
+# --- cross-entropy --------------------------------------------------------------------------------
 
 
 def _cross_entropy(

@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from replaykit.data.jsonl import write_jsonl
-from replaykit.data.record import TARGET, Record
+from replaykit.data.record import Record
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Step, Watch, read_manifest
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.evaluate.skills import Item, read_items
-from replaykit.steps.inputs import load, test_facts, tests, tuned_facts
+from replaykit.steps.inputs import load_tests, test_facts, tests, tuned_facts
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.step import (
     Context,
     Outcome,
     Todo,
     arms,
+    chat_of,
     do_step,
     engine_and_chat,
     label_of,
@@ -53,13 +54,14 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
 
     def work(step: Step) -> EvalResult:
         from replaykit.steps.evaluate.compare import compare
+        from replaykit.steps.evaluate.scorable import scorable
 
-        rows = {skill: (test, load(test, TARGET)) for skill, test in tests(recipe).items()}
+        held = scorable(chat_of(recipe), load_tests(recipe))
         items = {
-            name: measured(recipe, step, name, model, rows, context.watch)
+            name: measured(recipe, step, name, model, held.rows, context.watch)
             for name, model in {"base": str(recipe.model), **models}.items()
         }
-        return compare(tests(recipe), items, mixed)
+        return compare(tests(recipe), items, mixed).noted(*held.notes)
 
     yield Todo("eval", inputs, EvalResult, work)
 

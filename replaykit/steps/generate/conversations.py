@@ -3,24 +3,29 @@
     nothing yet            ->  a request for its first question
     a question             ->  a request for its answer, or for several answers
     a question, an answer  ->  a request for the next question, or the record of the row
-    a question, and an answer that was cut at the token limit  ->  the record of the row
+    a question, and an answer that calls tools or was cut at the token limit  ->  the record
+
+A result of a call is never made up, so a conversation ends with the answer that calls.
 
 Everything is read from the replies, so a row goes on in the same way after an interruption.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from replaykit.checks.calls import begins_call, call_fault
 from replaykit.checks.sieve import Sieve, Verdict
-from replaykit.data.record import Message, Record, Tool, message_of
-from replaykit.engines import Request, Sampling
+from replaykit.data.record import FINISH, Message, Record, apart, message_of
+from replaykit.engines import Completion, Request, Sampling
 from replaykit.errors import ChatError, RecipeError
 from replaykit.hashing import derive_seed
-from replaykit.model.chat import Chat
+from replaykit.model.chat import Chat, Reply, Thought
+from replaykit.steps.generate.answering import Answering
 from replaykit.steps.generate.job import Job, kind_of
-from replaykit.steps.generate.replies import Address, Part, Replies, Reply
+from replaykit.steps.generate.replies import Address, Part, Replies, Written
 from replaykit.steps.generate.steer import sampling_of, schedule_of, system_of
 
 # What the meta of a record says under names of ours. What the user's prompts have under the same
@@ -28,8 +33,9 @@ from replaykit.steps.generate.steer import sampling_of, schedule_of, system_of
 OWN_META = frozenset(
     {"row", "parent", "prompt", "finish", "answer", "system", "model", "answer_temperature"}
     | {"temperature", "top_p", "top_k", "twin", "match", "perplexity", "tags", "reward"}
+    | {"thinking", "wrong_call"}
 )
-CUT: Mapping[str, Any] = {"finish": "length"}
+CUT: Mapping[str, Any] = {FINISH: "length"}
 
 
 class Settled(NamedTuple):
@@ -38,6 +44,8 @@ class Settled(NamedTuple):
     row: int
     record: Record
     verdict: Verdict | None
+    thought: Thought | None = None
+    """Of its last answer, where that was asked for with a thought."""
 
 
 class Next(NamedTuple):
@@ -53,13 +61,16 @@ class Draft(NamedTuple):
     messages: Sequence[Message]
     verdict: Verdict | None = None
     meta: Mapping[str, Any] = {}
+    answer: Address | None = None
+    """The last answer, if there is one."""
 
 
 class Conversations:
     """The conversations of one generation, by row. No prompt may have ``limit`` tokens or more.
 
-    Raises ChatError where the model's template ignores the system prompts of the recipe, and
-    RecipeError where the model has no sampling to draw questions with.
+    Raises ChatError where the model's template ignores the system prompts of the recipe,
+    RecipeError where the model has no sampling to draw questions with, and what ``Answering``
+    raises.
     """
 
     def __init__(self, chat: Chat, job: Job, replies: Replies, *, limit: int) -> None:
@@ -69,6 +80,7 @@ class Conversations:
         self.limit = limit
         self.kind = kind_of(chat, job.prompts)
         self.settings = job.settings
+        self.answering = Answering(chat, job.settings, job.seed, job.prompts)
         deployed = job.deployed or {}
         self._schedule = schedule_of(job.settings, deployed)
         self._check()
@@ -78,6 +90,8 @@ class Conversations:
                 "temperature": self.settings.answer_temperature,
                 "top_p": self.settings.answer_top_p,
             }
+        # Nobody thinks before a question, nor calls anything in one.
+        self._question_stop = chat.stops(False)
         self._sieve = Sieve(
             job.settings.checks,
             special=chat.looks_special,
@@ -113,10 +127,11 @@ class Conversations:
         if self.job.prompts is not None or address in self.replies:
             return []
         system = self._system(row)
+        tools = self.answering.tools(row)
         if self.kind == "text":
             tokens = self.chat.start
-        elif system:
-            tokens = self.chat.asking(system)
+        elif system or tools:
+            tokens = self.chat.asking(system, tools)
         else:
             tokens = self.chat.pre_query
         return [self._request(address, tokens)]
@@ -133,20 +148,24 @@ class Conversations:
         if self.job.prompts is not None:
             return []
         address = Address("question", row)
-        text, verdict = self._read(address)
+        question, verdict = self._read(address)
         if self.kind == "text":
-            message = message_of("text", text)
+            message = message_of("text", question["content"])
             finish = self.replies[address].finish
             return self._settled(row, [Draft([message], verdict, {"finish": finish})])
         if verdict is None:
             return []
-        return self._settled(row, [Draft([*self._kept_system(row), _user(text)], verdict)])
+        return self._settled(row, [Draft([*self._kept_system(row), question], verdict)])
 
     def next(self, row: int) -> Next:
         """What a row that is worth an answer needs next: requests, or nothing, and these are its
         records.
         """
         messages = list(self._opening(row))
+        fault = self.answering.faulty_tool(row)
+        if fault is not None:
+            verdict = Verdict("invalid_tool", {"wrong_call": {"problem": fault}})
+            return Next([], self._settled(row, [Draft(messages, verdict)]))
         for turn in range(self.settings.turns - 1):
             # A conversation of several turns has one answer to each question.
             for address in (Address("question", row, turn), Address("answer", row, turn)):
@@ -172,28 +191,29 @@ class Conversations:
             return self._requests([address], messages)
         if address == Address("question", address.row):
             # It was checked when the row was decided.
-            messages.append(_user(self._first_question(address.row)))
+            messages.append(message_of("user", self._first_question(address.row)))
             return None
-        text, verdict = self._read(address)
-        message = _user(text) if address.part == "question" else _assistant(text)
+        message, verdict = self._read(address)
         messages.append(message)
         cut = self._cut_answer(address)
         # A conversation ends with an answer that was cut: nobody asks on in the middle of one.
-        if verdict is None and not cut:
+        if verdict is None and not cut and "tool_calls" not in message:
             return None
-        return Next([], self._settled(address.row, [Draft(messages, verdict, cut)]))
+        answer = address if address.part == "answer" else None
+        return Next([], self._settled(address.row, [Draft(messages, verdict, cut, answer)]))
 
     def _requests(self, addresses: Sequence[Address], messages: Sequence[Message]) -> Next:
         """A request for each address, all with the same prompt; where it leaves no room for a
         reply, the row ends with its messages so far.
         """
         first = addresses[0]
+        tools = self.answering.tools(first.row)
         if first.part == "answer":
-            tokens = self.chat.prompt(messages, tools=self._tools(first.row))
+            tokens = self.chat.prompt(messages, self.answering.thinking(first.row), tools)
         else:
             # The system prompt steers every question, whether or not the record keeps it.
             turns = [message for message in messages if message["role"] != "system"]
-            tokens = self.chat.asking([*self._system(first.row), *turns])
+            tokens = self.chat.asking([*self._system(first.row), *turns], tools)
         if len(tokens) >= self.limit:
             return Next([], self._settled(first.row, [Draft(messages, Verdict("too_long"))]))
         return Next([self._request(address, tokens) for address in addresses], [])
@@ -210,8 +230,10 @@ class Conversations:
     def _sampling(self, address: Address) -> Sampling:
         if address.part == "answer":
             numbers = self._answer_sampling
+            stop = self.answering.stops(address.row)
         else:
             numbers = sampling_of(self._schedule, self.job.seed, address.row)
+            stop = self._question_stop
         max_tokens = self.settings.max_answer_tokens
         # A base model's text is called a question, and is as long as an answer may be.
         if address.part == "question" and self.kind == "magpie":
@@ -221,40 +243,98 @@ class Conversations:
             top_p=numbers.get("top_p", 1.0),
             top_k=int(numbers.get("top_k", 0)),
             max_tokens=max_tokens,
-            stop=self.chat.stop,
+            stop=stop,
         )
 
     # --- what was written -------------------------------------------------------------------------
 
+    def take(self, completion: Completion) -> int:
+        """Writes what the model said to its ledger; returns the number of its row."""
+        address = self.replies.numbering.address(completion.row)
+        tokens = completion.tokens
+        finish = completion.finish_reason
+        if address.part == "answer":
+            written = self._split(address.row, tokens, finish)
+        else:
+            question = message_of("user", self.chat.decode(tokens))
+            written = Written(question, finish, self.chat.special_in(tokens))
+        self.replies.write(address, written, len(tokens))
+        return address.row
+
+    def _split(self, row: int, tokens: Sequence[int], finish: str) -> Written:
+        """An answer of these tokens, its thought and its calls apart."""
+        tools = self.answering.tools(row)
+        reply = self.chat.reply(tokens, self.answering.thinking(row), tools)
+        thought = None
+        if self._splits(row):
+            thought = reply.thought
+        unread = bool(tools) and self._holds_unread_call(row, tokens, reply)
+        return Written(reply.message, finish, reply.special, thought, unread)
+
+    def _splits(self, row: int) -> bool:
+        """Whether an answer of the row may have a thought or calls."""
+        return self.chat.can_think or bool(self.answering.tools(row))
+
+    def _holds_unread_call(self, row: int, tokens: Sequence[int], reply: Reply) -> bool:
+        """Whether there is a call behind the thought that could not be read, or not be shown as it
+        was written.
+        """
+        call_format = self.chat.call_format
+        if call_format is None or reply.thought == "cut":
+            return False
+        content = reply.message["content"]
+        if "tool_calls" in reply.message:
+            # A special token that is left over is a mark of a call.
+            if reply.special or (content and not call_format.words_first):
+                return True
+            text = content
+        else:
+            text = self.chat.decode(tokens, special=True)
+            thought = reply.message.get("reasoning_content", "")
+            text = text[text.find(thought) + len(thought) :]
+        return begins_call(text, call_format, self.answering.tools(row))
+
     def _first_question(self, row: int) -> str:
         return self.replies[Address("question", row)].text
 
-    def _read(self, address: Address) -> tuple[str, Verdict | None]:
-        """A text, and why it cannot stay, if it cannot. The sieve remembers a first question."""
-        reply = self.replies[address]
-        text = reply.text
-        fault = self._fault(address.part, reply)
-        if fault is not None:
-            return text, fault
+    def _read(self, address: Address) -> tuple[Message, Verdict | None]:
+        """A turn, and why it cannot stay, if it cannot. The sieve remembers a first question."""
         if address.part == "answer":
-            return text, self._sieve.answer(text)
-        if address.turn > 0:
-            return text, self._sieve.follow_up(text)
-        return text, self._sieve.question(address.row, text)
+            return self._read_answer(address)
+        written = self.replies[address]
+        fault = self._fault(address.part, written)
+        if fault is None and address.turn > 0:
+            fault = self._sieve.follow_up(written.text)
+        elif fault is None:
+            fault = self._sieve.question(address.row, written.text)
+        return written.message, fault
 
-    def _fault(self, part: Part, reply: Reply) -> Verdict | None:
-        """Why a reply cannot stay, whatever it says: it has a special token, or it was cut."""
-        if reply.special and self.settings.checks.leaks:
+    def _read_answer(self, address: Address) -> tuple[Message, Verdict | None]:
+        """An answer, and why it cannot stay, if it cannot."""
+        if not self._splits(address.row):
+            written = self.replies[address]
+        else:
+            written = self.replies.split(address)
+        message = written.message
+        fault = self._fault("answer", written)
+        if fault is None and "tool_calls" in message:
+            fault = call_fault(message["tool_calls"], self.answering.tools(address.row))
+        return message, fault or self._sieve.answer(message)
+
+    def _fault(self, part: Part, written: Written) -> Verdict | None:
+        """Why a text cannot stay, whatever it says: it has a special token, or it was cut."""
+        cut = written.finish == "length"
+        if written.unread_call:
+            return Verdict("call_truncated" if cut else "unreadable_call")
+        # A template shows a thought only as a closed one, which would be learned.
+        if written.thought == "cut":
+            return Verdict("thought_truncated" if cut else "thought_unclosed")
+        if written.special and self.settings.checks.leaks:
             return Verdict(f"{part}_leaked_header")
         # A base model's text may be cut, and so may an answer: only the end is missing, and the
         # record says so. A question is nothing without its end.
-        if reply.finish != "length" or self.kind == "text":
-            return None
-        if part == "question" or self.settings.checks.truncated:
+        if cut and self.kind != "text" and (part == "question" or self.settings.checks.truncated):
             return Verdict(f"{part}_truncated")
-        # A template shows a thought only as a closed one, which would be learned.
-        if reply.in_thought:
-            return Verdict("thought_truncated")
         return None
 
     def _cut_answer(self, address: Address) -> Mapping[str, Any]:
@@ -270,14 +350,15 @@ class Conversations:
         drafts = []
         seen = set()
         for address in answers:
-            text, verdict = self._read(address)
-            if verdict is None and text in seen:
+            message, verdict = self._read_answer(address)
+            said = message["content"] + json.dumps(message.get("tool_calls"))
+            if verdict is None and said in seen:
                 verdict = Verdict("same_answer")
-            seen.add(text)
+            seen.add(said)
             meta = dict(self._cut_answer(address))
             if len(answers) > 1:
                 meta["answer"] = address.answer
-            drafts.append(Draft([*messages, _assistant(text)], verdict, meta))
+            drafts.append(Draft([*messages, message], verdict, meta, address))
         return drafts
 
     def _settled(self, row: int, drafts: Sequence[Draft]) -> list[Settled]:
@@ -285,18 +366,25 @@ class Conversations:
         meta: dict[str, Any] = {"row": row}
         if self.job.prompts is not None:
             prompt = self.job.prompts[row]
-            meta = {**_of_prompt(prompt), "row": row, "parent": prompt.id}
+            meta = {**apart(prompt.meta, OWN_META, "prompt"), "row": row, "parent": prompt.id}
         else:
             meta |= sampling_of(self._schedule, self.job.seed, row)
         steered = system_of(self.settings, self.job.seed, row)
         if steered is not None:
             meta["system"] = steered[0]
+        thinking = self.answering.thinking(row)
+        if thinking is not None:
+            meta["thinking"] = thinking
         settled = []
-        for messages, verdict, own in drafts:
+        for messages, verdict, own, answer in drafts:
             evidence = {} if verdict is None else verdict.evidence
             record_meta = {**meta, **own, **evidence, **self.job.facts}
-            record = Record(tuple(messages), "generate", record_meta, self._tools(row))
-            settled.append(Settled(row, record, verdict))
+            tools = self.answering.tools(row)
+            record = Record(tuple(messages), "generate", record_meta, tools)
+            thought = None
+            if thinking and answer is not None:
+                thought = self.replies[answer].thought
+            settled.append(Settled(row, record, verdict, thought))
         return settled
 
     # --- what a row begins with -------------------------------------------------------------------
@@ -306,12 +394,6 @@ class Conversations:
         if self.job.prompts is not None:
             return self.job.prompts[row].messages
         return self._kept_system(row)
-
-    def _tools(self, row: int) -> tuple[Tool, ...]:
-        """The tools that the user's prompt tells of, if any."""
-        if self.job.prompts is None:
-            return ()
-        return self.job.prompts[row].tools
 
     def _system(self, row: int) -> Sequence[Message]:
         """The system message that the row's questions are drawn under, if any."""
@@ -328,20 +410,3 @@ class Conversations:
         if not self.settings.keep_system:
             return ()
         return self._system(row)
-
-
-def _of_prompt(prompt: Record) -> dict[str, Any]:
-    """What a record keeps of its prompt's meta: the line in its file, and the other columns."""
-    kept = {name: value for name, value in prompt.meta.items() if name not in OWN_META}
-    same = {name: value for name, value in prompt.meta.items() if name in OWN_META}
-    if same:
-        kept["prompt"] = same
-    return kept
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}

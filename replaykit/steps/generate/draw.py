@@ -127,13 +127,12 @@ class _Run:
             reason = None if verdict is None else verdict.reason
             keep = self.monitor.funnel.passes(record, reason)
             self.rows.note(one, keep)
-            self.monitor.sample.add(
-                one.row,
-                record.question,
-                record.answer or None,
-                keep,
-                cut=record.meta.get("finish") == "length",
-            )
+            self.monitor.tally.add(record, one.thought, kept=keep)
+            answer = record.answer or None
+            if record.was_cut and record.messages[-1]["role"] == "assistant":
+                # An answer that was cut in its thought says nothing yet, and is one all the same.
+                answer = record.answer
+            self.monitor.sample.add(one.row, record.question, answer, keep, cut=record.was_cut)
             self._recent.append(keep)
             if keep:
                 self.kept += 1

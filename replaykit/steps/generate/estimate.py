@@ -20,13 +20,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from replaykit.devices import PRICE_YEAR, gpu_of, short, spoken_hours
 from replaykit.engines import choose
 from replaykit.errors import RunError
 from replaykit.model import loading
@@ -34,7 +34,7 @@ from replaykit.recipe.engine import EngineOptions
 from replaykit.recipe.generate import ROWS, Generate
 from replaykit.runs import Manifest, read_json, read_manifest
 from replaykit.steps.generate.result import Basis, EstimateResult, GenerateResult, Known
-from replaykit.steps.inputs import prompts_of
+from replaykit.steps.inputs import load_prompts
 from replaykit.steps.step import typed
 
 FEWEST_MEASURED = 50  # fewer rows in the folder measure nothing
@@ -45,6 +45,9 @@ YIELD = 0.8
 PROMPTS_YIELD = 0.95
 TURN_TOKENS = 426  # in the paper
 QUESTION_TOKENS = 40  # of them, which the paper does not say
+# Of a thought before an answer. It differs more than all else here: from a few sentences to tens of
+# thousands of tokens for a problem of mathematics.
+THOUGHT_TOKENS = 1000
 MAGPIE_SPEED = 1720.0  # tokens/s
 MAGPIE_PARAMETERS = 8.03e9  # of Llama-3-8B
 MAGPIE_BANDWIDTH = 2.04  # TB/s of an A100-80GB
@@ -55,42 +58,6 @@ PLAIN_LOOP = 0.5  # of vllm's speed on a GPU, in the engine transformers
 CPU_SPEED = 6500.0
 CPU_PARAMETERS = 1.97e6
 CPU_CORES = 2
-PRICE_YEAR = 2025  # of the prices below
-
-
-class Gpu(NamedTuple):
-    """A kind of GPU."""
-
-    pattern: str
-    """What its name matches."""
-    bandwidth: float
-    """Of its memory, in TB/s, by the maker's data sheet."""
-    price: float
-    """An assumed rent, in dollars an hour."""
-
-
-# The first that matches counts, so a general name comes after the special ones.
-GPUS = (
-    Gpu(r"B200", 8.0, 4.50),
-    Gpu(r"H200", 4.8, 3.50),
-    Gpu(r"H100 NVL", 3.9, 2.70),
-    Gpu(r"H100 PCIe", 2.0, 2.20),
-    Gpu(r"H100|GH200", 3.35, 2.70),
-    Gpu(r"A100.*40GB", 1.555, 1.30),
-    Gpu(r"A100", 2.04, 1.80),
-    Gpu(r"MI300X", 5.3, 2.50),
-    Gpu(r"L40S", 0.864, 1.00),
-    Gpu(r"\bL4\b", 0.30, 0.70),
-    Gpu(r"A10G", 0.60, 1.00),
-    Gpu(r"\bA10\b", 0.60, 0.75),
-    Gpu(r"RTX 6000 Ada", 0.96, 0.80),
-    Gpu(r"RTX A6000", 0.768, 0.50),
-    Gpu(r"RTX 5090", 1.79, 0.70),
-    Gpu(r"RTX 4090", 1.008, 0.45),
-    Gpu(r"RTX 3090", 0.936, 0.25),
-    Gpu(r"V100", 0.90, 0.50),
-    Gpu(r"\bT4\b", 0.32, 0.35),
-)
 
 
 @dataclass(frozen=True)
@@ -152,10 +119,12 @@ def estimate(
     revision: str | None = None,
     settings: Generate,
     engine: EngineOptions,
+    thinking: float = 0.0,
     seen: Measured | None = None,
     price_per_hour: float | None = None,
 ) -> EstimateResult:
-    """What is still to be done for ``settings.n`` rows.
+    """What is still to be done for ``settings.n`` rows, in a part ``thinking`` of which the model
+    thinks.
 
     ``seen`` is what ``measured`` gives. It is not used where another model made the rows, and its
     speed is not where another engine did. ``price_per_hour`` is in dollars, for one GPU, or for the
@@ -166,7 +135,7 @@ def estimate(
     if seen is None or seen.model not in (None, model):
         seen = Measured()
     parameters = loading.parameter_count(model, revision)
-    plan = _plan(settings, seen)
+    plan = _plan(settings, thinking, seen)
     speed = _speed(parameters, engine, seen)
     tokens_per_second = hours = cost = None
     if speed.tokens_per_second is not None:
@@ -284,18 +253,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 # --- rows and tokens ------------------------------------------------------------------------------
 
 
-def _plan(settings: Generate, seen: Measured) -> _Plan:
+def _plan(settings: Generate, thinking: float, seen: Measured) -> _Plan:
     """Rows and tokens that are still to come, and where each figure is from."""
     prompts = settings.prompts
     share = _share(seen.kept, seen.made, YIELD if prompts is None else PROMPTS_YIELD)
     question = _share(
         seen.question_tokens, seen.questions, min(QUESTION_TOKENS, settings.max_question_tokens)
     )
-    answer = _share(
-        seen.answer_tokens,
-        seen.answers,
-        min(TURN_TOKENS - QUESTION_TOKENS, settings.max_answer_tokens),
-    )
+    plain = min(TURN_TOKENS - QUESTION_TOKENS, settings.max_answer_tokens)
+    thoughtful = min(TURN_TOKENS - QUESTION_TOKENS + THOUGHT_TOKENS, settings.max_answer_tokens)
+    assumed = (1 - thinking) * plain + thinking * thoughtful
+    answer = _share(seen.answer_tokens, seen.answers, assumed)
     if settings.n is None and prompts is not None:
         count = _prompt_count(settings)
         rows = count * settings.answers
@@ -332,7 +300,7 @@ def _answered_share(settings: Generate, seen: Measured, kept: _Guess) -> float:
 def _prompt_count(settings: Generate) -> int:
     data = settings.prompts
     assert data is not None
-    return sum(1 for _ in prompts_of(data))
+    return len(load_prompts(data).records)
 
 
 def _share(part: float, whole: float, assumed: float) -> _Guess:
@@ -360,7 +328,7 @@ def _speed(parameters: int, options: EngineOptions, seen: Measured) -> _Speed:
     elif torch.cuda.is_available():
         device = torch.cuda.get_device_name(0)
         devices = options.workers * options.tensor_parallel
-        gpu = next((gpu for gpu in GPUS if re.search(gpu.pattern, device)), None)
+        gpu = gpu_of(device)
         if gpu is None:
             source = "its memory bandwidth is not in replaykit's table"
         else:
@@ -371,7 +339,7 @@ def _speed(parameters: int, options: EngineOptions, seen: Measured) -> _Speed:
                 guess *= PLAIN_LOOP
             price = gpu.price
             source = (
-                f"estimate: Magpie's 8B on an A100, scaled by {_short(parameters)} parameters and "
+                f"estimate: Magpie's 8B on an A100, scaled by {short(parameters)} parameters and "
                 f"{gpu.bandwidth:g} TB/s"
             )
     else:
@@ -379,7 +347,7 @@ def _speed(parameters: int, options: EngineOptions, seen: Measured) -> _Speed:
         device = f"{cores} CPU cores"
         guess = min(CPU_SPEED * (CPU_PARAMETERS / parameters) * (cores / CPU_CORES), MOST_SPEED)
         source = (
-            f"estimate: the embedded model on two cores, scaled by {_short(parameters)} "
+            f"estimate: the embedded model on two cores, scaled by {short(parameters)} "
             f"parameters and {cores} cores"
         )
     if known:
@@ -418,24 +386,10 @@ def _sentences(found: EstimateResult, source: str) -> Iterator[str]:
         return
     speed = f"{found.tokens_per_second:,.0f} tokens/s"
     how = "measured here" if basis.speed == "measured" else source
-    yield f"about {_time(found.hours)} on {device} at {speed} ({how})"
+    yield f"about {spoken_hours(found.hours)} on {device} at {speed} ({how})"
     if found.cost is not None:
         where = f"assumed, {PRICE_YEAR}" if basis.price == "assumed" else "as given"
         price = f"${found.price_per_hour:.2f} an hour"
         if found.devices > 1:
             price += " for each"
         yield f"about ${found.cost:,.2f} at {price} ({where})"
-
-
-def _short(parameters: int) -> str:
-    if parameters >= 1e9:
-        return f"{parameters / 1e9:.2f}B"
-    return f"{parameters / 1e6:.2f}M"
-
-
-def _time(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.1f} hours"
-    if hours >= 1 / 60:
-        return f"{60 * hours:.0f} minutes"
-    return f"{3600 * hours:.0f} seconds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,10 @@ from replaykit.checks.funnel import Funnel
 from replaykit.data.record import Record
 from replaykit.recipe.generate import ROWS, Generate
 from replaykit.runs import Watch, unwatched
-from replaykit.steps.generate.result import Kind
+from replaykit.steps.generate.result import CallCounts, Kind, ThoughtCounts
 
 if TYPE_CHECKING:
-    from replaykit.model.chat import Chat
+    from replaykit.model.chat import Chat, Thought
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,43 @@ def never() -> bool:
     return False
 
 
+class Tally:
+    """Counts what became of thoughts, of all answers asked for with one, and of calls, in the kept
+    rows that have tools.
+    """
+
+    def __init__(self) -> None:
+        self._thoughts: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+
+    def add(self, record: Record, thought: Thought | None, *, kept: bool) -> None:
+        """Takes a record; ``thought`` is None where none was asked for."""
+        if thought is not None:
+            self._thoughts[thought] += 1
+        if kept and record.tools:
+            called = "tool_calls" in record.messages[-1]
+            self._calls["called" if called else "uncalled"] += 1
+
+    @property
+    def thoughts(self) -> ThoughtCounts | None:
+        """The counts of thoughts; None where none was asked for."""
+        return ThoughtCounts(**self._thoughts) if self._thoughts else None
+
+    @property
+    def calls(self) -> CallCounts | None:
+        """The counts of calls; None where no row has tools."""
+        return CallCounts(**self._calls) if self._calls else None
+
+
 @dataclass(frozen=True)
 class Monitor:
-    """Who follows a generation. ``funnel`` and ``sample`` see every record up to the last one that
-    is kept; ``watch`` is told how far it is; ``stopping`` says when to send no more requests.
+    """Who follows a generation. ``funnel``, ``sample`` and ``tally`` see every record up to the
+    last one that is kept; ``watch`` is told how far it is; ``stopping`` says when to send no more
+    requests.
     """
 
     funnel: Funnel = field(default_factory=Funnel)
     sample: RawSample = field(default_factory=RawSample)
+    tally: Tally = field(default_factory=Tally)
     watch: Watch = unwatched
     stopping: Callable[[], int] = never

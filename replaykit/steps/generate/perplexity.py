@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 
 from replaykit.checks.sieve import Verdict
-from replaykit.data.record import Record
+from replaykit.data.record import Message, Record
 from replaykit.engines import Engine
 from replaykit.model.chat import Chat
 from replaykit.model.logprobs import of_answer
 from replaykit.recipe.generate import Checks, Range
 from replaykit.steps.generate.conversations import Settled
+
+# Another question: what a prompt does not share with the prompt of this one is its own question.
+OTHER = "\u2603"
 
 
 class PerplexityCheck:
@@ -43,12 +46,24 @@ class PerplexityCheck:
         """The scores of the last question's tokens; none in a plain text."""
         if record.messages[0]["role"] == "text":
             return []
-        messages = record.messages[:-1]
-        header = self.chat.encode(self.chat.template.answer_header)
-        start = len(self.chat.asking(messages[:-1]))
-        end = len(self.chat.prompt(messages)) - len(header)
+        *before, question, answer = record.messages
+        thinking = None
+        if self.chat.can_think:
+            # As the example of the record is rendered.
+            thinking = self.chat.always_thinks or "reasoning_content" in answer
+        asked = self.chat.prompt([*before, question], thinking, record.tools)
+        other: Message = {**question, "content": OTHER}
+        with_other = self.chat.prompt([*before, other], thinking, record.tools)
+        start = _shared(asked, with_other)
+        end = len(asked) - _shared(asked[:start:-1], with_other[:start:-1])
         # The first token has no score, so the score of token i is number i - 1.
         return scores[start - 1 : end - 1]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def outside(what: str, scores: Sequence[float], bounds: Range | None) -> Verdict | None:

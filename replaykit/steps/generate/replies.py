@@ -6,18 +6,24 @@
     Address("answer", 7, answer=2)      23, of three answers      47
 
 Ledgers and requests know an address only as a number; ``Numbering`` converts one to the other.
+Answers of a model that thinks or calls tools are in the ledger as they were split when they came:
+
+    {"row": 7, "text": "It is 7 C.", "finish": "stop", "tokens": 31, "thought": "valid",
+     "reasoning_content": "I know that."}
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from replaykit.data.ledger import Ledger
-from replaykit.engines import Completion
-from replaykit.model.chat import Chat
+from replaykit.data.ledger import Ledger, LedgerRow
+from replaykit.data.record import Message
+from replaykit.errors import RunError
+from replaykit.model.chat import Thought
 
 Part = Literal["question", "answer"]
+ROLES: dict[Part, Literal["user", "assistant"]] = {"question": "user", "answer": "assistant"}
 REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no whole letter
 
 
@@ -77,16 +83,27 @@ class Numbering:
         return self.turns if part == "question" else self.turns * self.answers
 
 
-class Reply(NamedTuple):
-    """What the model wrote, without the spaces around it."""
+class Written(NamedTuple):
+    """What the model wrote, its thought and its calls apart."""
 
-    text: str
+    message: Message
     finish: str
     """"stop", or "length" where it was cut at the token limit."""
-    special: bool
-    """Whether a special token was among its tokens; the text does not show it."""
-    in_thought: bool
-    """Whether it was cut before its thought was closed, so that there is no answer yet."""
+    special: bool = False
+    """Whether there was a special token in its texts, which do not show it."""
+    thought: Thought | None = None
+    """What became of its thought; None where the model neither thinks nor has tools."""
+    unread_call: bool = False
+    """Whether it begins a call that cannot be read."""
+
+    @property
+    def text(self) -> str:
+        """What it says, without the spaces around it."""
+        text = self.message["content"]
+        # The limit may fall inside a letter of several tokens. What is there of it reads as this.
+        if self.finish == "length":
+            text = text.rstrip(REPLACEMENT)
+        return text.strip()
 
 
 class Replies:
@@ -99,29 +116,52 @@ class Replies:
     def __contains__(self, address: Address) -> bool:
         return self.numbering.in_ledger(address) in self._ledgers[address.part]
 
-    def __getitem__(self, address: Address) -> Reply:
+    def __getitem__(self, address: Address) -> Written:
         line = self._ledgers[address.part][self.numbering.in_ledger(address)]
-        text = str(line["text"])
-        # The limit may fall inside a letter of several tokens. What is there of it reads as this.
-        if line["finish"] == "length":
-            text = text.rstrip(REPLACEMENT)
-        special = bool(line.get("special"))
-        return Reply(text.strip(), line["finish"], special, line.get("thought") == "cut")
+        message: Message = {"role": ROLES[address.part], "content": str(line["text"])}
+        if "reasoning_content" in line:
+            message["reasoning_content"] = line["reasoning_content"]
+        if "tool_calls" in line:
+            message["tool_calls"] = line["tool_calls"]
+        written = Written(
+            message,
+            line["finish"],
+            bool(line.get("special")),
+            line.get("thought"),
+            bool(line.get("unread_call")),
+        )
+        message["content"] = written.text
+        return written
 
-    def write(self, completion: Completion, chat: Chat) -> Address:
-        """Appends a completion to its ledger, at once; returns its address."""
-        address = self.numbering.address(completion.row)
-        line = {
+    def split(self, address: Address) -> Written:
+        """An answer of a model that thinks or has tools.
+
+        Raises RunError for one that an earlier version of replaykit wrote, its thought in its text:
+        what special tokens marked the thought is not known any more.
+        """
+        written = self[address]
+        if written.thought is None:
+            raise RunError(
+                f"answers.jsonl: row {address.row} was written by an earlier version of replaykit, "
+                "which did not keep thoughts and calls apart from answers; remove answers.jsonl "
+                "from the step's folder, and all answers are made again"
+            )
+        return written
+
+    def write(self, address: Address, written: Written, tokens: int) -> None:
+        """Appends a text of so many tokens to its ledger, at once."""
+        message = written.message
+        line: LedgerRow = {
             "row": self.numbering.in_ledger(address),
-            "text": chat.decode(completion.tokens),
-            "finish": completion.finish_reason,
-            "tokens": len(completion.tokens),
+            "text": message["content"],
+            "finish": written.finish,
+            "tokens": tokens,
         }
-        if chat.special_in(completion.tokens):
-            line["special"] = True
-        if address.part == "answer" and completion.finish_reason == "length":
-            thought = chat.reply(completion.tokens).thought
-            if thought == "cut":
-                line["thought"] = thought
-        self._ledgers[address.part].append(line)
-        return address
+        more: dict[str, Any] = {
+            "special": written.special,
+            "thought": written.thought,
+            "reasoning_content": message.get("reasoning_content"),
+            "tool_calls": message.get("tool_calls"),
+            "unread_call": written.unread_call,
+        }
+        self._ledgers[address.part].append(line | {key: said for key, said in more.items() if said})

@@ -8,12 +8,61 @@ from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.generate import Generate
-from replaykit.result import Result
+from replaykit.result import Noted, Result
 
 Kind = Literal["magpie", "prompts", "text"]
 
 
-class GenerateResult(Result):
+MANY_MISSING = 0.1  # of the answers asked for with a thought: more without one are worth a warning
+
+
+class ThoughtCounts(Result):
+    """What became of the thoughts, of the rows whose answers were asked for with one."""
+
+    valid: int = 0
+    empty: int = 0
+    """The model closed its thought at once."""
+    missing: int = 0
+    """The model answered without one."""
+    cut: int = 0
+    """The model did not come to its answer; such rows are dropped."""
+
+    @property
+    def words(self) -> str:
+        """The counts on one line."""
+        total = self.valid + self.empty + self.missing + self.cut
+        return (
+            f"{self.valid:,} valid, {self.empty:,} empty, {self.missing:,} missing, "
+            f"{self.cut:,} cut, of {total:,} that were asked for"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Says so where many are missing."""
+        share = self.missing / (self.valid + self.empty + self.missing + self.cut)
+        if share <= MANY_MISSING:
+            return None
+        return (
+            f"{100 * share:.0f} % of the answers that were asked for with a thought have none, and "
+            "stay as the model wrote them: it does not think where its template lets it, so replay "
+            "would teach that; generate.thinking: false asks for none"
+        )
+
+
+class CallCounts(Result):
+    """Of the kept rows that have tools: how many end with calls, and how many with words alone."""
+
+    called: int = 0
+    uncalled: int = 0
+
+    @property
+    def words(self) -> str:
+        """The counts on one line."""
+        total = self.called + self.uncalled
+        return f"{self.called:,} of {total:,} rows with tools call them, {self.uncalled:,} do not"
+
+
+class GenerateResult(Noted):
     """How many rows were made, of which kind, by which model, and what was left out."""
 
     n: int
@@ -36,6 +85,10 @@ class GenerateResult(Result):
     tokens: dict[str, int]
     """Drawn tokens of "questions" and "answers"."""
     funnel: FunnelCounts
+    thoughts: ThoughtCounts | None = None
+    """None where no answer was asked for with a thought."""
+    calls: CallCounts | None = None
+    """None where no kept row has tools."""
     fidelity: Fidelity
     tags: dict[str, dict[str, int]] | None
     """Rows by tag and word, where a judge was asked."""

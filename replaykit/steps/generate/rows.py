@@ -102,8 +102,7 @@ class Rows:
 
     def take(self, completion: Completion) -> None:
         """Writes what the model said to its ledger, and lets its row go on."""
-        address = self.conversations.replies.write(completion, self.conversations.chat)
-        row = address.row
+        row = self.conversations.take(completion)
         self._unanswered[row] -= 1
         last = self._unanswered[row] == 0
         if last:

@@ -12,14 +12,16 @@ from replaykit.checks.fidelity import RawSample
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record
-from replaykit.errors import DataError, EngineError
+from replaykit.data.tools import read_tools
+from replaykit.errors import EngineError
 from replaykit.model.loading import encoder_decoder, named_sampling
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.generate import Generate, Tags
 from replaykit.runs import Step, Watch, differences, stop_on_signal
-from replaykit.steps.generate.job import Job, Monitor, kind_of, wanted
+from replaykit.steps.generate.answering import Answering
+from replaykit.steps.generate.job import Job, Monitor, Tally, kind_of, wanted
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
-from replaykit.steps.inputs import held_out_facts, load, prompts_of, tests
+from replaykit.steps.inputs import HeldOut, Readable, held_out_facts, load_prompts, load_tests
 from replaykit.steps.step import (
     Context,
     Outcome,
@@ -37,12 +39,14 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[GenerateResult]]:
     need(recipe, "generate", "model")
     settings = recipe.generate or Generate()
     check_can_ask(recipe, settings)
-    prompts = _prompts(settings)
+    given = _prompts(settings)
+    prompts = None if given is None else given.records
     settings = settings.model_copy(update={"n": wanted(settings, prompts)})
     inputs = generate_inputs(recipe, settings)
 
     def work(step: Step) -> GenerateResult:
-        return _generate(recipe, settings, prompts, context.watch, step)
+        made = _generate(recipe, settings, prompts, context.watch, step)
+        return made if given is None else made.noted(given.note)
 
     def lacking(result: GenerateResult) -> list[str]:
         return differences({"generate.n": result.n}, {"generate.n": settings.n})
@@ -56,9 +60,10 @@ def run(
     """With ``dry_run``, what it will take, instead of any row; ``price_per_hour`` is in dollars."""
     if dry_run:
         need(recipe, "generate", "model")
-        check_can_ask(recipe, recipe.generate or Generate())
+        settings = recipe.generate or Generate()
+        check_can_ask(recipe, settings)
         folder = context.out or recipe.folder / "generate"
-        estimated = _estimate(recipe, recipe.generate or Generate(), folder, price_per_hour)
+        estimated = _estimate(recipe, settings, folder, price_per_hour)
         yield Outcome("generate", folder, estimated, note="dry run: nothing was drawn")
         return
     for todo in todos(recipe, context):
@@ -92,8 +97,8 @@ def generated(
     from replaykit.steps.generate.draw import generate_rows
 
     model = str(recipe.model)
-    held = tests(recipe) if settings.checks.overlap else {}
-    questions = {row.question for test in held.values() for row in load(test, "target")}
+    held = load_tests(recipe) if settings.checks.overlap else HeldOut()
+    questions = {row.question for _, rows in held.rows.values() for row in rows}
     job = Job(
         settings,
         recipe.seed,
@@ -110,9 +115,12 @@ def _generate(
     recipe: Recipe, settings: Generate, prompts: list[Record] | None, watch: Watch, step: Step
 ) -> GenerateResult:
     chat = chat_of(recipe)
+    # What the model's template cannot do is said before its weights are loaded.
+    Answering(chat, settings, recipe.seed, prompts)
     sample = RawSample()
+    tally = Tally()
     with funnel_of(step) as funnel, stop_on_signal() as stopping:
-        monitor = Monitor(funnel, sample, watch, stopping)
+        monitor = Monitor(funnel, sample, tally, watch, stopping)
         rows = generated(recipe, settings, step.folder, prompts=prompts, monitor=monitor)
         made = write_jsonl(step.folder / "rows.jsonl", rows)
     pre_query = date = None
@@ -135,6 +143,8 @@ def _generate(
         date=date,
         tokens=_tokens(step.folder),
         funnel=funnel.result(),
+        thoughts=tally.thoughts,
+        calls=tally.calls,
         fidelity=sample.summary(),
         tags=tags,
     )
@@ -150,10 +160,13 @@ def _tokens(folder: Path) -> dict[str, int]:
 
 
 def check_can_ask(recipe: Recipe, settings: Generate) -> None:
-    """Raises EngineError for a model that cannot write questions, where none are given.
+    """Raises EngineError for a model that cannot write questions, where none are given, and
+    DataError for tools that cannot be used.
 
     The decoder of a model like T5 writes only the answer to what its encoder has read.
     """
+    if settings.tools is not None:
+        read_tools(settings.tools)
     model = str(recipe.model)
     if settings.prompts is None and encoder_decoder(model, recipe.revision):
         raise EngineError(
@@ -163,14 +176,11 @@ def check_can_ask(recipe: Recipe, settings: Generate) -> None:
         )
 
 
-def _prompts(settings: Generate) -> list[Record] | None:
-    data = settings.prompts
-    if data is None:
+def _prompts(settings: Generate) -> Readable | None:
+    """The questions that are given, if any are. Raises DataError as ``load_prompts`` does."""
+    if settings.prompts is None:
         return None
-    prompts = list(prompts_of(data))
-    if not prompts:
-        raise DataError(f"{data.path}: there is no row in it")
-    return prompts
+    return load_prompts(settings.prompts)
 
 
 def _tag(recipe: Recipe, tags: Tags, step: Step, watch: Watch) -> dict[str, dict[str, int]]:
@@ -209,11 +219,15 @@ def _estimate(
 ) -> EstimateResult:
     from replaykit.steps.generate.estimate import estimate, measured
 
+    given = _prompts(settings)
+    prompts = None if given is None else given.records
+    answering = Answering(chat_of(recipe), settings, recipe.seed, prompts)
     return estimate(
         model=str(recipe.model),
         revision=recipe.revision,
         settings=settings,
         engine=recipe.engine,
+        thinking=answering.thinking_part(),
         seen=measured(folder),
         price_per_hour=price_per_hour,
     )

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from replaykit.errors import DataError, RecipeError
+from replaykit.model.loading import listed
 from replaykit.runs import Watch, read_json, unwatched
 from replaykit.steps.merge.folders import (
     ADAPTER_CONFIG,
     Tensors,
     copy_beside,
-    listed,
     opened,
     same_bits,
     whole_folder,

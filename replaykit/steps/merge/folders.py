@@ -26,6 +26,7 @@ import torch
 
 from replaykit.errors import DataError, RunError
 from replaykit.model import loading
+from replaykit.model.loading import SHOWN, listed
 from replaykit.runs import Watch, read_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 # What stands beside weights: config, tokenizer, template.
 COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-SHOWN = 5  # tensors that an error names
 
 # The base's tensor, then the tuned models', of one name, in the base's shape.
 Tensors = Sequence[torch.Tensor]
@@ -57,15 +57,6 @@ def folder_of(model: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise loading.cannot_load(model, error) from error
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    found = sorted(names)
-    text = ", ".join(found[:SHOWN])
-    if len(found) > SHOWN:
-        text += f" and {len(found) - SHOWN} more"
-    return text
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replaykit.result import Result
+from replaykit.result import Noted, Result
 from replaykit.steps.evaluate.interval import Interval
 
 
@@ -21,7 +21,7 @@ class AlphaRow(Result):
     chosen: bool = False
 
 
-class MergeResult(Result):
+class MergeResult(Noted):
     """An average of base and tuned models."""
 
     method: str

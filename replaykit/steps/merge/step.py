@@ -16,13 +16,14 @@ from replaykit.model import loading
 from replaykit.recipe import Recipe, need
 from replaykit.runs import INPUTS, Step, Watch, differences, read_json, read_manifest, write_json
 from replaykit.steps.evaluate.step import measured
-from replaykit.steps.inputs import load, test_facts, tests, tuned_facts
+from replaykit.steps.inputs import load_tests, test_facts, tests, tuned_facts
 from replaykit.steps.merge.result import MergeResult
 from replaykit.steps.step import (
     Context,
     Outcome,
     Todo,
     arms,
+    chat_of,
     do_step,
     label_of,
     model_facts,
@@ -145,14 +146,24 @@ def _work(
 
         out = step.folder / "model"
         shutil.rmtree(out, ignore_errors=True)  # of a merge that was stopped before its manifest
-        base = folder_of(str(recipe.model), recipe.revision)
+        widened = step.folder / "widened-base"
+        if recipe.task == "classification":
+            notes = _save_widened(recipe, widened)
+            base = widened
+        else:
+            notes = []
+            base = folder_of(str(recipe.model), recipe.revision)
         folders = [folder_of(name) for name in names]
         if options.sweep is not None:
-            return _best_average(recipe, base, folders[0], options.sweep, step, watch)
+            found = _best_average(recipe, base, folders[0], options.sweep, step, watch)
+            shutil.rmtree(widened, ignore_errors=True)
+            return found.noted(*notes)
         changed = _write_average(options, base, folders, out, watch)
+        shutil.rmtree(widened, ignore_errors=True)
         return MergeResult(
             method=options.method,
             alpha=options.amount,
+            notes=notes,
             changed=changed,
             table=None,
             model=str(out),
@@ -161,6 +172,18 @@ def _work(
         )
 
     return work
+
+
+def _save_widened(recipe: Recipe, folder: Path) -> list[str]:
+    """Writes a classifier's base, as its training began: its own head has no rows for new labels.
+
+    Returns what is said of that.
+    """
+    from replaykit.model.classifier import TextClassifier
+
+    chat = TextClassifier.of_recipe(recipe)
+    chat.save_base(folder)
+    return [f"{note}; the average is with the base so widened" for note in chat.notes]
 
 
 def _write_average(
@@ -181,11 +204,12 @@ def _best_average(
     """Measures the average at each alpha, whose items stay in the step's folder, and keeps the best
     one's model.
     """
+    from replaykit.steps.evaluate.scorable import scorable
     from replaykit.steps.merge.average import interpolate
     from replaykit.steps.merge.choose import best_alpha, scores_of
 
-    rows = {skill: (test, load(test, TARGET)) for skill, test in tests(recipe).items()}
-    items = {"base": measured(recipe, step, "base", str(recipe.model), rows, watch)}
+    held = scorable(chat_of(recipe), load_tests(recipe))
+    items = {"base": measured(recipe, step, "base", str(recipe.model), held.rows, watch)}
     # One trial model at a time is on the disk; its items stay, so nothing is measured twice.
     trial = step.folder / "trial"
     for alpha in alphas:
@@ -194,7 +218,7 @@ def _best_average(
         if alpha > 0 and not (step.folder / f"items-{name}.jsonl").exists():
             interpolate(base, tuned, trial, alpha, watch=partial(_under, watch, name))
         if alpha > 0:
-            items[name] = measured(recipe, step, name, str(trial), rows, watch)
+            items[name] = measured(recipe, step, name, str(trial), held.rows, watch)
         else:
             items[name] = items["base"]  # at alpha 0 it is the base
     shutil.rmtree(trial, ignore_errors=True)
@@ -214,6 +238,7 @@ def _best_average(
     return MergeResult(
         method="wise-ft",
         alpha=choice.alpha,
+        notes=list(held.notes),
         changed=None,
         table=choice.table,
         model=str(step.folder / "model"),

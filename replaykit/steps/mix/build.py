@@ -16,14 +16,16 @@ from typing import TypeVar
 
 from replaykit.checks.duplicates import Repeats, exchange
 from replaykit.checks.funnel import Funnel, FunnelCounts
+from replaykit.checks.overlap import REASON as OVERLAP
 from replaykit.checks.overlap import Decontaminated, Decontamination
 from replaykit.data.planned import PlannedRow
-from replaykit.data.record import TARGET, Record
-from replaykit.errors import ChatError
+from replaykit.data.record import TARGET, Record, column_of, emptiness, noted
+from replaykit.errors import ChatError, DataError, LabelError, did_you_mean
 from replaykit.model.chat import Chat, Example
 from replaykit.recipe.mix import Mix, Unit
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, unwatched
+from replaykit.steps.inputs import check_left
 from replaykit.steps.mix.notes import of_the_plan
 from replaykit.steps.mix.plan import Slot, alone, deviation, last_fifth, shares, slots_alone
 from replaykit.steps.mix.replay import skill_of
@@ -161,31 +163,32 @@ def build_mixture(
 
     Dropped, with the reason in ``funnel``: any row, of the target too, that holds an item of the
     evaluation sets in ``held_out`` ("eval_overlap", with the item and the matching text in its
-    meta), that has no answer or is longer than ``train.max_tokens``; and a replay row that the chat
-    template refuses, that repeats a row of the target or an earlier kept replay row in question and
-    answer (from ``settings.near_duplicate`` on nearly so, with the earlier question as ``twin`` in
-    its meta), or that is one more of its skill than ``settings.max_rows``. Several answers to one
-    question stay. Texts are compared by a temporary file in ``folder``.
+    meta), that the chat template refuses (its words are the ``error`` in the row's meta), that has
+    no answer, or an answer or a question that says nothing, that is longer than
+    ``train.max_tokens``, or that the model cannot read (``Chat.unreadable``); and a replay row that
+    repeats a row of the target or an earlier kept replay row in question and answer (from
+    ``settings.near_duplicate`` on nearly so, with the earlier question as ``twin`` in its meta), or
+    that is one more of its skill than ``settings.max_rows``. Several answers to one question stay.
+    Texts are compared by a temporary file in ``folder``. Raises DataError where more than half of
+    the target rows are refused or have no answer, where all replay is dropped that was given, and
+    as ``plan`` does.
     """
     # The target comes first: replay that repeats it, or a source before its own, is dropped.
     reading = _Reading(chat, train.max_tokens, held_out, funnel or Funnel(), watch)
-    usable = {
-        source: reading.usable(source, records)
-        for source, records in {TARGET: target, **replay}.items()
-    }
+    given = {TARGET: target, **replay}
+    usable = {source: reading.usable(source, records) for source, records in given.items()}
+    _check_target(len(target), usable[TARGET])
     rows = {source: found.rows for source, found in usable.items()}
-    _drop_repeats(rows, settings.near_duplicate, folder, reading.funnel, watch)
-    _drop_surplus(rows, settings, reading.funnel)
+    lost = {source: Counter(reason for reason, _ in usable[source].dropped) for source in usable}
+    for source, reason in (
+        *_drop_repeats(rows, settings.near_duplicate, folder, reading.funnel, watch),
+        *_drop_surplus(rows, settings, reading.funnel),
+    ):
+        lost[source][reason] += 1
+    _check_any_left(rows, lost, settings)
     records = {source: [row.record for row in found] for source, found in rows.items()}
-    sizes: dict[Unit, dict[str, list[int]]] = {
-        "loss_tokens": {name: [row.loss_tokens for row in found] for name, found in rows.items()},
-        "tokens": {name: [row.tokens for row in found] for name, found in rows.items()},
-        "rows": {name: [1] * len(found) for name, found in rows.items()},
-    }
-    skills = {
-        source: [skill_of(record, settings.skill) for record in records[source]]
-        for source in replay
-    }
+    sizes = _sizes(rows)
+    skills = {name: [skill_of(row, settings.skill) for row in records[name]] for name in replay}
     # The plan knows no records, only what each counts for in the unit that was asked for.
     counted = sizes[settings.unit]
     steps, longest = fitting_plan(
@@ -205,9 +208,20 @@ def build_mixture(
         notes=[
             *_left_out(len(target), usable[TARGET].dropped),
             *_without_rows([source for source in replay if not rows[source]], settings),
+            *_unknown_skills([record for found in replay.values() for record in found], settings),
+            *_rewritten([row for found in rows.values() for row in found]),
         ],
     )
     return _planned(whole, longest, settings, train, reading.funnel)
+
+
+def _sizes(rows: Mapping[str, Sequence[_Row]]) -> dict[Unit, dict[str, list[int]]]:
+    """What each row counts for, by unit and source."""
+    return {
+        "loss_tokens": {name: [row.loss_tokens for row in found] for name, found in rows.items()},
+        "tokens": {name: [row.tokens for row in found] for name, found in rows.items()},
+        "rows": {name: [1] * len(found) for name, found in rows.items()},
+    }
 
 
 def _planned(
@@ -232,6 +246,7 @@ def _planned(
         mixture = mixture.of_rows(left)
     notes += of_the_plan(
         mixture.steps,
+        mixture.sizes[settings.unit],
         ratio=most(settings.schedule, settings.ratio),
         unit=settings.unit,
         target_rows=len(mixture.rows[TARGET]),
@@ -280,6 +295,9 @@ class _Row:
     record: Record
     loss_tokens: int
     tokens: int
+    rewritten: int
+    """Its answers without loss because the template shows them otherwise than the model wrote
+    them."""
 
 
 @dataclass
@@ -302,10 +320,7 @@ class _Reading:
     watch: Watch
 
     def usable(self, source: str, records: Sequence[Record]) -> _Usable:
-        """The rows that can be learned from and give no test away.
-
-        Raises ChatError for a target row that the chat template refuses; a replay row is dropped.
-        """
+        """The rows that can be learned from and give no test away."""
         found = _Usable()
         for number, record in enumerate(records, 1):
             self.watch(f"read {source}", number, len(records))
@@ -313,9 +328,10 @@ class _Reading:
             example = None
             record, reason = self._test_in(record)
             if reason is None:
-                example, reason = self._example(record, source)
+                record, example, reason = self._example(record)
             if self.funnel.passes(record, reason) and example is not None:
-                found.rows.append(_Row(record, example.loss_tokens, len(example.tokens)))
+                row = _Row(record, example.loss_tokens, len(example.tokens), example.rewritten)
+                found.rows.append(row)
             else:
                 found.dropped.append((str(reason), record))
         return found
@@ -327,43 +343,140 @@ class _Reading:
         hit = None if self.held_out is None else self.held_out.check(record)
         if hit is None:
             return record, None
-        # Nothing edits a record: the dropped one is a copy that says what was found in it.
-        shown = {"match": hit.match, "test": hit.item, "evalset": hit.evalset}
-        return replace(record, meta={**record.meta, **shown}), hit.reason
+        found = noted(record, match=hit.match, test=hit.item, evalset=hit.evalset)
+        return found, hit.reason
 
-    def _example(self, record: Record, source: str) -> tuple[Example | None, str | None]:
-        """The row in tokens, and the reason where it cannot be learned from."""
+    def _example(self, record: Record) -> tuple[Record, Example | None, str | None]:
+        """The record, the same in tokens, and the reason where it cannot be learned from; of a
+        refused one the error in its meta.
+        """
         try:
             example = self.chat.example(record)
-        except ChatError:
-            if source == TARGET:
-                raise
-            return None, "template_refuses"
+        except LabelError as error:
+            return noted(record, error=str(error)), None, "label_refused"
+        except ChatError as error:
+            return noted(record, error=str(error)), None, "template_refuses"
         if not example.loss_tokens:
-            return example, "no_answer"
+            return record, example, "no_answer"
+        # The end of a turn carries loss, so an answer of nothing would be learned as silence.
+        empty = emptiness(record)
+        if empty is not None:
+            return record, example, empty
         if len(example.tokens) > self.max_tokens:
-            return example, "too_long"
-        return example, None
+            return record, example, "too_long"
+        return record, example, self.chat.unreadable(example)
+
+
+# Why nothing can be learned from a row, whatever the settings.
+UNUSABLE = {
+    "no_answer": "have no answer to learn from",
+    "empty_answer": "have an answer that says nothing",
+    "empty_prompt": "have a question that says nothing",
+    "template_refuses": "are refused by the chat template",
+    "label_refused": "have a label that is none, or a text that is too long for the model",
+    "unknown_token": "hold a token that the model does not know",
+}
+TOO_LONG = {
+    "too_long": "are longer than train.max_tokens",
+    "too_long_for_model": "are longer than the model reads",
+}
+
+
+def _check_target(target_rows: int, found: _Usable) -> None:
+    """Raises DataError where nothing can be learned from more than half of the target rows."""
+    bad = [(reason, record) for reason, record in found.dropped if reason in UNUSABLE]
+    if bad:
+        first = f"{_shown(*bad[0])} ({bad[0][0]})"
+        check_left("the target", len(bad), target_rows, "can be learned from", first)
+
+
+def _shown(reason: str, record: Record) -> str:
+    """The place of a dropped row, and of a refused one the words that say why."""
+    place = f"row {record.meta.get('line', record.id)}"
+    if reason not in ("template_refuses", "label_refused"):
+        return place
+    return f"{place}: {record.meta['error']}"
 
 
 def _left_out(target_rows: int, dropped: Sequence[tuple[str, Record]]) -> Iterator[str]:
     """What became of target rows that are left out, in sentences."""
-    held = Counter(record.meta["evalset"] for _, record in dropped if "evalset" in record.meta)
-    why = {
-        "no_answer": "have no answer to learn from",
-        "too_long": "are longer than train.max_tokens",
-    }
+    held = Counter(record.meta["evalset"] for reason, record in dropped if reason == OVERLAP)
+    why = UNUSABLE | TOO_LONG
     left_out: list[tuple[int, str]] = []
     if held:
         by_test = ", ".join(f"{name} {n:,}" for name, n in held.items())
         left_out.append((held.total(), f"hold an item of the evaluation ({by_test})"))
-    for reason, n in Counter(reason for reason, _ in dropped if reason in why).items():
-        left_out.append((n, why[reason]))
+    for reason in dict.fromkeys(reason for reason, _ in dropped if reason in why):
+        rows = [record for other, record in dropped if other == reason]
+        left_out.append((len(rows), f"{why[reason]} (the first: {_shown(reason, rows[0])})"))
     for n, text in left_out:
+        yield f"{n:,} of the {target_rows:,} target rows {text} and are left out"
+
+
+def _rewritten(rows: Sequence[_Row]) -> Iterator[str]:
+    """How many earlier answers carry no loss, in a sentence."""
+    found = [row for row in rows if row.rewritten]
+    if found:
+        answers = sum(row.rewritten for row in found)
         yield (
-            f"{n:,} of the {target_rows:,} target rows {text} and are left out; dropped.jsonl has "
-            f"them"
+            f"{answers:,} earlier answers of {len(found):,} rows carry no loss, since the chat "
+            f"template shows them otherwise than the model writes them, such as without their "
+            f"thoughts; one row for each answer, which ends with it, teaches them all"
         )
+
+
+def _check_any_left(
+    rows: Mapping[str, Sequence[_Row]], lost: Mapping[str, Counter[str]], settings: Mix
+) -> None:
+    """Raises DataError, with the reasons, where there were rows of the target, or of the replay
+    that is asked for, and all of them were dropped.
+    """
+    if not rows[TARGET] and lost[TARGET]:
+        raise DataError(
+            f"the target has no row that can be trained on: of its {lost[TARGET].total():,} rows "
+            f"all were dropped ({_counted(lost[TARGET])})"
+        )
+    ratio = most(settings.schedule, settings.ratio)
+    wanted = [source for source in rows if source != TARGET and _weight(source, settings) > 0]
+    dropped = sum((lost[source] for source in wanted), Counter[str]())
+    if ratio > 0 and dropped and not any(rows[source] for source in wanted):
+        raise DataError(
+            f"replay at a ratio of {ratio:g} was asked for, and all {dropped.total():,} replay "
+            f"rows were dropped ({_counted(dropped)}); give other rows, or ask for --ratio 0"
+        )
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+
+
+def _weight(source: str, settings: Mix) -> float:
+    """What a source is weighted by; where the recipe names none, all are alike."""
+    if settings.sources is None:
+        return 1.0
+    weights = {str(name): weight for name, weight in settings.sources.items()}
+    return weights.get(source, 0.0)
+
+
+def _unknown_skills(replay: Sequence[Record], settings: Mix) -> Iterator[str]:
+    """Which names of skills, or of their column, are of no row that was given, in sentences."""
+    if not replay:
+        return
+    column = settings.skill
+    named = column != Mix.model_fields["skill"].default
+    if named and all(column_of(record, column) is None for record in replay):
+        names = {name for record in replay for name in record.meta}
+        yield (
+            f"mix.skill: no replay row has a column '{column}', so the skill of each row is its "
+            f"source{did_you_mean(column, names)}"
+        )
+    skills = {skill_of(record, column) for record in replay}
+    for skill in settings.max_rows:
+        if skill not in skills:
+            yield (
+                f"mix.max_rows: no replay row is of the skill '{skill}', so nothing is capped by "
+                f"it{did_you_mean(skill, skills)}"
+            )
 
 
 def _without_rows(empty: Sequence[str], settings: Mix) -> Iterator[str]:
@@ -382,13 +495,14 @@ def _drop_repeats(
     folder: str | Path | None,
     funnel: Funnel,
     watch: Watch,
-) -> None:
+) -> list[tuple[str, str]]:
     """Takes out the replay rows that came before: with alike questions and alike answers, all turns
-    and the system message counted.
+    and the system message counted. Returns the source and the reason of each.
 
     Another answer to a question of the target or of another source is no repetition. The target
     may repeat itself.
     """
+    dropped: list[tuple[str, str]] = []
     with Repeats(threshold, folder=folder) as repeats:
         for source, found in rows.items():
             kept: list[_Row] = []
@@ -399,14 +513,17 @@ def _drop_repeats(
                 if twin is None or source == TARGET:
                     kept.append(row)
                 else:
-                    meta = {**row.record.meta, "twin": twin.text}
-                    funnel.reject(replace(row.record, meta=meta), twin.reason)
+                    funnel.reject(noted(row.record, twin=twin.text), twin.reason)
+                    dropped.append((source, twin.reason))
             rows[source] = kept
+    return dropped
 
 
-def _drop_surplus(rows: dict[str, list[_Row]], settings: Mix, funnel: Funnel) -> None:
+def _drop_surplus(
+    rows: dict[str, list[_Row]], settings: Mix, funnel: Funnel
+) -> list[tuple[str, str]]:
     """Takes out the replay rows of a skill beyond ``max_rows``: the first of each source stay, in
-    turns, as a source gives what it holds best first.
+    turns, as a source gives what it holds best first. Returns the source and the reason of each.
     """
     every = (
         (place, source)
@@ -426,3 +543,4 @@ def _drop_surplus(rows: dict[str, list[_Row]], settings: Mix, funnel: Funnel) ->
             funnel.reject(record, "over_max_rows")
     for source, places in surplus.items():
         rows[source] = [row for place, row in enumerate(rows[source]) if place not in places]
+    return [(source, "over_max_rows") for source, places in surplus.items() for _ in places]

@@ -451,7 +451,7 @@ def ms_swift(made: Export) -> None:
             f"--export ms-swift: some rows have {' and '.join(more)}, which it would write by its "
             f"own rules; trl, axolotl and llamafactory take the tokens of the model's template"
         )
-    cut = sum(row.record.meta.get("finish") == "length" for row in made.rows)
+    cut = sum(row.record.was_cut for row in made.rows)
     if cut:
         raise DataError(
             f"--export ms-swift: {cut:,} rows end where the model was cut at its token limit, and "
@@ -524,24 +524,15 @@ EXPORTS: dict[str, Callable[[Export], None]] = {
 def flagged(record: Record, example: Example) -> list[dict[str, object]]:
     """The messages as ms-swift reads them, each answer with whether it carries ``loss``.
 
-    An example has one run of loss for each answer that carries it, and those are the last ones. A
-    text is one answer.
+    A text is one answer.
     """
-    if record.messages[0]["role"] == "text":
-        return [{"role": "assistant", "content": record.messages[0]["content"], "loss": True}]
-    # A run begins where a token carries loss and the one before it does not.
-    before = (False, *example.loss)
-    runs = sum(here and not last for last, here in zip(before, example.loss, strict=False))
-    answers = [
-        place for place, message in enumerate(record.messages) if message["role"] == "assistant"
-    ]
-    learned = [place for place in answers if record.messages[place].get("weight") != 0]
-    carry = learned[len(learned) - runs :]
     found: list[dict[str, object]] = []
     for place, message in enumerate(record.messages):
         turn: dict[str, object] = {"role": message["role"], "content": message["content"]}
-        if place in answers:
-            turn["loss"] = place in carry
+        if message["role"] == "text":
+            turn["role"] = "assistant"
+        if turn["role"] == "assistant":
+            turn["loss"] = place in example.learned
         found.append(turn)
     return found
 

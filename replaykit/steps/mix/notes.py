@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from replaykit.data.record import TARGET
 from replaykit.recipe.mix import Unit
 from replaykit.recipe.train import Train
-from replaykit.steps.mix.plan import Slot, last_fifth
+from replaykit.steps.mix.plan import Slot, last_fifth, shares
 
 # Replay protects the skills that it shows. Of n rows drawn from a fair sample, a skill that is a
 # tenth of it has none with a chance of 0.9^n, which is below 5 % from 29 different rows on:
@@ -22,15 +22,28 @@ FEWEST_ROWS = 29
 PART_OF_A_SKILL = "a tenth"
 
 
+# By what part of what was asked for the share may be off before that is said.
+SHARE_OFF = 0.2
+
+
 def of_the_plan(
-    steps: Sequence[Sequence[Slot]], *, ratio: float, unit: Unit, target_rows: int, train: Train
+    steps: Sequence[Sequence[Slot]],
+    sizes: Mapping[str, Sequence[int]],
+    *,
+    ratio: float,
+    unit: Unit,
+    target_rows: int,
+    train: Train,
 ) -> Iterator[str]:
-    """The sentences about these steps; ``ratio`` is the highest that is asked for at any time."""
+    """The sentences about these steps. ``sizes`` is what each row of a source counts for,
+    ``ratio`` the highest that is asked for at any time.
+    """
     slots = [slot for step in steps for slot in step]
     hidden = target_rows - len({slot.row for slot in slots if slot.source == TARGET})
     if hidden:
         yield f"{hidden:,} of the {target_rows:,} target rows are not shown{_why(train)}"
     if ratio > 0:
+        yield from _off_share(steps, sizes, unit)
         yield from _without_target(steps, unit)
         yield from _too_few(slots, ratio, unit)
         yield from _none_at_the_end(steps)
@@ -41,6 +54,38 @@ def _why(train: Train) -> str:
     if train.steps is None:
         return ": replay stands in their place"
     return f" in {train.steps:,} steps of {train.batch_rows:,} rows; more train.steps show them all"
+
+
+def _off_share(
+    steps: Sequence[Sequence[Slot]], sizes: Mapping[str, Sequence[int]], unit: Unit
+) -> Iterator[str]:
+    """What the share came out as, where that is far from what was asked for: a plan is within one
+    row of its share, and one row may be more than all the replay of a short run.
+    """
+    slots = [slot for step in steps for slot in step]
+    asked = _asked(slots, sizes)
+    came = shares(slots, sizes)
+    if abs(came - asked) <= SHARE_OFF * asked:
+        return
+    last = [slot for step in last_fifth(steps) for slot in step]
+    todo = "more target rows or train.epochs bring it nearer"
+    if unit != "rows":
+        todo += ", and so do shorter replay rows; --unit rows counts a row as one whatever its size"
+    yield (
+        f"replay came out as {_percent(came)} of the {unit.replace('_', ' ')}, where "
+        f"{_percent(asked)} was asked for, and as {_percent(shares(last, sizes))} in the last "
+        f"fifth, where {_percent(_asked(last, sizes))} was: {todo}"
+    )
+
+
+def _asked(slots: Sequence[Slot], sizes: Mapping[str, Sequence[int]]) -> float:
+    """The share that is asked for in these slots."""
+    counted = [sizes[slot.source][slot.row] for slot in slots]
+    return sum(slot.ratio * size for slot, size in zip(slots, counted, strict=True)) / sum(counted)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.3g} %"
 
 
 def _without_target(steps: Sequence[Sequence[Slot]], unit: Unit) -> Iterator[str]:
@@ -82,7 +127,8 @@ def _more_rows(target_rows: int, ratio: float, unit: Unit) -> str:
         return "ask for --unit rows"
     enough = math.ceil(1000 * FEWEST_ROWS / (FEWEST_ROWS + target_rows)) / 1000
     if enough < 1:
-        return f"ask for --unit rows --ratio {enough:g}, or for more target rows or train.epochs"
+        by_rows = "" if unit == "rows" else "--unit rows "
+        return f"ask for {by_rows}--ratio {enough:g}, or for more target rows or train.epochs"
     return "ask for more target rows or train.epochs"
 
 

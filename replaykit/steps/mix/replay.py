@@ -1,6 +1,6 @@
 """Where a replay row comes from: a step of the run, or rows of the user's own.
 
-    own_replay(read_records("old.jsonl", "select"), "old.jsonl", funnel)[0].meta
+    own_replay("old.jsonl", lambda unparsed: read_records("old.jsonl", "select")).records[0].meta
     ->  {"line": 1, "replay_file": "old.jsonl"}
 
 Rows of the user's own are old data, as what `select` chooses is, so their source is "select"; the
@@ -9,30 +9,33 @@ meta says which of them they are, for weights and skills.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from replaykit.checks.funnel import Funnel
-from replaykit.data.record import Record
-from replaykit.errors import DataError
+from replaykit.data.files import Unparsed
+from replaykit.data.record import Record, apart, column_of, noted
+from replaykit.steps.inputs import Readable, readable
 
 REPLAY_FILE = "replay_file"
 """The key of a row's meta that names the file, the folder or the data set that it is of."""
 
 
-def own_replay(rows: Iterable[Record], name: str, funnel: Funnel) -> list[Record]:
-    """The rows as replay of this name.
+def own_replay(
+    name: str, read: Callable[[Unparsed], Iterable[Record]], unparsed: Unparsed | None = None
+) -> Readable:
+    """The rows that ``read`` gives as replay of this name.
 
-    Raises DataError where there are none; the funnel, which counts the rows that could not be read,
-    knows why.
+    Raises DataError, and calls ``unparsed``, as ``readable`` does.
     """
-    found = [replace(row, meta={**row.meta, REPLAY_FILE: name}) for row in rows]
-    if not found:
-        why = ""
-        if funnel.first_unparsed:
-            why = f"; the first that cannot be: {funnel.first_unparsed}"
-        raise DataError(f"{name}: there is no row in it that can be read as replay{why}")
-    return found
+    found = readable(name, read, unparsed)
+    return Readable([noted(row, **{REPLAY_FILE: name}) for row in found.records], found.note)
+
+
+def made_replay(rows: Iterable[Record]) -> list[Record]:
+    """The rows of a step of the run, which are of no file: a column of the user's that is called
+    ``replay_file`` says nothing of where a row comes from.
+    """
+    return [replace(row, meta=apart(row.meta, [REPLAY_FILE])) for row in rows]
 
 
 def source_of(record: Record) -> str:
@@ -44,4 +47,4 @@ def skill_of(record: Record, column: str) -> str:
     """The skill that a replay row keeps alive: what the column of its meta names, or else its
     source.
     """
-    return str(record.meta.get(column, source_of(record)))
+    return str(column_of(record, column, source_of(record)))

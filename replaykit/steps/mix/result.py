@@ -7,7 +7,7 @@ from pydantic import Field
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.checks.overlap import Decontaminated
 from replaykit.recipe.mix import Schedule, Unit
-from replaykit.result import Result
+from replaykit.result import Noted, Result
 
 
 class Furthest(Result):
@@ -26,7 +26,7 @@ class SkillRows(Result):
     different: int
 
 
-class MixResult(Result):
+class MixResult(Noted):
     """The share that was asked for and the shares that came out."""
 
     ratio: float
@@ -53,8 +53,6 @@ class MixResult(Result):
     """All tokens over those of the target alone in as many slots or epochs."""
     not_shown: int
     """Target rows that never come."""
-    notes: list[str]
-    """Sentences that the user must read."""
     sha256: str
     """Of rows.jsonl."""
     sources: dict[str, str]

@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any, get_args
 
 from replaykit.checks.funnel import Funnel
-from replaykit.data.formats import read_records
+from replaykit.data.formats import Columns, read_records
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.planned import write_plan
-from replaykit.data.record import TARGET, Record
-from replaykit.errors import RunError
+from replaykit.data.record import TARGET
+from replaykit.errors import RecipeError, RunError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.base import file_facts
 from replaykit.recipe.mix import Mix, Replay, is_made
 from replaykit.runs import Manifest, Step, Watch, differences, read_manifest
-from replaykit.steps.inputs import Facts, held_out, held_out_facts, load, made_facts, row_facts
-from replaykit.steps.mix.replay import own_replay
+from replaykit.steps.inputs import (
+    Facts,
+    Readable,
+    classes_of,
+    held_out,
+    held_out_facts,
+    load,
+    made_facts,
+    row_facts,
+)
+from replaykit.steps.mix.replay import made_replay, own_replay
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.mix.schedule import most
 from replaykit.steps.step import (
@@ -68,6 +77,9 @@ def run(
 
     # A misspelt name is an error before anything is done.
     check(export)
+    if export and recipe.task == "classification":
+        problem = f"--export {export[0]}: the exports are for trainers of language models"
+        raise RecipeError("the command line", [problem])
     for todo in todos(recipe, context):
         done = do_step(todo, recipe, context)
         if export:
@@ -92,9 +104,11 @@ class _Mixing:
 
         apart = held_out(self.recipe, self.settings.overlap, self.settings.against)
         with funnel_of(step) as funnel:
+            target = self._target(funnel)
+            replay = {source: self._rows(source, funnel) for source in self.replay}
             mixture = build_mixture(
-                self._target(),
-                {source: self._rows(source, funnel) for source in self.replay},
+                target.records,
+                {source: found.records for source, found in replay.items()},
                 chat=chat_of(self.recipe),
                 settings=self.settings,
                 train=self.recipe.train,
@@ -111,25 +125,37 @@ class _Mixing:
             write_jsonl(step.folder / "replay.jsonl", mixture.replay())
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return mixture.result(
+        result = mixture.result(
             self.settings,
             sha256=digest,
             sources={source: str(file) for source, file in self.replay.items()},
             funnel=funnel.result(),
             decontamination=None if apart is None else apart.result(),
         )
+        return result.noted(target.note, *(found.note for found in replay.values()))
 
-    def _rows(self, source: str, funnel: Funnel) -> list[Record]:
-        """The replay rows of a source. Raises DataError where the user's own has none."""
+    def _rows(self, source: str, funnel: Funnel) -> Readable:
+        """The replay rows of a source. Raises DataError as ``readable`` does."""
         if is_made(source):
-            return list(read_jsonl(self.replay[source]))
-        return own_replay(read_records(source, "select", unparsed=funnel.unparsed), source, funnel)
+            return Readable(made_replay(read_jsonl(self.replay[source])), "")
+        return own_replay(
+            source,
+            lambda unparsed: read_records(
+                source,
+                "select",
+                columns=Columns(classes=classes_of(self.recipe, old=True)),
+                unparsed=unparsed,
+            ),
+            funnel.unparsed,
+        )
 
-    def _target(self) -> list[Record]:
+    def _target(self, funnel: Funnel) -> Readable:
         if self.rewritten is not None:
-            return [replace(record, source=TARGET) for record in read_jsonl(self.rewritten)]
+            found = [replace(record, source=TARGET) for record in read_jsonl(self.rewritten)]
+            return Readable(found, "")
         assert self.recipe.target is not None
-        return load(self.recipe.target, TARGET)
+        classes = classes_of(self.recipe, old=False)
+        return load(self.recipe.target, TARGET, funnel.unparsed, classes)
 
 
 def _exported(

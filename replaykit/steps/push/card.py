@@ -142,7 +142,7 @@ def dataset_card(
         INTRO.format(title=_title(repo), model=model),
         _sources(counts, recorded),
         *(_made(source, *made[source]) for source in counts if source in made),
-        _mix(recorded.mixes),
+        _mix(recorded.mixes, counts),
         f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```\n",
         _examples(examples),
         LOAD.format(repo=repo, splits=", ".join(f'replay["{source}"]' for source in counts)),
@@ -264,27 +264,35 @@ def _value(value: Any) -> str:
 # --- the mixture ----------------------------------------------------------------------------------
 
 
-def _mix(mixes: Sequence[tuple[Manifest, MixResult]]) -> str:
-    """The share of replay that was asked for and the one that came out; of several arms a table."""
+def _mix(mixes: Sequence[tuple[Manifest, MixResult]], counts: Mapping[str, int]) -> str:
+    """The share of replay that was asked for and the one that came out; of several arms a table.
+    And which of that replay is not in the data set.
+    """
     if not mixes:
         return ""
     head = "## The mix it was made for\n\n"
+    used = [source for _, mix in mixes for source in _used(mix)]
+    absent = [_value(source) for source in dict.fromkeys(used) if source not in counts]
+    tail = ""
+    if absent:
+        tail = (
+            f"\nA part of that replay is not in this data set: the rows of {', '.join(absent)}.\n"
+        )
     if len(mixes) > 1:
         columns = ("arm", "replay asked for", "came out as", "replay rows", "from")
         table = _table(columns, [_arm(manifest, mix) for manifest, mix in mixes])
-        return f"{head}Replay was mixed in at several shares, to compare the models:\n\n{table}"
+        return (
+            f"{head}Replay was mixed in at several shares, to compare the models:\n\n{table}{tail}"
+        )
     _, mix = mixes[0]
     asked = f"{percent(mix.ratio)} of the {UNITS[mix.unit]} of training"
     if mix.schedule is not None:
         asked = mix.description
     came_out = percent(mix.share[mix.unit])
-    return f"{head}Replay was asked to be {asked}; it came out as {came_out}.\n"
+    return f"{head}Replay was asked to be {asked}; it came out as {came_out}.\n{tail}"
 
 
 def _arm(manifest: Manifest, mix: MixResult) -> list[str]:
-    used = [
-        f"`{source}`" for source, times in mix.repeats.items() if times > 0 and source != TARGET
-    ]
     name = NOTHING  # of a mixture that was made before the recipe had arms
     if manifest.arm is not None:
         name = f"`{manifest.arm}`"
@@ -293,8 +301,13 @@ def _arm(manifest: Manifest, mix: MixResult) -> list[str]:
         mix.description,
         f"{percent(mix.share[mix.unit])} of {UNITS[mix.unit]}",
         f"{mix.replay_rows:,}",
-        ", ".join(used) or NOTHING,
+        ", ".join(map(_value, _used(mix))) or NOTHING,
     ]
+
+
+def _used(mix: MixResult) -> list[str]:
+    """The sources of replay of which a row is in the mixture."""
+    return [source for source, times in mix.repeats.items() if times > 0 and source != TARGET]
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
-from replaykit.result import Result
+from replaykit.result import Noted, Result
 from replaykit.steps.evaluate.interval import Interval
-from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, Thoughts
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
 from replaykit.steps.merge.result import AlphaRow, MergeResult
 from replaykit.steps.mix.result import MixResult, SkillRows
@@ -36,7 +36,7 @@ from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.score.result import Perplexity, ScoreResult
 from replaykit.steps.select.result import Explanation, SelectResult
 from replaykit.steps.train.events import Event
-from replaykit.steps.train.result import TrainResult
+from replaykit.steps.train.result import TrainEstimate, TrainResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +75,7 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
             console.print(_averages(table))
             words = "Chosen by these very scores: other items tell how good it is."
             console.print(Text(words, style="dim"))
+            _show_notes(result, console)
         case _:  # names and values
             console.print(_grid(_rows(result)))
 
@@ -83,17 +84,18 @@ def _rows(result: Result) -> list[Row]:
     """Of a result that is shown as names and values: these."""
     match result:
         case SelectResult():
-            return [*_funnel_rows(result.funnel), *_score_rows(result)]
+            return [*_funnel_rows(result.funnel), *_score_rows(result), *_notes(result)]
         case GenerateResult():
-            return [*_funnel_rows(result.funnel), *_sample_rows(result)]
-        case EstimateResult():
+            return [*_funnel_rows(result.funnel), *_sample_rows(result), *_notes(result)]
+        case EstimateResult() | TrainEstimate():
             return [(sentence, "") for sentence in result.text]
         case MixResult():
-            return list(_mix_rows(result))
+            return [*_mix_rows(result), *_notes(result)]
         case TrainResult():
-            return list(_train_rows(result))
+            return [*_train_rows(result), *_notes(result)]
         case RewriteResult():
-            return _plain_rows(result.model_dump(include={"rows", "paths"}))
+            shown = {"rows", "paths"}
+            return [*_plain_rows(result.model_dump(include=shown)), *_notes(result)]
         case MergeResult():
             shown = {"method", "alpha", "changed", "model"}
             return _plain_rows(result.model_dump(include=shown))
@@ -103,6 +105,10 @@ def _rows(result: Result) -> list[Row]:
             return _plain_rows({"id": None, "chosen": None, "reason": None} | found)
         case _:
             return _plain_rows(result.model_dump(mode="json", exclude_none=True))
+
+
+def _notes(result: Noted) -> list[Row]:
+    return [("note", note) for note in result.notes]
 
 
 def _plain_rows(found: Mapping[str, Any]) -> list[Row]:
@@ -145,21 +151,26 @@ def _funnel_rows(funnel: FunnelCounts) -> list[Row]:
 
 
 def _score_rows(result: SelectResult) -> Iterator[Row]:
+    yield "looked at", f"{result.looked_at:,} rows: the bad and the repeated ones are of these"
     scores = result.scores
     if scores is not None:
         yield (
             "scores",
             f"highest {scores.highest:.3f}, median {scores.median:.3f}, lowest {scores.lowest:.3f}",
         )
-    for note in result.notes:
-        yield "note", note
 
 
 def _sample_rows(result: GenerateResult) -> Iterator[Row]:
-    """What is known of the generated rows beyond their funnel: tokens, the checks' effect on the
-    sample, a judge's tags.
+    """What is known of the generated rows beyond their funnel: tokens, thoughts and calls, the
+    checks' effect on the sample, a judge's tags.
     """
     yield "tokens", ", ".join(f"{count:,} of {what}" for what, count in result.tokens.items())
+    if result.thoughts is not None:
+        yield "thoughts", result.thoughts.words
+        if result.thoughts.warning is not None:
+            yield "warning", result.thoughts.warning
+    if result.calls is not None:
+        yield "calls", result.calls.words
     yield from _fidelity_rows(result.fidelity)
     for tag, counts in (result.tags or {}).items():
         yield f"tag {tag}", ", ".join(f"{word} {count:,}" for word, count in counts.items())
@@ -199,8 +210,6 @@ def _mix_rows(mix: MixResult) -> Iterator[Row]:
     yield "cost", f"{mix.cost:.3f} times the tokens of the target alone"
     for name, place in mix.exported.items():
         yield f"for {name}", place
-    for note in mix.notes:
-        yield "note", note
 
 
 def _by_unit(share: Mapping[Any, float]) -> str:
@@ -348,7 +357,23 @@ def _show_evaluation(evaluation: EvalResult, console: Console) -> None:
     console.print(Text("skill by skill, and the change against base", style="bold"))
     for first in range(0, len(models), per_table):
         console.print(_by_skill(evaluation, models[first : first + per_table]))
+    if any(model.thoughts for model in models):
+        console.print(Text("thoughts before the answers, valid ones of all", style="bold"))
+        for first in range(0, len(models), per_table):
+            console.print(_by_thought(models[first : first + per_table]))
+    for skill in models[0].classes:
+        console.print(Text(f"{skill}, label by label", style="bold"))
+        for first in range(0, len(models), per_table):
+            console.print(_by_label(skill, models[0], models[first : first + per_table]))
     console.print(Text(f"{verdict(evaluation)} {caution(evaluation)}".strip()))
+    _show_notes(evaluation, console)
+
+
+def _show_notes(result: Noted, console: Console) -> None:
+    from rich.text import Text
+
+    for note in result.notes:
+        console.print(Text(f"note  {note}"))
 
 
 def _by_model(evaluation: EvalResult, *, gap: str) -> Table:
@@ -398,6 +423,51 @@ def _by_skill(evaluation: EvalResult, models: Sequence[ModelScores]) -> Table:
             label += ", nats"
         table.add_row(Text(label), *(_score(model, base, skill) for model in models))
     return table
+
+
+def _by_thought(models: Sequence[ModelScores]) -> Table:
+    """One row a skill that was thought about, one column a model."""
+    from rich.text import Text
+
+    table = _table("skill", [model.model for model in models])
+    for skill in models[0].thoughts:
+        cells = []
+        for model in models:
+            found = model.thoughts[skill]
+            cells.append(Text(percent(round(found.share, 3))).append(_wanting(found), style="dim"))
+        table.add_row(Text(skill), *cells)
+    return table
+
+
+def _by_label(skill: str, base: ModelScores, models: Sequence[ModelScores]) -> Table:
+    """Macro F1 and the recall of each label of a skill, one column a model; below a number its
+    interval, and beside it the change against base.
+    """
+    from rich.text import Text
+
+    def cell(estimate: Interval | None, drop: Interval | None) -> Text:
+        text = Text(mean(estimate))
+        if drop is not None:
+            sign = "+" if drop.mean <= 0 else ""
+            text.append(f" {sign}{number(-drop.mean)}", style="dim")
+        if known(estimate):
+            text.append(f"\n{interval(estimate)}", style="dim")
+        return text
+
+    table = _table("figure", [model.model for model in models])
+    for name in base.classes[skill].figures:
+        cells = []
+        for model in models:
+            found = model.classes[skill].figures
+            cells.append(cell(*found.get(name, (None, None))))
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def _wanting(found: Thoughts) -> str:
+    """The thoughts that are not valid, a line each: "88 missing"."""
+    counts = {"empty": found.empty, "missing": found.missing, "cut": found.cut}
+    return "".join(f"\n{count:,} {state}" for state, count in counts.items() if count)
 
 
 def _score(model: ModelScores, base: ModelScores, skill: SkillFacts) -> Text:

@@ -4,7 +4,7 @@
     at 0.94, and the new skill was learned equally well (0.97 against 0.96).
 
 Every phrase follows from 95 % intervals: "fell" and "better" need one that excludes no change, and
-"no forgetting" needs every old skill's drop to be below ``MARGIN``.
+"no forgetting" needs every old skill's drop to be below ``MARGIN``, and no thoughts to be lost.
 """
 
 from __future__ import annotations
@@ -153,10 +153,49 @@ def lost(model: ModelScores, old: Side) -> bool:
     return old.rise and model.model in old.of and old.of[model.model].low > 0
 
 
+def lost_thoughts(model: ModelScores) -> bool:
+    """Whether the model measurably thinks less often than the base: in the mean, or about some
+    skill.
+    """
+    drops = [model.thinks_drop, *(thoughts.drop for thoughts in model.thoughts.values())]
+    return any(drop is not None and drop.low > 0 for drop in drops)
+
+
 def verdict(evaluation: EvalResult) -> str:
     """One sentence: what became of the old skills without replay and with it, and whether the new
-    one was learned.
+    one was learned; then one for each model that thinks less often than the base.
     """
+    said = [_on_scores(evaluation)]
+    base = base_of(evaluation)
+    said += [_on_thoughts(base, arm) for arm in arms_of(evaluation) if lost_thoughts(arm)]
+    return " ".join(said)
+
+
+def _on_thoughts(base: ModelScores, arm: ModelScores) -> str:
+    """How often a model thinks that thinks less often than the base."""
+    about = ""
+    now = arm.thinks
+    before = base.thinks
+    assert now is not None
+    assert before is not None
+    shares = (now.mean, before.mean)
+    if arm.thinks_drop is None or arm.thinks_drop.low <= 0:
+        drops = {
+            skill: thoughts.drop.low
+            for skill, thoughts in arm.thoughts.items()
+            if thoughts.drop is not None
+        }
+        worst = max(drops, key=lambda skill: drops[skill])
+        about = f" to {worst}"
+        shares = (arm.thoughts[worst].share, base.thoughts[worst].share)
+    now_said, before_said = (percent(round(share, 3)) for share in shares)
+    return (
+        f"{_with(arm)} the model thinks in {now_said} of its answers{about}; the base in "
+        f"{before_said}."
+    )
+
+
+def _on_scores(evaluation: EvalResult) -> str:
     best = best_arm(evaluation)
     if not evaluation.models:
         return "No model was evaluated: forgetting is not known."
@@ -192,9 +231,10 @@ def caution(evaluation: EvalResult) -> str:
     who = _with(best)
     # A skill whose drop is not known may have lost anything.
     if drops.keys() == units.keys() and drops[worst].high < MARGIN:
-        return (
-            f"{who}: no forgetting; every old skill's drop is below {MARGIN}, with 95 % confidence."
-        )
+        found = "no forgetting"
+        if lost_thoughts(best):
+            found = "the scores are kept, though thoughts are lost"
+        return f"{who}: {found}; every old skill's drop is below {MARGIN}, with 95 % confidence."
     most = with_unit(drops[worst].high, units[worst])
     if lost(best, old_side(evaluation)) or any(drop.low > 0 for drop in drops.values()):
         shown = ""

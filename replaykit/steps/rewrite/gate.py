@@ -1,6 +1,6 @@
 """What a reply is before it may stand for the reference: cleaned of what frames it, then judged.
 
-    cleaned("<think>7 + 5</think>\\n\\nIt is 42.", like=reference)       ->  "It is 42."
+    cleaned("Sure, I can help with that! It is 42.", like=reference)      ->  "It is 42."
     leaked("According to the guide, it is 42.", said="What is 27 + 15?")  ->  True
 
 A model that was shown the reference speaks of it, in whatever language it answers. What gives it
@@ -12,28 +12,38 @@ from __future__ import annotations
 
 import re
 
-from replaykit.checks.texts import refusal, repetitive, without_thought
+from replaykit.checks.texts import refusal, repetitive
 
 MAX_REPEAT = 0.5  # of 20-character windows, as select and generate have it
 TIMES = 3  # from which on one thing again and again is a loop
+TIMES_AT_END = 6  # from which on it is one behind other words
+TIMES_OF_SIGN = 10  # from which on a single letter or digit is
+BETWEEN_WORDS = re.compile(r"[\s.,;:!?。，、；：！？]+")
 
 # --- what speaks of the request -------------------------------------------------------------------
 
 # What the request holds beside the question, as a reply in each language names it.
 SHOWN = {
-    "en": r"(?:reference|guide|guidance|hint)s?",
     "de": r"(?:Referenz\w*|Muster(?:lösung|antwort)|Leitfaden|Anleitung|Hinweis\w*|Vorlage)",
+    "en": r"(?:(?:reference|guide|guidance|hint)s?|(?:given|provided) (?:answer|solution))",
     "es": r"(?:referencia|guía|pista|respuesta (?:proporcionada|dada))",
     "fr": r"(?:référence|guide|indice|réponse (?:fournie|donnée))",
+    "it": r"(?:riferimento|guida|suggerimento|risposta (?:fornita|data))",
+    "ja": r"(?:参考(?:資料|回答|解答)?|模範解答|ヒント|ガイド|手引き)",
+    "ko": r"(?:참고(?: ?(?:자료|답안|답변))?|모범 ?답안|힌트|가이드|지침)",
+    "nl": r"(?:referentie|gids|hint|handleiding|gegeven antwoord)",
+    "pt": r"(?:referência|guia|dica|resposta (?:fornecida|dada))",
+    "ru": r"(?:справк\w+|эталон\w*(?: ответ\w*)?|подсказк\w+|руководств\w+|образц\w+|указани\w+)",
     "zh": r"(?:参考|參考|提示|指南|所?给(?:定|出)?的?答案|提供的答案)",
 }
-# How a source is named before a statement, and what a source does after it is named.
+# How a source is named before a statement, and what a source does after it is named; in Japanese
+# and Korean both come after it.
 SOURCE_OF = {
+    "de": r"\b(?:laut|gemäß|nach|entsprechend|wie (?:in|im|aus)|wie)(?: de[rmns]| die| das)? ",
     "en": (
-        r"\b(?:according to|based on|as per|per|as (?:\w+ ){1,2}(?:in|by)|as)"
+        r"\b(?:according to|based on|as per|per|as (?:\w+ ){1,2}(?:in|by)|as|given|following)"
         r" (?:the|this|that|your|my)(?: (?:given|provided|above))? "
     ),
-    "de": r"\b(?:laut|gemäß|nach|entsprechend|wie (?:in|im|aus)|wie)(?: de[rmns]| die| das)? ",
     "es": (
         r"\b(?:según|de acuerdo con|conforme a|(?:tal )?como (?:\w+ ){1,2}(?:en )?)"
         r"\s?(?:la|el|las|los|tu|su)? ?"
@@ -42,49 +52,86 @@ SOURCE_OF = {
         r"\b(?:selon|d['’]après|suivant|conformément à|comme (?:[\w'’]+ ){1,3}(?:dans |par )?)"
         r"\s?(?:la |le |les |l['’]|votre )?"
     ),
+    "it": (
+        r"\b(?:secondo|in base al(?:la)?|come (?:\w+ ){1,2}(?:nell[ao]? |nel )?)"
+        r"\s?(?:il|la|lo)? ?"
+    ),
+    "nl": r"\b(?:volgens|op basis van|zoals (?:\w+ ){0,2}(?:in )?)\s?(?:de|het|je|uw)? ?",
+    "pt": r"\b(?:segundo|de acordo com|conforme|como (?:\w+ ){1,2}(?:n[ao] )?)\s?(?:a|o|sua)? ?",
+    "ru": r"\b(?:согласно|по|исходя из|как (?:\w+ ){1,2}(?:в )?)\s?(?:данн\w+ )?",
     "zh": (
-        r"(?:根据|根據|按照|依据|依據|参照|參照|正?如|据|據)"
+        r"(?:根据|根據|按照?|依据|依據|参照|參照|正?如|据|據)"
         r"(?:上述|上面的?|该|該|所?给的?|提供的)?"
     ),
 }
 SAYS = {
-    "en": r"\b(?:the|this|your) {} (?:says|states|gives|shows|tells|indicates|mentions|reads)\b",
-    "de": r"\b(?:die|der|das) {} (?:sagt|besagt|gibt|nennt|zeigt|lautet)\b",
+    "de": r"(?:\b(?:die|der|das) {0} (?:sagt|besagt|gibt|nennt|zeigt|lautet)\b|\b{0} zufolge\b)",
+    "en": (
+        r"\b(?:the|this|your) {} (?:says|states|gives|shows|tells|indicates|mentions|reads"
+        r"|suggests)\b"
+    ),
     "es": r"\b(?:la|el) {} (?:dice|indica|muestra|da|señala)\b",
     "fr": r"(?:\b(?:la|le) |\bl['’]){} (?:dit|indique|donne|montre)\b",
+    "it": r"\b(?:la|il|lo) {} (?:dice|indica|mostra|dà|suggerisce)\b",
+    "ja": (
+        r"{}(?:に(?:よる|よれ|従|基づ|あるよう)|の(?:とお|通)り"
+        r"|(?:では|には|は).{{0,12}}(?:示|述べ|言))"
+    ),
+    "ko": r"{}(?:에 따르면|에 따라|에 의하면|를 보면|에 나온)",
+    "nl": r"\b(?:de|het) {} (?:zegt|geeft|toont|stelt)\b",
+    "pt": r"\b(?:a|o) {} (?:diz|indica|mostra|dá|sugere)\b",
+    "ru": r"\b{} (?:говорит|гласит|указывает|показывает)\b",
     "zh": r"{}(?:答案|资料|資料)?(?:中|里|裡)?(?:说|說|显示|顯示|表明|给出|給出|指出|提到)",
 }
+# A source that is a number or a quotation, in any language; and the source as a heading.
+IS = r"{} ?(?:is|ist|lautet|es|est|è|é|=|—|は|是|为|為|은|는) ?[*\"“«「]*-?\d"
+NAMED = (
+    r"^[^\w\n]*(?:(?:the|this|your|my|der|die|das|el|la|le|il|lo|de|het|o|a) |l['’])?{}[*_\s]*[:：]"
+)
 # The earlier answer, as a reply that judges it names it.
 EARLIER = (
-    r"\b(?:the|your|my) (?:previous|original|first) (?:answer|response|solution|attempt)"
-    r" (?:was|is|were|had|has|contain\w*)\b",
+    r"\b(?:the|your|my) (?:previous|prior|earlier|initial|original|first)"
+    r" (?:answer|response|solution|attempt) (?:was|is|were|had|has|contain\w*)\b",
     r"\b(?:vorherige|vorige|frühere|ursprüngliche)n? (?:Antwort|Lösung)\b",
     r"\b(?:respuesta|solución) (?:anterior|previa|original)\b",
     r"\b(?:réponse|solution) (?:précédente|antérieure|initiale)\b",
+    r"\b(?:risposta|soluzione) (?:precedente|originale)\b",
+    r"\b(?:resposta|solução) (?:anterior|original)\b",
+    r"\b(?:vorige?|eerdere?|oorspronkelijke?) antwoord\b",
+    r"\b(?:предыдущ|прежн|исходн)\w+ (?:ответ|решени)\w*",
     r"(?:之前|先前|前面|上一个|原来|原)的?(?:答案|回答)",
+    r"(?:前|以前|先ほど|元)の(?:回答|解答|答え)",
+    r"(?:이전|원래|앞선) ?(?:의 )?(?:답변|답안|답)",
+    r"\bI apologi[sz]e for (?:the|my|that|any) (?:\w+ )?(?:mistake|error|confusion|oversight)\b",
+    r"^\W*you(?:['’]re| are) (?:\w+ )?(?:right|correct)[,.;:!]",
 )
 # Headings of the request, or of its result, at the beginning of a line.
 HEADING = (
-    r"^[^\w\n]*(?:to guide you|(?:corrected|revised|rewritten|improved)(?: \w+)?"
+    r"^[^\w\n]*(?:to guide you|(?:corrected|revised|rewritten|improved|updated)(?: \w+)?|correction"
     r"|(?:korrigiert|verbessert)\w*(?: \w+)?|(?:respuesta )?corregid[oa]|(?:réponse )?corrigée?"
-    r"|修正|更正|修改后?)[*_\s]*[:：]"
+    r"|(?:risposta )?corrett[oa]|(?:resposta )?corrigid[oa]|gecorrigeerd\w*(?: \w+)?"
+    r"|исправлен\w+(?: \w+)?|修正|更正|修改后?|수정(?:된 답변?)?)[*_\s]*[:：]"
 )
 # Our own words for what the request holds.
 WORDS = (
     r"\b(?:reference|corrected|revised|edited|rewritten|earlier|provided) "
     r"(?:answer|response|solution)\b"
+    r"|\bto guide you\b(?=[,:]|\W*$)"
     r"|\b(?:my|your) (?:own )?response\b|\b(?:my|your) own words\b|\bas (?:instructed|requested)\b"
     r"|\bhere(?: is|['\u2019]s) (?:the|a|my|your) "
     r"[a-z ]{0,20}(?:answer|response|solution|version)\b"
     r"|参考答案|参考回答|(?:修改|修正|更正)后的?(?:答案|回答)|[我你您]的回答"
+    r"|\bMuster(?:lösung|antwort)\b|\b(?:risposta|respuesta|resposta|réponse) d[ei] r[ie]f[eé]r\w+"
+    r"|模範解答|모범 ?답안|참고 ?답[안변]"
 )
 # A harmless text may match as well; then the reference stays, which is safe.
 LEAKS = re.compile(
     "|".join(
         (
             WORDS,
-            *(rf"{SOURCE_OF[language]}{shown}" for language, shown in SHOWN.items()),
+            *(rf"{source}{SHOWN[language]}" for language, source in SOURCE_OF.items()),
             *(SAYS[language].format(shown) for language, shown in SHOWN.items()),
+            *(form.format("|".join(SHOWN.values()).join(("(?:", ")"))) for form in (IS, NAMED)),
             *EARLIER,
             HEADING,
         )
@@ -101,27 +148,29 @@ def leaked(reply: str, *, said: str) -> bool:
 
 # --- what frames a reply --------------------------------------------------------------------------
 
-FENCED = re.compile(r"\s*```[\w+-]*[ \t]*\n((?:(?!```).)*?)\n?```\s*", re.DOTALL)
-# A first sentence that offers help. "Of course." alone may be what a question asks for.
+FENCED = re.compile(r"\s*(```|~~~)[\w+-]*[ \t]*\n((?:(?!\1).)*?)\n?\1\s*", re.DOTALL)
+# A first sentence that offers help to who asks: "I can help the sick." is none. "Of course." alone
+# may be what a question asks for.
 OFFERS = re.compile(
     r"\s*(?:(?:sure|certainly|of course|absolutely|okay|ok|no problem)\b\W{1,3})?"
-    r"(?:i can|i could|i will|i'll|i'd be|i would be|i am|i'm|happy|glad|let me)\b"
-    r"[^.!:\n]*\b(?:help|happy|glad|assist)\b[^.!:\n]*[.!]+\s+(?=\S)",
+    r"(?:(?:(?:i am|i'm|i'd be|i would be|i will be|i'll be) )?(?:(?:more than|very|always|so) )?"
+    r"(?:happy|glad|delighted|pleased) to|(?:i can|i could|i will|i'll|let me)(?: \w+ly)?)"
+    r" (?:help|assist)(?: you(?: (?:out|with|in|by|on)\b[^.!:\n]*)?"
+    r"| with (?:that|this|it|your)\b[^.!:\n]*)?[.!]+\s+(?=\S)",
     re.IGNORECASE,
 )
 
 
 def cleaned(reply: str, *, like: str, own: str = "") -> str:
-    """The reply without the thought before it, a code fence around all of it and a first sentence
-    that only offers help.
+    """The reply without a code fence around all of it and a first sentence that only offers help.
 
     ``like`` is the reference, which may have a fence, and ``own`` what the model wrote by itself,
     whose opening may stay.
     """
-    text = without_thought(reply).strip()
+    text = reply.strip()
     fenced = FENCED.fullmatch(text)
-    if fenced is not None and "```" not in like and "```" not in own:
-        text = fenced[1].strip()
+    if fenced is not None and fenced[1] not in like and fenced[1] not in own:
+        text = fenced[2].strip()
     offer = OFFERS.match(text)
     if offer is not None and not like.startswith(offer[0]) and not own.startswith(offer[0]):
         text = text[offer.end() :]
@@ -133,14 +182,23 @@ def cleaned(reply: str, *, like: str, own: str = "") -> str:
 
 def loops(text: str) -> bool:
     """Whether the text is one thing at least three times, ends in a line that is there three times
-    in a row, or says mostly what it has said before.
+    in a row or in words that are there six times, or says mostly what it has said before.
+
+    A single letter or digit counts from ten times on: "0 0 0" is a row of a matrix.
     """
-    words = text.split()
+    words = [word for word in BETWEEN_WORDS.split(text) if word]
     for period in range(1, len(words) // TIMES + 1):
-        if len(words) % period == 0 and words == words[:period] * (len(words) // period):
+        unit = words[-period:]
+        short = len("".join(unit)) == 1
+        times = TIMES_OF_SIGN if short else TIMES
+        whole = len(words) // period
+        if len(words) % period == 0 and whole >= times and words == unit * whole:
+            return True
+        times = TIMES_OF_SIGN if short else TIMES_AT_END
+        if words[-period * times :] == unit * times:
             return True
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if len(lines) >= TIMES and len(set(lines[-TIMES:])) == 1:
+    if len(lines) >= TIMES and len(set(lines[-TIMES:])) == 1 and len(lines[-1]) > 1:
         return True
     return repetitive(text, max_share=MAX_REPEAT) is not None
 

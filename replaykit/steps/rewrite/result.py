@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from replaykit.result import Result
+from replaykit.result import Noted
 
 
-class RewriteResult(Result):
+class RewriteResult(Noted):
     """How many target rows took which path."""
 
     rows: int

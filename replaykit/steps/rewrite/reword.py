@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
-from replaykit.checks.texts import without_thought
 from replaykit.checks.verify import How, final_answer, is_right
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Message, Record, dialogue
 from replaykit.engines import Engine, Request, Sampling
+from replaykit.errors import ChatError, RunError
 from replaykit.hashing import derive_seed
 from replaykit.model.chat import Chat
 from replaykit.recipe.rewrite import Rewrite
@@ -78,6 +78,7 @@ the reference answer. End with the final answer, written the way the reference a
 Write your answer and nothing else; do not mention the reference answer."""
 
 STAGES = ("prediction", "edit", "paraphrase")
+UNASKED = ("template_refuses", "too_long")  # why there is no reply to a prompt
 
 
 class _Reply(NamedTuple):
@@ -85,8 +86,8 @@ class _Reply(NamedTuple):
 
     text: str
     fault: str | None
-    """Why it cannot stay as it is, whatever it says: too_long, truncated, empty; of a prediction
-    also refusal, repetitive."""
+    """Why it cannot stay as it is, whatever it says: one of UNASKED, truncated, empty; of a
+    prediction also refusal, repetitive."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,18 @@ class _Session:
         # of the row and the stage.
         number = {row: row * len(STAGES) + STAGES.index(stage) for row in prompts}
         missing = [row for row in prompts if number[row] not in self.ledger]
-        # All prompts are made before the first is sent, so that a conversation that the template
-        # refuses is an error at once. An array has 4 bytes a token; a tuple would have 8 and more.
-        tokens = {row: array("I", chat.prompt(prompts[row])) for row in missing}
+        # An array has 4 bytes a token; a tuple would have 8 and more.
+        tokens: dict[int, array[int]] = {}
+        unasked: dict[int, str] = {}
         limit = min(engine.limit, chat.tokenizer.model_max_length)
-        too_long = {row for row in missing if len(tokens[row]) >= limit}
+        for row in missing:
+            try:
+                tokens[row] = array("I", chat.prompt(prompts[row]))
+            except ChatError:
+                unasked[row] = "template_refuses"
+                continue
+            if len(tokens[row]) >= limit:
+                unasked[row] = "too_long"
         sampling = Sampling(temperature=0.0, max_tokens=self.settings.max_tokens, stop=chat.stop)
         requests = (
             Request(
@@ -122,27 +130,29 @@ class _Session:
                 derive_seed(self.seed, "rewrite", stage, row),
             )
             for row in missing
-            if row not in too_long
+            if row not in unasked
         )
-        done = len(prompts) - len(missing) + len(too_long)
+        done = len(prompts) - len(missing) + len(unasked)
         self.watch(stage, done, len(prompts))
         for completion in engine.complete(requests):
-            self.ledger.append(
-                {
-                    "row": completion.row,
-                    "stage": stage,
-                    "text": chat.decode(completion.tokens).strip(),
-                    "finish_reason": completion.finish_reason,
-                }
-            )
+            reply = chat.reply(completion.tokens)
+            line = {
+                "row": completion.row,
+                "stage": stage,
+                "text": reply.message["content"].strip(),
+                "finish_reason": completion.finish_reason,
+            }
+            if chat.can_think:
+                line["thought"] = reply.thought
+            self.ledger.append(line)
             done += 1
             self.watch(stage, done, len(prompts))
         replies = {}
         for row in prompts:
-            if row in too_long:
-                replies[row] = _Reply("", "too_long")
+            if row in unasked:
+                replies[row] = _Reply("", unasked[row])
             else:
-                replies[row] = _reply(self.ledger[number[row]])
+                replies[row] = _reply(self.ledger[number[row]], chat)
         return replies
 
 
@@ -170,7 +180,11 @@ def reword(
     reference:
 
         no_question           there is no user's message before the last answer, or no answer
+        tools, thought, no_loss
+                              the row has tools, or its last answer a thought or the weight 0, which
+                              a reply in words alone would take from it
         unreadable_reference  the verifier cannot read the reference, so nothing can be verified
+        template_refuses      the chat template refuses the conversation
         too_long              the prompt leaves no room for a reply
         truncated, empty      the reply was cut at max_tokens, or says nothing
                               (a prediction that was cut can be edited)
@@ -184,8 +198,7 @@ def reword(
     min-change records ``edit``, the distance from the prediction to the answer that the record has,
     and ``reference_edit``, that from the prediction to the reference. paraphrase records ``edit``,
     that from the reference to the answer. ``refused_edit`` is what ``edit`` would have been with a
-    reply that was refused. A row that got no reply has no distances. Raises ChatError, before
-    anything is requested, for a conversation that the chat template refuses.
+    reply that was refused. A row that got no reply has no distances.
     """
     session = _Session(settings, seed, ledger, watch)
     why = {row: _unusable(record, settings.verify) for row, record in enumerate(target)}
@@ -254,9 +267,18 @@ def _paraphrase(
 # --- prompts and replies --------------------------------------------------------------------------
 
 
-def _reply(line: Mapping[str, Any]) -> _Reply:
-    """The reply on a line of the ledger, which has the thought before it as well."""
-    text = without_thought(line["text"]).strip()
+def _reply(line: Mapping[str, Any], chat: Chat) -> _Reply:
+    """The reply on a line of the ledger, without the thought before it.
+
+    Raises RunError for one that an earlier version of replaykit wrote, its thought in its text.
+    """
+    if chat.can_think and "thought" not in line:
+        raise RunError(
+            "replies.jsonl: it was written by an earlier version of replaykit, which did not keep "
+            "thoughts apart from answers; remove it from the step's folder, and all replies are "
+            "made again"
+        )
+    text = line["text"]
     if not text:
         return _Reply(text, "empty")
     if line["finish_reason"] == "length":
@@ -301,6 +323,9 @@ def _unusable(record: Record, verify: How) -> str | None:
     place = _answer_place(record)
     if place == 0 or record.messages[place - 1]["role"] != "user":
         return "no_question"
+    beside_words = _beside_words(record, place)
+    if beside_words is not None:
+        return beside_words
     if final_answer(record.answer) == "":
         return "unreadable_reference"
     try:
@@ -308,6 +333,16 @@ def _unusable(record: Record, verify: How) -> str | None:
     except ValueError:
         readable = False
     return None if readable else "unreadable_reference"
+
+
+def _beside_words(record: Record, place: int) -> str | None:
+    """What a reply in words alone would take from the row; None where it has no more than words."""
+    answer = record.messages[place]
+    if record.tools or "tool_calls" in answer:
+        return "tools"
+    if "reasoning_content" in answer:
+        return "thought"
+    return "no_loss" if "weight" in answer else None
 
 
 def _needs_edit(record: Record, prediction: _Reply, verify: How) -> bool:
@@ -354,8 +389,8 @@ def _min_changed(
     record: Record, prediction: _Reply, edit: _Reply | None, settings: Rewrite
 ) -> Record:
     """The prediction if it is right, else its edit if that is acceptable, else the reference."""
-    if prediction.fault == "too_long":
-        return _keep_reference(record, "too_long")
+    if prediction.fault in UNASKED:
+        return _keep_reference(record, prediction.fault)
     far = Levenshtein.normalized_distance(prediction.text, record.answer)
     if prediction.fault == "empty":
         return _keep_reference(record, "empty", edit=far, reference_edit=far)
@@ -374,8 +409,8 @@ def _min_changed(
 
 def _paraphrased(record: Record, reply: _Reply, verify: How) -> Record:
     """The paraphrase if it is acceptable, else the reference."""
-    if reply.fault == "too_long":
-        return _keep_reference(record, "too_long")
+    if reply.fault in UNASKED:
+        return _keep_reference(record, reply.fault)
     reply = _framed(reply, record)
     distance = Levenshtein.normalized_distance(record.answer, reply.text)
     why = _refusal(reply, record, verify)

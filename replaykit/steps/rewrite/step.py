@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.ledger import Ledger
-from replaykit.data.record import Record
+from replaykit.data.record import TARGET, Record
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.runs import Step, Watch
@@ -35,14 +35,16 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[RewriteResult]]:
         from replaykit.steps.rewrite.reword import counts
 
         path = step.folder / "rows.jsonl"
-        records = _reworded(recipe, settings, step, load(target, "target"), context.watch)
+        found = load(target, TARGET)
+        records = _reworded(recipe, settings, step, found.records, context.watch)
         rows = write_jsonl(path, records)
-        return RewriteResult(
+        result = RewriteResult(
             rows=rows,
             paths=counts(read_jsonl(path)),
             method=settings.method,
             model=str(recipe.model),
         )
+        return result.noted(found.note)
 
     yield Todo("rewrite", inputs, RewriteResult, work)
 

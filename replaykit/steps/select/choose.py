@@ -1,14 +1,10 @@
-"""Which rows of a pool are taken, once it is known how near each is: n of a stream in memory for
-about n.
+"""In which order a method takes the rows of a pool, and which it chooses of those that are good.
 
-    rows = [(0, 0.9), (1, 0.1), (2, 0.4), (3, 0.8)]     # (address, score, anything else)
-    nearest(rows, 2)         ->  [(0, 0.9), (3, 0.8)]
-    spread(rows, 2, seed=1)                             # a random two, in any order of the rows
+    nearest(np.array([0.9, 0.1, 0.4, 0.8]))                 ->  [0, 3, 2, 1]
+    spread(range(4), seed=1)                                 # all four, in random order
+    stratified({0: "a", 1: "a", 2: "b", 3: "b"}, 2, ...)     # one of each
 
-An address is the number of the row in the pool. The choice depends on the set of rows alone, not on
-their order or on the pieces in which they come. What ``nearest`` and ``spread`` choose of the parts
-of a pool, chosen from again together, is what they choose of the whole; so parts may be read by
-different processes.
+A row is its place in the pool: a number that stays the same whatever is chosen.
 
 ``mmr``, ``k_centre`` and ``herding`` compare rows with one another, so they take candidates that
 fit in memory: vectors of length 1, one a row, as a numpy array or a scipy sparse matrix. They give
@@ -18,8 +14,8 @@ positions in the order in which they chose them.
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -28,113 +24,60 @@ import numpy as np
 from replaykit.errors import DataError
 from replaykit.hashing import derive_seed
 
-Row = tuple[int, float, *tuple[Any, ...]]  # address, score, and what the caller wants back
-# What a heap keeps the largest of: a value, minus the address (of equals the earlier), the row.
-Entry = tuple[float, int, Row]
 Shares = Literal["equal", "proportional"]
 Vectors = Any  # a numpy array or a scipy sparse matrix, [rows, dimensions]
 # Similarities of candidates are rounded to 1e-6, so that no choice hangs on the last bit of a sum.
 DIGITS = 6
 
 
-# --- from a stream --------------------------------------------------------------------------------
+# --- orders of a pool -----------------------------------------------------------------------------
 
 
-def nearest(rows: Iterable[Row], n: int) -> list[Row]:
-    """The n rows of the highest scores, best first; of equal scores the smaller address. All rows
-    if there are fewer.
+def nearest(scores: np.ndarray) -> np.ndarray:
+    """All places, int64: those of the highest scores first, of equal scores the earlier."""
+    return np.argsort(-scores, kind="stable")
 
-    Memory for n rows; time of a comparison for most rows. Raises DataError for a score that is not
-    a number.
+
+def spread(places: Sequence[int], *, seed: int) -> np.ndarray:
+    """The places in random order, int64: by ascending seeded hashes of the places.
+
+    Which of two comes first does not depend on the others, so a larger choice goes on where a
+    smaller one ended.
     """
-    return heapq.nsmallest(n, _numbers(rows), key=_by_score)
-
-
-def spread(rows: Iterable[Row], n: int, *, seed: int) -> list[Row]:
-    """n rows at random, in random order: those whose addresses have the smallest hashes.
-
-    Whatever n, the order is the same, so a larger n goes on where a smaller one ended. Memory for n
-    rows.
-    """
-    return heapq.nsmallest(n, rows, key=lambda row: _draw(seed, row))
-
-
-def near_and_far(rows: Iterable[Row], n: int, *, near: float = 0.5, seed: int) -> list[Row]:
-    """``near`` of the n rows are the nearest, best first; the others are spread over the rest of
-    the pool.
-
-    What is far from the target is forgotten first, since nothing in the training recalls it.
-    "Spread" is a random choice (``spread``) of all that are not among the nearest: each rank of
-    score has the same chance, and so each tenth of the ranks gets about a tenth of the rows. With
-    ``near`` 1 this is ``nearest``, with 0 it is ``spread``. Memory for 2 n rows: of the n smallest
-    hashes, no more can be among the nearest than are there.
-    """
-    if not 0 <= near <= 1:
-        raise DataError(f"near: a part of the rows, from 0 to 1 (got {near})")
-    best: list[Entry] = []
-    drawn: list[Entry] = []
-    part = math.floor(near * n + 0.5)
-    for row in _numbers(rows):
-        _keep(best, (row[1], -row[0], row), part)
-        _keep(drawn, _entry(seed, row), n)
-    # Drawn from all rows, so those that are among the nearest are left out.
-    taken = {row[0] for _, _, row in best}
-    others = [row for _, _, row in sorted(drawn, reverse=True) if row[0] not in taken]
-    return [row for _, _, row in sorted(best, reverse=True)] + others[: n - part]
+    draws = (derive_seed(seed, "select", place) for place in places)
+    order = np.argsort(np.fromiter(draws, dtype=np.int64, count=len(places)), kind="stable")
+    return np.asarray(places, dtype=np.int64)[order]
 
 
 def stratified(
-    rows: Iterable[Row],
-    n: int,
-    *,
-    by: Callable[[Row], Hashable],
-    shares: Shares = "proportional",
-    seed: int,
-) -> list[Row]:
-    """n rows at random with a share for each stratum, in random order; ``by`` gives the stratum of
-    a row.
+    strata: Mapping[int, Hashable], n: int, *, shares: Shares = "proportional", seed: int
+) -> list[int]:
+    """n places at random with a share for each stratum, in random order. ``strata`` has the stratum
+    of each place.
 
     Equal shares: as many of each as of any other, but for one; a stratum that has fewer gives all,
     and the others have the shortfall. Proportional shares: by the method of Webster and
     Sainte-Laguë, of which a larger n never takes a row away (a largest remainder may); a stratum
-    too small for one row in n gets none. Of a stratum, the rows with the smallest hashes. Memory
-    for 2 n rows and one for each stratum; with proportional shares for up to n rows of each, since
-    a stratum that ends the pool may need them all.
+    too small for one row in n gets none. Of a stratum, the first ones that ``spread`` gives.
     """
-    kept: dict[Hashable, list[Entry]] = {}
-    counts: dict[Hashable, int] = {}
-    firsts: dict[Hashable, int] = {}  # the first address of each stratum
-    most = n  # rows that are kept of a stratum
-    held = 0  # rows that are kept of all
-    for row in rows:
-        stratum = by(row)
-        counts[stratum] = counts.get(stratum, 0) + 1
-        firsts[stratum] = min(firsts.get(stratum, row[0]), row[0])
-        held += _keep(kept.setdefault(stratum, []), _entry(seed, row), most)
-        if shares == "equal" and held > 2 * (n + len(kept)):
-            # More rows make no stratum's equal share larger, so what is over the largest share by
-            # now is not needed.
-            most = max(allot(counts, n, shares, firsts).values())
-            kept = {stratum: heapq.nlargest(most, heap)[::-1] for stratum, heap in kept.items()}
-            held = sum(map(len, kept.values()))
-    wanted = allot(counts, n, shares, firsts)
-    chosen = [
-        entry for stratum, heap in kept.items() for entry in heapq.nlargest(wanted[stratum], heap)
-    ]
-    return [row for _, _, row in sorted(chosen, reverse=True)]
+    wanted = allot(Counter(strata.values()), n, shares)
+    chosen = []
+    for place in spread(list(strata), seed=seed).tolist():
+        if wanted[strata[place]]:
+            wanted[strata[place]] -= 1
+            chosen.append(place)
+    return chosen
 
 
-def allot(
-    counts: Mapping[Hashable, int], n: int, shares: Shares, firsts: Mapping[Hashable, int]
-) -> dict[Hashable, int]:
+def allot(counts: Mapping[Hashable, int], n: int, shares: Shares) -> dict[Hashable, int]:
     """How many rows of each stratum make n, or all there are. One row after the other goes to the
     stratum that has the best claim: with equal shares the one with the fewest so far, with
     proportional shares the one with the most rows for each 2 k + 1, k being those it has. Of equal
-    claims the stratum first in the pool has the better. Time n log strata.
+    claims the stratum that stands first has the better. Time n log strata.
 
-    >>> allot({"a": 90, "b": 9, "c": 1}, 10, "proportional", {"a": 0, "b": 1, "c": 2})
+    >>> allot({"a": 90, "b": 9, "c": 1}, 10, "proportional")
     {'a': 9, 'b': 1, 'c': 0}
-    >>> allot({"a": 90, "b": 9, "c": 1}, 10, "equal", {"a": 0, "b": 1, "c": 2})
+    >>> allot({"a": 90, "b": 9, "c": 1}, 10, "equal")
     {'a': 5, 'b': 4, 'c': 1}
     """
 
@@ -143,7 +86,7 @@ def allot(
             return given[stratum]
         return -Fraction(counts[stratum], 2 * given[stratum] + 1)
 
-    order = sorted(counts, key=firsts.__getitem__)
+    order = list(counts)
     given: dict[Hashable, int] = dict.fromkeys(counts, 0)
     heap = [(claim(stratum), place) for place, stratum in enumerate(order)]
     heapq.heapify(heap)
@@ -153,39 +96,6 @@ def allot(
         if given[order[place]] < counts[order[place]]:
             heapq.heappush(heap, (claim(order[place]), place))
     return given
-
-
-def _by_score(row: Row) -> tuple[float, int]:
-    return -row[1], row[0]
-
-
-def _entry(seed: int, row: Row) -> Entry:
-    draw, address = _draw(seed, row)
-    return -draw, -address, row
-
-
-def _keep(heap: list[Entry], entry: Entry, size: int) -> bool:
-    """Puts the entry into a heap of so many largest ones; whether the heap has one more now."""
-    if len(heap) < size:
-        heapq.heappush(heap, entry)
-        return True
-    if heap:
-        heapq.heappushpop(heap, entry)
-    return False
-
-
-def _draw(seed: int, row: Row) -> tuple[int, int]:
-    """What rows are in random order by: a seeded hash of the address; then the address itself,
-    should two be equal.
-    """
-    return derive_seed(seed, "select", row[0]), row[0]
-
-
-def _numbers(rows: Iterable[Row]) -> Iterator[Row]:
-    for row in rows:
-        if math.isnan(row[1]):
-            raise DataError(f"row {row[0]} of the pool has a score that is not a number")
-        yield row
 
 
 # --- from candidates ------------------------------------------------------------------------------

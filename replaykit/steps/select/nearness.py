@@ -3,7 +3,7 @@ larger than memory.
 
     index = fit(pool_texts, questions, Lexical(), folder=Path("runs/gsm8k/select"))
     for scores, nearest in index.scores(): ...       # chunk by chunk, in the order of the pool
-    index.explain(pool_texts[17], questions[3])  ->  [("apples", 0.31), ("each", 0.08)]
+    next(index.explain([pool_texts[17]], [3]))       ->  [("apples", 0.31), ("each", 0.08)]
 
 ``fit`` reads the pool once and leaves the counts of its terms in the folder; ``scores`` reads
 those. In memory are the number of rows that each term stands in, and a few chunks for each process.
@@ -22,20 +22,21 @@ where that cannot tell the first from the second, in double.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, partial
+from functools import cached_property, partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import numpy as np
 
+from replaykit.checks.hashed_words import codes_of, hash_words, numbers, writing
 from replaykit.errors import DataError, RecipeError
-from replaykit.mixing import ODD, mix, powers
-from replaykit.parallel import Executor, LocalExecutor
+from replaykit.mixing import mix
+from replaykit.parallel import Executor, LocalExecutor, Shared
 from replaykit.text import MARKS, UNSPACED
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ UNSPACED_OR_MARK = re.compile(f"[{UNSPACED}{MARKS}]")
 UNSPACED_SHARE = 0.2  # of the target's letters, from which on "auto" compares characters
 K1 = 1.5  # of BM25: how soon more of a term adds nothing
 B = 0.75  # of BM25: how much longer rows are discounted
-
-BLOCK = 2**16  # characters hashed at a time: the arrays stay in the processor's cache
 
 # A term that more of all pairs (row, query) share than this is multiplied as a dense column: from
 # here on that takes less time than a sparse one.
@@ -123,9 +122,7 @@ def fit(
     files = list[Path]()
     rows = 0
     length = 0
-    # A text of k characters has up to k terms of each size.
-    sizes = analysis.ngrams[1] - analysis.ngrams[0] + 1
-    chunks = _chunks(texts, chunk_rows, CHUNK_TERMS // sizes)
+    chunks = analysis.chunks(texts, chunk_rows)
     jobs = ((folder / f"counts-{k:06}.bin", chunk) for k, chunk in enumerate(chunks))
     for path, rows_of_chunk, terms_of_chunk in executor.map(partial(_spill, analysis), jobs):
         files.append(path)
@@ -166,8 +163,6 @@ class Index:
         self._executor = executor
         self._scorer = _Scorer.of(pool, analysis.count(queries))
         self.shared_terms = len(self._scorer.terms)
-        # Many rows are near to the same query.
-        self._of_query = lru_cache(4096)(partial(self._weights, documents=False))
 
     def scores(self) -> Iterator[Scores]:
         """The score of each row, float32, and the place of the query that it is nearest to, int64,
@@ -177,40 +172,35 @@ class Index:
         the earlier query, as they do where all are 0. With ``to="centroid"`` it is that of the
         centroid, and the place is -1.
         """
-        shared = _SharedScorer(self._scorer, self._pool.folder / f"scorer-{uuid4().hex}.pickle")
-        shared.write()
+        # The matrices of many queries have 200 MB.
+        shared = Shared(self._scorer, self._pool.folder / f"scorer-{uuid4().hex}.pickle")
         try:
             yield from self._executor.map(shared, iter(self._files))
         finally:
-            shared.path.unlink()
+            shared.path.unlink(missing_ok=True)
 
-    def explain(self, text: str, query: str | None = None, n: int = 5) -> list[tuple[str, float]]:
-        """The n terms that bring a row near to a query, and what each adds to the score, largest
-        first.
+    def explain(
+        self, texts: Iterable[str], nearest: Iterable[int], n: int = 5
+    ) -> Iterator[list[tuple[str, float]]]:
+        """Of each text the n terms that bring it near to a query, and what each adds to the score,
+        largest first.
 
-        The parts of all terms together are the score, but for its rounding (under 1e-5). None is
-        the queries' centroid.
+        ``nearest`` has the place of each text's query; with ``to="centroid"`` it is not read. The
+        parts of all terms together are the score, but for its rounding (under 1e-5).
         """
-        row, weights = self._weights(text, documents=True)
-        if query is None:
-            assert self._scorer.centroid is not None, "only an index of the centroid has one"
-            terms = self._scorer.terms
-            against = self._scorer.centroid
-        else:
-            terms, against = self._of_query(query)
-        shared, mine, theirs = np.intersect1d(row, terms, assume_unique=True, return_indices=True)
-        parts = weights[mine] * against[theirs]
-        first = [k for k in np.argsort(-parts, kind="stable")[:n].tolist() if parts[k] > 0]
-        # Both give the terms in the same order, so each hash has its words.
-        hashes = _hashes([text], self.analyzer, self.ngrams)[0].tolist()
-        words = terms_of(text, analyzer=self.analyzer, ngrams=self.ngrams)
-        word_of = dict(zip(hashes, words, strict=True))
-        return [(word_of[int(shared[k])], float(parts[k])) for k in first]
-
-    def _weights(self, text: str, *, documents: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The terms of a single text, ascending, and their weights."""
-        counts = self._analysis.count([text])
-        return counts.terms, self._pool.weighted(counts, documents=documents).data
+        places = iter(nearest)
+        for chunk in self._analysis.chunks(texts, CHUNK_ROWS):
+            parts = self._scorer.parts(
+                self._analysis.count(chunk), list(islice(places, len(chunk)))
+            )
+            hashes, rows = _hashes(chunk, self.analyzer, self.ngrams)
+            hashes = hashes[np.argsort(rows, kind="stable")]
+            ends = np.cumsum(np.bincount(rows.astype(np.int64), minlength=len(chunk)))
+            for text, row, own in zip(chunk, parts, np.split(hashes, ends[:-1]), strict=True):
+                # Both give the terms in the same order, so each hash has its words.
+                words = terms_of(text, analyzer=self.analyzer, ngrams=self.ngrams)
+                word_of = dict(zip(own.tolist(), words, strict=True))
+                yield [(word_of[term], part) for term, part in _largest(row, n)]
 
 
 # --- what a term is -------------------------------------------------------------------------------
@@ -238,6 +228,12 @@ class _Analysis:
 
     def count(self, texts: Sequence[str]) -> Counts:
         return count_terms(texts, analyzer=self.analyzer, ngrams=self.ngrams)
+
+    def chunks(self, texts: Iterable[str], rows: int) -> Iterator[list[str]]:
+        """The texts, so many at a time, fewer where they are long."""
+        # A text of k characters has up to k terms of each size.
+        sizes = self.ngrams[1] - self.ngrams[0] + 1
+        return _chunks(texts, rows, CHUNK_TERMS // sizes)
 
 
 def _analysis(options: Lexical, queries: Sequence[str]) -> _Analysis:
@@ -343,10 +339,10 @@ def _hashes(
         lowered = [SPACES.sub(" ", text) for text in lowered]
     sizes = np.fromiter(map(len, lowered), dtype=np.int64, count=len(lowered))
     if analyzer == "char":
-        units = _letters()[_codes("".join(lowered))]
+        units = numbers()[codes_of("".join(lowered))]
         places = sizes
     else:
-        units, starts = _words("\n".join(lowered))
+        units, starts = hash_words("\n".join(lowered), writing(r"\w"), shortest=2)
         ends = np.searchsorted(starts, np.cumsum(sizes + 1))
         places = np.diff(ends, prepend=0)
     rows = np.repeat(np.arange(len(texts), dtype=np.uint64), places)
@@ -361,74 +357,6 @@ def _hashes(
         found.append((mix(runs[whole]), rows[: len(whole)][whole]))
     hashes = np.concatenate([hashes for hashes, _ in found])
     return hashes, np.concatenate([owners for _, owners in found])
-
-
-def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of all words of two letters or more, TOKEN's, and the places where they start.
-
-    A word's hash is the polynomial of its letters' numbers. It is the difference of two sums from
-    the start of the block, times a factor that removes the word's place in the block.
-    """
-    table = _letters(words=True)
-    found = [np.zeros(0, np.uint64)]
-    starts = [np.zeros(0, np.int64)]
-    done = 0
-    size = BLOCK
-    while done < len(text):
-        values = table[_codes(text[done : done + size])]
-        if done + size < len(text):
-            # The last word may go on after the block, so it is left for the next one. A block
-            # without a gap is one long word: then a larger block is taken.
-            gaps = np.flatnonzero(values == 0)
-            if not len(gaps):
-                size *= 2
-                continue
-            values = values[: gaps[-1] + 1]
-        inside = np.zeros(len(values) + 2, dtype=bool)
-        np.not_equal(values, 0, out=inside[1:-1])
-        edges = np.flatnonzero(inside[1:] != inside[:-1])
-        first = edges[::2]
-        last = edges[1::2]
-        long = last - first > 1
-        first = first[long]
-        last = last[long]
-        powers, inverse = _powers(max(BLOCK, size))
-        sums = np.zeros(len(values) + 1, dtype=np.uint64)
-        np.cumsum(values * powers[: len(values)], out=sums[1:])
-        found.append((sums[last] - sums[first]) * inverse[first])
-        starts.append(first + done)
-        done += len(values)
-        size = BLOCK
-    return np.concatenate(found), np.concatenate(starts)
-
-
-def _codes(text: str) -> np.ndarray:
-    """The number of each character."""
-    if text.isascii():
-        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
-@cache
-def _letters(*, words: bool = False) -> np.ndarray:
-    """64 bits for each character there may be; with ``words``, 0 for those that \\w does not
-    match.
-    """
-    values = mix(np.arange(1, 0x110001, dtype=np.uint64)) | np.uint64(1)
-    if words:
-        letters = np.zeros(len(values), dtype=bool)
-        numbers = np.arange(len(values), dtype="<u4")
-        every = numbers.tobytes().decode("utf-32-le", "surrogatepass")
-        for run in re.finditer(r"\w+", every):
-            letters[run.start() : run.end()] = True
-        values[~letters] = 0
-    return values
-
-
-@cache
-def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first powers of ODD modulo 2**64, and what each must be multiplied by to give 1."""
-    return powers(size), powers(size, pow(ODD, -1, 2**64))
 
 
 # --- the pass that counts -------------------------------------------------------------------------
@@ -608,12 +536,9 @@ class _Scorer:
             if self.centroid is None:
                 nearest[:] = 0
             return np.zeros(rows, dtype=np.float32), nearest
-        places = np.minimum(np.searchsorted(self.terms, counts.terms), len(self.terms) - 1)
-        places = np.where(self.terms[places] == counts.terms, places, -1)
-        matrix = _columns(self.pool.weighted(counts, documents=True), places, len(self.terms))
+        matrix = self._vectors(counts)
         if self.centroid is not None:
             return (matrix @ self.centroid).astype(np.float32), nearest
-        matrix.data = _rounded(matrix.data, self.pool.options)
         with threadpool_limits(1, user_api="blas"):  # the processes have the processors
             nearest, doubtful = self._roughly(matrix)
             # Products and sums are exact in double precision: argmax gives the first of equals.
@@ -621,6 +546,32 @@ class _Scorer:
                 nearest[doubtful[start : start + len(block)]] = block.argmax(axis=1)
         scores = matrix.multiply(self.queries[nearest]).sum(axis=1)
         return np.asarray(scores).astype(np.float32), nearest
+
+    def parts(
+        self, counts: Counts, nearest: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each row the terms that it shares with its query, ascending, and what each adds to
+        the score.
+        """
+        if not len(self.terms):
+            yield from ((self.terms, np.zeros(0)) for _ in nearest)
+            return
+        matrix = self._vectors(counts)
+        if self.centroid is not None:
+            matrix.data = matrix.data * self.centroid[matrix.indices]
+        else:
+            matrix = matrix.multiply(self.queries[nearest]).tocsr()
+        for start, end in pairwise(matrix.indptr):
+            yield self.terms[matrix.indices[start:end]], matrix.data[start:end]
+
+    def _vectors(self, counts: Counts) -> sp.csr_array:
+        """The vectors of rows of the pool, [rows, terms], rounded as the queries' are."""
+        places = np.minimum(np.searchsorted(self.terms, counts.terms), len(self.terms) - 1)
+        places = np.where(self.terms[places] == counts.terms, places, -1)
+        matrix = _columns(self.pool.weighted(counts, documents=True), places, len(self.terms))
+        if self.centroid is None:
+            matrix.data = _rounded(matrix.data, self.pool.options)
+        return matrix
 
     def _roughly(self, matrix: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
         """The nearest query of each row by single precision, and the rows in which that cannot tell
@@ -643,34 +594,6 @@ class _Scorer:
         products = np.minimum(np.diff(matrix.indptr), np.diff(self.queries.indptr).max())
         doubtful = (best > 0) & (second >= best * (1 - (products + 2) * 2.0**-22))
         return nearest, np.flatnonzero(doubtful)
-
-
-@dataclass(frozen=True)
-class _SharedScorer:
-    """A scorer that is pickled as the path of a file, which each process reads once.
-
-    The matrices of many queries have 200 MB: they are not to be sent with each job.
-    """
-
-    scorer: _Scorer
-    path: Path
-
-    def write(self) -> None:
-        with self.path.open("wb") as stream:
-            pickle.dump(self.scorer, stream, protocol=5)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _read_scorer, (self.path,)
-
-    def __call__(self, path: Path) -> Scores:
-        return self.scorer(path)
-
-
-@lru_cache(maxsize=1)
-def _read_scorer(path: Path) -> _Scorer:
-    with path.open("rb") as stream:
-        scorer: _Scorer = pickle.load(stream)
-    return scorer
 
 
 @dataclass(frozen=True)
@@ -701,6 +624,14 @@ class _Halves:
                 rows = dense[start : start + step].toarray()
                 block = multiply(1.0, self.dense, rows.T, beta=1.0, c=block.T, overwrite_c=True).T
             yield start, block
+
+
+def _largest(row: tuple[np.ndarray, np.ndarray], n: int) -> list[tuple[int, float]]:
+    """The n terms of a row that add most to its score, and what they add."""
+    terms, parts = row
+    first = np.argsort(-parts, kind="stable")[:n]
+    found = zip(terms[first].tolist(), parts[first].tolist(), strict=True)
+    return [(term, part) for term, part in found if part > 0]
 
 
 def _rounded(weights: np.ndarray, options: Lexical) -> np.ndarray:

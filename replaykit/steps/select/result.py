@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.checks.overlap import Decontaminated
-from replaykit.result import Result
+from replaykit.result import Noted, Result
 
 
 class Histogram(Result):
@@ -16,7 +18,7 @@ class Histogram(Result):
 
 
 class ScoreSummary(Result):
-    """The scores of the chosen rows, and the histogram of all rows'."""
+    """The scores of the chosen rows, and the histogram of all rows that can be read."""
 
     highest: float
     median: float
@@ -24,7 +26,7 @@ class ScoreSummary(Result):
     histogram: Histogram
 
 
-class SelectResult(Result):
+class SelectResult(Noted):
     """How many rows were chosen, from which pool, by which method, and what was left out."""
 
     n: int
@@ -38,8 +40,14 @@ class SelectResult(Result):
     """The pool's path, or its id on the Hub."""
     scores: ScoreSummary | None
     """None where the method does not score."""
-    notes: list[str]
     funnel: FunnelCounts
+    looked_at: int
+    """Rows that were checked, in the order in which the method takes them, until there were enough.
+    The bad and the repeated rows of the funnel are of these; the others were not looked at.
+    """
+    ends_taken_off: int
+    """Rows that were looked at of which an answer ended with a special token, which was taken off.
+    """
     decontamination: Decontaminated | None
     """None where no evaluation set was kept apart."""
 
@@ -58,7 +66,7 @@ class Explanation(Result):
     match: str | None = None
     """The text that the row shares with a test."""
     line: int | None = None
-    text: list[dict[str, str]]
+    text: list[dict[str, Any]]
     """The row's messages."""
     nearest: NearestRow | None = None
 

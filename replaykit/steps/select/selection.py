@@ -4,42 +4,50 @@
     selection.records[0].meta  ->  {"rank": 1, "score": 0.71, "nearest": "3f0c…", "terms": {...}}
     selection.result.rows      ->  2000
 
-The pool is read once. Rows that are not good enough, that repeat an earlier row or the target, or
-that hold a test prompt are left out, each with its reason; the others are written to a file and
-their terms counted. Then every row gets a score, and the method chooses among the scores. Memory is
-bounded by n, by the vocabulary, and by 40 bytes for each row.
+The pool is read once: its rows are written to a file, their terms counted, and each gets a score.
+Then the rows are checked in the order in which the method takes them. One that is not good enough,
+that repeats the target or a row before it, or that holds a test prompt is left out with its reason,
+until there are as many as the method needs; the others are not looked at. Memory is bounded by n,
+by the vocabulary, and by 40 bytes for each row.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 
-from replaykit.checks import quality
-from replaykit.checks.duplicates import BATCH, Repeats, best, exchange, kept_form
+from replaykit.checks.duplicates import BATCH, Repeats, exchange
 from replaykit.checks.funnel import Funnel
 from replaykit.checks.overlap import Decontamination
-from replaykit.data.ledger import Ledger
-from replaykit.data.record import TARGET, Record
+from replaykit.data.files import Unread, tell
+from replaykit.data.formats import Batch, Records
+from replaykit.data.record import TARGET, Record, column_of, noted
+from replaykit.data.spool import Spool
 from replaykit.errors import DataError, did_you_mean
-from replaykit.parallel import Executor, LocalExecutor, RayExecutor
+from replaykit.parallel import Executor, LocalExecutor, RayExecutor, Shared
 from replaykit.recipe.select import SCORED, Select
 from replaykit.runs import Watch, unwatched
 from replaykit.steps.select import choose
 from replaykit.steps.select.nearness import Index, Lexical, fit
 from replaykit.steps.select.result import Histogram, ScoreSummary, SelectResult
+from replaykit.steps.select.rows import RowChecks, read, record_of_line, without_end
+from replaykit.steps.select.walk import BATCH_ON_RAY, WATCHED, Walk
 
 BINS = 40  # of the histogram of scores
 TERMS = 5  # that explain a score
-BATCH_ON_RAY = 2048  # rows of a job: to start one takes tens of milliseconds there
-WATCHED = 1000  # rows between two calls of the watch
+SMALL = 1 << 19  # bytes of a pool: read by the time that another process is there
+READ = 1024  # rows of a job that reads them: about 40 milliseconds
+WORD = re.compile(r"(?u)\b\w+\b")
 NO_WORD = (
     "no word is common to the pool and the target, so all scores are 0; `--method embedding` "
     "compares what is meant, `--method random` needs no score"
@@ -70,48 +78,40 @@ def select_records(
 
     Rows are compared by their last question, plain texts whole. Each record's meta has its
     ``rank``; where the method scores, its ``score``, the id of the ``nearest`` target record and
-    the ``terms`` that matched most with their parts. While this runs, the rows that passed the
-    checks and their terms are in ``folder``. The same pool gives the same records in any number of
-    processes or machines. Raises DataError for a pool of which nothing is left, and for an empty
-    target where the method needs one.
+    the ``terms`` that matched most with their parts. While this runs, the rows of the pool and
+    their terms are in ``folder``. The same pool gives the same records in any number of processes
+    or machines. Raises DataError for a pool of which nothing is left, and for an empty target where
+    the method needs one.
     """
     if settings.method in SCORED and not target:
         raise DataError("the target is empty: there is nothing for old data to be near to")
     funnel = Funnel() if funnel is None else funnel
-    (folder / "pool.jsonl").unlink(missing_ok=True)
     with ExitStack() as stack:
-        passed = stack.enter_context(Ledger(folder / "pool.jsonl"))
+        stack.callback(rmtree, folder / "index", ignore_errors=True)
+        rows = stack.enter_context(closing(Spool(folder)))
         executor = stack.enter_context(closing(_executor(settings)))
-        repeats = stack.enter_context(_repeats(settings, target, folder, executor))
-        checks = _Checks(settings, held_out, repeats, passed, funnel, watch)
-        questions = checks.questions(pool)
+        questions = _questions(pool, rows, executor, funnel, watch)
         scores = _scores(questions, target, settings, folder / "index", executor, watch)
-        # By now the whole pool has been read.
-        if not len(passed):
+        repeats = stack.enter_context(_repeats(settings, target, folder, executor))
+        checks = RowChecks(settings.quality, held_out, repeats.work())
+        check = Shared(checks, folder / "checks.pickle")
+        stack.callback(check.path.unlink, missing_ok=True)
+        near = scores.near
+        walk = Walk(settings, rows, near, check, repeats, held_out, executor, funnel, watch)
+        places = _chosen(walk, scores.values, seed)
+        if not places:
             why = ""
             if funnel.first_unparsed:
                 why = f"; the first row that cannot be read: {funnel.first_unparsed}"
             raise DataError(f"the pool has no record to select from ({funnel}){why}")
-        # Of near duplicates the better one stays, which is known now that both have a score.
-        better = checks.worse_twins(scores.values)
-        rows = [(row, float(scores.values[row])) for row in range(len(passed)) if row not in better]
-        surplus = _surplus(rows, scores.nearest, settings.per_target)
-        places = _chosen([row for row in rows if row[0] not in surplus], settings, seed, passed)
+        watch("check", walk.looked_at, walk.looked_at)
+        found = [record_of_line(rows[place]) for place in places]
         records = [
-            _with_reasons(_read(passed, row), rank, row, scores, target)
-            for rank, row in enumerate(places, 1)
+            replace(noted(without_end(record, settings.quality), rank=rank, **why), source="select")
+            for rank, (record, why) in enumerate(_explained(found, places, scores, target), 1)
         ]
-        reasons = dict.fromkeys(surplus, "others_are_nearer") | dict.fromkeys(places)
-        otherwise = "not_drawn" if scores.nearest is None else "far"
-        _reject(passed, reasons, better, funnel, otherwise)
-    (folder / "pool.jsonl").unlink()
+        walk.reject_others(places, "not_drawn" if scores.nearest is None else "far")
     missing = settings.n - len(records)
-    notes = list(scores.notes)
-    if missing > 0:
-        notes.append(
-            f"{missing:,} of {settings.n:,} rows are missing: no more of the pool is left after "
-            "the checks"
-        )
     result = SelectResult(
         n=settings.n,
         rows=len(records),
@@ -119,20 +119,39 @@ def select_records(
         method=settings.method,
         pool=settings.pool.path,
         scores=_summary(scores, places),
-        notes=notes,
+        notes=[*scores.notes, *_notes(missing, settings.n, walk.ends_taken_off)],
         funnel=funnel.result(),
+        looked_at=walk.looked_at,
+        ends_taken_off=walk.ends_taken_off,
         decontamination=None if held_out is None else held_out.result(),
     )
     return Selection(records, result)
 
 
-# --- the checks -----------------------------------------------------------------------------------
+def _notes(missing: int, n: int, ends_taken_off: int) -> Iterator[str]:
+    """What the user must read of the rows that are missing or altered."""
+    if missing > 0:
+        yield (
+            f"{missing:,} of {n:,} rows are missing: no more of the pool is left after the checks"
+        )
+    if ends_taken_off:
+        yield (
+            f"{ends_taken_off:,} rows that were looked at have an answer that ended with a special "
+            "token, which was taken off; `select.quality.strip_end: false` keeps it"
+        )
+
+
+# --- what is read --------------------------------------------------------------------------------
 
 
 def _executor(settings: Select) -> Executor:
     if settings.engine == "ray":
         return RayExecutor()
-    return LocalExecutor(settings.processes)
+    processes = settings.processes
+    path = Path(settings.pool.path)
+    if processes is None and path.is_file() and path.stat().st_size < SMALL:
+        processes = 1
+    return LocalExecutor(processes)
 
 
 def _repeats(
@@ -146,93 +165,34 @@ def _repeats(
     return repeats
 
 
-@dataclass
-class _Checks:
-    """The pool's rows through the checks: those that pass go to a ledger, numbered from 0, the
-    others to the funnel.
+def _questions(
+    pool: Iterable[Record], rows: Spool, executor: Executor, funnel: Funnel, watch: Watch
+) -> Iterator[str]:
+    """The question of each row that can be read, whose line goes to ``rows``; the others go to the
+    funnel.
     """
-
-    settings: Select
-    held_out: Decontamination | None
-    repeats: Repeats
-    passed: Ledger
-    funnel: Funnel
-    watch: Watch
-    twins: list[tuple[int, int]] = field(default_factory=list)
-    """Rows of the ledger, and the earlier ones that they are near to."""
-    answers: Counter[bytes] = field(default_factory=Counter)
-    """Rows that passed, by a hash of their question; where answers_per_question is set."""
-    numbers: dict[int, int] = field(default_factory=dict)
-    """Of rows of the ledger that have a twin there, their numbers among the rows compared."""
-
-    def questions(self, pool: Iterable[Record]) -> Iterator[str]:
-        """The questions of the rows that pass, in the order of the pool."""
-        number = 0  # of the row among those that are compared
-        places = list[int]()  # of each of these its place in the ledger, or -1
-        compared = self.repeats.find_all("pool", ((row, exchange(row)) for row in self._good(pool)))
-        for record, twin in compared:
-            reason = None
-            place = len(self.passed)
-            if twin is not None:
-                near = twin.reason == "near_duplicate" and places[twin.row] >= 0
-                if not near or self.settings.keep != "best":
-                    reason = twin.reason
-                    record = _noted(record, twin=twin.text)
-            if reason is None and self._answered_enough(record):
-                reason = "over_answers_per_question"
-            if reason is None and twin is not None:
-                # Which of the two is better is known when both have a score.
-                self.twins.append((place, places[twin.row]))
-                self.numbers |= {place: number, places[twin.row]: twin.row}
-            number += 1
-            if self.funnel.passes(record, reason):
-                places.append(place)
-                self.passed.append({"row": place, "record": record.to_json()})
-                yield record.question
-            else:
-                places.append(-1)
-            if number % WATCHED == 0:
-                self.watch("read the pool", number, None, str(self.funnel))
-        self.watch("read the pool", number, number)
-
-    def _good(self, pool: Iterable[Record]) -> Iterator[Record]:
-        rules = self.settings.quality
-        for given in pool:
-            record = quality.without_end(given) if rules.strip_end else given
-            reason = quality.reason(record, rules)
-            if reason is None and self.held_out:
-                hit = self.held_out.check(record)
-                if hit is not None:
-                    reason = hit.reason
-                    record = _noted(record, match=hit.match, test=hit.item)
-            if reason is None:
-                yield record
-            else:
-                self.funnel.passes(record, reason)
-
-    def _answered_enough(self, record: Record) -> bool:
-        """Whether so many rows with this question have passed as are asked for; counts the row."""
-        most = self.settings.answers_per_question
-        if most is None:
-            return False
-        question = kept_form(exchange(record)[0]).encode("utf-8", "surrogatepass")
-        key = hashlib.blake2b(question, digest_size=8).digest()
-        self.answers[key] += 1
-        return self.answers[key] > most
-
-    def worse_twins(self, scores: np.ndarray) -> dict[int, int]:
-        """Of near duplicates that were kept until their scores were known, those to drop, each with
-        the better one.
-        """
-
-        def alike(one: int, other: int) -> bool:
-            return self.repeats.alike("pool", self.numbers[one], self.numbers[other])
-
-        return best(self.twins, lambda row: float(scores[row]), alike=alike)
+    unparsed = pool.unparsed if isinstance(pool, Records) else None
+    for row in chain.from_iterable(executor.map(read, _batches(pool, READ))):
+        if isinstance(row, Unread):
+            tell(unparsed, row.place, row.error)
+            continue
+        line, question = row
+        rows.append(line)
+        funnel.made += 1
+        yield question
+        if len(rows) % WATCHED == 0:
+            watch("read the pool", len(rows), None)
+    watch("read the pool", len(rows), len(rows))
 
 
-def _noted(record: Record, **facts: object) -> Record:
-    return replace(record, meta={**record.meta, **facts})
+def _batches(pool: Iterable[Record], rows: int) -> Iterator[Batch | Sequence[Record]]:
+    """The pool, so many rows at a time; of a file as they stand there."""
+    if isinstance(pool, Records):
+        yield from pool.batches(rows)
+        return
+    records = iter(pool)
+    while some := list(islice(records, rows)):
+        yield some
 
 
 # --- the scores -----------------------------------------------------------------------------------
@@ -240,9 +200,7 @@ def _noted(record: Record, **facts: object) -> Record:
 
 @dataclass(frozen=True)
 class _Scores:
-    """How near each row that passed the checks is to the target; 0 for all where the method does
-    not compare.
-    """
+    """How near each row is to the target; 0 for all where the method does not compare."""
 
     values: np.ndarray
     """float32 [rows]"""
@@ -251,6 +209,13 @@ class _Scores:
     index: Index | None = None
     """Where words were compared, what explains a score."""
     notes: Sequence[str] = ()
+
+    @property
+    def near(self) -> np.ndarray | None:
+        """``nearest``; a row of score 0 is near to none."""
+        if self.nearest is None:
+            return None
+        return np.where(self.values > 0, self.nearest, -1)
 
 
 def _scores(
@@ -304,48 +269,49 @@ def _lexical(settings: Select) -> Lexical:
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def _chosen(
-    rows: list[tuple[int, float]], settings: Select, seed: int, passed: Ledger
-) -> list[int]:
+def _chosen(walk: Walk, scores: np.ndarray, seed: int) -> list[int]:
     """The places of the chosen rows, in the order of the choice."""
+    settings = walk.settings
+    pool = range(len(walk.pool))
     n = settings.n
-    several = settings.n * settings.candidates
-    found: Sequence[choose.Row]
     match settings.method:
         case "random":
-            found = choose.spread(rows, n, seed=seed)
+            return walk.take(choose.spread(pool, seed=seed), n)
         case "stratified":
-            column = str(settings.column)
-            _check_column(column, rows, passed)
-            named = ((row, score, str(_read(passed, row).meta.get(column))) for row, score in rows)
-            found = choose.stratified(
-                named, n, by=lambda row: row[2], shares=settings.shares, seed=seed
-            )
+            # The shares are those of all good rows, so all are looked at.
+            strata = _strata(walk.take(pool, len(pool)), str(settings.column), walk.pool)
+            return choose.stratified(strata, n, shares=settings.shares, seed=seed)
         case "near-and-far":
-            found = choose.near_and_far(rows, n, near=settings.near, seed=seed)
+            near = walk.take(choose.nearest(scores), math.floor(settings.near * n + 0.5))
+            return near + walk.take(choose.spread(pool, seed=seed), n - len(near))
         case "mmr":
-            found = choose.nearest(rows, several)
-            scores = np.array([row[1] for row in found])
-            order = choose.mmr(_vectors(found, passed), scores, n, balance=settings.balance)
-            found = [found[k] for k in order]
+            found = walk.take(choose.nearest(scores), n * settings.candidates)
+            vectors = _vectors(found, walk.pool)
+            order = choose.mmr(vectors, scores[found], n, balance=settings.balance)
+            return [found[k] for k in order]
         case "k-centre" | "herding":
             # They cover the pool, so their candidates are spread over all of it.
-            found = sorted(choose.spread(rows, several, seed=seed))
+            found = sorted(walk.take(choose.spread(pool, seed=seed), n * settings.candidates))
             cover = choose.k_centre if settings.method == "k-centre" else choose.herding
-            found = [found[k] for k in cover(_vectors(found, passed), n)]
+            return [found[k] for k in cover(_vectors(found, walk.pool), n)]
         case _:
-            found = choose.nearest(rows, n)
-    return [row[0] for row in found]
+            return walk.take(choose.nearest(scores), n)
 
 
-def _check_column(column: str, rows: list[tuple[int, float]], passed: Ledger) -> None:
-    """Raises DataError for a column that no row has."""
+def _strata(places: Sequence[int], column: str, rows: Spool) -> dict[int, str]:
+    """What each row has in the column. Raises DataError for a column that no row has."""
+    strata: dict[int, str] = {}
     names: set[str] = set()
-    for row, _ in rows:
-        meta = _read(passed, row).meta
-        if column in meta:
-            return
-        names.update(meta)
+    is_there = not places
+    for place in places:
+        record = record_of_line(rows[place])
+        value = column_of(record, column)
+        is_there = is_there or value is not None
+        if not is_there:
+            names.update(record.meta)
+        strata[place] = sys.intern(str(value))
+    if is_there:
+        return strata
     known = ", ".join(sorted(names))
     raise DataError(
         f"select.column: no row of the pool has a column '{column}'{did_you_mean(column, names)}; "
@@ -353,72 +319,38 @@ def _check_column(column: str, rows: list[tuple[int, float]], passed: Ledger) ->
     )
 
 
-def _vectors(rows: Sequence[choose.Row], passed: Ledger) -> choose.Vectors:
-    """TF-IDF vectors of candidates, fitted on them: scikit-learn's, of length 1, sparse."""
+def _vectors(places: Sequence[int], rows: Spool) -> choose.Vectors:
+    """TF-IDF vectors of candidates, fitted on them: scikit-learn's, of length 1, sparse; without
+    any word, of zeros.
+    """
+    from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = [_read(passed, row[0]).question for row in rows]
-    return TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
+    texts = [record_of_line(rows[place]).question for place in places]
+    if not any(WORD.search(text) for text in texts):
+        return csr_matrix((len(texts), 1))
+    return TfidfVectorizer(sublinear_tf=True, token_pattern=WORD.pattern).fit_transform(texts)
 
 
-def _surplus(
-    rows: list[tuple[int, float]], nearest: np.ndarray | None, per_target: int | None
-) -> set[int]:
-    """The rows whose nearest target row has ``per_target`` rows that are nearer, or as near and
-    earlier; a row of score 0 is near to none.
-    """
-    found = set[int]()
-    if nearest is None or per_target is None:
-        return found
-    served = Counter[int]()
-    for row, score in sorted(rows, key=lambda row: (-row[1], row[0])):
-        if score > 0:
-            served[int(nearest[row])] += 1
-            if served[int(nearest[row])] > per_target:
-                found.add(row)
-    return found
-
-
-def _with_reasons(
-    record: Record, rank: int, row: int, scores: _Scores, target: Sequence[Record]
-) -> Record:
-    """The record as it is given, with its rank and what its score comes from."""
-    meta: dict[str, Any] = {"rank": rank}
-    if scores.nearest is not None:
-        meta["score"] = round(float(scores.values[row]), 6)
-        query = None
-        if scores.nearest[row] >= 0:
-            near = target[scores.nearest[row]]
-            meta["nearest"] = near.id
-            query = near.question
-        if scores.index is not None:
-            parts = scores.index.explain(record.question, query, TERMS)
-            meta["terms"] = {term: round(part, 4) for term, part in parts}
-    return replace(record, source="select", meta={**record.meta, **meta})
-
-
-def _reject(
-    passed: Ledger,
-    reasons: Mapping[int, str | None],
-    better: dict[int, int],
-    funnel: Funnel,
-    otherwise: str,
-) -> None:
-    """The rows that were not chosen go to the funnel: with a reason of their own (None: chosen), or
-    with the common one; near duplicates of a better row with the text of that.
-    """
-    for row in range(len(passed)):
-        if row in better:
-            twin = _read(passed, better[row]).question
-            funnel.reject(_noted(_read(passed, row), twin=twin), "worse_twin")
-            continue
-        reason = reasons.get(row, otherwise)
-        if reason is not None:
-            funnel.reject(_read(passed, row), reason)
-
-
-def _read(passed: Ledger, row: int) -> Record:
-    return Record.from_json(passed[row]["record"])
+def _explained(
+    records: Sequence[Record], places: Sequence[int], scores: _Scores, target: Sequence[Record]
+) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """Each chosen row with what its score comes from."""
+    if scores.nearest is None:
+        yield from ((record, {}) for record in records)
+        return
+    nearest = scores.nearest[places].tolist()
+    terms: Iterable[list[tuple[str, float]] | None] = repeat(None)
+    if scores.index is not None:
+        questions = [record.question for record in records]
+        terms = scores.index.explain(questions, nearest, TERMS)
+    for record, place, near, parts in zip(records, places, nearest, terms, strict=False):
+        why: dict[str, Any] = {"score": round(float(scores.values[place]), 6)}
+        if near >= 0:
+            why["nearest"] = target[near].id
+        if parts is not None:
+            why["terms"] = {term: round(part, 4) for term, part in parts}
+        yield record, why
 
 
 def _summary(scores: _Scores, places: list[int]) -> ScoreSummary | None:

@@ -14,9 +14,19 @@ from replaykit.errors import RunError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.select import SCORED, Select
 from replaykit.runs import Step
-from replaykit.steps.inputs import held_out, held_out_facts, load, row_facts, rows_of
+from replaykit.steps.inputs import (
+    Readable,
+    classes_of,
+    held_out,
+    held_out_facts,
+    load,
+    not_read,
+    row_facts,
+    rows_of,
+    task_facts,
+)
 from replaykit.steps.select.result import Explanation, NearestRow, SelectResult
-from replaykit.steps.step import Context, Outcome, Todo, do_step, funnel_of
+from replaykit.steps.step import Context, Outcome, Todo, do_step
 
 
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[SelectResult]]:
@@ -30,17 +40,22 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[SelectResult]]:
         "seed": recipe.seed,
         "target": row_facts(target) if target is not None else None,
         "eval": held_out_facts(recipe, settings.overlap),
+        **task_facts(recipe),
     }
 
     def work(step: Step) -> SelectResult:
+        from replaykit.steps.select.rows import LineFunnel
         from replaykit.steps.select.selection import select_records
 
-        rows = load(target, TARGET) if target is not None else []
+        wanted = Readable([], "")
+        if target is not None:
+            wanted = load(target, TARGET, classes=classes_of(recipe, old=False))
         apart = held_out(recipe, settings.overlap, settings.against)
-        with funnel_of(step) as funnel:
+        with (step.folder / "dropped.jsonl").open("wb") as dropped:
+            funnel = LineFunnel(dropped)
             selection = select_records(
-                _pool(settings, funnel),
-                rows,
+                _pool(recipe, settings, funnel),
+                wanted.records,
                 settings=settings,
                 seed=recipe.seed,
                 folder=step.folder,
@@ -49,13 +64,14 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[SelectResult]]:
                 watch=context.watch,
             )
         write_jsonl(step.folder / "rows.jsonl", selection.records)
-        return selection.result
+        return selection.result.noted(wanted.note, not_read(settings.pool))
 
     yield Todo("select", inputs, SelectResult, work)
 
 
-def _pool(settings: Select, funnel: Funnel) -> Iterator[Record]:
-    return rows_of(settings.pool, "select", None if settings.strict else funnel.unparsed)
+def _pool(recipe: Recipe, settings: Select, funnel: Funnel) -> Iterator[Record]:
+    unparsed = None if settings.strict else funnel.unparsed
+    return rows_of(settings.pool, "select", unparsed, classes_of(recipe, old=True))
 
 
 def run(
@@ -92,7 +108,8 @@ def _explanation(recipe: Recipe, row: dict[str, Any]) -> Explanation:
     known = ("rank", "score", "terms", "twin", "match", "line")
     nearest = None
     if "nearest" in meta and recipe.target is not None:
-        target = load(recipe.target, TARGET)
+        labels = classes_of(recipe, old=False)
+        target = rows_of(recipe.target, TARGET, lambda *_: None, labels)
         prompt = next((row.prompt for row in target if row.id == meta["nearest"]), None)
         nearest = NearestRow(id=meta["nearest"], prompt=prompt)
     return Explanation(

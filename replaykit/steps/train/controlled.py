@@ -22,7 +22,7 @@ from replaykit.errors import RecipeError
 from replaykit.model.logprobs import IGNORED
 from replaykit.steps.mix.plan import replay_beside
 from replaykit.steps.mix.replay import skill_of, source_of
-from replaykit.steps.train.batches import Cut, TokenisedRows, micro_batches
+from replaykit.steps.train.batches import Cut, Row, TokenisedRows, micro_batches
 from replaykit.steps.train.controller import Controller, ControllerInputs
 
 Unit = Literal["loss_tokens", "tokens", "rows"]
@@ -134,7 +134,7 @@ class ControlledBatches:
             batches, _ = micro_batches(
                 [self._data.lengths[place] for place in places],
                 [0] * len(places),
-                rows=1,
+                rows=self._cut.rows,
                 apart=apart if self._cut.apart else None,
                 world=self._cut.world,
                 counts=self._counts,
@@ -160,4 +160,8 @@ def sizes_of(data: TokenisedRows, unit: Unit) -> list[int]:
         case "tokens":
             return data.lengths
         case "loss_tokens":
-            return [int((data[k]["labels"] != IGNORED).sum()) for k in range(len(data))]
+            return [1 if data.labelled else _loss_tokens(data[k]) for k in range(len(data))]
+
+
+def _loss_tokens(row: Row) -> int:
+    return int((row["labels"] != IGNORED).sum())

@@ -35,16 +35,20 @@ from replaykit.data.record import Record
 from replaykit.errors import DataError, EngineError, RecipeError, RunError
 from replaykit.hashing import fingerprint
 from replaykit.model.chat import Chat
+from replaykit.model.classifier import TextClassifier
 from replaykit.model.lm_head import Batch, Head, as_trained, evaluating, split_head
 from replaykit.model.logprobs import IGNORED, target_logits
+from replaykit.model.reads import stated_length
 from replaykit.recipe.controller import ControllerSettings
 from replaykit.recipe.evaluate import Test
 from replaykit.recipe.mix import Mix
 from replaykit.runs import Watch, unwatched
-from replaykit.steps.train.batches import Row, TokenisedRows, collate, to_device
+from replaykit.steps.train import checkpoints
+from replaykit.steps.train.batches import Row, TokenisedRows, to_device
 from replaykit.steps.train.decisions import Decider
 from replaykit.steps.train.events import ControllerState, Event
 from replaykit.steps.train.remedies import Remedy
+from replaykit.steps.train.texts import collator, of_base
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +117,8 @@ class Controller(transformers.TrainerCallback, ExportableState):
         self._whole = {
             skill for skill, (test, _) in inputs.old.items() if test.score == "cross_entropy"
         }
-        self._stops = torch.tensor(chat.stop)
+        self._stops = torch.tensor(chat.stop, dtype=torch.int64)
+        self._collate = collator(chat)
         n = self.settings.items
         old = {skill: records[:n] for skill, (_, records) in inputs.old.items()}
         target = inputs.target[:n]
@@ -251,7 +256,7 @@ class Controller(transformers.TrainerCallback, ExportableState):
     def _see(self, model: Any) -> None:
         """Finds the model's head, and leaves out the rows that are too long for the model."""
         self._head = split_head(model) if _is_whole(model) else None
-        limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        limit = stated_length(model.config) or 1 << 30
         self._rows = {
             skill: _fitting(rows, limit, f"eval.old.{skill}") for skill, rows in self._rows.items()
         }
@@ -296,7 +301,9 @@ class Controller(transformers.TrainerCallback, ExportableState):
         pair = model.config.is_encoder_decoder
         items: dict[int, Answer] = {}
         for places in _batches([len(row["tokens"]) + len(row["labels"]) for row in rows]):
-            batch = collate([rows[place] for place in places], pad=0, seq2seq=pair)
+            batch = self._collate([rows[place] for place in places])
+            if self._decider is None:
+                batch = of_base(batch)
             batch = to_device(batch, model.device)
             if pair:
                 batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(
@@ -311,7 +318,7 @@ class Controller(transformers.TrainerCallback, ExportableState):
             counts = where.sum(dim=1).tolist()
             for place, bad, total, count in zip(places, wrongs, sums, counts, strict=True):
                 if math.isnan(total):
-                    raise EngineError(_DIVERGED)
+                    raise EngineError(f"{_DIVERGED}; {checkpoints.last_good(self.path.parent)}")
                 items[place] = Answer(bad == 0, total, count)
         return [items[place] for place in range(len(rows))]
 
@@ -336,9 +343,8 @@ class Controller(transformers.TrainerCallback, ExportableState):
 
 
 _DIVERGED = (
-    "the model's probabilities are not numbers any more: the training has diverged; the last good "
-    "checkpoint is in the run's folder. A lower train.learning_rate or train.max_grad_norm usually "
-    "mends it"
+    "the model's probabilities are not numbers any more: the training has diverged. A lower "
+    "train.learning_rate or train.max_grad_norm usually mends it"
 )
 
 
@@ -368,7 +374,8 @@ def _rows(records: Sequence[Record], chat: Chat, *, last_answer: bool) -> list[R
     """
     data = TokenisedRows(records, chat)
     rows = [data[index] for index in range(len(data))]
-    if last_answer:
+    # A text has one label, or a row of them, and not an answer to be written.
+    if last_answer and not isinstance(chat, TextClassifier):
         rows = [{**row, "labels": _last_answer(row["labels"], chat.stop)} for row in rows]
     return [row for row in rows if bool((row["labels"] != IGNORED).any())]
 

@@ -9,15 +9,16 @@ micro-batches.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,28 @@ from accelerate import PartialState
 
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import EngineError, RecipeError, Stopped
+from replaykit.devices import free_memory
+from replaykit.errors import DataError, EngineError, RecipeError, Stopped
 from replaykit.model import loading
 from replaykit.model.chat import Chat, Example
+from replaykit.model.classifier import TextClassifier
 from replaykit.model.lm_head import Batch, as_trained
 from replaykit.recipe.remedies import ProjectSettings
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, stop_on_signal, unwatched
-from replaykit.steps.train.batches import Cut, TokenisedRows, collate, micro_batches, to_device
+from replaykit.steps.train import checkpoints
+from replaykit.steps.train.batches import Cut, TokenisedRows, micro_batches, to_device
 from replaykit.steps.train.controlled import ControlledBatches, lay_out
 from replaykit.steps.train.controller import Controller, ControllerInputs
-from replaykit.steps.train.parameters import adapted, quantised
+from replaykit.steps.train.parameters import adapted, quantised, tied_note
+from replaykit.steps.train.reading import check_reading
 from replaykit.steps.train.remedies import Remedy, Run, chosen, restore
 from replaykit.steps.train.remedies.project import Project
 from replaykit.steps.train.result import TrainResult
-from replaykit.steps.train.trainer import ReplayTrainer, WatchCallback
+from replaykit.steps.train.texts import collator
+from replaykit.steps.train.trainer import ADVICE, ReplayTrainer, WatchCallback
+
+log = logging.getLogger(__name__)
 
 # Rows of a micro-batch, where the recipe gives none.
 CPU_ROWS = 16
@@ -62,6 +70,9 @@ class Base:
         in 4 bits for qlora.
         """
         wide = settings.precision == "float32"
+        if isinstance(self.chat, TextClassifier):
+            train = wide or not settings.adapter
+            return self.chat.load_model(train=train, quantisation=quantised(settings))
         # Packed rows are kept apart by a mask of [length, length], unless the kernel takes where
         # each begins.
         kernel = (
@@ -80,6 +91,8 @@ class Base:
 
     def load_again(self) -> Any:
         """The untrained model once more, as it is stored."""
+        if isinstance(self.chat, TextClassifier):
+            return self.chat.load_model()
         return loading.load_model(self.name, self.revision)
 
 
@@ -129,8 +142,9 @@ def fit(
     """Trains on the rows, each in its optimiser step, and saves the tuned model to
     ``folder``/model; an adapter to ``folder``/adapter, and merged to ``folder``/model.
 
-    Raises EngineError if the loss is not finite or the memory is too small, RecipeError for what
-    cannot combine, and Stopped, with a checkpoint written, after SIGINT or SIGTERM.
+    Raises EngineError if what is trained is not finite or the memory is too small, RecipeError for
+    what cannot combine, DataError for rows without loss, and Stopped, with a checkpoint written,
+    after SIGINT or SIGTERM.
     """
     _quiet()
     if _world() > 1:
@@ -138,53 +152,46 @@ def fit(
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
     transformers.set_seed(seed)
     replayed = extras.watched is not None or any(row.record.source != TARGET for row in rows)
-    remedies = _remedies(settings, replayed)
+    remedies = remedies_of(settings, replayed)
     controller = None
     if extras.watched is not None:
         controller = Controller(
             extras.watched, base.chat, folder=folder, remedies=remedies, watch=watch
         )
-    order = _order(rows, base.chat, extras, controller, _cut(settings, remedies), seed)
-    _check(settings, base.chat, order.data, extras.old)
-    network = adapted(base.load(settings), settings)
-    with stop_on_signal(signal.SIGTERM) as stopping:
-        watching = WatchCallback(watch, extras.what, remedies, stopping)
-        callbacks: list[transformers.TrainerCallback] = [watching]
-        if controller is not None:
-            callbacks.append(controller)
-        trainer = ReplayTrainer(
-            batches=order.batches,
-            data=order.data,
-            settings=settings,
-            remedies=remedies,
-            model=network,
-            args=_arguments(settings, folder, seed, order),
-            data_collator=_collator(settings, base.chat),
-            callbacks=[*callbacks, *extras.callbacks],
-        )
-        # It would print every log; the Watch and the result have them.
-        trainer.remove_callback(transformers.PrinterCallback)
-        checkpoint = last_checkpoint(folder)
-        old = TokenisedRows(extras.old, base.chat, examples=extras.examples)
-        _begin(trainer, base, old, folder, checkpoint)
-        if controller is not None and checkpoint is not None:
-            controller.restore(checkpoint)
-            # It had ended the training, which was cut short before the model was saved.
-            if controller.stopped:
-                trainer.take(checkpoint)
-        if controller is None or not controller.stopped:
-            _go(trainer, checkpoint, settings)
-        _raise_if_stopped(trainer, watching)
-    for remedy in remedies:
-        remedy.finish()
-    if trainer.args.should_save:
-        _save(trainer.model, base, folder, settings)
-        for left in folder.glob("checkpoint-*"):
-            shutil.rmtree(left)
-    return _result(trainer, order, controller, base, folder)
+    order = _order(rows, base.chat, extras, controller, cut_of(settings, remedies), seed)
+    _check(settings, base.chat, order, extras)
+    with _memory_told(settings, folder):
+        network = adapted(base.load(settings), settings)
+        _check_memory(network)
+        note = tied_note(network, settings)
+        with stop_on_signal(signal.SIGTERM) as stopping:
+            watching = WatchCallback(watch, extras.what, remedies, stopping)
+            callbacks: list[transformers.TrainerCallback] = [watching]
+            if controller is not None:
+                callbacks.append(controller)
+            trainer = ReplayTrainer(
+                batches=order.batches,
+                data=order.data,
+                settings=settings,
+                remedies=remedies,
+                model=network,
+                args=_arguments(settings, folder, seed, order),
+                data_collator=collator(base.chat, packing=settings.packing),
+                callbacks=[*callbacks, *extras.callbacks],
+            )
+            # It would print every log; the Watch and the result have them.
+            trainer.remove_callback(transformers.PrinterCallback)
+            resumed = _resumed(folder)
+            old = TokenisedRows(extras.old, base.chat, examples=extras.examples)
+            _begin(trainer, base, old, folder, resumed.checkpoint)
+            _go(trainer, controller, resumed.checkpoint)
+            _raise_if_stopped(trainer, watching)
+        _finish(trainer, base, folder)
+    told = [*resumed.notes, note, _alone_note(extras), _masked_note(trainer, order)]
+    return _result(trainer, order, controller, base, folder).noted(*told)
 
 
-def _remedies(settings: Train, replayed: bool) -> list[Remedy]:
+def remedies_of(settings: Train, replayed: bool) -> list[Remedy]:
     """What the recipe asks for, and, where it does not ask for the projection, this one off: it
     measures the conflict.
     """
@@ -197,11 +204,15 @@ def _remedies(settings: Train, replayed: bool) -> list[Remedy]:
     return made
 
 
-def _cut(settings: Train, remedies: Sequence[Remedy]) -> Cut:
-    rows = settings.micro_batch_rows
-    if rows is None:
-        rows = GPU_ROWS if torch.cuda.is_available() else CPU_ROWS
-    return Cut(rows, apart=any(remedy.separate for remedy in remedies), world=_world())
+def cut_of(settings: Train, remedies: Sequence[Remedy]) -> Cut:
+    apart = any(remedy.separate for remedy in remedies)
+    return Cut(_micro_batch_rows(settings), apart=apart, world=_world())
+
+
+def _micro_batch_rows(settings: Train) -> int:
+    if settings.micro_batch_rows is not None:
+        return settings.micro_batch_rows
+    return GPU_ROWS if torch.cuda.is_available() else CPU_ROWS
 
 
 def _order(
@@ -215,31 +226,54 @@ def _order(
     if controller is None:
         records = [row.record for row in rows]
         data = TokenisedRows(records, chat, extras.weights, extras.examples)
-        apart = [record.source != TARGET for record in records] if cut.apart else None
-        batches, parts = micro_batches(
-            data.lengths, [row.step for row in rows], rows=cut.rows, apart=apart, world=cut.world
-        )
-        return Order(data, batches, parts)
+        return planned_order(rows, data, cut)
     layout = lay_out(rows, controller.inputs)
     data = TokenisedRows(layout.records, chat, extras.weights, extras.examples)
     controlled = ControlledBatches(data, layout, controller, cut, seed=seed)
     return Order(data, controlled, controlled.parts)
 
 
-def _check(settings: Train, chat: Chat, data: TokenisedRows, old: Sequence[Record]) -> None:
-    """Raises RecipeError for what cannot be, before the model is loaded."""
+def planned_order(rows: Sequence[PlannedRow], data: TokenisedRows, cut: Cut) -> Order:
+    """The rows, which ``data`` has tokenised, in the order of their plan."""
+    apart = [row.record.source != TARGET for row in rows] if cut.apart else None
+    batches, parts = micro_batches(
+        data.lengths, [row.step for row in rows], rows=cut.rows, apart=apart, world=cut.world
+    )
+    return Order(data, batches, parts)
+
+
+def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
+    """Raises RecipeError for what cannot be, and DataError for rows without loss, before the model
+    is loaded.
+    """
+    data = order.data
     if settings.packing and chat.seq2seq:
         raise RecipeError(
             "the recipe",
             ["train.packing: rows of an encoder-decoder cannot be packed; leave it out"],
         )
     # EWC can take its Fisher information from old data that it is given.
-    needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and old)]
+    needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and extras.old)]
     if needy and not data.replay_rows():
         todo = "it needs replay rows, and the mixture has none; raise mix.ratio"
         more = {"ewc": ", or name old data in train.remedies.ewc.old"}
         raise RecipeError(
             "the recipe", [f"train.remedies.{name}: {todo}{more.get(name, '')}" for name in needy]
+        )
+    watched = extras.watched
+    if watched is not None and watched.settings.every > order.steps:
+        raise RecipeError(
+            "the recipe",
+            [
+                f"train.controller.every: a test every {watched.settings.every:,} steps is none in "
+                f"a training of {order.steps:,}; say {order.steps:,} or fewer, or leave the "
+                f"controller out"
+            ],
+        )
+    if all(data.masked(index) for index in range(len(data))):
+        raise DataError(
+            "every answer token of the mixture is masked, so there is nothing to learn; raise "
+            "train.remedies.stm.max_perplexity or lower its share, or leave stm out"
         )
     for name in settings.report_to:
         if find_spec(name) is None:
@@ -248,17 +282,24 @@ def _check(settings: Train, chat: Chat, data: TokenisedRows, old: Sequence[Recor
             )
 
 
+def _check_memory(network: Any) -> None:
+    """Raises EngineError where what is sure to be needed beside the weights is not free: gradients
+    and AdamW's two moments. Several processes may share them out, so there it is not asked.
+    """
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    needed = 3 * sum(parameter.numel() * parameter.element_size() for parameter in learning)
+    free, device = free_memory()
+    if needed > free and _world() == 1:
+        raise EngineError(
+            f"gradients and AdamW's moments take {needed / 1e9:.2f} GB beside the weights, and "
+            f"{free / 1e9:.2f} GB are free on {device}; train.method: lora takes least, and "
+            f"`replaykit train --dry-run` says what other settings take"
+        )
+
+
 def _world() -> int:
     """How many processes train together, as torchrun says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _collator(settings: Train, chat: Chat) -> partial[Batch]:
-    pad = chat.tokenizer.pad_token_id
-    if pad is None:
-        # Any id will do: nothing looks at padding, and it has no loss.
-        pad = chat.stop[0]
-    return partial(collate, pad=pad, packing=settings.packing, seq2seq=chat.seq2seq)
 
 
 def _begin(
@@ -285,6 +326,9 @@ def _begin(
         replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
         old=old_rows,
     )
+    trainer.check_parameters()
+    if not base.chat.only_texts:
+        check_reading(trainer.model, packing=trainer.settings.packing)
     with as_trained(trainer.model):
         for remedy in trainer.remedies:
             remedy.begin(run)
@@ -292,15 +336,31 @@ def _begin(
         restore(trainer.remedies, checkpoint)
 
 
-def _go(trainer: ReplayTrainer, checkpoint: str | None, settings: Train) -> None:
+def _go(trainer: ReplayTrainer, controller: Controller | None, checkpoint: str | None) -> None:
+    """Trains to the end, from a checkpoint where there is one."""
+    if controller is not None and checkpoint is not None:
+        controller.restore(checkpoint)
+        # It had ended the training, which was cut short before the model was saved.
+        if controller.stopped:
+            trainer.take(checkpoint)
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+@contextmanager
+def _memory_told(settings: Train, folder: Path) -> Iterator[None]:
+    """An allocation that fails, on a GPU or a CPU, is an EngineError that says what to change."""
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except torch.OutOfMemoryError as error:
-        rows = settings.micro_batch_rows or GPU_ROWS
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Of a CPU's allocator there is no class of its own.
+        of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not of_memory and "DefaultCPUAllocator" not in str(error):
+            raise
         raise EngineError(
-            f"out of memory; lower train.micro_batch_rows (now {rows}) or train.max_tokens, set "
-            f"train.gradient_checkpointing: true, or use train.method: lora. The last checkpoint "
-            f"is in {trainer.args.output_dir}"
+            f"out of memory; lower train.micro_batch_rows (now {_micro_batch_rows(settings)}) or "
+            f"train.max_tokens, set train.gradient_checkpointing: true, or use train.method: lora; "
+            f"{checkpoints.last_good(folder)}"
         ) from error
 
 
@@ -318,20 +378,18 @@ def _raise_if_stopped(trainer: ReplayTrainer, watching: WatchCallback) -> None:
     )
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (trainer_state.json is written last);
-    others are removed.
-    """
-    whole: list[tuple[int, Path]] = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            # Errors are ignored, since other processes remove it, too.
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            continue
-        whole.append((state["global_step"], checkpoint))
-    return str(max(whole)[1]) if whole else None
+def _resumed(folder: Path) -> checkpoints.Found:
+    """Where the training goes on, the same in all processes."""
+    # The first process decides: another may see the files of a shared disk later.
+    found = [checkpoints.Found(None)]
+    if int(os.environ.get("RANK", "0")) == 0:
+        checkpoints.begin(folder)
+        found = [checkpoints.newest_whole(folder)]
+        for note in found[0].notes:
+            log.warning(note)
+    if _world() > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def _arguments(
@@ -354,8 +412,6 @@ def _arguments(
         # A loss that is not a number shall be seen; ``ReplayTrainer`` raises at it.
         logging_nan_inf_filter=False,
         save_steps=settings.save_every,
-        # Two, so that one is whole when the process ends while it writes the other.
-        save_total_limit=2,
         # A batch holds what the remedies read beside what the model's forward pass takes.
         remove_unused_columns=False,
         report_to=settings.report_to or "none",
@@ -364,6 +420,18 @@ def _arguments(
         log_level_replica="error",
         use_cpu=not gpu,
     )
+
+
+def _finish(trainer: ReplayTrainer, base: Base, folder: Path) -> None:
+    """Saves what was trained, and removes the checkpoints when it is on the disk."""
+    for remedy in trainer.remedies:
+        remedy.finish()
+    trainer.check_parameters()
+    if trainer.args.should_save:
+        _save(trainer.model, base, folder, trainer.settings)
+        for name in ("model", "adapter"):
+            checkpoints.to_disk(folder / name)
+        checkpoints.remove_all(folder)
 
 
 def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
@@ -381,7 +449,14 @@ def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
     unfinished = folder / "model.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     dtype = loading.stored_dtype(base.name, base.revision)
-    network.to(dtype or torch.float32).save_pretrained(unfinished)
+    loading.save_model(network.to(dtype or torch.float32), unfinished)
+    if not checkpoints.finite(unfinished):
+        raise EngineError(
+            f"the tuned model is not finite as {dtype}, the precision of the base, so it is not "
+            f"saved. {ADVICE}; {checkpoints.last_good(folder)}"
+        )
+    if not base.chat.only_texts:
+        loading.keep_generation_config(base.name, base.revision, unfinished)
     base.chat.tokenizer.save_pretrained(unfinished)
     # A training that was killed between here and its manifest has left one.
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -406,6 +481,29 @@ def _result(
         base=base.name,
         revision=base.revision,
     )
+
+
+def _alone_note(extras: Extras) -> str:
+    """What a controller without old skills does."""
+    if extras.watched is None or extras.watched.old:
+        return ""
+    return (
+        "train.controller watched only the loss on eval.target, for patience: eval.old names no "
+        "old skills to test"
+    )
+
+
+def _masked_note(trainer: ReplayTrainer, order: Order) -> str:
+    """How many steps moved nothing, since each of their tokens is masked."""
+    done = trainer.state.global_step
+    batches = iter(order.batches)
+    masked = 0
+    for _ in range(done):
+        rows = chain.from_iterable(islice(batches, order.parts))
+        masked += all(order.data.masked(index) for index in list(rows))
+    if not masked:
+        return ""
+    return f"{masked:,} of {done:,} steps moved nothing: every answer token of their rows is masked"
 
 
 def _log(entry: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,8 @@ by group.
 A parameter's depth is 0 for embeddings, 1 to L for layers and L + 1 for what stands behind them.
 Layer-wise rates are bottom * (top / bottom) ** (l / L) for layer l = 0 ... L - 1, with embeddings
 as the first layer and the head at the top (discriminative fine-tuning, Howard and Ruder, arXiv
-1801.06146, section 3.2, with a geometric series between two ends).
+1801.06146, section 3.2, with a geometric series between two ends). A head that shares the
+embeddings' weights is one parameter with them, and has their depth.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from torch import nn
 from replaykit.errors import MissingExtra, RecipeError, did_you_mean
 from replaykit.model.lm_head import beneath
 from replaykit.recipe.train import Train
+from replaykit.steps.train.targets import without_adapter
 
+# The first values of LoRA that PEFT makes of activations or gradients on rows. Without these it
+# takes those of plain LoRA for the last two, and says nothing.
+NEED_DATA = ("corda", "eva", "lora_ga")
 NORMS_AND_BIASES = re.compile(r"(?:norm|ln_\w+)\b.*weight$|\.bias$", re.IGNORECASE)
 
 
@@ -38,9 +43,7 @@ def adapted(network: Any, settings: Train) -> Any:
     merged, for a name of no parameter, and where nothing is left to learn.
     """
     if settings.adapter:
-        import peft
-
-        network = peft.get_peft_model(network, _peft_config(network, settings))
+        network = _under_adapter(network, settings)
     _check_names("freeze", settings.freeze, network)
     if isinstance(settings.weight_decay, dict):
         _check_names("weight_decay", settings.weight_decay, network)
@@ -52,6 +55,29 @@ def adapted(network: Any, settings: Train) -> Any:
             "the recipe", [f"train.freeze: nothing is left to learn with {settings.freeze} frozen"]
         )
     return network
+
+
+def _under_adapter(network: Any, settings: Train) -> Any:
+    """Raises RecipeError, with PEFT's reason, for an adapter that cannot be put on this model."""
+    import peft
+
+    config = _peft_config(network, settings)
+    where = "method" if settings.peft is None else "peft"
+    try:
+        return peft.get_peft_model(network, config)
+    # PEFT reads the keys of some settings only here.
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        kind = settings.adapter_name
+        raise RecipeError(
+            "the recipe", [f"train.{where}: PEFT cannot put {kind} on this model: {_reason(error)}"]
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """An error in words: that of a missing key is the key alone."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error)
 
 
 def _check_names(key: str, words: Iterable[str], network: Any) -> None:
@@ -87,14 +113,18 @@ def _peft_config(network: Any, settings: Train) -> Any:
     import peft
 
     task = "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
+    if network.get_output_embeddings() is None:
+        task = "SEQ_CLS"  # its head is trained whole, beside the adapter
     if settings.peft is None:
-        return peft.LoraConfig(
+        lora = peft.LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             target_modules="all-linear",
             task_type=task,
             use_dora=settings.method == "dora",
         )
+        lora.exclude_modules = without_adapter(network, lora) or None
+        return lora
     # Any configuration of PEFT, by its name and with its own keys.
     options = dict(settings.peft)
     name = str(options.pop("peft_type")).upper()
@@ -114,6 +144,13 @@ def _peft_config(network: Any, settings: Train) -> Any:
             "such as LORA, IA3 or LOHA"
         )
         raise RecipeError("the recipe", [f"train.peft.peft_type: {name}: {todo}"])
+    initial = getattr(config, "init_lora_weights", None)
+    if initial in NEED_DATA:
+        todo = (
+            f"{initial} is computed from rows before training, which replaykit does not do; say "
+            f"pissa, olora, orthogonal or gaussian, or leave it out"
+        )
+        raise RecipeError("the recipe", [f"train.peft.init_lora_weights: {todo}"])
     return config
 
 
@@ -171,6 +208,31 @@ def _outer_lists(network: Any) -> list[tuple[str, nn.ModuleList]]:
     ]
 
 
+def tied(network: Any) -> bool:
+    """Whether the head shares its weights with the embeddings."""
+    base = beneath(network)
+    head = base.get_output_embeddings()
+    embeddings = base.get_input_embeddings()
+    if head is None or embeddings is None:
+        return False
+    return getattr(head, "weight", None) is getattr(embeddings, "weight", embeddings)
+
+
+def tied_note(network: Any, settings: Train) -> str:
+    """What the settings mean for a head that shares the embeddings' weights; "" for others, and
+    where they say nothing of it.
+    """
+    said = []
+    if settings.layer_rates is not None:
+        said.append("at the rate of these, train.layer_rates.bottom")
+    if any(stage.layers < 1 for stage in settings.stages):
+        said.append("only in the stages of train.stages that have layers: 1")
+    if not said or not tied(network):
+        return ""
+    told = " and ".join(said)
+    return f"the model's head shares its weights with the embeddings, so it learns {told}"
+
+
 def _means(word: str, parameter: str, network: Any) -> bool:
     """Whether a word of ``freeze`` or of ``weight_decay`` means the parameter: "embeddings",
     "head", or a part of its name.
@@ -180,6 +242,8 @@ def _means(word: str, parameter: str, network: Any) -> bool:
         module = base.get_input_embeddings()
     elif word == "head":
         module = base.get_output_embeddings()
+        if module is None:
+            return _is_beside_encoder(parameter, network)
     else:
         return word in parameter
     if module is None:
@@ -187,6 +251,14 @@ def _means(word: str, parameter: str, network: Any) -> bool:
     # By identity, since a head may share its weight with the embeddings under one name.
     own = {id(given) for given in module.parameters()}
     return any(id(given) in own for name, given in network.named_parameters() if name == parameter)
+
+
+def _is_beside_encoder(parameter: str, network: Any) -> bool:
+    """Whether a parameter is of a text classifier's head: beside the encoder or the decoder."""
+    base = beneath(network)
+    inside = {id(given) for given in base.base_model.parameters()}
+    given = dict(network.named_parameters())[parameter]
+    return id(given) not in inside
 
 
 # --- rates ----------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from replaykit.result import Result
+from typing import Literal
+
+from replaykit.result import Noted, Result
 from replaykit.steps.train.events import Event
 
 
@@ -32,7 +34,7 @@ class WeightSummary(Result):
     sources: dict[str, SourceWeights]
 
 
-class TrainResult(Result):
+class TrainResult(Noted):
     """A training: how long it was, its losses, and where the tuned model is."""
 
     steps: int
@@ -51,3 +53,59 @@ class TrainResult(Result):
     weights: WeightSummary | None = None
     base: str
     revision: str | None
+
+
+class MemoryParts(Result):
+    """What a training holds at its peak, in bytes."""
+
+    weights: int
+    gradients: int
+    """Of what learns."""
+    optimiser: int
+    """AdamW's two moments."""
+    activations: int
+    """What the forward pass of the largest micro-batch leaves for the backward pass."""
+    logits: int
+    """What the loss takes beside them, at its peak."""
+    remedies: int
+    """Teacher, Fisher information, averages and copies that the remedies hold."""
+    program: int
+    """Of this process and its libraries; 0 on a GPU."""
+    peak: int
+    """Of all together, which is not their sum: gradients come as activations go, and checkpointed
+    activations are made again.
+    """
+
+
+class TrainEstimate(Result):
+    """What a training will take (``--dry-run``)."""
+
+    model: str
+    parameters: int
+    trainable: int
+    """Of the parameters, those that learn."""
+    rows: int
+    """In all steps; a row that comes twice counts twice."""
+    steps: int
+    micro_batches: int
+    """Of a step."""
+    tokens: int
+    """In all steps, with their padding."""
+    largest: tuple[int, int]
+    """Rows and length of the micro-batch of the most tokens."""
+    memory: MemoryParts
+    free: int
+    """Bytes that the device has free now."""
+    device: str
+    tokens_per_second: float
+    hours: float
+    basis: Literal["measured", "estimated"]
+    """Of the speed."""
+    price_per_hour: float | None
+    """In dollars."""
+    cost: float | None
+    """In dollars."""
+    instead: dict[str, int]
+    """Where it does not fit: the peak in bytes with other settings of train."""
+    text: list[str]
+    """The same in sentences."""

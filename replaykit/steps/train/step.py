@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from replaykit.data.jsonl import read_jsonl
 from replaykit.data.planned import PlannedRow, read_plan
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import DataError
+from replaykit.errors import ChatError, DataError, RecipeError
 from replaykit.recipe import Recipe, need
-from replaykit.recipe.evaluate import Test
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.train import Train
 from replaykit.runs import Manifest, Step, Watch, read_manifest
 from replaykit.steps.evaluate.skills import check_tests
-from replaykit.steps.inputs import load, made_facts, test_facts, tests
+from replaykit.steps.inputs import HeldOut, classes_of, load, load_tests, made_facts, test_facts
 from replaykit.steps.mix.step import finished_mixture
 from replaykit.steps.score.step import answer_logprobs
 from replaykit.steps.step import (
@@ -35,7 +34,7 @@ from replaykit.steps.step import (
     model_facts,
     revision_of,
 )
-from replaykit.steps.train.result import TrainResult, WeightSummary
+from replaykit.steps.train.result import TrainEstimate, TrainResult, WeightSummary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,10 +62,15 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[TrainResult]]:
         yield Todo("train", inputs, TrainResult, work, arm=arm)
 
 
-def run(recipe: Recipe, context: Context) -> Iterator[Outcome[TrainResult]]:
+def run(
+    recipe: Recipe, context: Context, *, dry_run: bool = False, price_per_hour: float | None = None
+) -> Iterator[Outcome[TrainResult] | Outcome[TrainEstimate]]:
     """Each arm on its mixture. Of several processes that torchrun started, the first one holds the
-    folder.
+    folder. With ``dry_run``, what each will take; ``price_per_hour`` is in dollars.
     """
+    if dry_run:
+        yield from _estimated(recipe, context, price_per_hour)
+        return
     for todo in todos(recipe, context):
         if int(os.environ.get("RANK", "0")) == 0:
             yield do_step(todo, recipe, context)
@@ -75,6 +79,30 @@ def run(recipe: Recipe, context: Context) -> Iterator[Outcome[TrainResult]]:
         manifest = read_manifest(folder)
         if context.force or manifest is None or manifest.inputs != todo.inputs:
             todo.work(Step(todo.name, folder, todo.inputs, todo.arm))
+
+
+def _estimated(
+    recipe: Recipe, context: Context, price_per_hour: float | None
+) -> Iterator[Outcome[TrainEstimate]]:
+    from replaykit.steps.train.estimate import estimate
+
+    need(recipe, "train", "model")
+    chat = chat_of(recipe)
+    if chat.only_texts:
+        raise RecipeError("the recipe", ["task: what a classifier takes is not estimated yet"])
+    for arm in arms(recipe, context):
+        mixture, _ = finished_mixture(recipe, arm)
+        folder = context.out or recipe.folder / label_of("train", arm)
+        found = estimate(
+            read_plan(mixture / "rows.jsonl"),
+            str(recipe.model),
+            recipe.revision,
+            chat,
+            recipe.training(arm),
+            folder=folder,
+            price_per_hour=price_per_hour,
+        )
+        yield Outcome("train", folder, found, note="dry run: nothing was trained")
 
 
 def _mixed_by(mixed: Manifest) -> dict[str, Any]:
@@ -103,7 +131,7 @@ def _work(
             recipe,
             training,
             read_plan(mixture / "rows.jsonl"),
-            tests_of={skill: (test, load(test, TARGET)) for skill, test in tests(recipe).items()},
+            held=load_tests(recipe),
             replay=replay,
             mix=Mix.model_validate(_mixed_by(mixed)),
             what=label_of("train", arm),
@@ -120,8 +148,8 @@ class Job:
     recipe: Recipe
     training: Train
     rows: Sequence[PlannedRow]
-    tests_of: Mapping[str, tuple[Test, Sequence[Record]]] = field(default_factory=dict)
-    """The held-out rows by skill, for a controller."""
+    held: HeldOut = field(default_factory=HeldOut)
+    """The held-out rows, for a controller."""
     replay: Sequence[Record] = ()
     """All replay rows that a controller may draw from."""
     mix: Mix = field(default_factory=Mix)
@@ -131,11 +159,13 @@ class Job:
 
     def work(self, folder: Path, chat: Chat, watch: Watch) -> TrainResult:
         """Trains in the folder; what it leaves there is said in ``fit``."""
+        from replaykit.steps.evaluate.scorable import scorable
         from replaykit.steps.train.fit import Base, Extras, fit
 
         recipe = self.recipe
-        check_tests(chat, self.tests_of)  # what eval would refuse after the training
-        watched = self._watched()
+        held = scorable(chat, self.held)
+        check_tests(chat, held.rows)  # what eval would refuse after the training
+        watched = self._watched(held)
         records = [row.record for row in self.rows]
         if watched is not None:
             records += watched.replay
@@ -143,10 +173,10 @@ class Job:
         old = self._old(chat)
         extras = Extras(
             weights=weighed.weights,
-            old=[record for record, _ in old],
+            old=[record for record, _ in old.rows],
             watched=watched,
             what=self.what,
-            examples=weighed.examples | {record.id: example for record, example in old},
+            examples=weighed.examples | {record.id: example for record, example in old.rows},
         )
         trained = fit(
             self.rows,
@@ -158,45 +188,63 @@ class Job:
             watch=watch,
         )
         facts = {"weights": weighed.summary, "revision": revision_of(recipe)}
-        return trained.model_copy(update=facts)
+        notes = [*chat.notes, *old.notes]
+        if chat.only_texts and self.training.adapter:
+            notes += [
+                f"train.remedies.{name} holds the adapter, and not the head, which learns whole"
+                for name in ("ewc", "l2sp")
+                if getattr(self.training.remedies, name) is not None
+            ]
+        if watched is not None:
+            notes += held.notes
+        return trained.model_copy(update=facts).noted(*notes)
 
-    def _watched(self) -> ControllerInputs | None:
+    def _watched(self, held: HeldOut) -> ControllerInputs | None:
         """What a controller tests and draws from, where there is one."""
         if self.training.controller is None:
             return None
         from replaykit.steps.train.controller import ControllerInputs
 
-        old = {skill: test for skill, test in self.tests_of.items() if skill != TARGET}
-        _, target = self.tests_of.get(TARGET, (None, []))
+        old = {skill: test for skill, test in held.rows.items() if skill != TARGET}
+        _, target = held.rows.get(TARGET, (None, []))
         return ControllerInputs(
             self.training.controller, old, target, replay=self.replay, mix=self.mix
         )
 
-    def _old(self, chat: Chat) -> list[tuple[Record, Example]]:
+    def _old(self, chat: Chat) -> _Old:
         """The old data that ewc names: so many rows as it takes, drawn by the recipe's seed from
-        those that are not too long.
+        those that the chat template takes and that are not too long.
 
-        Raises DataError where all are too long, or have no answer.
+        Raises DataError where there is none that has an answer, or as ``readable`` does.
         """
         ewc = self.training.remedies.ewc
         if ewc is None or ewc.old is None:
-            return []
+            return _Old([])
         longest = self.training.max_tokens
-        rows = load(ewc.old, "select")
+        rows, note = load(ewc.old, "select", classes=classes_of(self.recipe, old=True))
         shuffled = random.Random(self.recipe.seed).sample(rows, len(rows))
-        examples = ((record, chat.example(record)) for record in shuffled)
+        refused: list[str] = []
         usable = (
             (record, example)
-            for record, example in examples
-            if example.loss_tokens and len(example.tokens) <= longest
+            for record, example in _examples(shuffled, chat, refused)
+            if example.loss_tokens
+            and len(example.tokens) <= longest
+            and chat.unreadable(example) is None
         )
         found = list(islice(usable, ewc.rows))
         if not found:
             raise DataError(
                 f"{ewc.old.path}: train.remedies.ewc.old has no row with an answer and at most "
-                f"{longest} tokens; raise train.max_tokens, or name other rows"
+                f"{longest} tokens that the chat template takes; raise train.max_tokens, or name "
+                f"other rows"
             )
-        return found
+        notes = [note] if note else []
+        if refused:
+            notes.append(
+                f"{ewc.old.path}: {len(refused):,} rows are refused by the chat template and left "
+                f"out of what ewc reads; the first: {refused[0]}"
+            )
+        return _Old(found, notes)
 
     def _weighed(self, records: Sequence[Record], chat: Chat, watch: Watch) -> _Weighed:
         """The rows' weights where a remedy weighs tokens by the base's probabilities."""
@@ -214,6 +262,27 @@ class Job:
             # Which replay comes, and how often, is decided on the way.
             told = told.model_copy(update={"share": None})
         return _Weighed(examples, found, told)
+
+
+class _Old(NamedTuple):
+    """Old data as ewc reads it."""
+
+    rows: list[tuple[Record, Example]]
+    notes: Sequence[str] = ()
+    """What is said of rows that are left out."""
+
+
+def _examples(
+    records: Iterable[Record], chat: Chat, refused: list[str]
+) -> Iterator[tuple[Record, Example]]:
+    """The records that the chat template takes, with what the trainer sees of each; why it does not
+    take the others goes to ``refused``.
+    """
+    for record in records:
+        try:
+            yield record, chat.example(record)
+        except ChatError as error:
+            refused.append(str(error))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ many processes they are taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ import transformers
 from torch.utils.data import DataLoader
 
 from replaykit.errors import EngineError
-from replaykit.model.lm_head import Batch, Head, inputs, split_head
+from replaykit.model.lm_head import Batch, Head, logits_of, split_head
+from replaykit.model.loading import listed, save_model
 from replaykit.model.logprobs import IGNORED
 from replaykit.recipe.remedies import Remedies
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch
-from replaykit.steps.train.batches import TokenisedRows, by_row
+from replaykit.steps.train import checkpoints
+from replaykit.steps.train.batches import TokenisedRows, by_row, to_device
 from replaykit.steps.train.losses import Online, cross_entropy, summed
 from replaykit.steps.train.parameters import Stages, parameter_groups, rate_factors
-from replaykit.steps.train.remedies import Remedy, Term, store
+from replaykit.steps.train.remedies import Remedy, Term, learning_parameters, store
 
-# Of a step in which every token is masked: its loss is 0, and 0 / 0 would be none.
-LEAST_WEIGHT = 1e-8
+ADVICE = "A lower train.learning_rate or train.max_grad_norm usually mends it"
+# Rows beside those of a step that are tried where the loss of all of these is not finite.
+OTHERS = 8
 
 
 class ReplayTrainer(transformers.Trainer):
@@ -67,6 +71,10 @@ class ReplayTrainer(transformers.Trainer):
         # Of the step under way: its loss, and the rows of its micro-batches.
         self._step_loss = torch.zeros((), device=self.args.device)
         self._step_rows: list[torch.Tensor] = []
+        # By name; later stages freeze some of them.
+        self._learning = learning_parameters(self.model)
+        # Where a checkpoint is being written.
+        self._writes: Path | None = None
 
     # --- the order --------------------------------------------------------------------------------
 
@@ -80,12 +88,14 @@ class ReplayTrainer(transformers.Trainer):
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The micro-batches of a step, and the weight of all its tokens in all processes."""
+        """The micro-batches of a step, and the weight of all its tokens in all processes; infinite
+        where every token is masked, so that the loss of the step is 0.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         total = sum((batch["loss_weight"].sum() for batch in batches), torch.zeros(())).to(device)
         if self.args.world_size > 1:
             total = self.accelerator.gather(total[None]).sum()
-        return batches, total.clamp(min=LEAST_WEIGHT)
+        return batches, torch.where(total > 0, total, torch.inf)
 
     # --- the loss ---------------------------------------------------------------------------------
 
@@ -143,7 +153,7 @@ class ReplayTrainer(transformers.Trainer):
         if self.head is not None:
             given = self.head.hidden(model, batch)[where]
         else:
-            given = model(**inputs(batch)).logits[where]
+            given = logits_of(model, batch)[where]
         own = [remedy.term(batch, where) for remedy in self.acting]
         terms = [objective, *(term for term in own if term is not None)]
 
@@ -176,27 +186,115 @@ class ReplayTrainer(transformers.Trainer):
             remedy.backward_done(replay=batch["replay_only"])
         # The last one: the gradients of the step are whole, and the optimiser is next.
         if self.accelerator.sync_gradients:
-            self._check_loss()
+            if torch.isinf(num_items_in_batch):
+                # Every token is masked: without a gradient the optimiser leaves all as it is.
+                model.zero_grad()
             self.stages.gradients(self.state.global_step)
             for remedy in told:
                 remedy.gradients()
         return loss
 
-    def _check_loss(self) -> None:
-        """Raises EngineError, naming the rows of the step, if its loss is not finite."""
-        if torch.isfinite(self._step_loss):
-            self._step_loss.zero_()
-            self._step_rows.clear()
-            return
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Every gradient of a step goes through here before the optimiser moves a parameter."""
+        norm = super()._clip_grad_norm(model)
+        self._check_step(norm)
+        return norm
+
+    def _check_step(self, norm: torch.Tensor | float | None) -> None:
+        """Raises EngineError in all processes where the loss of the step or the norm of its
+        gradient is not finite.
+
+        The norm is of all processes already, and None where it is not known.
+        """
+        found = {"loss": float(self._step_loss)}
+        if norm is not None:
+            found["gradient's norm"] = float(norm)
+        wrong = [f"the {name} is {value}" for name, value in found.items() if not isfinite(value)]
+        if self._in_any(bool(wrong)):
+            told = " and ".join(wrong) or "the loss is not finite in another process"
+            step = self.state.global_step + 1
+            raise EngineError(f"{told} at step {step}{self._cause()}. {self.advice()}")
+        self._step_loss.zero_()
+        self._step_rows.clear()
+
+    def _cause(self) -> str:
+        """What of a step is not finite, in words."""
+        if self._not_finite(self._learning) is not None:
+            return ": the step before has made the parameters so large that they are not finite"
+        rows = self._rows_not_finite()
+        if not rows:
+            return ", and no row by itself is to blame"
+        named = ", ".join(rows[:8]) + (" ..." if len(rows) > 8 else "")
+        return f", in the rows {named}"
+
+    def _rows_not_finite(self) -> list[str]:
+        """The ids of the rows of the step whose own loss or gradient is not finite; none where that
+        is so of other rows, too, for then it is the model.
+        """
+        # Weights that are spread over several GPUs are whole in no process.
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return []
         # -1 stands for a micro-batch without rows.
-        rows = [index for indices in self._step_rows for index in indices.tolist() if index >= 0]
-        ids = list(dict.fromkeys(self.data.id_of(index) for index in rows))
-        named = ", ".join(ids[:8]) + (" ..." if len(ids) > 8 else "")
-        raise EngineError(
-            f"the loss is {self._step_loss.item()} at step {self.state.global_step}, in the rows "
-            f"{named}; the last good checkpoint is in {self.args.output_dir}. A lower "
-            f"train.learning_rate or train.max_grad_norm usually mends it"
-        )
+        own = {index for rows in self._step_rows for index in rows.tolist() if index >= 0}
+        bad = sorted(index for index in own if not self._finite_alone(index))
+        found = [(own, bad)]
+        if self.args.world_size > 1:
+            found *= self.args.world_size
+            torch.distributed.all_gather_object(found, (own, bad))
+        of_step = set().union(*(rows for rows, _ in found))
+        all_bad = sorted(index for _, rows in found for index in rows)
+        if len(all_bad) == len(of_step):
+            others = [index for index in range(len(self.data)) if index not in of_step][:OTHERS]
+            if not any(self._finite_alone(index) for index in others):
+                return []
+        return list(dict.fromkeys(self.data.id_of(index) for index in all_bad))
+
+    def _finite_alone(self, index: int) -> bool:
+        """Whether the loss and the gradient of a single row are finite."""
+        batch = to_device(self.data_collator([self.data[index]]), self.args.device)
+        self.model.zero_grad()
+        with self.compute_loss_context_manager():
+            weight = batch["loss_weight"].sum()
+            loss = self.compute_loss(self.model, batch, num_items_in_batch=weight.clamp(min=1))
+        loss.backward()
+        gradients = [given.grad for given in self._learning.values() if given.grad is not None]
+        return first_not_finite({"": loss} | dict(enumerate(gradients))) is None
+
+    def check_parameters(self) -> None:
+        """Raises EngineError in all processes where a parameter is not finite: before the first
+        step any of them, afterwards one that learns.
+        """
+        steps = self.state.global_step
+        if steps == 0:
+            name = self._not_finite(dict(self.model.named_parameters()))
+            if name is not None:
+                raise EngineError(f"the untrained model's parameter {name} is not finite")
+            return
+        name = self._not_finite(self._learning)
+        if name is not None:
+            raise EngineError(
+                f"the parameter {name} is not finite after step {steps}, so the model is not "
+                f"saved. {self.advice()}"
+            )
+
+    def _not_finite(self, parameters: Mapping[str, torch.Tensor]) -> str | None:
+        """The name of a parameter that is not finite, in any process."""
+        name = first_not_finite(parameters)
+        if self._in_any(name is not None):
+            return name or "of another process"
+        return None
+
+    def _in_any(self, own: bool) -> bool:
+        """Whether something is so in any of the processes, which all have to ask."""
+        if self.args.world_size == 1:
+            return own
+        found = torch.tensor(float(own), device=self.args.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return bool(found.item())
+
+    def advice(self) -> str:
+        """What mends a training that has diverged, and what is left of it."""
+        return f"{ADVICE}; {checkpoints.last_good(Path(self.args.output_dir))}"
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
@@ -240,11 +338,70 @@ class ReplayTrainer(transformers.Trainer):
             str(Path(checkpoint) / "trainer_state.json")
         )
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint of finite parameters, which gets its name when it is whole."""
+        self.check_parameters()
+        folder = Path(self.args.output_dir)
+        self._writes = folder / checkpoints.UNFINISHED
+        if self.args.should_save:
+            checkpoints.begin(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        # Each process has written the state of its random numbers.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.finish(self._writes / f"checkpoint-{self.state.global_step}", folder)
+        self._writes = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the Trainer writes a checkpoint's folder."""
+        return str(self._writes or super()._get_output_dir(trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint has the weights under the names that they have in memory.
+
+        The Trainer would write them as the Hub's files have them, with other names and each expert
+        by itself, and leaves out in silence what it does not find by its name when it reads them.
+        """
+        if output_dir is None or not isinstance(self.model, transformers.PreTrainedModel):
+            super()._save(output_dir, state_dict)
+            return
+        save_model(self.model, output_dir, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raises EngineError where a checkpoint lacks weights, but for those that are others'."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        missing = [name for name in load_result.missing_keys if name in named]
+        found = {id(parameter) for name, parameter in named.items() if name not in missing}
+        lost = [name for name in missing if id(named[name]) not in found]
+        if lost:
+            raise EngineError(
+                f"the last checkpoint in {self.args.output_dir} has no weights for {listed(lost)}; "
+                f"remove it, and the training goes on from the one before it"
+            )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint has the remedies' state beside the model."""
         super().save_model(output_dir, _internal_call)
         if output_dir is not None and self.args.should_save:
             store(self.remedies, output_dir)
+
+
+def first_not_finite(tensors: Mapping[Any, torch.Tensor]) -> Any:
+    """The key of a tensor that has a number that is not finite, None where all are finite."""
+    # Quantised ones are whole numbers.
+    floating = {key: given for key, given in tensors.items() if given.is_floating_point()}
+    found = [torch.isfinite(_local(given)).all() for given in floating.values()]
+    # One look at the device for all of them.
+    if not found or bool(torch.stack([good.to(found[0].device) for good in found]).all()):
+        return None
+    return next(key for key, good in zip(floating, found, strict=True) if not good)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is spread over several GPUs: what of it is here."""
+    own = getattr(tensor, "to_local", None)
+    return tensor if own is None else own()
 
 
 def online(settings: Remedies) -> Online | None:

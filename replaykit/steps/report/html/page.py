@@ -14,7 +14,14 @@ from replaykit.steps.report.html.decisions import decisions
 from replaykit.steps.report.html.pictures import dumbbells, losses, scatter
 from replaykit.steps.report.html.samples import replay_cards
 from replaykit.steps.report.html.style import STYLE
-from replaykit.steps.report.html.tables import by_model, by_skill, made, mixtures
+from replaykit.steps.report.html.tables import (
+    by_label,
+    by_model,
+    by_skill,
+    by_thought,
+    made,
+    mixtures,
+)
 from replaykit.steps.report.verdict import caution, verdict
 from replaykit.steps.results import result_of
 
@@ -28,7 +35,7 @@ PAGE = """\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title} · replaykit</title><style>{style}</style></head><body><main>
 <header><h1>{title}</h1><p class="verdict">{verdict}</p>
-<p>{caution}</p></header>
+<p>{caution}</p>{notes}</header>
 {body}
 </main></body></html>
 """
@@ -55,6 +62,7 @@ def write_report(
         style=STYLE,
         verdict=escape(verdict(evaluation)),
         caution=escape(caution(evaluation)),
+        notes="".join(f"<p>Note: {escape(note)}</p>" for note in evaluation.notes),
         body=_body(
             evaluation,
             {name: results[name] for name in order},
@@ -92,6 +100,8 @@ def _body(
         "What was learned, what was kept": pictures,
         "Model by model": by_model(evaluation, colours),
         "Skill by skill": by_skill(evaluation, colours),
+        "Label by label": by_label(evaluation, colours),
+        "Thoughts before the answers": by_thought(evaluation, colours),
         "Training loss": grid(losses(results), "grid three"),
         "What the controller decided": grid(decisions(results)),
         "The replay data": grid(replay),

@@ -30,7 +30,8 @@ def replay_cards(name: str, result: Result) -> Iterator[str]:
     """The cards of a step that chooses or makes rows."""
     match result:
         case SelectResult():
-            yield _funnel(name, result.funnel)
+            words = f"Looked at: {result.looked_at:,}. The bad and the repeated rows are of these."
+            yield _funnel(name, result.funnel, words)
             if result.scores is not None:
                 yield _scores(name, result.scores)
         case GenerateResult():
@@ -39,12 +40,13 @@ def replay_cards(name: str, result: Result) -> Iterator[str]:
                 yield f'<div class="stack">{funnel}{_tags(name, result.tags)}</div>'
             else:
                 yield funnel
+            yield from _answers(name, result)
             yield _fidelity(name, result.fidelity)
         case MixResult():
             yield _funnel(name, result.funnel)
 
 
-def _funnel(name: str, funnel: FunnelCounts) -> str:
+def _funnel(name: str, funnel: FunnelCounts, words: str = "") -> str:
     rows = [("made", funnel.made, "--base")]
     rows += [(reason, count, "--red") for reason, count in funnel.dropped.items()]
     rows.append(("kept", funnel.kept, "--c2"))
@@ -55,7 +57,22 @@ def _funnel(name: str, funnel: FunnelCounts) -> str:
             f'<span>{escape(label)}</span><i style="--c:var({colour});width:{part:.1f}%"></i>'
             f"<span>{count:,}</span>"
         )
-    return card(name, f'<div class="bars">{bars}</div>')
+    said = f"<p>{escape(words)}</p>" if words else ""
+    return card(name, f'<div class="bars">{bars}</div>{said}')
+
+
+def _answers(name: str, result: GenerateResult) -> Iterator[str]:
+    """What answers hold beside words, where they were asked for more."""
+    body = ""
+    if result.thoughts is not None:
+        body += f"<p>Thoughts: {escape(result.thoughts.words)}.</p>"
+        if result.thoughts.warning is not None:
+            warning = escape(result.thoughts.warning)
+            body += f'<p class="item"><span class="far">{warning}.</span></p>'
+    if result.calls is not None:
+        body += f"<p>Calls: {escape(result.calls.words)}.</p>"
+    if body:
+        yield card(f"{name}: thoughts and calls", body)
 
 
 def _scores(name: str, scores: ScoreSummary) -> str:
@@ -80,9 +97,8 @@ def _scores(name: str, scores: ScoreSummary) -> str:
         'stroke-dasharray="3 3"/>'
     )
     words = (
-        f"Similarity of all rows after the checks, from 0 to {edges[-1]:.2f}, heights "
-        f"logarithmic; the lowest of those chosen is {scores.lowest:.3f}, their median "
-        f"{scores.median:.3f}."
+        f"Similarity of all rows, from 0 to {edges[-1]:.2f}, heights logarithmic; the lowest of "
+        f"those chosen is {scores.lowest:.3f}, their median {scores.median:.3f}."
     )
     picture = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="histogram of scores">'

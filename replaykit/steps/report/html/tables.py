@@ -8,7 +8,7 @@ from html import escape
 from replaykit.result import Result
 from replaykit.runs import Manifest
 from replaykit.steps.evaluate.interval import Interval
-from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, Thoughts
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.report.html.blocks import Colours, Lost, card, label, table
 from replaykit.steps.report.numbers import (
@@ -43,8 +43,8 @@ def by_model(evaluation: EvalResult, colours: Colours) -> str:
             cells += [_estimate(model.retention), _worst(model)]
         rows.append(cells)
     note = (
-        "Below a mean: its 95 % interval. Replay: its share of the loss. Retention: tuned over "
-        "base, on old skills."
+        "Below a mean: its 95 % interval. Replay: its share, in the mixture's unit. Retention: "
+        "tuned over base, on old skills."
     )
     return table(head, rows, note)
 
@@ -73,7 +73,7 @@ def by_skill(evaluation: EvalResult, colours: Colours) -> str:
         "Drop, rise: the change for the worse against base, on the same rows. Tinted: all of "
         "the interval is a loss."
     )
-    return table(head, rows, note)
+    return table(head, rows, escape(" ".join([note, *evaluation.notes])))
 
 
 def _skill(skill: SkillFacts) -> str:
@@ -100,6 +100,66 @@ def _score(model: ModelScores, skill: SkillFacts) -> str:
     shown = f"{change} {number(drop.mean, unit)}"
     around = f"<span>({interval(drop, unit)})</span>"
     if drop.low > 0:  # 95 % sure of a loss
+        return Lost(f"{text}<small><b>{shown}</b> {around}</small>")
+    return f"{text}<small><span>{shown}</span> {around}</small>"
+
+
+def by_thought(evaluation: EvalResult, colours: Colours) -> str:
+    """A row a skill that was thought about, a column a model: the part of valid thoughts."""
+    head = ["Skill", *(label(model.model, colours) for model in evaluation.models)]
+    skills = [name for model in evaluation.models[:1] for name in model.thoughts]
+    rows = [
+        [escape(skill), *(_thoughts(model.thoughts[skill]) for model in evaluation.models)]
+        for skill in skills
+    ]
+    note = (
+        "The part of answers with a valid thought before them; below, what became of the others. "
+        "A thought that was cut has no answer. Tinted: all of the interval of the drop is a loss."
+    )
+    return table(head, rows, note)
+
+
+def by_label(evaluation: EvalResult, colours: Colours) -> str:
+    """A row a figure of each skill whose answers are labels, a column a model."""
+    head = ["Figure", *(label(model.model, colours) for model in evaluation.models)]
+    skills = [item for model in evaluation.models[:1] for item in model.classes.items()]
+    rows = []
+    for skill, classes in skills:
+        for name in classes.figures:
+            cells = [f"{escape(name)}<small>{escape(skill)}</small>"]
+            for model in evaluation.models:
+                found = model.classes[skill].figures.get(name, (None, None))
+                cells.append(_figure(*found))
+            rows.append(cells)
+    note = (
+        "Macro F1: the mean of the labels' F1. Recall: the part of a label's rows that are given "
+        "it. Below a mean: its 95 % interval. Tinted: all of the interval of the drop is a loss."
+    )
+    return table(head, rows, note)
+
+
+def _figure(estimate: Interval | None, drop: Interval | None) -> str:
+    text = _estimate(estimate)
+    if drop is None:
+        return text
+    shown = f"drop {number(drop.mean)}"
+    around = f"<span>({interval(drop)})</span>"
+    if drop.low > 0:
+        return Lost(f"{text}<small><b>{shown}</b> {around}</small>")
+    return f"{text}<small><span>{shown}</span> {around}</small>"
+
+
+def _thoughts(found: Thoughts) -> str:
+    counts = {"empty": found.empty, "missing": found.missing, "cut": found.cut}
+    others = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
+    text = percent(round(found.share, 3))
+    if others:
+        text += f"<small>{others}</small>"
+    if found.drop is None:
+        return text
+    shown = f"drop {number(found.drop.mean)}"
+    around = f"<span>({interval(found.drop)})</span>"
+    if found.drop.low > 0:
         return Lost(f"{text}<small><b>{shown}</b> {around}</small>")
     return f"{text}<small><span>{shown}</span> {around}</small>"
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import distributed
 
 from replaykit.hashing import fingerprint
 from replaykit.model.lm_head import Batch
@@ -133,7 +134,7 @@ class Remedy:
 
     def measures(self) -> dict[str, float]:
         """What is to be logged since the last time, by name; it is logged under
-        ``<remedy>/<name>``.
+        ``<remedy>/<name>``. All processes ask at once, and each gets what is of all of them.
         """
         return {}
 
@@ -197,6 +198,13 @@ def key_of(form: object, parameters: Mapping[str, torch.Tensor], rows: Iterable[
         first = given.detach().flatten()[:8].double().tolist()
         found.append([name, list(given.shape), first])
     return fingerprint([form, digest.hexdigest(), found])
+
+
+def processes() -> int:
+    """How many train together."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 1
+    return distributed.get_world_size()
 
 
 @contextmanager

@@ -21,14 +21,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.nn.functional import kl_div, layer_norm
 
 from replaykit.errors import RecipeError
 from replaykit.model.lm_head import Batch, slices
-from replaykit.model.logprobs import IGNORED
 from replaykit.recipe.remedies import DistillSettings
 from replaykit.steps.train.batches import by_row
-from replaykit.steps.train.remedies import Remedy, Run, Term
+from replaykit.steps.train.remedies import Remedy, Run, Term, processes
 from replaykit.steps.train.remedies.teacher_cache import Cached
 from replaykit.steps.train.remedies.teachers import (
     NUMBERS,
@@ -39,6 +39,7 @@ from replaykit.steps.train.remedies.teachers import (
     adapter_off,
     frozen,
     has_base_beneath,
+    teachable,
 )
 
 
@@ -60,6 +61,7 @@ class Distill(Remedy):
         # By name, over ``_tokens`` distilled tokens.
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens = 0
+        self._device = next(run.model.parameters()).device
 
     def _teacher_for(self, run: Run) -> Live | Cached:
         wanted = self.settings.teacher
@@ -84,7 +86,7 @@ class Distill(Remedy):
         """[rows, length], true at the tokens of distilled rows that have a label, also where its
         weight is 0.
         """
-        labelled: torch.Tensor = batch["labels"] != IGNORED
+        labelled = teachable(batch)
         if self.settings.rows == "all":
             return labelled
         return labelled & by_row(batch, "replay")
@@ -156,12 +158,19 @@ class Distill(Remedy):
         """``kl``, at the temperature, and ``layers``, the squared distance summed over layers: both
         a distilled token.
         """
-        found = {}
-        if self._tokens:
-            found = {name: float(total) / self._tokens for name, total in self._sums.items()}
+        # By name, in the same order in every process, and then the tokens.
+        names = ["kl", "layers"] if self.settings.layers else ["kl"]
+        found = [float(self._sums.get(name, 0.0)) for name in names]
+        totals = torch.tensor([*found, self._tokens], dtype=torch.float64, device=self._device)
+        if processes() > 1:
+            # A process without replay takes part with zeros.
+            distributed.all_reduce(totals)
+        *sums, tokens = totals.tolist()
         self._sums = {}
         self._tokens = 0
-        return found
+        if not tokens:
+            return {}
+        return {name: total / tokens for name, total in zip(names, sums, strict=True)}
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         value = value.detach()

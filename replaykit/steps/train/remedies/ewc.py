@@ -18,7 +18,8 @@ needs no matrix larger than A and B. What else learns beside the adapter's A and
 
 Cost, full fine-tuning of N parameters: for each 4 bytes (F) and a copy of the base's value in the
 precision in which it is trained, 4 bytes more; the passes that make F; in a step one read of both,
-two with ``auto``. With ``hard`` 1 byte instead of F's 4 after the begin. LoRA: u and v, some MB for
+two with ``auto``. With ``hard`` 1 byte more, and F's 4 are free after the begin where there is no
+penalty. LoRA: u and v, some MB for
 7B parameters, no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and step.
 
 A step of plain gradient descent diverges where rate * lambda * F > 2, and the largest F can be
@@ -68,12 +69,11 @@ def kronecker_penalty(
 class _Held(Remedy):
     """What ewc and l2sp share: the penalty's gradient, its strength, and what is logged of it."""
 
-    strength: float
     auto: float | None = None
 
-    def __init__(self, settings: EwcSettings | L2spSettings):
+    def __init__(self, settings: EwcSettings | L2spSettings, strength: float):
         super().__init__(settings)
-        self.strength = settings.strength
+        self.strength = strength
         self._pulls: Callable[[], Iterator[Pull]] = lambda: iter(())
         # Of the penalty, the ratio of both gradients, and lambda, over ``_steps`` steps.
         self._sums: torch.Tensor | None = None
@@ -162,15 +162,15 @@ def _with_base(model: nn.Module) -> list[tuple[str, nn.Parameter, torch.Tensor]]
 
 
 class Ewc(_Held):
-    """lambda/2 * sum F (theta - theta*)^2, or with ``hard`` a limit to how far the parameters of
-    the highest F move.
+    """lambda/2 * sum F (theta - theta*)^2; with ``hard`` a limit to how far the parameters of the
+    highest F move, alone or beside it.
     """
 
     name = "ewc"
     settings: EwcSettings
 
     def __init__(self, settings: EwcSettings):
-        super().__init__(settings)
+        super().__init__(settings, settings.fixed_strength)
         self.auto = settings.auto
         # A parameter, its value in the base, and which of its numbers are bounded.
         self._bounded: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
@@ -192,16 +192,21 @@ class Ewc(_Held):
             self._pulls = lambda: _from_zero(product)
             return
         fisher = diagonal_of(run, rows)
+        of_base = _with_base(run.model)
         if self.settings.hard is not None:
-            fisher = highest(fisher, self.settings.hard)
-        held = [(parameter, base, fisher[name]) for name, parameter, base in _with_base(run.model)]
-        if self.settings.hard is not None:
-            self._bounded = held
-        else:
+            chosen = highest(fisher, self.settings.hard)
+            self._bounded = [(given, base, chosen[name]) for name, given, base in of_base]
+        if self._pulling:
+            held = [(given, base, fisher[name]) for name, given, base in of_base]
             self._pulls = lambda: _from_base(held)
 
+    @property
+    def _pulling(self) -> bool:
+        """Whether there is a penalty; with ``hard`` there may be none."""
+        return self.settings.hard is None or self.auto is not None or self.strength > 0
+
     def gradients(self) -> None:
-        if self.settings.hard is None:
+        if self._pulling:
             super().gradients()
 
     @torch.no_grad()
@@ -220,14 +225,15 @@ class Ewc(_Held):
             self._clamped = torch.stack(counts).sum(dim=0)
 
     def measures(self) -> dict[str, float]:
-        """As for the penalty; with ``hard`` the part of the chosen parameters that the last step
-        had moved too far.
+        """As for the penalty, if there is one; with ``hard`` the part of the chosen parameters that
+        the last step had moved too far.
         """
-        if self._clamped is None:
-            return super().measures()
-        moved, chosen = self._clamped.tolist()
-        self._clamped = None
-        return {"clamped": moved / chosen}
+        found = super().measures()
+        if self._clamped is not None:
+            moved, chosen = self._clamped.tolist()
+            self._clamped = None
+            found["clamped"] = moved / chosen
+        return found
 
 
 class L2sp(_Held):
@@ -237,6 +243,9 @@ class L2sp(_Held):
 
     name = "l2sp"
     settings: L2spSettings
+
+    def __init__(self, settings: L2spSettings):
+        super().__init__(settings, settings.strength)
 
     def begin(self, run: Run) -> None:
         if run.adapter:

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from replaykit.errors import DataError, RecipeError
-from replaykit.model.lm_head import Batch, Head, evaluating, inputs, split_head
+from replaykit.model.lm_head import Batch, Head, evaluating, logits_of, split_head
 from replaykit.steps.train.losses import cross_entropy, summed
 from replaykit.steps.train.remedies import (
     Run,
@@ -93,7 +93,7 @@ def _row_losses(
             if head is not None:
                 yield summed(head.hidden(model, row)[where], head, objective)
             else:
-                yield objective(wide(model(**inputs(row)).logits[where]), slice(None))
+                yield objective(wide(logits_of(model, row)[where]), slice(None))
 
 
 def diagonal_fisher(model: nn.Module, rows: Iterable[Batch]) -> Tensors:
@@ -222,17 +222,22 @@ def _together(rows: Sequence[Batch]) -> Iterator[Batch]:
     no larger than the longest row, so it needs no more memory, or than some hundred tokens, which
     need little in any model.
     """
-    longest = max((row["labels"].numel() for row in rows), default=0)
+    longest = max(map(_size, rows), default=0)
     alike: dict[object, list[Batch]] = {}
     for row in rows:
         tensors = {name: given for name, given in row.items() if isinstance(given, torch.Tensor)}
         shapes = tuple((name, tensors[name].shape[1:]) for name in sorted(tensors))
         alike.setdefault(shapes, []).append(tensors)
     for group in alike.values():
-        count = max(1, max(longest, TOKENS_TOGETHER) // group[0]["labels"].numel())
+        count = max(1, max(longest, TOKENS_TOGETHER) // _size(group[0]))
         for start in range(0, len(group), count):
             part = group[start : start + count]
             yield {name: torch.cat([row[name] for row in part]) for name in part[0]}
+
+
+def _size(row: Batch) -> int:
+    """The tokens of a row; the label of a text is none."""
+    return max(row["input_ids"].numel(), row["labels"].numel())
 
 
 class _Squares:

@@ -34,7 +34,7 @@ import torch
 from torch import distributed, nn
 
 from replaykit.recipe.remedies import ProjectSettings
-from replaykit.steps.train.remedies import Remedy, Run, wide
+from replaykit.steps.train.remedies import Remedy, Run, processes, wide
 
 
 def dots(g: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ class Project(Remedy):
         has_replay = self._has_replay
         self._has_replay = False
         self._has_target = False
-        if _processes() > 1:
+        if processes() > 1:
             has_replay = self._reduced(has_replay)
         if not has_replay:
             return
@@ -186,7 +186,7 @@ class Project(Remedy):
             elif not has_replay:
                 own.zero_()  # it is of a step before
             distributed.all_reduce(own)
-            self._replay[k] = own.div_(_processes())
+            self._replay[k] = own.div_(processes())
         return True
 
     def measures(self) -> dict[str, float]:
@@ -206,9 +206,3 @@ class Project(Remedy):
 def _target(gradient: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     """g, what the target rows have added to r."""
     return wide(gradient) - wide(r)
-
-
-def _processes() -> int:
-    if not distributed.is_available() or not distributed.is_initialized():
-        return 1
-    return distributed.get_world_size()

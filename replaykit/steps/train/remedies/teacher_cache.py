@@ -25,7 +25,6 @@ import torch
 
 from replaykit.errors import RunError
 from replaykit.model.lm_head import Batch, evaluating, slices
-from replaykit.model.logprobs import IGNORED
 from replaykit.steps.train.remedies import Run, key_of, written_whole
 from replaykit.steps.train.remedies.teachers import (
     NUMBERS,
@@ -34,6 +33,7 @@ from replaykit.steps.train.remedies.teachers import (
     adapter_off,
     frozen,
     has_base_beneath,
+    teachable,
 )
 
 CACHE = "teacher.safetensors"
@@ -133,7 +133,7 @@ def _write(path: Path, facts: Facts, teacher: Live, top_k: int, batches: Iterato
     logs = []
     count = 0
     for batch in batches:
-        labelled = batch["labels"] != IGNORED
+        labelled = teachable(batch)
         keys = row_keys(batch, labelled)
         if not keys or all(key in rows for key, _ in keys):
             continue

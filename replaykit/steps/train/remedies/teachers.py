@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from replaykit.errors import RecipeError
-from replaykit.model.lm_head import Batch, beneath, evaluating, inputs, split_head
+from replaykit.model.lm_head import Batch, beneath, evaluating, inputs, logits_of, split_head
+from replaykit.model.logprobs import IGNORED
 from replaykit.steps.train.remedies import Run, learning_kept
 
 NUMBERS = 2**22  # logits of a teacher that are made at a time: 16 MiB in float32
@@ -211,7 +212,7 @@ class Live:
             if self.head is not None:
                 hidden = self.head.hidden(self.model, part)
             else:
-                hidden = self.model(**inputs(part)).logits
+                hidden = logits_of(self.model, part)
         return hidden[wanted], {layer: state[wanted] for layer, state in states.items()}
 
     def log_softmax(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -219,6 +220,16 @@ class Live:
         with torch.no_grad():
             logits = hidden if self.head is None else self.head.logits(hidden)
             return torch.log_softmax(logits.to(dtype) / self.temperature, dim=-1)
+
+
+def teachable(batch: Batch) -> torch.Tensor:
+    """[rows, length], true where there is a label; of a text classifier where it is one of the
+    base's own, since of others it has learned nothing.
+    """
+    labelled: torch.Tensor = batch["labels"] != IGNORED
+    if "taught" in batch:
+        labelled = labelled & batch["taught"]
+    return labelled
 
 
 def of_rows(batch: Batch, distilled: torch.Tensor) -> tuple[Batch, torch.Tensor]:
@@ -233,6 +244,12 @@ def of_rows(batch: Batch, distilled: torch.Tensor) -> tuple[Batch, torch.Tensor]
         part = {name: batch[name][:, kept] for name in ("input_ids", "position_ids")}
         return part, distilled[:, kept]
     rows = distilled.any(dim=1)
+    if "known" in batch:
+        part = {name: batch[name][rows] for name in ("input_ids", "attention_mask", "known")}
+        if "among" in batch:
+            # The base has learned nothing of the labels that are new.
+            part["among"] = batch["among"][rows] & part["known"]
+        return part, distilled[rows]
     names = set(inputs(batch)) & set(batch)
     if "decoder_input_ids" in batch:
         return {name: batch[name][rows] for name in names}, distilled[rows]

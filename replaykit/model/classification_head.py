@@ -1,0 +1,211 @@
+"""A classification head with a row for every label, and the model that it is on.
+
+    model = load_classifier("my-news-classifier", None, labels, tuned=False, seed=1, pad=0)
+    model.config.id2label        # {0: "World", 1: "Sports", 2: "yes", 3: "no"}
+
+The old rows of a head that is widened are the model's, bit for bit. The new ones are initialised as
+transformers initialises the model's head, by the seed, so the base that is widened twice is the
+same model. What a model cannot do is found by looking at it: where its logits come from, whether
+padding changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from replaykit.errors import EngineError
+from replaykit.model import loading
+from replaykit.model.labels import PROBLEM, Labels, config_of, own_labels
+from replaykit.model.lm_head import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SHOWN = 5  # weights that a message names
+
+
+def load_classifier(
+    name: str | None,
+    revision: str | None,
+    labels: Labels,
+    *,
+    tuned: bool,
+    seed: int,
+    pad: int,
+    train: bool = False,
+    quantisation: Any = None,
+) -> Any:
+    """The model with a row of its head for every label, placed as by ``loading.load_model``; one
+    that is ``tuned`` has them already. ``pad`` is the tokenizer's padding.
+
+    Raises EngineError for a tuned model with other labels, where weights are missing that are not
+    those of a new head, and where the padding of a text changes what the model says of it.
+    """
+    name = str(name)
+    config = config_of(name, revision)
+    own = own_labels(name, config)
+    every = labels.every
+    if tuned and own != every:
+        raise EngineError(
+            f"{name} has the labels {', '.join(own) or 'of no head'}, and the recipe's are "
+            f"{', '.join(every)}; `replaykit train` makes it anew"
+        )
+    # A bare model is loaded with a head for all of them.
+    config.num_labels = len(own or every)
+    config.problem_type = PROBLEM[labels.multi]
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = pad
+        config.pad_token_id = pad
+    # The new head is drawn by the seed, and nothing that is drawn later is changed by it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _loaded(
+            name, revision, config, train=train, quantisation=quantisation, bare=not own
+        )
+        if own and len(own) < len(every):
+            torch.manual_seed(seed)
+            _widen(model, len(own), len(every))
+    model.config.id2label = dict(enumerate(every))
+    model.config.label2id = {label: number for number, label in enumerate(every)}
+    _check_padding(model, name, pad)
+    return model
+
+
+def _loaded(
+    name: str,
+    revision: str | None,
+    config: PretrainedConfig,
+    *,
+    train: bool,
+    quantisation: Any,
+    bare: bool,
+) -> Any:
+    """The model as it is stored, a ``bare`` one with a new head. Raises EngineError for other
+    weights that are missing, and for weights of a trained classifier that are not used.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    device, dtype = loading.placement(train=train)
+    loaded, info = loading._load(
+        AutoModelForSequenceClassification.from_pretrained,
+        name,
+        revision,
+        config=config,
+        output_loading_info=True,
+        dtype=dtype,
+        use_safetensors=True,
+        quantization_config=quantisation,
+    )
+    missing = list(info["missing_keys"])
+    unused = list(info["unexpected_keys"])
+    if bare:
+        # Its head for another task is left; the new one lacks what is neither embedding nor layer.
+        unused = []
+        missing = [key for key in missing if _is_encoders(loaded, key)]
+    for keys, what in ((missing, "has no weights for"), (unused, "has weights nobody reads:")):
+        if keys:
+            shown = ", ".join(sorted(keys)[:SHOWN])
+            raise EngineError(f"{name} {what} {shown}; fetch or save the model again")
+    # Quantised weights are placed as they are loaded, and cannot be moved.
+    return loaded if quantisation is not None else loaded.to(device)
+
+
+def _widen(model: Any, before: int, after: int) -> None:
+    """Gives the head ``after`` rows; its first ``before`` rows stay bit for bit."""
+    parent, name, old = output_layer(model, before)
+    wide = nn.Linear(old.in_features, after, bias=old.bias is not None, dtype=torch.float32)
+    with torch.no_grad():
+        model._init_weights(wide)
+        wide.to(device=old.weight.device, dtype=old.weight.dtype)
+        wide.weight[:before] = old.weight
+        if old.bias is not None:
+            wide.bias[:before] = old.bias
+    setattr(parent, name, wide)
+    model.config.num_labels = model.num_labels = after
+
+
+def output_layer(model: Any, count: int) -> tuple[nn.Module, str, nn.Linear]:
+    """The linear layer that gives the logits, with the module that holds it and its name there.
+
+    Raises EngineError where none gives exactly them.
+    """
+    for path, layer in reversed(list(model.named_modules())):
+        if not isinstance(layer, nn.Linear) or layer.out_features != count:
+            continue
+        given: list[Any] = []
+        hook = layer.register_forward_hook(lambda _, __, output, to=given: to.append(output))
+        with torch.no_grad():
+            logits = _on_tokens(model, _some_tokens(model))
+        hook.remove()
+        # A decoder's head gives logits at every position, of which the last is taken.
+        if given and torch.equal(given[0].reshape(-1, count)[-1], logits[-1]):
+            holder, _, name = path.rpartition(".")
+            return model.get_submodule(holder), name, layer
+    raise EngineError(
+        f"{type(model).__name__} makes its {count} logits in no linear layer, so its head cannot "
+        "be widened; leave classification.labels out"
+    )
+
+
+def _is_encoders(model: Any, key: str) -> bool:
+    """Whether a parameter is one of the embeddings or of the layers."""
+    path = ""
+    for part in key.split("."):
+        path = f"{path}.{part}".strip(".")
+        kind: Any = dict(model.named_modules()).get(path)
+        if kind is not None and isinstance(kind, (nn.ModuleList, nn.Embedding)):
+            return True
+    return False
+
+
+def positions(config: PretrainedConfig) -> int:
+    """How many tokens a model of this config reads; 2**30 where it says nothing.
+
+    Embeddings of positions with a place for padding, as RoBERTa's, begin behind that place.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None) or 1 << 30
+    if longest < 0:
+        return 1 << 30  # XLNet's -1
+    with torch.device("meta"):  # tensors with shapes and no memory
+        empty = AutoModelForSequenceClassification.from_config(config)
+    for name, module in empty.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            before = -1 if module.padding_idx is None else module.padding_idx
+            longest = min(longest, module.num_embeddings - before - 1)
+    return int(longest)
+
+
+def _on_tokens(model: Any, tokens: Sequence[int], padding: Sequence[int] = ()) -> Any:
+    """The logits of a row, [1, labels]."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([[*tokens, *padding]], device=device)
+    mask = torch.tensor([[1] * len(tokens) + [0] * len(padding)], device=device)
+    with torch.no_grad(), evaluating(model):
+        return model(input_ids=ids, attention_mask=mask).logits
+
+
+def _some_tokens(model: Any) -> list[int]:
+    """Two tokens of which none is padding."""
+    pad = model.config.get_text_config().pad_token_id
+    return [token for token in range(3, 6) if token != pad][:2]
+
+
+def _check_padding(model: Any, name: str, pad: int) -> None:
+    """Raises EngineError where a padded text has other logits than the text alone."""
+    tokens = _some_tokens(model)
+    alone = _on_tokens(model, tokens)
+    padded = _on_tokens(model, tokens, [pad] * 3)
+    if not torch.allclose(alone, padded, rtol=1e-2, atol=1e-2):
+        raise EngineError(
+            f"{name}: padding behind a text changes what {type(model).__name__} says of it, so "
+            "rows cannot be trained together; take another model"
+        )

@@ -99,7 +99,6 @@ class Recipe(Strict, metaclass=_Called):
     """The target in the model's own words; null: as it is."""
     mix: Mix = Mix()
     """How much of the training is replay, and from which sources."""
-    """How much of the training is replay, and from which sources."""
     arms: dict[ArmName, Arm] = {}
     """Several trainings to compare, by name; empty: one."""
     train: Train = Train()
@@ -107,7 +106,6 @@ class Recipe(Strict, metaclass=_Called):
     eval: Eval = Eval()
     """Held-out rows: of the new task, and of the old skills that must not drop."""
     push: Push = Push()
-    """Where the replay data is published."""
     """Where the replay data is published."""
 
     @model_validator(mode="after")

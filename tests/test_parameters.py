@@ -13,6 +13,7 @@ from replaykit.errors import MissingExtra, RecipeError
 from replaykit.model import loading
 from replaykit.recipe import load_recipe
 from replaykit.recipe.train import Train
+from replaykit.steps.train import parameters
 from replaykit.steps.train.parameters import (
     Stages,
     adapted,
@@ -307,8 +308,9 @@ def test_layers_that_see_images_are_no_layers_of_the_language_model() -> None:
     assert {places[name] for name in places if "vision_tower" in name and ".layers." in name} == {0}
 
 
-def test_qlora_says_what_it_needs() -> None:
+def test_qlora_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quantised(Train()) is None
+    monkeypatch.setattr(parameters, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="bitsandbytes"):
         quantised(Train(method="qlora"))
 

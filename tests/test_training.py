@@ -422,6 +422,18 @@ RESUMED: dict[str, dict[str, Any]] = {
     },
     "project": {"remedies": {"project": {"min_cosine": 0.5}}},
     "ema": {"remedies": {"ema": {"decay": 0.8}}},
+    "weights in bfloat16": {"weights": "bfloat16"},
+    "moments in 8 bits": {"weights": "bfloat16", "optimiser": "adamw_8bit"},
+    "weights in bfloat16, remedies": {
+        "weights": "bfloat16",
+        "remedies": {
+            "distill": {},
+            "project": {},
+            "ewc": {"rows": 4},
+            "l2sp": {"strength": 1.0},
+            "ema": {"decay": 0.8},
+        },
+    },
     "all together": {
         "remedies": {
             "distill": {},

@@ -146,6 +146,8 @@ class TrainOptions(ModelOptions, total=False):
     alpha: int
     gradient_checkpointing: bool
     precision: Literal["auto", "float32", "bfloat16"]
+    weights: Literal["float32", "bfloat16"]
+    optimiser: Literal["adamw", "adamw_8bit"]
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]]
     save_every: int
     log_every: int

@@ -38,6 +38,7 @@ def load_classifier(
     pad: int,
     train: bool = False,
     quantisation: Any = None,
+    narrow: bool = False,
 ) -> Any:
     """The model with a row of its head for every label, placed as by ``loading.load_model``; one
     that is ``tuned`` has them already. ``pad`` is the tokenizer's padding.
@@ -64,7 +65,13 @@ def load_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _loaded(
-            name, revision, config, train=train, quantisation=quantisation, bare=not own
+            name,
+            revision,
+            config,
+            train=train,
+            quantisation=quantisation,
+            narrow=narrow,
+            bare=not own,
         )
         if own and len(own) < len(every):
             torch.manual_seed(seed)
@@ -82,6 +89,7 @@ def _loaded(
     *,
     train: bool,
     quantisation: Any,
+    narrow: bool,
     bare: bool,
 ) -> Any:
     """The model as it is stored, a ``bare`` one with a new head. Raises EngineError for other
@@ -91,7 +99,7 @@ def _loaded(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device, dtype = loading.placement(train=train)
+    device, dtype = loading.placement(train=train, narrow=narrow)
     loaded, info = loading._load(
         AutoModelForSequenceClassification.from_pretrained,
         name,

@@ -195,7 +195,12 @@ class TextClassifier(Chat):
     # --- the model --------------------------------------------------------------------------------
 
     def load_model(
-        self, model: str | None = None, *, train: bool = False, quantisation: Any = None
+        self,
+        model: str | None = None,
+        *,
+        train: bool = False,
+        quantisation: Any = None,
+        narrow: bool = False,
     ) -> Any:
         """The recipe's model, or one that was tuned from it, as ``load_classifier`` gives it."""
         tuned = model not in (None, self.name)
@@ -208,6 +213,7 @@ class TextClassifier(Chat):
             pad=self.tokenizer.pad_token_id,
             train=train,
             quantisation=quantisation,
+            narrow=narrow,
         )
 
     def save_base(self, folder: Path) -> Path:

@@ -104,10 +104,12 @@ def load_model(
     train: bool = False,
     quantisation: Any = None,
     attention: str | None = None,
+    narrow: bool = False,
 ) -> PreTrainedModel:
     """The language model, causal or encoder-decoder, on the best device here, from safetensors.
 
-    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained.
+    On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained, but
+    for ``narrow``, which asks for bfloat16.
     ``quantisation`` is a configuration of transformers for fewer bits, ``attention`` the name of an
     implementation (by default transformers' own choice).
     """
@@ -115,7 +117,7 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device, dtype = placement(train=train)
+    device, dtype = placement(train=train, narrow=narrow)
     config = language_model(model, revision)
     loader = AutoModelForCausalLM if config is None else _auto_class(config)
     options = {"dtype": dtype, "quantization_config": quantisation}
@@ -128,16 +130,17 @@ def load_model(
     return loaded.to(device)
 
 
-def placement(*, train: bool = False) -> tuple[str, Any]:
+def placement(*, train: bool = False, narrow: bool = False) -> tuple[str, Any]:
     """The device for a model, and the torch dtype.
 
     Weights that are trained are float32, since small steps are lost in the 8 bits of a bfloat16's
-    fraction; so are all weights on a CPU, where bfloat16 is mostly emulated.
+    fraction; so are all weights on a CPU, where bfloat16 is mostly emulated. ``narrow`` asks for
+    bfloat16 all the same.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not train:
+    if narrow or (device == "cuda" and not train):
         return device, torch.bfloat16
     return device, torch.float32
 

@@ -83,6 +83,10 @@ class Train(Strict):
     """Compute activations again in the backward pass: less memory, a third more time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """The precision of the computation; auto: bfloat16 on a GPU, float32 on a CPU."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """How the weights that learn are held; bfloat16: half the memory, updates rounded at random."""
+    optimiser: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit holds AdamW's moments in 8 bits; it needs bitsandbytes."""
     report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], MACHINE] = []
     """Trackers that the losses are sent to as well."""
     save_every: Annotated[PositiveInt, MACHINE] = 200
@@ -101,6 +105,8 @@ class Train(Strict):
         if self.peft is not None and "peft_type" not in self.peft:
             raise ValueError("peft: it needs peft_type, a name of PEFT such as IA3, LOHA or OFT")
         self._check_remedies()
+        if self.weights == "bfloat16":
+            self._check_narrow()
         if self.stages and self.adapter:
             raise ValueError(
                 "stages: an adapter is on all layers at once; stages are for method: full"
@@ -114,6 +120,19 @@ class Train(Strict):
             if switched is not None and getattr(self.remedies, switched) is None:
                 raise ValueError(f"controller.remedy: {switched} is not among train.remedies")
         return self
+
+    def _check_narrow(self) -> None:
+        """Raises ValueError where weights in bfloat16 are none that learn, or asked for against."""
+        if self.adapter:
+            raise ValueError(
+                "weights: under an adapter the model's own weights do not learn, and those of the "
+                "adapter are few; leave it out"
+            )
+        if self.precision == "float32":
+            raise ValueError(
+                "precision: weights in bfloat16 are computed with in bfloat16; leave it out, or "
+                "say weights: float32"
+            )
 
     def _check_remedies(self) -> None:
         """Raises ValueError for a remedy that the method of training does not admit."""

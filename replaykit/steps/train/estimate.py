@@ -44,6 +44,7 @@ from replaykit.steps.step import typed
 from replaykit.steps.train.batches import TokenisedRows
 from replaykit.steps.train.fit import cut_of, planned_order, remedies_of
 from replaykit.steps.train.losses import cross_entropy, summed
+from replaykit.steps.train.optimiser import moment_bytes
 from replaykit.steps.train.parameters import adapted
 from replaykit.steps.train.result import MemoryParts, TrainEstimate, TrainResult
 
@@ -59,14 +60,18 @@ BACKWARD_OF_ADAPTER = 1.0
 # not yet measured. Where the folder has a finished training, that counts instead.
 EFFICIENCY = 0.5
 MEASURED_FOR = 0.3  # seconds
+LORA = {"method": "lora", "learning_rate": None, "weights": "float32"}
 # Settings that take less memory, each by itself, as the recipe says them.
 LIGHTER: Mapping[str, Mapping[str, Any]] = {
     "train.micro_batch_rows: 1": {"micro_batch_rows": 1},
     "train.gradient_checkpointing: true": {"gradient_checkpointing": True},
-    "train.method: lora": {"method": "lora", "learning_rate": None},
+    "train.weights: bfloat16, optimiser: adamw_8bit": {
+        "weights": "bfloat16",
+        "optimiser": "adamw_8bit",
+    },
+    "train.method: lora": LORA,
     "train.method: lora, gradient_checkpointing: true, micro_batch_rows: 1": {
-        "method": "lora",
-        "learning_rate": None,
+        **LORA,
         "gradient_checkpointing": True,
         "micro_batch_rows": 1,
     },
@@ -199,7 +204,7 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
     from torch.utils.flop_counter import FlopCounterMode
 
     wide = settings.precision == "float32" or not settings.adapter
-    device, dtype = loading.placement(train=wide)
+    device, dtype = loading.placement(train=wide, narrow=settings.weights == "bfloat16")
     narrow = settings.precision == "bfloat16" or (settings.precision == "auto" and device == "cuda")
     loss_tokens = plan.loss_tokens
     empty = loading.untrained(model, revision, dtype=dtype)
@@ -353,7 +358,7 @@ def _bytes(tensors: Any) -> int:
 
 def _memory(traced: _Traced, settings: Train) -> MemoryParts:
     """What is held at the peak, in a step after the first one, when the optimiser has its state."""
-    optimiser = 2 * traced.trainable_bytes
+    optimiser = round(moment_bytes(settings) * traced.trainable)
     remedies = _remedies(traced, settings)
     program = 0
     if not torch.cuda.is_available():
@@ -375,15 +380,19 @@ def _remedies(traced: _Traced, settings: Train) -> int:
     Fisher information, l2sp the base's values, ema its average, project the replay's gradient.
     """
     wanted = settings.remedies
-    learning = FLOAT32 * traced.trainable
+    own = traced.trainable_bytes
+    wide = FLOAT32 * traced.trainable
     found = 0
     if wanted.distill is not None and wanted.distill.teacher == "copy":
         found += traced.weights
     if wanted.ewc is not None:
-        found += 2 * learning
-    for held in (wanted.l2sp, wanted.ema, wanted.project):
-        if held is not None:
-            found += learning
+        found += wide + own
+    if wanted.l2sp is not None:
+        found += own
+    if wanted.ema is not None:
+        found += wide
+    if wanted.project is not None:
+        found += own
     return found
 
 
@@ -396,6 +405,9 @@ def _lighter(
 ) -> Iterator[tuple[str, int]]:
     """Settings that take less memory, each with its peak."""
     for name, change in LIGHTER.items():
+        # Under an adapter the weights do not learn.
+        if settings.adapter and change.get("weights") == "bfloat16":
+            continue
         other = settings.model_copy(update=change)
         plan = _plan(rows, data, other)
         yield name, _memory(_traced(model, revision, other, plan), other).peak

@@ -42,6 +42,7 @@ from replaykit.steps.train import checkpoints
 from replaykit.steps.train.batches import Cut, TokenisedRows, micro_batches, to_device
 from replaykit.steps.train.controlled import ControlledBatches, lay_out
 from replaykit.steps.train.controller import Controller, ControllerInputs
+from replaykit.steps.train.optimiser import moment_bytes
 from replaykit.steps.train.parameters import adapted, quantised, tied_note
 from replaykit.steps.train.reading import check_reading
 from replaykit.steps.train.remedies import Remedy, Run, chosen, restore
@@ -66,13 +67,16 @@ class Base:
     revision: str | None = None
 
     def load(self, settings: Train) -> Any:
-        """The model as it is trained: in float32, in the precision it came in under an adapter, or
-        in 4 bits for qlora.
+        """The model as it is trained: in float32 or as train.weights says, in the precision it came
+        in under an adapter, or in 4 bits for qlora.
         """
         wide = settings.precision == "float32"
+        narrow = settings.weights == "bfloat16"
         if isinstance(self.chat, TextClassifier):
             train = wide or not settings.adapter
-            return self.chat.load_model(train=train, quantisation=quantised(settings))
+            return self.chat.load_model(
+                train=train, quantisation=quantised(settings), narrow=narrow
+            )
         # Packed rows are kept apart by a mask of [length, length], unless the kernel takes where
         # each begins.
         kernel = (
@@ -87,6 +91,7 @@ class Base:
             train=wide or not settings.adapter,
             quantisation=quantised(settings),
             attention="flash_attention_2" if kernel else None,
+            narrow=narrow,
         )
 
     def load_again(self) -> Any:
@@ -162,7 +167,7 @@ def fit(
     _check(settings, base.chat, order, extras)
     with _memory_told(settings, folder):
         network = adapted(base.load(settings), settings)
-        _check_memory(network)
+        _check_memory(network, settings)
         note = tied_note(network, settings)
         with stop_on_signal(signal.SIGTERM) as stopping:
             watching = WatchCallback(watch, extras.what, remedies, stopping)
@@ -282,12 +287,14 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
             )
 
 
-def _check_memory(network: Any) -> None:
+def _check_memory(network: Any, settings: Train) -> None:
     """Raises EngineError where what is sure to be needed beside the weights is not free: gradients
     and AdamW's two moments. Several processes may share them out, so there it is not asked.
     """
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    needed = 3 * sum(parameter.numel() * parameter.element_size() for parameter in learning)
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in learning)
+    moments = moment_bytes(settings) * sum(parameter.numel() for parameter in learning)
+    needed = gradients + moments
     free, device = free_memory()
     if needed > free and _world() == 1:
         raise EngineError(

@@ -28,6 +28,7 @@ from replaykit.runs import Watch
 from replaykit.steps.train import checkpoints
 from replaykit.steps.train.batches import TokenisedRows, by_row, to_device
 from replaykit.steps.train.losses import Online, cross_entropy, summed
+from replaykit.steps.train.optimiser import AdamW, local
 from replaykit.steps.train.parameters import Stages, parameter_groups, rate_factors
 from replaykit.steps.train.remedies import Remedy, Term, learning_parameters, store
 
@@ -298,10 +299,24 @@ class ReplayTrainer(transformers.Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            made = cls(parameter_groups(self.model, self.settings), **options)
-            self.optimizer: Any = made
+            groups = parameter_groups(self.model, self.settings)
+            self.optimizer: Any = self._optimiser(groups)
         return self.optimizer
+
+    def _optimiser(self, groups: Any) -> torch.optim.Optimizer:
+        """torch's AdamW, or ours for weights in bfloat16 and moments in 8 bits."""
+        cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        in_8_bits = self.settings.optimiser == "adamw_8bit"
+        if self.settings.weights == "float32" and not in_8_bits:
+            return cls(groups, **options)
+        return AdamW(
+            groups,
+            lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+            seed=self.args.seed,
+            moments_in_8_bits=in_8_bits,
+        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -391,17 +406,11 @@ def first_not_finite(tensors: Mapping[Any, torch.Tensor]) -> Any:
     """The key of a tensor that has a number that is not finite, None where all are finite."""
     # Quantised ones are whole numbers.
     floating = {key: given for key, given in tensors.items() if given.is_floating_point()}
-    found = [torch.isfinite(_local(given)).all() for given in floating.values()]
+    found = [torch.isfinite(local(given)).all() for given in floating.values()]
     # One look at the device for all of them.
     if not found or bool(torch.stack([good.to(found[0].device) for good in found]).all()):
         return None
     return next(key for key, good in zip(floating, found, strict=True) if not good)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is spread over several GPUs: what of it is here."""
-    own = getattr(tensor, "to_local", None)
-    return tensor if own is None else own()
 
 
 def online(settings: Remedies) -> Online | None:

@@ -430,7 +430,6 @@ RESUMED: dict[str, dict[str, Any]] = {
             "distill": {},
             "project": {},
             "ewc": {"rows": 4},
-            "l2sp": {"strength": 1.0},
             "ema": {"decay": 0.8},
         },
     },

@@ -107,6 +107,9 @@ def test_every_arm_of_the_miniature_is_measured_and_its_numbers_are_sane(
         assert run["losses"] and all(0 < loss < 10 for loss in run["losses"])
         assert run["replay_share"] == pytest.approx(0.05, abs=1 / 40)  # of 40 rows, so within one
         assert run["mfu"] is None or 0 < run["mfu"] < 1
+    ours = [run for name, run in found.items() if "replaykit" in name]
+    # The process is most of what so small a model takes.
+    assert all(run["estimated_gib"] == pytest.approx(run["gib"], rel=0.25) for run in ours)
 
 
 def test_trl_trains_on_the_very_same_rows(mini: tuple[Path, Path]) -> None:

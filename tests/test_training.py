@@ -426,12 +426,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "moments in 8 bits": {"weights": "bfloat16", "optimiser": "adamw_8bit"},
     "weights in bfloat16, remedies": {
         "weights": "bfloat16",
-        "remedies": {
-            "distill": {},
-            "project": {},
-            "ewc": {"rows": 4},
-            "ema": {"decay": 0.8},
-        },
+        "remedies": {"distill": {}, "project": {}, "ewc": {"rows": 4}, "ema": {"decay": 0.8}},
     },
     "all together": {
         "remedies": {

@@ -413,6 +413,7 @@ class Data:
 
 def run_ours(arm: Arm, load: Load, data: Data, base: Path, folder: Path) -> Any:
     from replaykit.steps.train import fit as fitting
+    from replaykit.steps.train.estimate import estimate
     from replaykit.steps.train.fit import Base, Extras, fit
 
     clock = Clock(load, data.chat.tokenizer.pad_token_id)
@@ -425,6 +426,8 @@ def run_ours(arm: Arm, load: Load, data: Data, base: Path, folder: Path) -> Any:
             **OURS[arm.remedy],
         }
     )
+    # As `replaykit train --dry-run` says it.
+    foreseen = estimate(data.rows, str(base), None, data.chat, settings, folder=folder)
     result = fit(
         data.rows,
         Base(str(base), data.chat),
@@ -433,7 +436,8 @@ def run_ours(arm: Arm, load: Load, data: Data, base: Path, folder: Path) -> Any:
         folder=folder,
         extras=Extras(weights=data.weights),
     )
-    return clock.measures() | {"losses": [log["loss"] for log in result.losses]}
+    losses = [log["loss"] for log in result.losses]
+    return clock.measures() | {"losses": losses, "estimated_gib": foreseen.memory.peak / 2**30}
 
 
 def run_trl(arm: Arm, load: Load, data: Data, base: Path, folder: Path) -> Any:
@@ -611,7 +615,8 @@ def report(names: Sequence[str], out: Path) -> str:
         f"{load.timed} steps of {load.rows} rows, {load.micro} rows a micro-batch, after "
         f"{load.warmup} of warm-up; rows of random tokens of {length:.0f} tokens by the mean and "
         f"{load.longest} at most, {RATIO:.0%} of the loss tokens replay. "
-        f"benchmarks/gpu/throughput.py says what MFU counts. Idle is the share of "
+        f"benchmarks/gpu/throughput.py says what MFU counts. Estimated is what `train --dry-run` "
+        f"says of the memory before. Idle is the share of "
         f"{load.profiled} profiled steps in which no kernel runs. What is done once before the "
         f"first step (scoring for stm, Fisher information for ewc) is not in these times.",
         "",
@@ -623,17 +628,20 @@ def _table(size: str, runs: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         f"## {size}: {next(iter(runs.values()))['parameters'] / 1e6:,.1f} million parameters",
         "",
-        "| method | trainer | rows | remedy | tokens/s | of packed plain | MFU | GiB | idle |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | trainer | rows | remedy | tokens/s | of packed plain | MFU | GiB | estimated | "
+        "idle |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, run in runs.items():
         arm = Arm.of(name)
         plain = runs.get(f"{size}/{arm.method}/replaykit/packed/plain")
         part = f"{run['tokens_per_second'] / plain['tokens_per_second']:.2f}" if plain else "–"
         mfu, idle = ("–" if run[key] is None else f"{run[key]:.3f}" for key in ("mfu", "idle"))
+        estimated = f"{run['estimated_gib']:.2f}" if "estimated_gib" in run else "–"
         lines.append(
             f"| {arm.method} | {arm.trainer} | {arm.batching} | {arm.remedy} | "
-            f"{run['tokens_per_second']:,.0f} | {part} | {mfu} | {run['gib']:.2f} | {idle} |"
+            f"{run['tokens_per_second']:,.0f} | {part} | {mfu} | {run['gib']:.2f} | {estimated} | "
+            f"{idle} |"
         )
     lines.append("")
     for method in ("full", "lora"):

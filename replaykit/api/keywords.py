@@ -148,6 +148,7 @@ class TrainOptions(ModelOptions, total=False):
     precision: Literal["auto", "float32", "bfloat16"]
     weights: Literal["float32", "bfloat16"]
     optimiser: Literal["adamw", "adamw_8bit"]
+    fsdp: bool
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]]
     save_every: int
     log_every: int

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from replaykit.model.shards import is_shard
+
 # What a model is given, and facts of its rows: tensors by name, as ``batches.collate`` makes them.
 Batch = dict[str, Any]
 # Logits at a time: 64 MiB in float32. With 2**26 a step was slower, and took 600 MiB more.
@@ -127,12 +129,16 @@ def logits_of(model: Any, batch: Batch) -> torch.Tensor:
 def split_head(model: Any) -> Head | None:
     """The model's head, or None where hidden states times its weights are not the model's logits.
 
-    They are not in encoder-decoder models, in heads under an adapter, and in models that change
-    their logits afterwards (Gemma 2's cap, Granite's and Cohere's scale).
+    They are not in encoder-decoder models, in heads under an adapter, in models that change their
+    logits afterwards (Gemma 2's cap, Granite's and Cohere's scale), and where several processes
+    share the weights out.
     """
     base = beneath(model)
     linear = base.get_output_embeddings()
     if base.config.is_encoder_decoder or type(linear) is not nn.Linear:
+        return None
+    # It is whole only in the model's own forward pass.
+    if is_shard(linear.weight):
         return None
     head = Head(linear)
     tried = {"input_ids": torch.tensor([[0, 1]], device=linear.weight.device)}

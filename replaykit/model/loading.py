@@ -105,13 +105,15 @@ def load_model(
     quantisation: Any = None,
     attention: str | None = None,
     narrow: bool = False,
+    shards: int = 1,
 ) -> PreTrainedModel:
     """The language model, causal or encoder-decoder, on the best device here, from safetensors.
 
     On a GPU in bfloat16; in float32 on a CPU, and wherever all its weights are to be trained, but
     for ``narrow``, which asks for bfloat16.
     ``quantisation`` is a configuration of transformers for fewer bits, ``attention`` the name of an
-    implementation (by default transformers' own choice).
+    implementation (by default transformers' own choice). Of more than one of ``shards`` each
+    process holds its own, and all have to load at once.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -123,11 +125,25 @@ def load_model(
     options = {"dtype": dtype, "quantization_config": quantisation}
     if attention is not None:
         options["attn_implementation"] = attention
+    if shards > 1:
+        options["distributed_config"] = _sharding(shards)
     loaded = _load_whole(loader.from_pretrained, model, revision, **options)
-    # Quantised weights are placed as they are loaded, and cannot be moved.
-    if quantisation is not None:
+    # Quantised weights, and those that are shared out, are placed as they are loaded.
+    if quantisation is not None or shards > 1:
         return loaded
     return loaded.to(device)
+
+
+def _sharding(shards: int) -> Any:
+    """How transformers shares weights out. Raises EngineError for a version that does not."""
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return DistributedConfig(fsdp_size=shards)
+    except (ImportError, TypeError) as error:
+        raise EngineError(
+            "train.fsdp needs transformers 5.19 or newer; `pip install -U transformers`"
+        ) from error
 
 
 def placement(*, train: bool = False, narrow: bool = False) -> tuple[str, Any]:

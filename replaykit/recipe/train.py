@@ -87,6 +87,8 @@ class Train(Strict):
     """How the weights that learn are held; bfloat16: half the memory, updates rounded at random."""
     optimiser: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit holds AdamW's moments in 8 bits; it needs bitsandbytes."""
+    fsdp: Annotated[bool, MACHINE] = False
+    """The processes of torchrun share out weights, gradients and moments (FSDP2)."""
     report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], MACHINE] = []
     """Trackers that the losses are sent to as well."""
     save_every: Annotated[PositiveInt, MACHINE] = 200
@@ -107,6 +109,8 @@ class Train(Strict):
         self._check_remedies()
         if self.weights == "bfloat16":
             self._check_narrow()
+        if self.fsdp:
+            self._check_sharded()
         if self.stages and self.adapter:
             raise ValueError(
                 "stages: an adapter is on all layers at once; stages are for method: full"
@@ -132,6 +136,24 @@ class Train(Strict):
             raise ValueError(
                 "precision: weights in bfloat16 are computed with in bfloat16; leave it out, or "
                 "say weights: float32"
+            )
+
+    def _check_sharded(self) -> None:
+        """Raises ValueError for what needs whole weights in each process."""
+        ewc = self.remedies.ewc
+        needs = {
+            "method: qlora": self.method == "qlora",
+            "stages": bool(self.stages),
+            "controller": self.controller is not None,
+            "conflict: true": bool(self.conflict),
+            "remedies.project": self.remedies.project is not None,
+            "remedies.ewc.hard": ewc is not None and ewc.hard is not None,
+        }
+        wanted = [name for name, asked in needs.items() if asked]
+        if wanted:
+            raise ValueError(
+                f"fsdp: {' and '.join(wanted)} needs the weights whole in each process; leave it "
+                f"out, or leave fsdp out"
             )
 
     def _check_remedies(self) -> None:

@@ -35,6 +35,7 @@ from replaykit.model import loading
 from replaykit.model.chat import Chat, Example
 from replaykit.model.classifier import TextClassifier
 from replaykit.model.lm_head import Batch, as_trained
+from replaykit.model.shards import is_sharded, whole_weights
 from replaykit.recipe.remedies import ProjectSettings
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, stop_on_signal, unwatched
@@ -92,6 +93,7 @@ class Base:
             quantisation=quantised(settings),
             attention="flash_attention_2" if kernel else None,
             narrow=narrow,
+            shards=_world() if settings.fsdp else 1,
         )
 
     def load_again(self) -> Any:
@@ -186,6 +188,7 @@ def fit(
             )
             # It would print every log; the Watch and the result have them.
             trainer.remove_callback(transformers.PrinterCallback)
+            _check_wrapping(trainer)
             resumed = _resumed(folder)
             old = TokenisedRows(extras.old, base.chat, examples=extras.examples)
             _begin(trainer, base, old, folder, resumed.checkpoint)
@@ -201,7 +204,9 @@ def remedies_of(settings: Train, replayed: bool) -> list[Remedy]:
     measures the conflict.
     """
     made = chosen(settings.remedies)
-    wanted = settings.adapter if settings.conflict is None else settings.conflict
+    wanted = settings.conflict
+    if wanted is None:
+        wanted = settings.adapter and not settings.fsdp
     if wanted and replayed and settings.remedies.project is None:
         measuring = Project(ProjectSettings())
         measuring.on = False
@@ -252,6 +257,11 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
     is loaded.
     """
     data = order.data
+    if settings.fsdp and (_world() == 1 or chat.only_texts):
+        what = "text classifiers are trained whole"
+        if not chat.only_texts:
+            what = "there is one process; start it with `torchrun --nproc_per_node N -m replaykit`"
+        raise RecipeError("the recipe", [f"train.fsdp: {what}, or leave it out"])
     if settings.packing and chat.seq2seq:
         raise RecipeError(
             "the recipe",
@@ -285,6 +295,22 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
             raise RecipeError(
                 "the recipe", [f"train.report_to: {name} is not installed; `pip install {name}`"]
             )
+
+
+def _check_wrapping(trainer: ReplayTrainer) -> None:
+    """Raises RecipeError for remedies under a wrapper that gives the optimiser other parameters
+    than those that the remedies were shown: they would do nothing, and not say so.
+    """
+    wrapped = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if wrapped and trainer.remedies:
+        names = ", ".join(remedy.name for remedy in trainer.remedies)
+        raise RecipeError(
+            "the recipe",
+            [
+                f"train.remedies: {names} does nothing under accelerate's FSDP or DeepSpeed; set "
+                f"train.fsdp: true and start it with torchrun"
+            ],
+        )
 
 
 def _check_memory(network: Any, settings: Train) -> None:
@@ -340,7 +366,7 @@ def _begin(
         for remedy in trainer.remedies:
             remedy.begin(run)
     if checkpoint is not None:
-        restore(trainer.remedies, checkpoint)
+        restore(trainer.remedies, checkpoint, name=trainer.remedies_file)
 
 
 def _go(trainer: ReplayTrainer, controller: Controller | None, checkpoint: str | None) -> None:
@@ -434,8 +460,16 @@ def _finish(trainer: ReplayTrainer, base: Base, folder: Path) -> None:
     for remedy in trainer.remedies:
         remedy.finish()
     trainer.check_parameters()
+    network: Any = trainer.model
+    if is_sharded(network) and not trainer.settings.adapter:
+        # Every process takes part, and the first one has it all.
+        weights = whole_weights(network)
+        if trainer.args.should_save:
+            network = loading.untrained(base.name, base.revision)
+            network.load_state_dict(weights, assign=True)
+            network.tie_weights()
     if trainer.args.should_save:
-        _save(trainer.model, base, folder, trainer.settings)
+        _save(network, base, folder, trainer.settings)
         for name in ("model", "adapter"):
             checkpoints.to_disk(folder / name)
         checkpoints.remove_all(folder)
@@ -447,10 +481,10 @@ def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
     """
     if settings.adapter:
         network.save_pretrained(folder / "adapter")
-        if settings.method == "qlora":
+        if settings.method == "qlora" or settings.fsdp:
             import peft
 
-            # The adapter is merged into the base as it is stored, not into its 4 bits.
+            # Merged into the base as it is stored, not into its 4 bits or a part of it.
             network = peft.PeftModel.from_pretrained(base.load_again(), folder / "adapter")
         network = network.merge_and_unload()
     unfinished = folder / "model.tmp"

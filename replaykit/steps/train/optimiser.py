@@ -31,6 +31,7 @@ import torch
 
 from replaykit.errors import MissingExtra
 from replaykit.hashing import derive_seed
+from replaykit.model.shards import local
 from replaykit.recipe.train import Train
 
 BLOCK = 256  # numbers that share a scale
@@ -152,13 +153,6 @@ def moment_bytes(settings: Train) -> float:
     if settings.optimiser == "adamw_8bit":
         return 2 * BYTES_IN_8_BITS
     return 2 * 4
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Of a tensor that is spread over several processes what is in this one."""
-    tensor = tensor.detach()
-    own = getattr(tensor, "to_local", None)
-    return tensor if own is None else own()
 
 
 # --- 8 bits ---------------------------------------------------------------------------------------

@@ -16,21 +16,24 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from replaykit.errors import EngineError
 from replaykit.model.lm_head import Batch, Head, logits_of, split_head
 from replaykit.model.loading import listed, save_model
 from replaykit.model.logprobs import IGNORED
+from replaykit.model.shards import is_shard, is_sharded, like, local, part_name
 from replaykit.recipe.remedies import Remedies
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch
 from replaykit.steps.train import checkpoints
 from replaykit.steps.train.batches import TokenisedRows, by_row, to_device
 from replaykit.steps.train.losses import Online, cross_entropy, summed
-from replaykit.steps.train.optimiser import AdamW, local
+from replaykit.steps.train.optimiser import AdamW
 from replaykit.steps.train.parameters import Stages, parameter_groups, rate_factors
-from replaykit.steps.train.remedies import Remedy, Term, learning_parameters, store
+from replaykit.steps.train.remedies import STATE, Remedy, Term, learning_parameters, store
 
 ADVICE = "A lower train.learning_rate or train.max_grad_norm usually mends it"
 # Rows beside those of a step that are tried where the loss of all of these is not finite.
@@ -54,7 +57,11 @@ class ReplayTrainer(transformers.Trainer):
         remedies: Sequence[Remedy],
         **options: Any,
     ) -> None:
+        # Of weights that are shared out the Trainer writes no optimiser, and says so here; below
+        # it is written.
+        options["args"].save_only_model = is_sharded(options["model"])
         super().__init__(train_dataset=data, **options)
+        self.args.save_only_model = False
         self.batches = batches
         self.data = data
         self.settings = settings
@@ -74,6 +81,9 @@ class ReplayTrainer(transformers.Trainer):
         self._step_rows: list[torch.Tensor] = []
         # By name; later stages freeze some of them.
         self._learning = learning_parameters(self.model)
+        # Whether each process has a part of the weights, and of what learns: an adapter is whole.
+        self._sharded = is_sharded(self.model)
+        self._in_parts = any(is_shard(parameter) for parameter in self._learning.values())
         # Where a checkpoint is being written.
         self._writes: Path | None = None
 
@@ -209,7 +219,7 @@ class ReplayTrainer(transformers.Trainer):
         """
         found = {"loss": float(self._step_loss)}
         if norm is not None:
-            found["gradient's norm"] = float(norm)
+            found["gradient's norm"] = _number(norm)
         wrong = [f"the {name} is {value}" for name, value in found.items() if not isfinite(value)]
         if self._in_any(bool(wrong)):
             told = " and ".join(wrong) or "the loss is not finite in another process"
@@ -233,7 +243,7 @@ class ReplayTrainer(transformers.Trainer):
         is so of other rows, too, for then it is the model.
         """
         # Weights that are spread over several GPUs are whole in no process.
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return []
         # -1 stands for a micro-batch without rows.
         own = {index for rows in self._step_rows for index in rows.tolist() if index >= 0}
@@ -378,6 +388,9 @@ class ReplayTrainer(transformers.Trainer):
         The Trainer would write them as the Hub's files have them, with other names and each expert
         by itself, and leaves out in silence what it does not find by its name when it reads them.
         """
+        if self._in_parts:
+            self._save_part(Path(output_dir or str(self.args.output_dir)))
+            return
         if output_dir is None or not isinstance(self.model, transformers.PreTrainedModel):
             super()._save(output_dir, state_dict)
             return
@@ -398,8 +411,73 @@ class ReplayTrainer(transformers.Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint has the remedies' state beside the model."""
         super().save_model(output_dir, _internal_call)
-        if output_dir is not None and self.args.should_save:
+        if output_dir is None:
+            return
+        if self._in_parts:
+            store(self.remedies, output_dir, name=self.remedies_file)
+        elif self.args.should_save:
             store(self.remedies, output_dir)
+
+    # --- where each process has a part ------------------------------------------------------------
+
+    @property
+    def remedies_file(self) -> str:
+        """In a checkpoint, where the remedies' state is."""
+        if self._in_parts:
+            return f"remedies-{part_name()}.safetensors"
+        return STATE
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers by name: what of them is here."""
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: local(tensor) for name, tensor in named}
+
+    def _save_part(self, folder: Path) -> None:
+        """Writes this process's part of the weights into a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        save_file(tensors, folder / f"weights-{part_name()}.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Takes back the weights. Raises EngineError for those of other parts."""
+        folder = Path(resume_from_checkpoint)
+        written = len(list(folder.glob("weights-*-of-*.safetensors")))
+        now = self.args.world_size if self._in_parts else 0
+        if written != now:
+            raise EngineError(
+                f"{folder} was written by {written or 'no'} processes that shared the weights out "
+                f"(train.fsdp), and now they are {now or 'none'}; go on as it was begun, or remove "
+                f"it"
+            )
+        if not self._in_parts:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = load_file(folder / f"weights-{part_name()}.safetensors")
+        for name, tensor in self._tensors().items():
+            tensor.copy_(saved[name])
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._in_parts:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = tree_map_only(torch.Tensor, local, self.optimizer.state_dict())
+        torch.save(state, Path(output_dir) / f"optimizer-{part_name()}.pt")
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._in_parts:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        place = {"map_location": self.args.device, "weights_only": True}
+        self.optimizer.load_state_dict(torch.load(folder / f"optimizer-{part_name()}.pt", **place))
+        self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", **place))
+        # torch's own optimiser has its moments as the parameters are; ours has them here.
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.dim():
+                    state[name] = like(value, parameter)
 
 
 def first_not_finite(tensors: Mapping[Any, torch.Tensor]) -> Any:
@@ -411,6 +489,13 @@ def first_not_finite(tensors: Mapping[Any, torch.Tensor]) -> Any:
     if not found or bool(torch.stack([good.to(found[0].device) for good in found]).all()):
         return None
     return next(key for key, good in zip(floating, found, strict=True) if not good)
+
+
+def _number(norm: torch.Tensor | float) -> float:
+    """A norm that may be shared out among processes."""
+    if isinstance(norm, torch.Tensor) and is_shard(norm):
+        norm = norm.full_tensor()
+    return float(norm)
 
 
 def online(settings: Remedies) -> Online | None:

@@ -29,6 +29,7 @@ from torch import distributed
 
 from replaykit.hashing import fingerprint
 from replaykit.model.lm_head import Batch
+from replaykit.model.shards import local
 from replaykit.recipe.base import Strict
 from replaykit.recipe.remedies import Remedies
 
@@ -187,7 +188,7 @@ def learning_kept(model: torch.nn.Module) -> Iterator[None]:
 
 def key_of(form: object, parameters: Mapping[str, torch.Tensor], rows: Iterable[Batch]) -> str:
     """16 hexadecimal digits for what is made of a model and rows: its form, the rows' tokens and
-    labels, the parameters' names, shapes and first numbers.
+    labels, the parameters' names, shapes and first numbers, of those that are here.
     """
     digest = hashlib.blake2b(digest_size=16)
     for row in rows:
@@ -195,7 +196,7 @@ def key_of(form: object, parameters: Mapping[str, torch.Tensor], rows: Iterable[
             digest.update(row[name].cpu().numpy().tobytes() + b"|")
     found = []
     for name, given in parameters.items():
-        first = given.detach().flatten()[:8].double().tolist()
+        first = local(given).flatten()[:8].double().tolist()
         found.append([name, list(given.shape), first])
     return fingerprint([form, digest.hexdigest(), found])
 
@@ -223,9 +224,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 STATE = "remedies.safetensors"
 
 
-def store(remedies: Sequence[Remedy], checkpoint: str | Path) -> None:
-    """Writes the remedies' state into a checkpoint's folder; which of them are on is JSON in the
-    file's header.
+def store(remedies: Sequence[Remedy], checkpoint: str | Path, *, name: str = STATE) -> None:
+    """Writes the remedies' state into a file of a checkpoint's folder; which of them are on is JSON
+    in the file's header.
     """
     from safetensors.torch import save_file
 
@@ -235,14 +236,14 @@ def store(remedies: Sequence[Remedy], checkpoint: str | Path) -> None:
         for key, value in remedy.state_dict().items()
     }
     switches = {f"{remedy.name}/on": remedy.on for remedy in remedies}
-    save_file(tensors, Path(checkpoint) / STATE, {"state": json.dumps(switches)})
+    save_file(tensors, Path(checkpoint) / name, {"state": json.dumps(switches)})
 
 
-def restore(remedies: Sequence[Remedy], checkpoint: str | Path) -> None:
+def restore(remedies: Sequence[Remedy], checkpoint: str | Path, *, name: str = STATE) -> None:
     """Gives the remedies back what ``store`` wrote."""
     from safetensors import safe_open
 
-    with safe_open(Path(checkpoint) / STATE, framework="pt") as file:
+    with safe_open(Path(checkpoint) / name, framework="pt") as file:
         switches = json.loads(file.metadata()["state"])
         names = file.keys()
         tensors = {name: file.get_tensor(name) for name in names}

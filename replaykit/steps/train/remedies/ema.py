@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 
 from replaykit.errors import RunError
+from replaykit.model.shards import local
 from replaykit.recipe.remedies import EmaSettings
 from replaykit.steps.train.remedies import Remedy, Run, State
 
@@ -36,19 +37,19 @@ class Ema(Remedy):
     def _join(self) -> None:
         for name, parameter in self._parameters.items():
             if parameter.requires_grad and name not in self._shadow:
-                self._shadow[name] = parameter.detach().to(torch.float32, copy=True)
+                self._shadow[name] = local(parameter).to(torch.float32, copy=True)
 
     def stepped(self) -> None:
         self._join()
         shadows = list(self._shadow.values())
-        now = [self._parameters[name].detach().float() for name in self._shadow]
+        now = [local(self._parameters[name]).float() for name in self._shadow]
         torch._foreach_lerp_(shadows, now, 1 - self.settings.decay)
 
     def finish(self) -> None:
         """The average takes the place of the parameters, rounded to their precision."""
         with torch.no_grad():
             for name, shadow in self._shadow.items():
-                self._parameters[name].copy_(shadow)
+                local(self._parameters[name]).copy_(shadow)
 
     def state_dict(self) -> State:
         """The average of each parameter by its name."""

@@ -35,6 +35,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from replaykit.model.shards import everywhere, is_sharded, local
 from replaykit.recipe.remedies import EwcSettings, L2spSettings
 from replaykit.steps.train.remedies import Remedy, Run, learning_parameters, wide
 from replaykit.steps.train.remedies.fisher import (
@@ -75,6 +76,8 @@ class _Held(Remedy):
         super().__init__(settings)
         self.strength = strength
         self._pulls: Callable[[], Iterator[Pull]] = lambda: iter(())
+        # Whether what is held is shared out among processes.
+        self._sharded = False
         # Of the penalty, the ratio of both gradients, and lambda, over ``_steps`` steps.
         self._sums: torch.Tensor | None = None
         self._steps = 0
@@ -109,9 +112,9 @@ class _Held(Remedy):
         """
         sums: torch.Tensor | None = None
         for parameter, pull, energy in self._pulls():
-            gradient = parameter.grad
-            if gradient is None:  # frozen at this stage
+            if parameter.grad is None:  # frozen at this stage
                 continue
+            gradient = local(parameter.grad)
             squares = (wide(gradient).square().sum(), pull.square().sum(), energy)
             own = torch.stack([value.double() for value in squares])
             sums = own if sums is None else sums + own
@@ -119,6 +122,7 @@ class _Held(Remedy):
                 gradient.add_((pull * strength).to(gradient.dtype))
         if sums is None:
             sums = torch.zeros(3, dtype=torch.float64)
+        sums = everywhere(sums, sharded=self._sharded)
         return sums[0].sqrt(), sums[1].sqrt(), sums[2]
 
     def measures(self) -> dict[str, float]:
@@ -138,7 +142,7 @@ def _from_base(
 ) -> Iterator[Pull]:
     """Of parameters, the base's values and F (None is 1)."""
     for parameter, base, fisher in held:
-        moved = wide(parameter.detach()) - base
+        moved = wide(local(parameter)) - base
         pull = moved if fisher is None else moved * fisher
         yield parameter, pull, (moved * pull).sum()
 
@@ -155,10 +159,10 @@ def _from_zero(held: Sequence[tuple[Layer, torch.Tensor, torch.Tensor]]) -> Iter
 
 def _with_base(model: nn.Module) -> list[tuple[str, nn.Parameter, torch.Tensor]]:
     """The parameters that learn, each with its name and its value in the untrained model, which
-    this still is.
+    this still is; of one that is shared out what is here.
     """
     learning = learning_parameters(model)
-    return [(name, parameter, parameter.detach().clone()) for name, parameter in learning.items()]
+    return [(name, parameter, local(parameter).clone()) for name, parameter in learning.items()]
 
 
 class Ewc(_Held):
@@ -191,6 +195,7 @@ class Ewc(_Held):
             ]
             self._pulls = lambda: _from_zero(product)
             return
+        self._sharded = is_sharded(run.model)
         fisher = diagonal_of(run, rows)
         of_base = _with_base(run.model)
         if self.settings.hard is not None:
@@ -256,5 +261,6 @@ class L2sp(_Held):
                 ones.append((layer, u, v))
             self._pulls = lambda: _from_zero(ones)
             return
+        self._sharded = is_sharded(run.model)
         same = [(parameter, base, None) for _, parameter, base in _with_base(run.model)]
         self._pulls = lambda: _from_base(same)

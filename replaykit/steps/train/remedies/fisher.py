@@ -35,6 +35,7 @@ from torch import nn
 
 from replaykit.errors import DataError, RecipeError
 from replaykit.model.lm_head import Batch, Head, evaluating, logits_of, split_head
+from replaykit.model.shards import everywhere, is_sharded, local, part_name
 from replaykit.steps.train.losses import cross_entropy, summed
 from replaykit.steps.train.remedies import (
     Run,
@@ -97,26 +98,28 @@ def _row_losses(
 
 
 def diagonal_fisher(model: nn.Module, rows: Iterable[Batch]) -> Tensors:
-    """F of the parameters that learn, each in its shape, float32, with mean 1 over all of them.
+    """F of the parameters that learn, each in its shape, float32, with mean 1 over all of them; of
+    one that is shared out among processes what is here.
 
     ``rows`` are batches of one row. The parameters have no gradient before and none afterwards.
     Raises DataError if all gradients are 0 or one is not finite.
     """
     learning = learning_parameters(model)
     fisher = {
-        name: torch.zeros_like(parameter, dtype=torch.float32)
+        name: torch.zeros_like(local(parameter), dtype=torch.float32)
         for name, parameter in learning.items()
     }
     for loss in row_losses(model, rows):
         loss.backward()
         for name, parameter in learning.items():
             if parameter.grad is not None:  # an expert that this row did not use has none
-                gradient = parameter.grad.float()
+                gradient = local(parameter.grad).float()
                 fisher[name].addcmul_(gradient, gradient)
                 parameter.grad = None
     # In float64, for there are millions of small numbers.
-    total = sum(float(values.sum(dtype=torch.float64)) for values in fisher.values())
-    count = sum(values.numel() for values in fisher.values())
+    sums = torch.stack([values.sum(dtype=torch.float64) for values in fisher.values()])
+    total = float(everywhere(sums.sum(), sharded=is_sharded(model)))
+    count = sum(parameter.numel() for parameter in learning.values())
     mean = _checked(total / count)
     return {name: values.div_(mean) for name, values in fisher.items()}
 
@@ -299,6 +302,8 @@ def _cached(run: Run, key: str, make: Callable[[], Tensors]) -> Tensors:
     written there for the next run.
     """
     path = run.folder / FISHER_FILE
+    if is_sharded(run.model):
+        path = path.with_stem(f"{path.stem}-{part_name()}")
     found = _read(path, key, next(run.model.parameters()).device)
     if found is not None:
         return found

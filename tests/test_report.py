@@ -483,9 +483,9 @@ def test_a_selection_shows_its_scores_and_what_it_notes(run: tiny.Run) -> None:
     selected = result(run, "select")
     assert isinstance(selected, SelectResult)
     assert selected.scores is not None
-    text = shown("select", selected)
+    text = shown("select", selected, 400)
     assert f"highest {selected.scores.highest:.3f}, median {selected.scores.median:.3f}" in text
-    assert all(f"note    {note}" in text for note in selected.notes)
+    assert all(re.search(rf"note +{re.escape(note)}", text) for note in selected.notes)
     assert selected.notes
 
 

@@ -83,6 +83,7 @@ FORMATS: dict[str, tuple[Row, tuple[Message, ...]]] = {
     ),
     "question and answer": ({"question": Q, "answer": A}, dialogue(Q, A)),
     "query and response": ({"query": Q, "response": A}, dialogue(Q, A)),
+    "prompt and answer": ({"prompt": Q, "answer": A}, dialogue(Q, A)),
     "text": ({"text": Q}, ({"role": "text", "content": Q},)),
 }
 FILES = [

@@ -180,6 +180,9 @@ def test_the_command_trains_nothing_and_a_finished_training_tells_the_speed(here
     type_in("train", "--model", "nano")
     again = json.loads(type_in("train", "--model", "nano", "--dry-run", "--json"))
     assert again["basis"] == "measured"
+    before = json.loads((here / "runs/nano/train/manifest.json").read_text())
+    # Of the same rows it is the same time.
+    assert again["hours"] * 3600 == pytest.approx(before["seconds"], rel=1e-3)
     assert re.search(r"tokens/s \(measured in this folder\)", " ".join(again["text"]))
 
 

@@ -14,12 +14,14 @@ from replaykit.errors import DataError
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 # A question's column and its answer's, as the documentation of each format names them: Alpaca;
-# Magpie and Dolly; TRL; question answering; OpenOrca; ms-swift; FLAN; BIG-bench.
+# Magpie and Dolly; TRL, whose rewards compare with an answer; question answering; OpenOrca;
+# ms-swift; FLAN; BIG-bench.
 PAIRS = (
     ("instruction", "output"),
     ("instruction", "response"),
     ("prompt", "completion"),
     ("prompt", "response"),
+    ("prompt", "answer"),
     ("question", "answer"),
     ("question", "response"),
     ("query", "response"),

@@ -370,10 +370,11 @@ def _recognise(place: str, row: Row, present: Row) -> _Found:
                 return _with_beside(place, present, _Found((column,), turns_of(place, turns)))
     pairs = [pair for pair in PAIRS if present.keys() >= set(pair)]
     # In a table of rows in several formats, a row says nothing in the columns of the others.
+    full = [pair for pair in pairs if not any(is_empty(present[name]) for name in pair)]
     said = [pair for pair in pairs if not all(is_empty(present[name]) for name in pair)]
     is_text = not said and not is_empty(present.get("text"))
     if pairs and not is_text:
-        prompt, answer = (said or pairs)[0]
+        prompt, answer = (full or said or pairs)[0]
         return _pair(place, present, prompt, answer)
     if "text" in present:
         return _Found(("text",), (message_of("text", _string(place, present, "text")),))

@@ -142,7 +142,7 @@ class Train(Strict):
         """Raises ValueError for what needs whole weights in each process."""
         ewc = self.remedies.ewc
         needs = {
-            "method: qlora": self.method == "qlora",
+            f"method: {self.adapter_name}": self.adapter,
             "stages": bool(self.stages),
             "controller": self.controller is not None,
             "conflict: true": bool(self.conflict),

@@ -109,6 +109,11 @@ class _Plan:
         return sum(rows * length for rows, length in self.shapes)
 
     @property
+    def own_tokens(self) -> int:
+        """In all steps, without padding."""
+        return sum(self.data.lengths[k] for batch in self.batches for k in batch)
+
+    @property
     def loss_tokens(self) -> int:
         """The most answer tokens of a micro-batch."""
         counts = [int((row["weight"] != 0).sum()) for row in self.data]
@@ -156,7 +161,9 @@ def estimate(
     memory = _memory(traced, settings)
     free, device = free_memory()
     speed, basis = _speed(folder, model, traced, settings)
-    hours = plan.tokens / speed / 3600
+    # A finished training tells tokens without padding.
+    work = plan.tokens if basis == "estimated" else plan.own_tokens
+    hours = work / speed / 3600
     gpu = gpu_of(device)
     price = price_per_hour
     if price is None and gpu is not None:

@@ -206,7 +206,7 @@ def remedies_of(settings: Train, replayed: bool) -> list[Remedy]:
     made = chosen(settings.remedies)
     wanted = settings.conflict
     if wanted is None:
-        wanted = settings.adapter and not settings.fsdp
+        wanted = settings.adapter
     if wanted and replayed and settings.remedies.project is None:
         measuring = Project(ProjectSettings())
         measuring.on = False
@@ -359,6 +359,8 @@ def _begin(
         replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
         old=old_rows,
     )
+    if checkpoint is not None:
+        trainer.check_parts(checkpoint)
     trainer.check_parameters()
     if not base.chat.only_texts:
         check_reading(trainer.model, packing=trainer.settings.packing)
@@ -461,7 +463,7 @@ def _finish(trainer: ReplayTrainer, base: Base, folder: Path) -> None:
         remedy.finish()
     trainer.check_parameters()
     network: Any = trainer.model
-    if is_sharded(network) and not trainer.settings.adapter:
+    if is_sharded(network):
         # Every process takes part, and the first one has it all.
         weights = whole_weights(network)
         if trainer.args.should_save:
@@ -481,10 +483,10 @@ def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
     """
     if settings.adapter:
         network.save_pretrained(folder / "adapter")
-        if settings.method == "qlora" or settings.fsdp:
+        if settings.method == "qlora":
             import peft
 
-            # Merged into the base as it is stored, not into its 4 bits or a part of it.
+            # The adapter is merged into the base as it is stored, not into its 4 bits.
             network = peft.PeftModel.from_pretrained(base.load_again(), folder / "adapter")
         network = network.merge_and_unload()
     unfinished = folder / "model.tmp"

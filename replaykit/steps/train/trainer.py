@@ -438,9 +438,9 @@ class ReplayTrainer(transformers.Trainer):
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         save_file(tensors, folder / f"weights-{part_name()}.safetensors")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Takes back the weights. Raises EngineError for those of other parts."""
-        folder = Path(resume_from_checkpoint)
+    def check_parts(self, checkpoint: str) -> None:
+        """Raises EngineError for a checkpoint of other parts than there are now."""
+        folder = Path(checkpoint)
         written = len(list(folder.glob("weights-*-of-*.safetensors")))
         now = self.args.world_size if self._in_parts else 0
         if written != now:
@@ -449,10 +449,12 @@ class ReplayTrainer(transformers.Trainer):
                 f"(train.fsdp), and now they are {now or 'none'}; go on as it was begun, or remove "
                 f"it"
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._in_parts:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = load_file(folder / f"weights-{part_name()}.safetensors")
+        saved = load_file(Path(resume_from_checkpoint) / f"weights-{part_name()}.safetensors")
         for name, tensor in self._tensors().items():
             tensor.copy_(saved[name])
 
@@ -460,7 +462,9 @@ class ReplayTrainer(transformers.Trainer):
         if not self._in_parts:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = tree_map_only(torch.Tensor, local, self.optimizer.state_dict())
+        # Of a process's CPU torch reads back only what is not numbered.
+        own = self.optimizer.state_dict()
+        state = tree_map_only(torch.Tensor, lambda tensor: local(tensor).to("cpu"), own)
         torch.save(state, Path(output_dir) / f"optimizer-{part_name()}.pt")
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
@@ -470,9 +474,10 @@ class ReplayTrainer(transformers.Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = Path(checkpoint)
-        place = {"map_location": self.args.device, "weights_only": True}
-        self.optimizer.load_state_dict(torch.load(folder / f"optimizer-{part_name()}.pt", **place))
-        self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", **place))
+        state = torch.load(folder / f"optimizer-{part_name()}.pt", weights_only=True)
+        self.optimizer.load_state_dict(state)
+        schedule = torch.load(folder / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
         # torch's own optimiser has its moments as the parameters are; ours has them here.
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():

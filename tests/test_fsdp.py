@@ -119,7 +119,7 @@ def test_killed_and_started_again_it_is_the_same(changes: dict[str, Any], tmp_pa
     processes(cut, "nano", "2", code=1)
     assert (cut / "train" / "checkpoint-2").is_dir()
     processes(cut)
-    assert losses(cut) == pytest.approx(losses(whole))
+    assert losses(cut) == losses(whole)
     for name, values in weights(whole).items():
         assert torch.equal(weights(cut)[name], values), name
 

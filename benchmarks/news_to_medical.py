@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import shutil
 import sys
 import time
@@ -80,7 +81,7 @@ class Size:
     """The first rows of the new task, which are learned."""
     medical_tested: int
     """Its last rows, which are scored."""
-    positions: int = 256
+    positions: int = 320
     """Tokens that the encoder reads; the longest row has fewer."""
 
 
@@ -163,13 +164,16 @@ def text(words: str, label: str) -> Record:
 # --- the old model --------------------------------------------------------------------------------
 
 
-def make_encoder(folder: Path, texts: Sequence[str], size: Size) -> int:
-    """Writes a bare BERT of random weights, with a tokenizer of these texts; returns how many
-    parameters it has.
+def make_encoder(folder: Path, texts: Sequence[str], size: Size) -> None:
+    """Writes a bare BERT of random weights, with a tokenizer of these texts, where there is
+    none.
     """
     import torch
     from transformers import BertConfig, BertModel
 
+    # Its training goes on only with the very same tokenizer.
+    if (folder / "tokenizer.json").exists():
+        return
     tokenizer = wordpieces(texts, size)
     torch.manual_seed(1)
     config = BertConfig(
@@ -182,10 +186,8 @@ def make_encoder(folder: Path, texts: Sequence[str], size: Size) -> int:
         hidden_dropout_prob=DROPOUT,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = BertModel(config)
-    model.save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return int(model.num_parameters())
 
 
 def wordpieces(texts: Sequence[str], size: Size) -> Any:
@@ -217,7 +219,7 @@ def wordpieces(texts: Sequence[str], size: Size) -> Any:
 def make_base(out: Path, rows: Rows, size: Size) -> BaseUnit:
     """Trains the old model, and says what it and the bag of words reach."""
     texts = [record.prompt for record in (*rows.learned, *rows.medical)]
-    parameters = make_encoder(out / "encoder", texts, size)
+    make_encoder(out / "encoder", texts, size)
     task: dict[str, Any] = {
         "task": "classification",
         "classification": {"labels": list(TOPICS)},
@@ -246,7 +248,7 @@ def make_base(out: Path, rows: Rows, size: Size) -> BaseUnit:
         NEW: bag_of_words(rows.medical, rows.medical_tested),
     }
     return BaseUnit(
-        parameters=parameters,
+        parameters=parameters_of(Path(trained.model)),
         steps=trained.steps,
         rows=mixture.result.target_rows,
         result=replaykit.evaluate(
@@ -255,6 +257,13 @@ def make_base(out: Path, rows: Rows, size: Size) -> BaseUnit:
         bag_of_words=bags,
         majority=majority(rows.medical, rows.medical_tested),
     )
+
+
+def parameters_of(model: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 def bag_of_words(learned: Sequence[Record], tested: Sequence[Record]) -> float:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import shutil
 import sys
 import time
@@ -260,10 +259,9 @@ def make_base(out: Path, rows: Rows, size: Size) -> BaseUnit:
 
 
 def parameters_of(model: Path) -> int:
-    from safetensors import safe_open
+    from safetensors.numpy import load_file
 
-    with safe_open(model / "model.safetensors", framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    return sum(values.size for values in load_file(model / "model.safetensors").values())
 
 
 def bag_of_words(learned: Sequence[Record], tested: Sequence[Record]) -> float:

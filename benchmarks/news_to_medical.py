@@ -1,7 +1,7 @@
 """A text classifier of news topics learns yes, no and maybe of medical papers: what it forgets, and
 which part of `recipes/news-to-medical.yaml` keeps it.
 
-    python benchmarks/news_to_medical.py --out build/news_to_medical      # two units at a time
+    python benchmarks/news_to_medical.py --out build/news_to_medical      # about 17 minutes
     python benchmarks/news_to_medical.py --out build/news_to_medical --report
     python benchmarks/news_to_medical.py --out /tmp/quick --quick         # a miniature
 
@@ -84,7 +84,7 @@ class Size:
     """Tokens that the encoder reads; the longest row has fewer."""
 
 
-FULL = Size(4, 192, 3, 8000, 8, 400, 133, 6400, 200, 1000, 800, 200)
+FULL = Size(2, 128, 2, 8000, 5, 400, 133, 6400, 200, 1000, 800, 200)
 QUICK = Size(1, 32, 2, 400, 2, 6, 2, 96, 12, 24, 32, 24)
 
 

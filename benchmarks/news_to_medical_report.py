@@ -98,6 +98,11 @@ class Measure:
     def macro_f1(self, unit: ArmUnit) -> float:
         return self._scored(unit).result.models[1].classes[self.task].macro_f1.mean
 
+    def elsewhere(self, unit: ArmUnit) -> float:
+        """The part of the rows that are given a label of the other task."""
+        found = self._scored(unit).result.models[1].classes[self.task].elsewhere
+        return 0.0 if found is None else found.mean
+
     def drop(self, unit: ArmUnit) -> Interval:
         """How much less is right than of the base."""
         return self._scored(unit).result.models[1].drop[self.task]
@@ -137,7 +142,8 @@ def report(
         *about_base(base),
         "",
         f"{steps} Mean over the seeds ± half the 95 % interval of Student's t; all seeds begin with "
-        "the same old model.",
+        "the same old model. Old and new accuracy are those of the whole head; among the topics each "
+        "old row is held to the labels of its own task. Old rows are those planned, of all steps.",
         "",
         *score_table(base, units, titles),
     ]
@@ -174,21 +180,22 @@ def about_base(base: BaseUnit) -> Iterator[str]:
 
 def score_table(base: BaseUnit, units: Units, titles: Mapping[str, str]) -> Iterator[str]:
     yield (
-        "| | old accuracy | old macro F1 | among the topics | new accuracy | new macro F1 | "
-        "old rows (different) | CPU s |"
+        "| | old accuracy | old macro F1 | called yes, no or maybe | among the topics | "
+        "new accuracy | new macro F1 | old rows (different) | CPU s |"
     )
-    yield "| --- " * 8 + "|"
+    yield "| --- " * 9 + "|"
     accuracy = base.result.models[0].scores[OLD].mean
     f1 = base.result.models[0].classes[OLD].macro_f1.mean
-    yield f"| before | {accuracy:.3f} | {f1:.3f} | {accuracy:.3f} | | | | |"
+    yield f"| before | {accuracy:.3f} | {f1:.3f} | | {accuracy:.3f} | | | | |"
     for name, of in units.items():
         if not of:
-            yield f"| {titles[name]} | not done | | | | | | |"
+            yield f"| {titles[name]} | not done | | | | | | | |"
             continue
         done = list(of.values())
         cells = [
             plus_minus([OLD_HEAD.accuracy(unit) for unit in done]),
             plus_minus([OLD_HEAD.macro_f1(unit) for unit in done]),
+            plus_minus([OLD_HEAD.elsewhere(unit) for unit in done]),
             plus_minus([OLD_OWN.accuracy(unit) for unit in done]),
             plus_minus([NEW_HEAD.accuracy(unit) for unit in done]),
             plus_minus([NEW_HEAD.macro_f1(unit) for unit in done]),

@@ -477,6 +477,8 @@ def main() -> None:
             here(options.out, options.data, size, name, seed)
     elif not options.report:
         run(options.out, options.data, options.seeds, options.jobs)
+    if not (options.out / f"{BASE}.json").exists():
+        raise SystemExit(f"{options.out}: no unit is done; run it without --report first")
     seeds = " ".join(map(str, options.seeds))
     command = f"python benchmarks/news_to_medical.py --seeds {seeds} --jobs {options.jobs}"
     titles = {name: arm.title for name, arm in ARMS.items()}

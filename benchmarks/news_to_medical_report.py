@@ -116,6 +116,11 @@ OLD_OWN = Measure("old rows, among the topics", OLD, own=True)
 NEW_HEAD = Measure("new rows", NEW)
 MEASURES = (OLD_HEAD, OLD_OWN, NEW_HEAD)
 
+SOURCE = (
+    "The recipe's source, https://www.yuque.com/tulingzhouyu/db22bv/dcbept28bs932bvr, tells of a BERT "
+    "and other data, without intervals: news 0.92 before, 0.68 after plain training and 0.85 with all "
+    "of it; the new task 0.81 and 0.89."
+)
 Units = Mapping[str, Mapping[int, ArmUnit]]
 """By arm and seed, those that are done."""
 
@@ -155,7 +160,7 @@ def report(
             *drop_table(measure, units, titles, seeds),
         ]
     lines += ["", "## Between the arms", "", *difference_table(units, titles), ""]
-    lines += sentences(base, units, titles)
+    lines += [*sentences(base, units, titles), "", SOURCE]
     return "\n".join(lines) + "\n"
 
 
@@ -169,8 +174,9 @@ def unit_file(out: Path, name: str, seed: int) -> Path:
 def about_base(base: BaseUnit) -> Iterator[str]:
     scores = base.result.models[0].scores[OLD]
     yield (
-        f"The old model is a BERT of {base.parameters / 1e6:.1f} million parameters that was random "
-        f"before {base.steps:,} steps on the news ({base.rows:,} rows with their repetitions). Of "
+        "No pretrained encoder was at hand. The old model is a BERT of "
+        f"{base.parameters / 1e6:.1f} million parameters that was random before {base.steps:,} "
+        f"steps on the news ({base.rows:,} rows with their repetitions). Of "
         f"held-out news it has {scores.mean:.3f} right ({scores.low:.3f} to {scores.high:.3f}); a "
         f"logistic regression on TF-IDF has {base.bag_of_words[OLD]:.3f}. Of the new task the most "
         f"frequent label is {base.majority:.3f}, and the logistic regression reaches "

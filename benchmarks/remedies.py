@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scipy.stats import t as student
+from seeds import apart, interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -261,19 +259,14 @@ def run(out: Path, seeds: list[int], jobs: int) -> None:
             and not (out / f"seed-{seed}" / f"{label(name, replay)}.json").exists()
         ]
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda job: apart(out, *job), todo))
+            list(pool.map(lambda job: begin(out, *job), todo))
 
 
-def apart(out: Path, seed: int, name: str, replay: bool) -> None:
+def begin(out: Path, seed: int, name: str, replay: bool) -> None:
     words = ["--out", str(out), "--seed", str(seed), "--arm", name]
     if replay:
         words.append("--replay")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, env=environment
-    )
-    if done.returncode:
-        raise SystemExit(f"seed {seed}, {name}: {done.stderr[-3000:]}")
+    apart(__file__, words)
     found = json.loads((out / f"seed-{seed}" / f"{label(name, replay)}.json").read_text())
     print(
         f"seed {seed} {label(name, replay)}: {found['seconds']:.0f} s, {found['scores']}",
@@ -330,16 +323,6 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         f"Student's t. Settings are in the script."
     )
     return "\n".join(lines) + "\n"
-
-
-def interval(values: list[float]) -> str:
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    half = (
-        float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    )
-    return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def main() -> None:

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from remedies import means
-from scipy.stats import t as student
+from seeds import apart, interval
 
 Unit = Literal["rows", "tokens", "loss_tokens"]
 Length = Literal["short", "long"]
@@ -205,19 +203,14 @@ def run(out: Path, seeds: list[int], jobs: int, size: Size) -> None:
         (seed, arm) for seed in seeds for arm in arms() if not result_of(out, seed, arm).exists()
     ]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda job: apart(out, job[0], job[1], size), todo))
+        list(pool.map(lambda job: begin(out, job[0], job[1], size), todo))
 
 
-def apart(out: Path, seed: int, arm: Arm, size: Size) -> None:
+def begin(out: Path, seed: int, arm: Arm, size: Size) -> None:
     """Does an arm in a process of its own."""
     words = ["--out", str(out), "--seed", str(seed), "--arm", arm.label]
     words += ["--steps", str(size.steps), "--tests", str(size.tests), "--made", str(size.made)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, env=environment
-    )
-    if done.returncode:
-        raise SystemExit(f"seed {seed}, {arm.label}: {done.stderr[-3000:]}")
+    apart(__file__, words)
     print(f"seed {seed} {arm.label}", file=sys.stderr)
 
 
@@ -280,16 +273,6 @@ def row(out: Path, seeds: list[int], arm: Arm) -> str:
 def old(by_skill: dict[str, float]) -> float:
     """The mean of the old skills."""
     return statistics.fmean(score for skill, score in by_skill.items() if skill != NEW)
-
-
-def interval(values: list[float]) -> str:
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    half = (
-        float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    )
-    return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def main() -> None:

@@ -94,6 +94,23 @@ def test_a_label_that_is_never_said_any_more_is_seen() -> None:
     assert list(of.figures) == ["macro F1", "recall of World", "recall of Tech"]
 
 
+def test_rows_that_are_given_a_label_of_another_task_are_counted_by_themselves() -> None:
+    right = ["World"] * 20 + ["Tech"] * 20
+    said = {"base": right, "tuned": ["World"] * 10 + ["yes"] * 24 + ["maybe"] * 6}
+    found = classes(right, said)
+    assert found["base"].elsewhere is not None and found["base"].elsewhere.mean == 0
+    assert found["base"].elsewhere_drop is None
+    tuned = found["tuned"]
+    assert tuned.elsewhere is not None and tuned.elsewhere.mean == 0.75
+    assert tuned.elsewhere_drop is not None and tuned.elsewhere_drop.high < 0
+    assert list(tuned.figures)[-1] == "label that no row has"
+
+
+def test_without_such_a_label_nothing_is_said_of_it() -> None:
+    right = ["World"] * 20 + ["Tech"] * 20
+    assert classes(right, {"base": right, "tuned": ["World"] * 40})["tuned"].elsewhere is None
+
+
 def test_the_interval_of_macro_f1_holds_the_true_value_as_often_as_it_says() -> None:
     # Of a model that is right in 70 % of each label's rows and else says any other label.
     draw = random.Random(1)

@@ -7,7 +7,9 @@ F1 its mean over the labels that the rows have, as scikit-learn's f1_score has i
 average="macro" and zero_division=0; micro F1 is that of all decisions together, beside it where a
 row has any number of labels. Their intervals are a bootstrap over rows, the rows of both models
 paired. Recall is a proportion of the rows that have the label, with Wilson's interval and
-Newcombe's for a drop (``statistics``).
+Newcombe's for a drop (``statistics``); so is the part of rows that are given a label which none
+has. In a head over two tasks, such an old row is given a label of the new one, and its own may
+still be known: classification.heads: apart asks each row among the labels of its own task.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ def _scores(own: _Said, base: _Said | None) -> ClassScores:
         recall[label] = proportion(now).rounded()
         if base is not None:
             drops[label] = paired_drop(base.said[rows, number].tolist(), now).rounded()
+    elsewhere, elsewhere_drop = _elsewhere(own, base)
     macro, macro_drop = _f1(own, base, micro=False)
     micro, micro_drop = _f1(own, base, micro=True)
     return ClassScores(
@@ -103,7 +106,28 @@ def _scores(own: _Said, base: _Said | None) -> ClassScores:
         micro_f1_drop=micro_drop if several else None,
         recall=recall,
         recall_drop=drops,
+        elsewhere=elsewhere,
+        elsewhere_drop=elsewhere_drop,
     )
+
+
+def _elsewhere(own: _Said, base: _Said | None) -> tuple[Interval | None, Interval | None]:
+    """The part of rows that are given a label which no row has, and how much smaller it is than the
+    base's; None where no model gives one.
+    """
+    strange: np.ndarray = own.right.max(axis=0) == 0
+    if not strange.any():
+        return None, None
+    now = _any_of(own, strange)
+    if base is None:
+        return proportion(now).rounded(), None
+    return proportion(now).rounded(), paired_drop(_any_of(base, strange), now).rounded()
+
+
+def _any_of(found: _Said, labels: np.ndarray) -> list[float]:
+    """Of each row 1 where it is given any of these labels, [labels] true or false, else 0."""
+    given: list[float] = found.said[:, labels].max(axis=1).tolist()
+    return given
 
 
 def _f1(

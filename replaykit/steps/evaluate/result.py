@@ -65,6 +65,10 @@ class ClassScores(Result):
     recall: dict[str, Interval]
     """By label, the part of its rows that are given it."""
     recall_drop: dict[str, Interval] = Field(default={})
+    elsewhere: Interval | None = None
+    """The part of rows that are given a label which none of the skill's rows has, such as one of
+    the new task: what is lost there may still be known. None where no model gives one."""
+    elsewhere_drop: Interval | None = None
 
     @property
     def figures(self) -> dict[str, tuple[Interval, Interval | None]]:
@@ -74,6 +78,8 @@ class ClassScores(Result):
             found["micro F1"] = (self.micro_f1, self.micro_f1_drop)
         for label, recall in self.recall.items():
             found[f"recall of {label}"] = (recall, self.recall_drop.get(label))
+        if self.elsewhere is not None:
+            found["label that no row has"] = (self.elsewhere, self.elsewhere_drop)
         return found
 
 

@@ -133,7 +133,8 @@ def by_label(evaluation: EvalResult, colours: Colours) -> str:
             rows.append(cells)
     note = (
         "Macro F1: the mean of the labels' F1. Recall: the part of a label's rows that are given "
-        "it. Below a mean: its 95 % interval. Tinted: all of the interval of the drop is a loss."
+        "it. Label that no row has: the part of rows that are given one, such as one of the new "
+        "task. Below a mean: its 95 % interval. Tinted: all of the interval of the drop is a loss."
     )
     return table(head, rows, note)
 

@@ -1,0 +1,51 @@
+"""What benchmarks over several seeds share: arms in processes of their own, and the mean over seeds
+with its interval.
+
+    over_seeds([0.71, 0.74, 0.70])      # Interval(mean=0.717, low=0.665, high=0.768)
+    interval([0.71, 0.74, 0.70])        # "0.72 ± 0.05 (0.71, 0.74, 0.70)"
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from scipy.stats import t as student
+
+from replaykit.steps.evaluate.interval import Interval
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of the seeds' own values, with the 95 % interval of Student's t. Of one value the
+    bounds are not known: they are infinite.
+    """
+    mean = statistics.fmean(values)
+    n = len(values)
+    if n == 1:
+        return Interval(mean, float("-inf"), float("inf"))
+    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def interval(values: Sequence[float]) -> str:
+    """The mean ± half its interval, and the values."""
+    found = over_seeds(values)
+    if not found.known:
+        return f"{found.mean:.2f}"
+    each = ", ".join(f"{value:.2f}" for value in values)
+    return f"{found.mean:.2f} ± {found.high - found.mean:.2f} ({each})"
+
+
+def apart(script: str, words: Sequence[str], *, threads: int = 1) -> None:
+    """Runs the script with these words in a process of its own. Ends the program where it fails,
+    with the end of what the process said.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, script, *words], capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: {done.stderr[-3000:]}")

@@ -133,5 +133,6 @@ def test_remote_code_and_pickled_weights_are_never_allowed():
     for path in MODULES:
         text = path.read_text()
         assert "trust_remote_code=True" not in text, path
-        assert "torch.load" not in text, path
+        # What reads a checkpoint of its own reads tensors alone.
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
         assert "yaml.load(" not in text or "SafeLoader" in text, path

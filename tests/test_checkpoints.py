@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from commands import two_ranks
 from safetensors.torch import load_file, save_file
 
 from replaykit.data.jsonl import write_jsonl
@@ -27,7 +26,6 @@ from replaykit.steps.train.checkpoints import finish, newest_whole, problem
 from replaykit.steps.train.fit import Base, Extras, fit
 from replaykit.steps.train.result import TrainResult
 
-HERE = Path(__file__).parent
 # Of every training here: checkpoints after each of its four steps, of which the last two stay.
 OPTIONS: dict[str, Any] = {
     "batch_rows": 4,
@@ -341,13 +339,8 @@ def test_two_processes_go_on_from_the_same_checkpoint(
     folder = tmp_path / "train"
 
     def two(*words: str) -> list[dict[str, Any]]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        subprocess.run(
-            [*command, "--nproc_per_node", "2", str(HERE / "two_ranks.py"), str(tmp_path), *words],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            check=len(words) < 2,
-        )
+        done = two_ranks(tmp_path, *words)
+        assert len(words) == 2 or done.returncode == 0, done.stderr[-3000:]
         found = [tmp_path / f"rank-{rank}.json" for rank in (0, 1)]
         return [json.loads(path.read_text()) for path in found if path.exists()]
 

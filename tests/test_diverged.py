@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from commands import type_in
+from commands import two_ranks, type_in
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -219,14 +216,7 @@ def test_of_two_processes_both_end_and_name_the_row_that_one_of_them_had(
     write_jsonl(tmp_path / "mixture.jsonl", rows)
     settings = {"batch_rows": 4, "micro_batch_rows": 1, "learning_rate": 1e-2, "save_every": 1}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    script = Path(__file__).parent / "two_ranks.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(script), str(tmp_path), model],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = two_ranks(tmp_path, model)
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if "EngineError: " in line]
     assert errors

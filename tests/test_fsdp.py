@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import two_ranks
 
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.planned import PlannedRow
@@ -23,7 +21,6 @@ from replaykit.recipe.train import Train
 from replaykit.steps.train.fit import Base, fit
 from replaykit.steps.train.result import TrainResult
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 PLAIN = {
@@ -55,17 +52,10 @@ def mixture() -> list[Record]:
     return [old[k // 4] if k % 4 == 0 else new[k - k // 4 - 1] for k in range(24)]
 
 
-def processes(folder: Path, *words: str, code: int = 0) -> str:
-    """Two of torchrun in a folder with the mixture and the settings; what they said on stderr."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(HERE / "two_ranks.py"), str(folder), *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def processes(folder: Path, *words: str, code: int = 0) -> None:
+    """Two of torchrun, in a folder with the mixture and the settings."""
+    done = two_ranks(folder, *words)
     assert (done.returncode == 0) == (code == 0), done.stderr[-3000:]
-    return done.stderr
 
 
 def prepared(folder: Path, **changes: Any) -> Path:

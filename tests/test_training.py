@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import type_in
+from commands import two_ranks, type_in
 from typer.testing import CliRunner
 
 from replaykit.cli import app
@@ -43,8 +42,6 @@ from replaykit.steps.train.controller import Answer, Controller, ControllerInput
 from replaykit.steps.train.fit import Base, Extras, fit
 from replaykit.steps.train.remedies.weights import weights
 from replaykit.steps.train.result import TrainResult
-
-HERE = Path(__file__).parent
 
 
 def mixture(count: int = 32) -> list[Record]:
@@ -113,15 +110,9 @@ def test_packing_and_cutting_a_step_change_nothing(
         assert ours["loss/generate"] == pytest.approx(theirs["loss/generate"], abs=5e-5)
 
 
-def two_ranks(folder: Path, *words: str) -> list[dict[str, Any]]:
+def of_two(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes of torchrun saw of a training."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(HERE / "two_ranks.py"), str(folder), *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = two_ranks(folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -139,7 +130,7 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
         "micro_batch_rows": 3,
     }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    ranks = two_ranks(tmp_path)
+    ranks = of_two(tmp_path)
     given = [[index for batch in rank["rows"] for index in batch] for rank in ranks]
     assert sorted(given[0] + given[1]) == list(range(32))
     for step in range(4):  # four micro-batches a step, two for each
@@ -172,7 +163,7 @@ def test_what_a_remedy_measures_in_two_processes_is_of_both(
     }
     write_jsonl(tmp_path / "mixture.jsonl", mixture(12))
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    ranks = two_ranks(tmp_path)
+    ranks = of_two(tmp_path)
     alone = trained(tmp_path / "alone", chat, mixture(12), **settings)
     for rank in ranks:
         for ours, theirs in zip(rank["losses"], alone.losses, strict=True):

@@ -26,6 +26,7 @@ from replaykit.data.record import Message, Record, Tool, ToolCall
 from replaykit.errors import ChatError
 from replaykit.model import loading
 from replaykit.model.calls import CallFormat
+from replaykit.model.pair import Pair, Scored
 from replaykit.model.reads import Reads
 from replaykit.model.template import ANSWER, Renderer, Template
 from replaykit.recipe.chat import ChatOptions
@@ -53,6 +54,15 @@ class Example:
     earlier turns without their thoughts."""
     label: tuple[int, ...] = ()
     """Of a text classifier what its head is to say; empty for a language model."""
+    answer_at: int | None = None
+    """Where the answer begins that the decoder of an encoder-decoder writes; None for others."""
+
+    @property
+    def scored(self) -> Scored:
+        """What an engine scores; its length is that of the positions which the model needs."""
+        if self.answer_at is None:
+            return self.tokens
+        return Pair(self.tokens[: self.answer_at], self.tokens[self.answer_at :])
 
     @property
     def loss_tokens(self) -> int:
@@ -355,10 +365,10 @@ class Chat:
         """Why the model cannot read the row, as ``Reads.problem`` says it; None where it can."""
         if self.reads is None:
             return None
-        if not self.seq2seq:
-            return self.reads.problem(example.tokens)
-        begins = example.loss.index(True)
-        return self.reads.problem(example.tokens[:begins], example.tokens[begins:])
+        found = example.scored
+        if isinstance(found, Pair):
+            return self.reads.problem(found.question, found.answer)
+        return self.reads.problem(found)
 
     def _tokenised(self, text: str, spots: Sequence[_Spot]) -> Example:
         """The tokens of a rendered conversation, with loss at the spots."""
@@ -509,13 +519,18 @@ class Chat:
 
     def _pair(self, record: Record) -> Example:
         """A question for an encoder, and the answer for a decoder, if there is one."""
-        if record.messages[-1]["role"] != "assistant":
+        last = record.messages[-1]
+        if last["role"] != "assistant":
             question = self.prompt(record.messages)
-            return Example(question, (False,) * len(question))
+            return Example(question, (False,) * len(question), answer_at=len(question))
         question = self.prompt(record.messages[:-1])
         answer = self._said_at_last(record)
-        loss = (*[False] * len(question), *[True] * len(answer))
-        return Example((*question, *answer), loss, (len(record.messages) - 1,))
+        begins = len(question)
+        tokens = (*question, *answer)
+        if "weight" in last:
+            return Example(tokens, (False,) * len(tokens), answer_at=begins)
+        loss = (*[False] * begins, *[True] * len(answer))
+        return Example(tokens, loss, (len(record.messages) - 1,), answer_at=begins)
 
     @property
     def _bos(self) -> tuple[int, ...]:

@@ -247,11 +247,7 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
     is loaded.
     """
     data = order.data
-    if settings.packing and chat.seq2seq:
-        raise RecipeError(
-            "the recipe",
-            ["train.packing: rows of an encoder-decoder cannot be packed; leave it out"],
-        )
+    check_packing(settings, chat)
     # EWC can take its Fisher information from old data that it is given.
     needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and extras.old)]
     if needy and not data.replay_rows():
@@ -280,6 +276,19 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
             raise RecipeError(
                 "the recipe", [f"train.report_to: {name} is not installed; `pip install {name}`"]
             )
+
+
+def check_packing(settings: Train, chat: Chat) -> None:
+    """Raises RecipeError where rows are to be packed that cannot be."""
+    if settings.packing and chat.seq2seq:
+        raise RecipeError(
+            "the recipe",
+            [
+                "train.packing: rows of an encoder-decoder cannot be packed, since its encoder "
+                "reads all that stands beside a question, and no positions keep questions apart; "
+                "leave it out"
+            ],
+        )
 
 
 def _check_memory(network: Any) -> None:

@@ -45,7 +45,14 @@ KINDS = ("t5", "bart")
 @pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model of two and two layers, saved."""
-    return save(tmp_path_factory.mktemp(request.param), request.param)
+    return saved(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def saved(folder: Path, kind: str, **changes: Any) -> str:
+    """The model as a folder, without a chat template, as such models come."""
+    save(folder, kind, **changes)
+    (folder / "chat_template.jinja").unlink()
+    return str(folder)
 
 
 def rows(count: int = 12) -> list[Record]:
@@ -85,6 +92,17 @@ def by_transformers(network: Any, pair: Pair) -> list[float]:
             )
         total.append(-out.loss.item())
     return total
+
+
+def greedy(network: Any, question: Sequence[int], stops: Sequence[int], most: int) -> list[int]:
+    """The most probable tokens up to a stop, without a cache."""
+    made: list[int] = []
+    while len(made) < most and not (made and made[-1] in stops):
+        so_far = torch.tensor([[network.config.decoder_start_token_id, *made]])
+        with torch.no_grad():
+            out = network(input_ids=torch.tensor([question]), decoder_input_ids=so_far)
+        made.append(int(out.logits[0, -1].argmax()))
+    return made
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------
@@ -134,7 +152,7 @@ def test_pairs_are_for_encoder_decoders_and_sequences_for_the_others(model: str)
 
 @pytest.mark.slow
 def test_several_processes_score_pairs_too(tmp_path: Path) -> None:
-    folder = save(tmp_path, "t5")
+    folder = saved(tmp_path, "t5")
     given = pairs(Chat.load(folder), rows(8))
     expected = list(TransformersEngine(folder).score(given))
     engine = load_engine(folder, EngineOptions(name="transformers", workers=2))
@@ -222,6 +240,27 @@ def test_the_cross_entropy_of_an_item_is_the_loss_of_transformers(model: str) ->
         assert item.score / item.tokens == pytest.approx(loss, abs=1e-5)
 
 
+def test_a_model_without_a_template_is_asked_and_its_answers_are_read(model: str) -> None:
+    chat, records = Chat.load(model), rows(3)
+    assert chat.plain
+    tests = {"old": (Scored(path="old.jsonl", max_tokens=5), records)}
+    network = loading.load_model(model).eval()
+    for item, pair in zip(
+        measure(TransformersEngine(network), chat, tests), pairs(chat, records), strict=True
+    ):
+        assert item.answer == chat.decode(greedy(network, pair.question, chat.stop, 5))
+        assert item.score in (0.0, 1.0)
+
+
+def test_a_model_without_a_template_answers_prompts(model: str, here: Path) -> None:
+    Path("questions.txt").write_text("Who won?\nWho lost?\n")
+    Path("recipe.yaml").write_text(
+        f"model: {model}\ngenerate: {{prompts: questions.txt, max_answer_tokens: 8}}\n"
+    )
+    type_in("generate", "--recipe", "recipe.yaml", "--out", "made")
+    assert len(Path("made/answers.jsonl").read_text().splitlines()) == 2
+
+
 def test_answers_are_bounded_by_their_perplexity_and_questions_have_none(model: str) -> None:
     chat, records = Chat.load(model), rows(2)
     engine = TransformersEngine(model)
@@ -244,7 +283,7 @@ def test_an_answer_of_weight_0_carries_no_loss(model: str) -> None:
 
 
 def test_question_and_answer_have_the_positions_of_the_model_each(tmp_path: Path) -> None:
-    engine = TransformersEngine(save(tmp_path, "bart", max_position_embeddings=24))
+    engine = TransformersEngine(saved(tmp_path, "bart", max_position_embeddings=24))
     assert engine.limit == 24
     question = tuple(range(5, 29))
     (scores,) = engine.score([Pair(question, question)])
@@ -283,7 +322,7 @@ def test_a_server_scores_no_pair() -> None:
 def test_rows_to_be_packed_are_refused_before_the_model_is_loaded_or_replay_made(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = save(here / "t5", "t5")
+    folder = saved(here / "t5", "t5")
     write_jsonl(Path("target.jsonl"), rows()[:12])
     write_jsonl(Path("pool.jsonl"), rows()[12:])
     train = {"packing": True, "remedies": {"stm": {}}, "steps": 1, "batch_rows": 4}
@@ -302,7 +341,7 @@ def test_rows_to_be_packed_are_refused_before_the_model_is_loaded_or_replay_made
 
 
 def test_questions_that_are_read_have_no_perplexity_to_be_bounded(here: Path) -> None:
-    folder = save(here / "t5", "t5")
+    folder = saved(here / "t5", "t5")
     Path("questions.txt").write_text("Who won?\n")
     Path("recipe.yaml").write_text(
         f"model: {folder}\ngenerate: {{prompts: questions.txt, "

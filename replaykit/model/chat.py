@@ -440,8 +440,9 @@ class Chat:
 
     def _words(self, ids: tuple[int, ...], tools: Sequence[Tool]) -> Reply:
         """An answer without a thought, which may say first that none comes."""
-        if self._renderer.beyond.strip():
-            after = self._after(ids, self._renderer.beyond.strip())
+        none = "" if self.plain or self.seq2seq else self._renderer.beyond.strip()
+        if none:
+            after = self._after(ids, none)
             if after is not None:
                 ids = after
         return self._reply("", ids, "missing", tools)

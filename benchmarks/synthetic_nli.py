@@ -1,0 +1,109 @@
+"""Natural-language inference by construction: a premise, a hypothesis, and what holds between them.
+
+    items(1, seed=1)
+    ->  [{"premise": "Togo sings in the garden.", "hypothesis": "Togo is not quiet.", "label": 0}]
+
+The label is drawn first, and the hypothesis is made for it: it follows from the premise (0), speaks
+of what the premise leaves open (1), or contradicts it (2), as MultiNLI counts them. There are two
+kinds. In the first, somebody does something somewhere, and the hypothesis says of the motion, the
+sound or the place what the verb or the place tells, in its own word or in the opposite one with
+"not". In the second, all things of a kind have a property, and the hypothesis says so of some or of
+none. No word of a hypothesis tells the label by itself. The fillers of held-out items, the names of
+people and of things, are in no training item; they are of the same syllables.
+
+It is a language of some sixty words beside the names and a handful of rules, and far from MultiNLI:
+no item needs knowledge of the world, and the sentences are six templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from random import Random
+from typing import Any
+
+ENTAILMENT, NEUTRAL, CONTRADICTION = range(3)
+# What a verb says of who does it.
+VERBS = {
+    "moves": ("runs", "walks", "jumps", "swims"),
+    "rests": ("sleeps", "sits", "waits", "kneels"),
+    "is loud": ("sings", "shouts", "laughs", "claps"),
+    "is quiet": ("whispers", "reads", "thinks", "writes"),
+}
+PLACES = {
+    "is inside": ("kitchen", "office", "school", "church"),
+    "is outside": ("garden", "forest", "park", "field"),
+}
+OPPOSITES = (("moves", "rests"), ("is loud", "is quiet"), ("is inside", "is outside"))
+PROPERTIES = (("big", "small"), ("old", "new"), ("hot", "cold"), ("heavy", "light"))
+SYLLABLES = 30
+HELD_OUT = 180  # of the 900 names
+
+
+def names() -> tuple[list[str], list[str]]:
+    """Names of training and of held-out items, which share syllables and no name."""
+    draw = Random(0)
+    syllables = [one + other for one, other in product("bdfgklmnprstvz", "aeiou")]
+    chosen = draw.sample(syllables, SYLLABLES)
+    every = [one + other for one, other in product(chosen, repeat=2)]
+    draw.shuffle(every)
+    return every[HELD_OUT:], every[:HELD_OUT]
+
+
+def opposite(state: str) -> str:
+    """Of "moves" "rests", and the other way about."""
+    pair = next(pair for pair in OPPOSITES if state in pair)
+    return pair[1 - pair.index(state)]
+
+
+def denied(state: str) -> str:
+    """Of "moves" "does not move"; of "is loud" "is not loud"."""
+    if state.startswith("is "):
+        return state.replace("is ", "is not ", 1)
+    return f"does not {state.removesuffix('s')}"
+
+
+def event(draw: Random, name: str, label: int) -> tuple[str, str]:
+    """Somebody does something somewhere."""
+    who = name.capitalize()
+    of_verb = draw.choice(list(VERBS))
+    of_place = draw.choice(list(PLACES))
+    premise = f"{who} {draw.choice(VERBS[of_verb])} in the {draw.choice(PLACES[of_place])}."
+    told = draw.choice((of_verb, of_place))
+    if label == NEUTRAL:
+        known = {of_verb, of_place}
+        open_pair = next(pair for pair in OPPOSITES if known.isdisjoint(pair))
+        told = draw.choice(open_pair)
+    if label == CONTRADICTION:
+        told = opposite(told)
+    hypothesis = draw.choice((told, denied(opposite(told))))
+    return premise, f"{who} {hypothesis}."
+
+
+def quantity(draw: Random, name: str, label: int) -> tuple[str, str]:
+    """All things of a kind have a property. There are such things, as in ordinary speech."""
+    pair, other = draw.sample(PROPERTIES, 2)
+    place = draw.randrange(2)
+    premise = f"All {name}s are {pair[place]}."
+    quantifier = draw.choice(("Some", "No"))
+    if label == NEUTRAL:
+        return premise, f"{quantifier} {name}s are {draw.choice(other)}."
+    if (quantifier == "Some") is not (label == ENTAILMENT):
+        place = 1 - place
+    return premise, f"{quantifier} {name}s are {pair[place]}."
+
+
+def items(count: int, *, seed: int, held_out: bool = False) -> list[dict[str, Any]]:
+    """Different items with all labels equally likely, two events to one quantity; of a seed always
+    the same.
+    """
+    draw = Random(f"{seed} {held_out}")
+    some: Sequence[str] = names()[held_out]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    while len(found) < count:
+        label = draw.randrange(3)
+        make = draw.choice((event, event, quantity))
+        premise, hypothesis = make(draw, draw.choice(some), label)
+        item = {"premise": premise, "hypothesis": hypothesis, "label": label}
+        found.setdefault((premise, hypothesis), item)
+    return list(found.values())

@@ -15,7 +15,7 @@ run leaves its folder, so a run that is stopped goes on where it was.
 What this shows: that the whole path runs for encoder-decoders on this file, how much of the old
 skill each ratio keeps in this model, and what it costs the new one where replay takes the place of
 target rows. What it does not show: anything of Flan-T5 or MultiNLI. The model knows one old skill
-and no English; its NLI is six templates; both tasks have one-word answers, so forgetting here is
+and no English; its NLI is a few templates; both tasks have one-word answers, so forgetting here is
 for a good part that NLI is answered with numbers, as it may well be in the paper, whose fallen NLI
 scores lie below those of constant answers. The paper's own figures (arXiv 2512.13706) come of one
 seed, and of arms with up to twice the compute of the one without replay.
@@ -409,7 +409,9 @@ def change(drop: Interval | None) -> str:
     """The change against the base, which is the drop the other way about."""
     if drop is None:
         return "–"
-    return f"{-drop.mean:+.2f} ({-drop.high:+.2f} to {-drop.low:+.2f})"
+    # Subtracted, so that no change is +0.00.
+    gain = [0.0 - bound for bound in (drop.mean, drop.high, drop.low)]
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*gain)
 
 
 def over_seeds(values: Sequence[float]) -> str:

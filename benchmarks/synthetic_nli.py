@@ -5,14 +5,14 @@
 
 The label is drawn first, and the hypothesis is made for it: it follows from the premise (0), speaks
 of what the premise leaves open (1), or contradicts it (2), as MultiNLI counts them. There are two
-kinds. In the first, somebody does something somewhere, and the hypothesis says of the motion, the
-sound or the place what the verb or the place tells, in its own word or in the opposite one with
-"not". In the second, all things of a kind have a property, and the hypothesis says so of some or of
-none. No word of a hypothesis tells the label by itself. The fillers of held-out items, the names of
+kinds. In the first, the premise tells of two among somebody's motion, sound and place, and the
+hypothesis speaks of one of the three, in its own word or in the opposite one with "not". In the
+second, all things of a kind have a property, and the hypothesis says so of some or of none. A
+hypothesis alone tells nothing of its label. The fillers of held-out items, the names of
 people and of things, are in no training item; they are of the same syllables.
 
 It is a language of some sixty words beside the names and a handful of rules, and far from MultiNLI:
-no item needs knowledge of the world, and the sentences are six templates.
+no item needs knowledge of the world, and the sentences are a few templates.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from random import Random
 from typing import Any
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = range(3)
-# What a verb says of who does it.
-VERBS = {
-    "moves": ("runs", "walks", "jumps", "swims"),
-    "rests": ("sleeps", "sits", "waits", "kneels"),
-    "is loud": ("sings", "shouts", "laughs", "claps"),
-    "is quiet": ("whispers", "reads", "thinks", "writes"),
+# By what is spoken of, the two states that it can be in, and the words of a premise that say so.
+SPOKEN_OF = {
+    "motion": {
+        "moves": ("runs", "walks", "jumps", "swims"),
+        "rests": ("sleeps", "sits", "waits", "kneels"),
+    },
+    "sound": {
+        "is loud": ("sings", "shouts", "laughs", "claps"),
+        "is quiet": ("whispers", "reads", "thinks", "writes"),
+    },
+    "place": {
+        "is inside": ("kitchen", "office", "school", "church"),
+        "is outside": ("garden", "forest", "park", "field"),
+    },
 }
-PLACES = {
-    "is inside": ("kitchen", "office", "school", "church"),
-    "is outside": ("garden", "forest", "park", "field"),
-}
-OPPOSITES = (("moves", "rests"), ("is loud", "is quiet"), ("is inside", "is outside"))
 PROPERTIES = (("big", "small"), ("old", "new"), ("hot", "cold"), ("heavy", "light"))
 SYLLABLES = 30
 HELD_OUT = 180  # of the 900 names
@@ -52,7 +55,7 @@ def names() -> tuple[list[str], list[str]]:
 
 def opposite(state: str) -> str:
     """Of "moves" "rests", and the other way about."""
-    pair = next(pair for pair in OPPOSITES if state in pair)
+    pair = next(tuple(states) for states in SPOKEN_OF.values() if state in states)
     return pair[1 - pair.index(state)]
 
 
@@ -64,16 +67,16 @@ def denied(state: str) -> str:
 
 
 def event(draw: Random, name: str, label: int) -> tuple[str, str]:
-    """Somebody does something somewhere."""
+    """Somebody is in two of three states; the third is left open."""
     who = name.capitalize()
-    of_verb = draw.choice(list(VERBS))
-    of_place = draw.choice(list(PLACES))
-    premise = f"{who} {draw.choice(VERBS[of_verb])} in the {draw.choice(PLACES[of_place])}."
-    told = draw.choice((of_verb, of_place))
+    left_open = draw.choice(list(SPOKEN_OF))
+    known = {what: draw.choice(list(of)) for what, of in SPOKEN_OF.items() if what != left_open}
+    first, second = (draw.choice(SPOKEN_OF[what][state]) for what, state in known.items())
+    joined = "in the" if "place" in known else "and"
+    premise = f"{who} {first} {joined} {second}."
+    told = draw.choice(list(known.values()))
     if label == NEUTRAL:
-        known = {of_verb, of_place}
-        open_pair = next(pair for pair in OPPOSITES if known.isdisjoint(pair))
-        told = draw.choice(open_pair)
+        told = draw.choice(list(SPOKEN_OF[left_open]))
     if label == CONTRADICTION:
         told = opposite(told)
     hypothesis = draw.choice((told, denied(opposite(told))))

@@ -252,6 +252,29 @@ def test_a_model_without_a_template_is_asked_and_its_answers_are_read(model: str
         assert item.score in (0.0, 1.0)
 
 
+def test_texts_stand_within_the_tokens_that_the_tokenizer_puts_around_them(chat: Chat) -> None:
+    """As BART's does, in what it reads and in its labels; T5's puts eos after them alone."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer: Any = loading.load_tokenizer("nano")
+    tokenizer.chat_template = None
+    begin, end = tokenizer.bos_token, tokenizer.eos_token
+    record = Record(dialogue("Who won?", "Nobody"), "target")
+    asked, said = chat.encode("Who won?"), chat.encode("Nobody")
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for template, before in ((f"$A {end}", ()), (f"{begin} $A {end}", (first,))):
+        tokenizer._tokenizer.post_processor = TemplateProcessing(
+            single=template, special_tokens=[(begin, first), (end, last)]
+        )
+        pair = Chat(tokenizer, seq2seq=True)
+        assert pair.prompt(record.messages[:1]) == (*before, *asked, last)
+        assert pair.example(record).scored == Pair((*before, *asked, last), (*before, *said, last))
+        assert list(pair.example(record).scored.question) == tokenizer("Who won?")["input_ids"]  # type: ignore[union-attr]
+        reply = pair.reply((*before, *said))
+        assert reply.message["content"] == "Nobody"
+        assert not reply.special
+
+
 def test_a_model_without_a_template_answers_prompts(model: str, here: Path) -> None:
     Path("questions.txt").write_text("Who won?\nWho lost?\n")
     Path("recipe.yaml").write_text(

@@ -290,11 +290,13 @@ class Chat:
         ``thinking`` says whether it is left to think first; None: as the options say, or as it
         always does. The space of "[/INST] " is the beginning of the answer's first token, so the
         model is left to write it. For an encoder-decoder it is what the messages say, a line break
-        between them, and its eos token. Raises ChatError where thinking cannot be switched off.
+        between them, within the tokens that its tokenizer puts around a text. Raises ChatError
+        where thinking cannot be switched off.
         """
         if self.seq2seq:
             said = "\n".join(message["content"] for message in messages)
-            return (*self._tokens(self._veil(said)), *self._eos)
+            before, after = self._frame
+            return (*before, *self._tokens(self._veil(said)), *after)
         assert self.template
         thoughts = self._renderer.thoughts
         if thinking is False and thoughts is not None and thoughts.always:
@@ -409,15 +411,7 @@ class Chat:
             thoughts = self._renderer.thoughts
             if thinking is None:
                 thinking = self._renderer.thinking
-        ids = tuple(tokens)
-        for size in range(len(self.end_of_turn), 0, -1):
-            # The engine may have left out the token at which it stopped.
-            if ids[-size:] == self.end_of_turn[:size]:
-                ids = ids[:-size]
-                break
-        stops = self.stops(thinking, tools)
-        while ids and ids[-1] in stops:
-            ids = ids[:-1]
+        ids = self._said(tokens, self.stops(thinking, tools))
         if thoughts is None:
             return self._words(ids, tools)
         inside = self._after(ids, thoughts.opening.strip() or thoughts.begin)
@@ -437,6 +431,21 @@ class Chat:
         said = self.decode(thought).strip()
         state: Thought = "valid" if said else "empty"
         return self._reply(said, after, state, tools, inside=thought)
+
+    def _said(self, tokens: Sequence[int], stops: Sequence[int]) -> tuple[int, ...]:
+        """What was sampled without what ends it, and of an encoder-decoder what begins it."""
+        ids = tuple(tokens)
+        for size in range(len(self.end_of_turn), 0, -1):
+            # The engine may have left out the token at which it stopped.
+            if ids[-size:] == self.end_of_turn[:size]:
+                ids = ids[:-size]
+                break
+        while ids and ids[-1] in stops:
+            ids = ids[:-1]
+        if not self.seq2seq:
+            return ids
+        before, _ = self._frame
+        return ids[len(before) :] if ids[: len(before)] == before else ids
 
     def _words(self, ids: tuple[int, ...], tools: Sequence[Tool]) -> Reply:
         """An answer without a thought, which may say first that none comes."""
@@ -525,13 +534,27 @@ class Chat:
             question = self.prompt(record.messages)
             return Example(question, (False,) * len(question), answer_at=len(question))
         question = self.prompt(record.messages[:-1])
-        answer = self._said_at_last(record)
+        # As transformers makes labels: an answer of BART begins with BOS as well.
+        answer = (*self._frame[0], *self._said_at_last(record))
         begins = len(question)
         tokens = (*question, *answer)
         if "weight" in last:
             return Example(tokens, (False,) * len(tokens), answer_at=begins)
         loss = (*[False] * begins, *[True] * len(answer))
         return Example(tokens, loss, (len(record.messages) - 1,), answer_at=begins)
+
+    @cached_property
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What an encoder-decoder's own tokenizer puts before and after a text: nothing and eos in
+        T5, BOS and eos in BART. Where it puts nothing after it, that is eos.
+        """
+        bare = self.encode("a")
+        whole = tuple(self.tokenizer("a")["input_ids"])
+        for start in range(len(whole) - len(bare) + 1):
+            end = start + len(bare)
+            if whole[start:end] == bare:
+                return whole[:start], whole[end:] or self._eos
+        return (), self._eos
 
     @property
     def _bos(self) -> tuple[int, ...]:

@@ -1,14 +1,13 @@
 """Natural-language inference by construction: a premise, a hypothesis, and what holds between them.
 
     items(1, seed=1)
-    ->  [{"premise": "Togo sings in the garden.", "hypothesis": "Togo is not quiet.", "label": 0}]
+    ->  [{"premise": "Togo sings in the garden.", "hypothesis": "Togo is quiet.", "label": 2}]
 
 The label is drawn first, and the hypothesis is made for it: it follows from the premise (0), speaks
 of what the premise leaves open (1), or contradicts it (2), as MultiNLI counts them. There are two
 kinds. In the first, the premise tells of two among somebody's motion, sound and place, and the
-hypothesis speaks of one of the three, in its own word or in the opposite one with "not". In the
-second, all things of a kind have a property, and the hypothesis says so of some or of none. A
-hypothesis alone tells nothing of its label. The fillers of held-out items, the names of
+hypothesis speaks of one of the three. In the second, all things of a kind have a property, and the
+hypothesis says so of some or of none. A hypothesis alone tells nothing of its label. The fillers of held-out items, the names of
 people and of things, are in no training item; they are of the same syllables.
 
 It is a language of some sixty words beside the names and a handful of rules, and far from MultiNLI:
@@ -59,13 +58,6 @@ def opposite(state: str) -> str:
     return pair[1 - pair.index(state)]
 
 
-def denied(state: str) -> str:
-    """Of "moves" "does not move"; of "is loud" "is not loud"."""
-    if state.startswith("is "):
-        return state.replace("is ", "is not ", 1)
-    return f"does not {state.removesuffix('s')}"
-
-
 def event(draw: Random, name: str, label: int) -> tuple[str, str]:
     """Somebody is in two of three states; the third is left open."""
     who = name.capitalize()
@@ -79,8 +71,7 @@ def event(draw: Random, name: str, label: int) -> tuple[str, str]:
         told = draw.choice(list(SPOKEN_OF[left_open]))
     if label == CONTRADICTION:
         told = opposite(told)
-    hypothesis = draw.choice((told, denied(opposite(told))))
-    return premise, f"{who} {hypothesis}."
+    return premise, f"{who} {told}."
 
 
 def quantity(draw: Random, name: str, label: int) -> tuple[str, str]:

@@ -302,6 +302,33 @@ def test_an_answer_of_weight_0_carries_no_loss(model: str) -> None:
     assert len(example.scored.answer) > 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
+def test_a_run_with_stm_scores_trains_and_tests_by_cross_entropy(here: Path) -> None:
+    folder = saved(here / "t5", "t5")
+    write_jsonl(Path("target.jsonl"), rows()[:12])
+    write_jsonl(Path("pool.jsonl"), rows()[12:])
+    held = [Record(dialogue(f"Is {k} odd?", "no" if k % 2 else "yes"), "select") for k in range(8)]
+    write_jsonl(Path("held.jsonl"), held)
+    train = {"steps": 2, "batch_rows": 4, "remedies": {"stm": {"max_perplexity": 500}}}
+    Path("replaykit.yaml").write_text(
+        f"name: pairs\nmodel: {folder}\ntarget: target.jsonl\nselect: {{pool: pool.jsonl, n: 4}}\n"
+        f"mix: {{ratio: 0.25}}\ntrain: {json.dumps(train)}\n"
+        "eval: {old: {pool: {path: held.jsonl, score: cross_entropy}}}\n"
+    )
+    type_in("select")
+    type_in("mix")
+    scored = json.loads(type_in("score", "--json"))
+    assert scored["scored"] == scored["rows"] > 4
+    assert {"target", "select"} == set(scored["sources"])
+    trained = json.loads(type_in("train", "--json"))
+    assert 0 < trained["weights"]["sources"]["target"]["masked"] < 1
+    assert type_in("eval")
+    again = json.loads(type_in("eval", "--json"))
+    base, tuned = again["models"]
+    assert base["scores"]["pool"]["mean"] > 1
+    assert tuned["drop"]["pool"]["low"] <= tuned["drop"]["pool"]["mean"]
+
+
 # --- how long they may be -------------------------------------------------------------------------------------------
 
 

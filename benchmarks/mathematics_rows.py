@@ -7,12 +7,13 @@
     {"question": "Solve 51*h = 39*h - 12 for h.", "answer": "-1", "module": "algebra__linear_1d"}
 
 mathematics_dataset (Saxton et al., ICLR 2019, openreview.net/pdf?id=H1gR5iR5FX; Apache-2.0) is of
-2019. Version 1.0.1 runs on Python 3.11 with sympy 1.14 and NumPy 2 but for two things: it imports
-``base_solution_linear`` from where sympy has it no more, which is mended here, and some composed
-modules call ``ndarray.itemset``, which NumPy 2 has not. It draws letters from a set, so the order
-of Python's hashes decides too; the script fixes it. Modules are taken in turn, each question once;
-the same seed gives the same rows, and ``--skip`` those after them, so that files do not overlap.
-The questions of the easy level are the lowest third of the generator's own range of difficulty.
+2019. Of version 1.0.1 on Python 3.11 with sympy 1.14 and NumPy 2: it imports
+``base_solution_linear`` from where sympy has it no more, which is mended here; and about ten of its
+56 modules, those that make polynomials and some composed ones, fail by ``ndarray.itemset`` or
+``numpy.object``, which NumPy 2 has not. It draws letters from a set, so the order of Python's
+hashes decides too; the script fixes it. Modules are taken in turn, each question once; the same
+seed gives the same rows, and ``--skip`` those after them, so that files do not overlap. The
+questions of the easy level are the lowest third of the generator's own range of difficulty.
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ and no English; its NLI is a few templates; both tasks have one-word answers, so
 for a good part that NLI is answered with numbers, as it may well be in the paper, whose fallen NLI
 scores lie below those of constant answers. The paper's own figures (arXiv 2512.13706) come of one
 seed, and of arms with up to twice the compute of the one without replay.
+
+Not yet run in full. The base was seen to learn its NLI; trained from scratch on this mathematics, a
+model of this size got 0.3 to 0.4 right after 1,000 steps, where always the same answer gets 0.16;
+the tables say so where the arm without replay does not learn it either.
 """
 
 from __future__ import annotations
@@ -65,6 +69,7 @@ SPECIAL = ("<pad>", "</s>", "<unk>")
 # Shorter than Flan's, which costs this model twice the time and tells it nothing more.
 PROMPT = "Premise: {premise} Hypothesis: {hypothesis}"
 LABELS = ["yes", "maybe", "no"]
+LEARNED = 0.7  # the part of held-out mathematics from which on it is learned
 MODULES = ("numbers__place_value",)
 
 
@@ -107,9 +112,9 @@ FULL = Size(
     least=0.9,
     pool=6000,
     tests=600,
-    steps=1000,
+    steps=2000,
     batch_rows=32,
-    rate=1e-3,
+    rate=2e-3,
 )
 QUICK = Size(
     width=32,
@@ -360,11 +365,23 @@ def report(out: Path, size: Size, seeds: Sequence[int], command: str) -> str:
         "",
         *by_seed(found),
         "",
+        *unlearned(found),
         "Above: the mean over seeds ± half the 95 % interval of Student's t, with the seeds' own "
         "values. Below: 95 % intervals of one training, Wilson's for a score and Newcombe's for a "
         "change, the items paired.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def unlearned(found: Mapping[int, EvalResult]) -> Iterator[str]:
+    """What is said where the arm without replay has not learned mathematics."""
+    new = [scores_of(result, "no-replay").scores["target"].mean for result in found.values()]
+    if statistics.fmean(new) < LEARNED:
+        yield (
+            f"Without replay mathematics comes to less than {LEARNED}: it is not learned, and what "
+            f"replay costs it cannot be seen here; raise steps in FULL."
+        )
+        yield ""
 
 
 def summary(found: Mapping[int, EvalResult], recipe: Recipe, size: Size) -> Iterator[str]:

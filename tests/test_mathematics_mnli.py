@@ -158,6 +158,7 @@ def test_in_miniature_all_of_it_runs_with_equal_steps_and_goes_on(
         assert mixed.result["target_rows"] == 4 * (16 - replay)
         assert f"| {arm} | {replay} of 16 |" in first
         assert f"| {arm} | 1 | " in first
+    assert "it is not learned" in first
     # Nothing is done again.
     monkeypatch.setattr(benchmark, "train_base", None)
     made = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}

@@ -286,16 +286,6 @@ def test_a_row_that_the_engine_cannot_read_says_what_to_set(
     assert engine.scored == []
 
 
-def test_an_encoder_decoder_is_refused(
-    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat, "seq2seq", True)
-    with pytest.raises(
-        EngineError, match=r"encoder-decoder, .* take stm and flow out of train.remedies"
-    ):
-        scored(tmp_path, chat, None, rows())
-
-
 def test_the_longest_rows_are_scored_first(chat: Chat, tmp_path: Path) -> None:
     with Scores(tmp_path / "a", "m") as ledger:
         lengths = [

@@ -11,7 +11,7 @@ import pytest
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import Record, dialogue
 from replaykit.engines import Engine
-from replaykit.errors import DataError, EngineError
+from replaykit.errors import DataError
 from replaykit.model.chat import Chat
 from replaykit.recipe.evaluate import Test as Scored
 from replaykit.steps.evaluate.compare import compare
@@ -20,22 +20,6 @@ from replaykit.steps.evaluate.skills import Item, measure, read_items
 QUESTION = Record(dialogue("What is two and two?", "4"), "target", {"line": 1})
 TEXT = Record(({"role": "text", "content": "Paris is in France."},), "target", {"line": 7})
 UNUSED: Any = SimpleNamespace()  # an engine that gets no request
-
-
-def test_an_encoder_decoder_has_no_cross_entropy_and_that_is_said_before_anything_is_answered(
-    chat: Chat,
-) -> None:
-    tests = {
-        "sums": (Scored(path="sums.jsonl"), [QUESTION]),
-        "texts": (Scored(path="texts.jsonl", score="cross_entropy"), [QUESTION]),
-    }
-    pair = Chat(chat.tokenizer, name="my-t5", seq2seq=True)
-    message = (
-        "my-t5 is an encoder-decoder, whose tokens cannot be scored; "
-        "give texts another score than cross_entropy"
-    )
-    with pytest.raises(EngineError, match=message):
-        next(measure(UNUSED, pair, tests))
 
 
 @pytest.mark.parametrize("score", ["exact", "numeric", "json"])

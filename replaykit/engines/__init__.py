@@ -11,7 +11,7 @@ in the order in which they finish.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +19,8 @@ from itertools import islice
 from typing import Literal, Protocol, TypeVar
 
 from replaykit.errors import EngineError, MissingExtra, did_you_mean
+from replaykit.model.loading import encoder_decoder
+from replaykit.model.pair import Pair, Scored
 from replaykit.recipe.engine import EngineOptions
 
 ENGINES = {
@@ -79,7 +81,7 @@ class Engine(Protocol):
     name: str
     """Its key in ENGINES."""
     limit: int
-    """How many tokens prompt and answer may have together."""
+    """How many tokens prompt and answer may have together; of an encoder-decoder each of them."""
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """A completion for each request, in the order in which they finish.
@@ -91,10 +93,12 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+    def score(self, sequences: Iterable[Scored]) -> Iterator[list[float]]:
         """For each sequence, in order, the natural log probability of every token but the first.
 
-        Each is that of the token given those before it.
+        Each is that of the token given those before it. Of a Pair it is that of every token of the
+        answer, given the question and those before it. Raises EngineError for a Pair where the
+        engine has no encoder-decoders, and for a sequence where the model is one.
         """
         ...
 
@@ -115,12 +119,15 @@ def until_none(waiting: Iterator[T | None], room: int, *, unanswered: bool) -> I
         yield request
 
 
-def room_for(request: Request, limit: int) -> int:
+def room_for(request: Request, limit: int, *, apart: bool = False) -> int:
     """How many tokens the answer may have, in a model that reads ``limit``.
 
-    Raises EngineError for a prompt that leaves no room for an answer.
+    ``apart`` says that the answer has positions of its own, as in an encoder-decoder. Raises
+    EngineError for a prompt that leaves no room for an answer.
     """
     size = len(request.tokens)
+    if apart and size <= limit:
+        return min(request.sampling.max_tokens, limit)
     if size >= limit:
         raise EngineError(
             f"row {request.row}: its prompt has {size} tokens and the model reads {limit}"
@@ -128,10 +135,19 @@ def room_for(request: Request, limit: int) -> int:
     return min(request.sampling.max_tokens, limit - size)
 
 
-def to_score(sequences: Iterable[Sequence[int]]) -> Iterator[Request]:
-    """Requests that score sequences in a server, numbered from 0. It must draw one token."""
+def to_score(sequences: Iterable[Scored]) -> Iterator[Request]:
+    """Requests that score sequences in a server, numbered from 0. It must draw one token.
+
+    Raises EngineError for a Pair.
+    """
     sampling = Sampling(temperature=0.0, max_tokens=1)
-    return (Request(k, tuple(tokens), sampling) for k, tokens in enumerate(sequences))
+    for row, tokens in enumerate(sequences):
+        if isinstance(tokens, Pair):
+            raise EngineError(
+                "a server scores what it reads, and the answer of an encoder-decoder is what it "
+                "writes; take `--engine transformers`"
+            )
+        yield Request(row, tuple(tokens), sampling)
 
 
 def in_order(answers: Iterable[tuple[int, T]]) -> Iterator[T]:
@@ -145,8 +161,12 @@ def in_order(answers: Iterable[tuple[int, T]]) -> Iterator[T]:
             turn += 1
 
 
-def choose(options: EngineOptions | str = "auto") -> str:
-    """The engine's name, "auto" resolved: openai for a server, vllm with a GPU, or transformers."""
+def choose(
+    options: EngineOptions | str = "auto", model: str | None = None, revision: str | None = None
+) -> str:
+    """The engine's name, "auto" resolved: openai for a server, vllm with a GPU, or transformers,
+    which alone has encoder-decoders.
+    """
     options = _options(options)
     if options.name != "auto":
         return options.name
@@ -159,12 +179,24 @@ def choose(options: EngineOptions | str = "auto") -> str:
     # On a CPU vLLM takes 20 s and more to start, and is on trial, so there it has to be asked for.
     if not torch.cuda.is_available():
         return "transformers"
+    if model is not None and _encoder_decoder(model, revision):
+        return "transformers"
     return "vllm"
 
 
-def engine_fact(options: EngineOptions) -> str:
+def _encoder_decoder(model: str, revision: str | None) -> bool:
+    """Whether the model is one; False where it cannot be loaded, which is said when it is."""
+    try:
+        return encoder_decoder(model, revision)
+    except EngineError:
+        return False
+
+
+def engine_fact(
+    options: EngineOptions, model: str | None = None, revision: str | None = None
+) -> str:
     """What of the engine decides the rows, in a word or two: its name, and its mode."""
-    name = choose(options)
+    name = choose(options, model, revision)
     if options.batch_invariant:
         return f"{name}, batch-invariant"
     return name
@@ -175,7 +207,12 @@ def load_engine(
 ) -> Engine:
     """The model, loaded in the engine. Raises EngineError, or MissingExtra, saying what to do."""
     options = _options(options)
-    name = choose(options)
+    name = choose(options, model, revision)
+    if name == "vllm" and _encoder_decoder(model, revision):
+        raise EngineError(
+            f"{model} is an encoder-decoder, and vLLM has none of texts, T5 and BART among them; "
+            f"take `--engine transformers`"
+        )
     if options.batch_invariant and name != "vllm":
         raise EngineError(
             f"engine.batch_invariant: it is vllm's, and the engine here is {name}; leave it out, "

@@ -22,6 +22,7 @@ from replaykit.engines.transformers import BATCH_ROWS, READ_AHEAD
 from replaykit.errors import EngineError
 from replaykit.model.classifier import TextClassifier
 from replaykit.model.lm_head import IMPOSSIBLE
+from replaykit.model.pair import Scored
 
 
 class ClassifierEngine:
@@ -49,7 +50,7 @@ class ClassifierEngine:
             for start in range(0, len(ahead), BATCH_ROWS):
                 yield from self._batch(ahead[start : start + BATCH_ROWS])
 
-    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+    def score(self, sequences: Iterable[Scored]) -> Iterator[list[float]]:
         """Raises EngineError: the tokens of a text have no probability here."""
         raise EngineError("a text classifier gives no probabilities of tokens; score its labels")
 

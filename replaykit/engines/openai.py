@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from pathlib import Path
@@ -37,6 +37,7 @@ from pydantic import BaseModel, Field, ValidationError
 from replaykit.engines import Completion, Request, in_order, room_for, to_score, until_none
 from replaykit.errors import EngineError
 from replaykit.model import loading
+from replaykit.model.pair import Scored
 from replaykit.recipe.engine import EngineOptions
 
 Body = dict[str, Any]
@@ -105,7 +106,7 @@ class OpenAIEngine:
                 reason = choice.finish_reason if end is None else "stop"
                 yield Completion(request.row, tuple(tokens[:end]), reason)
 
-    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+    def score(self, sequences: Iterable[Scored]) -> Iterator[list[float]]:
         # With 0 further tokens a position, it tells of the prompt's own tokens and no others.
         with closing(self._run(to_score(sequences), {"prompt_logprobs": 0})) as answers:
             scored = ((request.row, choice.scores(request)) for request, choice in answers)

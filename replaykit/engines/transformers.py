@@ -18,6 +18,8 @@ from replaykit.engines.draw import Numbers, draw
 from replaykit.errors import EngineError
 from replaykit.model import loading
 from replaykit.model.lm_head import NUMBERS, Head, split_head
+from replaykit.model.logprobs import IGNORED
+from replaykit.model.pair import Pair, Scored
 from replaykit.model.reads import stated_length
 from replaykit.recipe.engine import EngineOptions
 
@@ -27,7 +29,7 @@ READ_AHEAD = 1024
 
 
 class TransformersEngine:
-    """A causal language model in this process, on a GPU if there is one."""
+    """A language model in this process, causal or encoder-decoder, on a GPU if there is one."""
 
     name = "transformers"
     read_ahead = READ_AHEAD
@@ -48,13 +50,14 @@ class TransformersEngine:
         self._apart = True
         # Models with relative positions, such as T5, have no such number.
         self.limit: int = stated_length(self.model.config) or 1 << 20
+        self._pairs = bool(self.model.config.is_encoder_decoder)
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         waiting = iter(requests)
         ahead: list[_Row] = []
         while True:
             for request in until_none(waiting, READ_AHEAD - len(ahead), unanswered=bool(ahead)):
-                ahead.append(_Row(request, room_for(request, self.limit)))
+                ahead.append(_Row(request, room_for(request, self.limit, apart=self._pairs)))
             if not ahead:
                 return
             # The one that has waited longest and those nearest to it in length: little padding, and
@@ -67,16 +70,27 @@ class TransformersEngine:
             ahead = [row for k, row in enumerate(ahead) if k not in taken]
 
     @torch.inference_mode()
-    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+    def score(self, sequences: Iterable[Scored]) -> Iterator[list[float]]:
         waiting = iter(sequences)
         while ahead := list(islice(waiting, READ_AHEAD)):
             order = sorted(range(len(ahead)), key=lambda k: len(ahead[k]))
             scores: list[list[float]] = [[]] * len(ahead)
             for start in range(0, len(order), BATCH_ROWS // 4):
                 rows = order[start : start + BATCH_ROWS // 4]
-                for k, row in zip(rows, self._score_batch([ahead[k] for k in rows]), strict=True):
+                for k, row in zip(rows, self._scored([ahead[k] for k in rows]), strict=True):
                     scores[k] = row
             yield from scores
+
+    def _scored(self, batch: list[Scored]) -> Iterator[list[float]]:
+        """The scores of one batch. Raises EngineError for what is not for such a model."""
+        pairs = [one for one in batch if isinstance(one, Pair)]
+        if len(pairs) != len(batch) * self._pairs:
+            kind = "an encoder-decoder" if self._pairs else "a causal model"
+            wanted = "pairs of question and answer" if self._pairs else "sequences"
+            raise EngineError(f"{kind} scores {wanted} and nothing else; give it `example.scored`")
+        if self._pairs:
+            return self._score_pairs(pairs)
+        return self._score_batch([one for one in batch if not isinstance(one, Pair)])
 
     def close(self) -> None:
         self.model = None
@@ -85,7 +99,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _batch(self, rows: list[_Row]) -> Iterator[Completion]:
         """Completes one batch; rows that are done leave it when they are half of it."""
-        reader = _Encoded if self.model.config.is_encoder_decoder else _Decoder
+        reader = _Encoded if self._pairs else _Decoder
         reading = reader(self.model, [row.request.tokens for row in rows])
         while rows:
             chosen = draw(reading.logits().float(), [row.wanted() for row in rows])
@@ -119,6 +133,34 @@ class TransformersEngine:
         # A score is of the token after its position, so padding on the right comes after the end.
         yield from (row[: len(tokens) - 1] for tokens, row in zip(sequences, scores, strict=True))
 
+    def _score_pairs(self, pairs: list[Pair]) -> Iterator[list[float]]:
+        """The scores of one right-padded batch of pairs, of at most NUMBERS logits at a time.
+
+        Where that is less than those of one row, they are those of one row. What the decoder reads
+        is made of the answers by the model's own function, as its loss and our trainer make it.
+        """
+        vocabulary = self.model.get_output_embeddings().out_features
+        # An answer may have no token; a model reads one at least.
+        longest = max(1, *(len(pair.answer) for pair in pairs))
+        size = max(1, NUMBERS // vocabulary // longest)
+        for start in range(0, len(pairs), size):
+            yield from self._score_some_pairs(pairs[start : start + size])
+
+    def _score_some_pairs(self, pairs: list[Pair]) -> Iterator[list[float]]:
+        device = self.model.device
+        asked, mask = _right_padded([pair.question for pair in pairs], device)
+        answers, written = _right_padded([pair.answer for pair in pairs], device)
+        labels = answers.masked_fill(written == 0, IGNORED)
+        logits = self.model(
+            input_ids=asked,
+            attention_mask=mask,
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels=labels),
+            use_cache=False,
+        ).logits
+        scores = _chosen(logits.flatten(0, 1), answers.flatten()).view_as(answers).tolist()
+        # A decoder does not look ahead, so padding on the right comes after the end.
+        yield from (row[: len(pair.answer)] for pair, row in zip(pairs, scores, strict=True))
+
     def _by_token(self, head: Head, ids: torch.Tensor, room: int) -> list[torch.Tensor]:
         """The log probabilities of ids [rows, width], logits being made of ``room`` tokens."""
         hidden = head.hidden(self.model, {"input_ids": ids})[:, :-1].flatten(0, 1)
@@ -139,6 +181,18 @@ def _chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The log probabilities [n] of tokens [n] by logits [n, vocabulary], in float32."""
     logits = logits.float()
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+
+
+def _right_padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [rows, width] and a mask of the same shape, 1 where a row has a token; width is 1
+    at least.
+    """
+    width = max(1, *map(len, rows))
+    ids = [[*tokens, *[0] * (width - len(tokens))] for tokens in rows]
+    mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 class _Decoder:
@@ -202,15 +256,10 @@ class _Encoded:
     """A right-padded batch: an encoder has read the questions, a decoder writes the answers."""
 
     def __init__(self, model: Any, prompts: list[tuple[int, ...]]):
-        width = max(map(len, prompts))
-        ids = [list(tokens) + [0] * (width - len(tokens)) for tokens in prompts]
-        mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in prompts]
         self.model = model
         self.cache: Any = None
-        self.mask = torch.tensor(mask, device=model.device)
-        self.read = model.get_encoder()(
-            input_ids=torch.tensor(ids, device=model.device), attention_mask=self.mask
-        )
+        ids, self.mask = _right_padded(prompts, model.device)
+        self.read = model.get_encoder()(input_ids=ids, attention_mask=self.mask)
         start = model.config.decoder_start_token_id
         self.ids = torch.full((len(prompts), 1), start, device=model.device)
 

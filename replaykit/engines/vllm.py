@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
 from inspect import signature
@@ -35,6 +35,7 @@ from replaykit.engines import (
 from replaykit.engines.children import Guard
 from replaykit.errors import EngineError
 from replaykit.model import loading
+from replaykit.model.pair import Scored
 from replaykit.recipe.engine import EngineOptions
 
 # Each gives way to the user's own setting. Spawn, because a fork of a process with OpenMP threads
@@ -130,7 +131,7 @@ class VllmEngine:
                     tokens = tokens[:-1]  # vLLM returns the stop token too
                 yield Completion(request.row, tuple(tokens), reason)
 
-    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+    def score(self, sequences: Iterable[Scored]) -> Iterator[list[float]]:
         # A request with prompt_logprobs reads no cached prefix, so no position is missing.
         with closing(self._run(to_score(sequences), **SCORING)) as answers:
             yield from in_order(

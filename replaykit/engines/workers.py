@@ -16,7 +16,7 @@ import atexit
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -35,6 +35,7 @@ from replaykit.engines.children import deaf
 from replaykit.errors import EngineError, ReplaykitError
 from replaykit.model import loading
 from replaykit.model.gguf import is_gguf
+from replaykit.model.pair import Pair, Scored
 from replaykit.recipe.engine import EngineOptions
 
 ROUND = 64  # requests to a worker that are read before any are sent
@@ -42,7 +43,7 @@ GRACE_SECONDS = 10  # for a worker to close its engine
 
 log = logging.getLogger(__name__)
 
-_Work = Request | tuple[int, ...]
+_Work = Request | tuple[int, ...] | Pair
 """What to do: complete a request, or score tokens."""
 
 
@@ -102,7 +103,7 @@ class Workers:
         found = loading.resolve(model)
         if is_gguf(model):
             model = found
-        self.name = choose(options)
+        self.name = choose(options, model, revision)
         self._numbers = count()
         self._workers: list[_Worker] = []
         self._ended: list[_Worker] = []
@@ -128,8 +129,8 @@ class Workers:
             for _, completion in answers:
                 yield completion
 
-    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        with closing(self._run(tuple(tokens) for tokens in sequences)) as answers:
+    def score(self, sequences: Iterable[Scored]) -> Iterator[list[float]]:
+        with closing(self._run(map(_to_send, sequences))) as answers:
             yield from in_order(answers)
 
     def close(self) -> None:
@@ -239,6 +240,10 @@ class Workers:
             mine = _Drop(number for number in stream.places if worker.flying.pop(number, None))
             if mine:
                 worker.send(mine)
+
+
+def _to_send(scored: Scored) -> _Work:
+    return scored if isinstance(scored, Pair) else tuple(scored)
 
 
 class _Worker:

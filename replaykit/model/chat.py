@@ -26,6 +26,7 @@ from replaykit.data.record import Message, Record, Tool, ToolCall
 from replaykit.errors import ChatError
 from replaykit.model import loading
 from replaykit.model.calls import CallFormat
+from replaykit.model.pair import Pair, Scored
 from replaykit.model.reads import Reads
 from replaykit.model.template import ANSWER, Renderer, Template
 from replaykit.recipe.chat import ChatOptions
@@ -53,6 +54,15 @@ class Example:
     earlier turns without their thoughts."""
     label: tuple[int, ...] = ()
     """Of a text classifier what its head is to say; empty for a language model."""
+    answer_at: int | None = None
+    """Where the answer begins that the decoder of an encoder-decoder writes; None for others."""
+
+    @property
+    def scored(self) -> Scored:
+        """What an engine scores; its length is that of the positions which the model needs."""
+        if self.answer_at is None:
+            return self.tokens
+        return Pair(self.tokens[: self.answer_at], self.tokens[self.answer_at :])
 
     @property
     def loss_tokens(self) -> int:
@@ -280,11 +290,13 @@ class Chat:
         ``thinking`` says whether it is left to think first; None: as the options say, or as it
         always does. The space of "[/INST] " is the beginning of the answer's first token, so the
         model is left to write it. For an encoder-decoder it is what the messages say, a line break
-        between them, and its eos token. Raises ChatError where thinking cannot be switched off.
+        between them, within the tokens that its tokenizer puts around a text. Raises ChatError
+        where thinking cannot be switched off.
         """
         if self.seq2seq:
             said = "\n".join(message["content"] for message in messages)
-            return (*self._tokens(self._veil(said)), *self._eos)
+            before, after = self._frame
+            return (*before, *self._tokens(self._veil(said)), *after)
         assert self.template
         thoughts = self._renderer.thoughts
         if thinking is False and thoughts is not None and thoughts.always:
@@ -355,10 +367,10 @@ class Chat:
         """Why the model cannot read the row, as ``Reads.problem`` says it; None where it can."""
         if self.reads is None:
             return None
-        if not self.seq2seq:
-            return self.reads.problem(example.tokens)
-        begins = example.loss.index(True)
-        return self.reads.problem(example.tokens[:begins], example.tokens[begins:])
+        found = example.scored
+        if isinstance(found, Pair):
+            return self.reads.problem(found.question, found.answer)
+        return self.reads.problem(found)
 
     def _tokenised(self, text: str, spots: Sequence[_Spot]) -> Example:
         """The tokens of a rendered conversation, with loss at the spots."""
@@ -399,15 +411,7 @@ class Chat:
             thoughts = self._renderer.thoughts
             if thinking is None:
                 thinking = self._renderer.thinking
-        ids = tuple(tokens)
-        for size in range(len(self.end_of_turn), 0, -1):
-            # The engine may have left out the token at which it stopped.
-            if ids[-size:] == self.end_of_turn[:size]:
-                ids = ids[:-size]
-                break
-        stops = self.stops(thinking, tools)
-        while ids and ids[-1] in stops:
-            ids = ids[:-1]
+        ids = self._said(tokens, self.stops(thinking, tools))
         if thoughts is None:
             return self._words(ids, tools)
         inside = self._after(ids, thoughts.opening.strip() or thoughts.begin)
@@ -428,10 +432,26 @@ class Chat:
         state: Thought = "valid" if said else "empty"
         return self._reply(said, after, state, tools, inside=thought)
 
+    def _said(self, tokens: Sequence[int], stops: Sequence[int]) -> tuple[int, ...]:
+        """What was sampled without what ends it, and of an encoder-decoder what begins it."""
+        ids = tuple(tokens)
+        for size in range(len(self.end_of_turn), 0, -1):
+            # The engine may have left out the token at which it stopped.
+            if ids[-size:] == self.end_of_turn[:size]:
+                ids = ids[:-size]
+                break
+        while ids and ids[-1] in stops:
+            ids = ids[:-1]
+        if not self.seq2seq:
+            return ids
+        before, _ = self._frame
+        return ids[len(before) :] if ids[: len(before)] == before else ids
+
     def _words(self, ids: tuple[int, ...], tools: Sequence[Tool]) -> Reply:
         """An answer without a thought, which may say first that none comes."""
-        if self._renderer.beyond.strip():
-            after = self._after(ids, self._renderer.beyond.strip())
+        none = "" if self.plain or self.seq2seq else self._renderer.beyond.strip()
+        if none:
+            after = self._after(ids, none)
             if after is not None:
                 ids = after
         return self._reply("", ids, "missing", tools)
@@ -509,13 +529,32 @@ class Chat:
 
     def _pair(self, record: Record) -> Example:
         """A question for an encoder, and the answer for a decoder, if there is one."""
-        if record.messages[-1]["role"] != "assistant":
+        last = record.messages[-1]
+        if last["role"] != "assistant":
             question = self.prompt(record.messages)
-            return Example(question, (False,) * len(question))
+            return Example(question, (False,) * len(question), answer_at=len(question))
         question = self.prompt(record.messages[:-1])
-        answer = self._said_at_last(record)
-        loss = (*[False] * len(question), *[True] * len(answer))
-        return Example((*question, *answer), loss, (len(record.messages) - 1,))
+        # As transformers makes labels: an answer of BART begins with BOS as well.
+        answer = (*self._frame[0], *self._said_at_last(record))
+        begins = len(question)
+        tokens = (*question, *answer)
+        if "weight" in last:
+            return Example(tokens, (False,) * len(tokens), answer_at=begins)
+        loss = (*[False] * begins, *[True] * len(answer))
+        return Example(tokens, loss, (len(record.messages) - 1,), answer_at=begins)
+
+    @cached_property
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What an encoder-decoder's own tokenizer puts before and after a text: nothing and eos in
+        T5, BOS and eos in BART. Where it puts nothing after it, that is eos.
+        """
+        bare = self.encode("a")
+        whole = tuple(self.tokenizer("a")["input_ids"])
+        for start in range(len(whole) - len(bare) + 1):
+            end = start + len(bare)
+            if whole[start:end] == bare:
+                return whole[:start], whole[end:] or self._eos
+        return (), self._eos
 
     @property
     def _bos(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The log-probabilities of an answer's tokens, picked from what an engine or a model gives.
 
-engine.score([example.tokens])       ->  of every token but the first
+engine.score([example.scored])       ->  of every token but the first, or of the answer's
 of_answer(example, scores)           ->  of the tokens that carry loss
 target_logits(model, head, batch)    ->  logits and targets where there is loss, slice by slice
 """
@@ -25,9 +25,13 @@ def of_answer(example: Example, scores: Sequence[float]) -> list[float]:
     """The scores of the tokens that carry loss, in order.
 
     ``scores`` are an engine's, natural logarithms: of every token but the first, which nothing
-    predicts. So where the first token carries loss, as in a plain text without BOS, it has none.
+    predicts. So where the first token carries loss, as in a plain text without BOS, it has none. Of
+    an encoder-decoder they are those of the answer, all of whose tokens are predicted.
     """
-    return [score for score, loss in zip(scores, example.loss[1:], strict=True) if loss]
+    begins = 1
+    if example.answer_at is not None:
+        begins = example.answer_at
+    return [score for score, loss in zip(scores, example.loss[begins:], strict=True) if loss]
 
 
 def target_logits(

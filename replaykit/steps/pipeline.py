@@ -17,7 +17,7 @@ from typing import Any
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.mix import is_made
 from replaykit.steps.mix.step import replay_sources, takes_rewritten
-from replaykit.steps.step import Context, Outcome, Todo, arms, label_of
+from replaykit.steps.step import Context, Outcome, Todo, arms, chat_of, label_of
 
 # By name: the package under ``steps`` whose module ``step`` has ``run``.
 STEPS = {
@@ -87,7 +87,23 @@ def needed(recipe: Recipe, name: str, arm: str | None) -> list[str]:
 
 
 def run(recipe: Recipe, context: Context) -> Iterator[Outcome[Any]]:
-    """All steps that the recipe asks for, in order."""
+    """All steps that the recipe asks for, in order.
+
+    Raises RecipeError for what training would refuse of such a model, before any replay is made.
+    """
     need(recipe, "run", "model", "target")
+    _check_training(recipe)
     for name in wanted(recipe):
         yield from step_of(name)(recipe, context)
+
+
+def _check_training(recipe: Recipe) -> None:
+    trainings = [recipe.training(arm) for arm in arms(recipe, Context())]
+    packing = [training for training in trainings if training.packing]
+    if not packing:
+        return
+    from replaykit.steps.train.fit import check_packing
+
+    chat = chat_of(recipe)
+    for training in packing:
+        check_packing(training, chat)

@@ -29,9 +29,10 @@ from replaykit.checks.tool_calls import readings_of_calls
 from replaykit.checks.verify import Readings, readings
 from replaykit.data.record import Message, Record, Tool
 from replaykit.engines import Completion, Engine, Request, Sampling
-from replaykit.errors import ChatError, DataError, EngineError
+from replaykit.errors import ChatError, DataError
 from replaykit.model.chat import Chat, Reply, Thought
 from replaykit.model.labels import labels_in
+from replaykit.model.logprobs import of_answer
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Watch, unwatched
 
@@ -138,16 +139,9 @@ def check_tests(chat: Chat, tests: Mapping[str, tuple[Test, Sequence[Record]]]) 
 
 
 def check_ways(chat: Chat, tests: Mapping[str, Test]) -> None:
-    """Raises EngineError for an encoder-decoder's cross-entropy, and ChatError where the model
-    cannot be asked in the way that a test wants it.
-    """
+    """Raises ChatError where the model cannot be asked in the way that a test wants it."""
     for skill, test in tests.items():
         if test.score == "cross_entropy":
-            if chat.seq2seq:
-                todo = f"give {skill} another score than cross_entropy"
-                raise EngineError(
-                    f"{chat.name} is an encoder-decoder, whose tokens cannot be scored; {todo}"
-                )
             continue
         _check_thinking(chat, skill, test)
         if test.score == "tool_call":
@@ -317,14 +311,13 @@ def _cross_entropy(
     fitting = {}
     for row, record in enumerate(records):
         example = chat.example(record)
-        if len(example.tokens) < engine.limit:
+        if len(example.scored) < engine.limit:
             fitting[row] = example
         else:
             yield _too_long(skill, row)
-    logprobs = engine.score([example.tokens for example in fitting.values()])
+    logprobs = engine.score([example.scored for example in fitting.values()])
     for (row, example), of_tokens in zip(fitting.items(), logprobs, strict=True):
-        # The first token has no log-probability: nothing comes before it.
-        counted = [-logp for logp, loss in zip(of_tokens, example.loss[1:], strict=True) if loss]
+        counted = [-logp for logp in of_answer(example, of_tokens)]
         yield Item(skill, row, sum(counted), tokens=len(counted))
 
 

@@ -47,7 +47,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
     models = {name: str(folder / "model") for name, folder in folders.items()}
     inputs = {
         **model_facts(recipe),
-        "engine": engine_fact(recipe.engine.here),
+        "engine": engine_fact(recipe.engine.here, recipe.model, recipe.revision),
         "eval": test_facts(recipe),
         "tuned": {name: tuned_facts(Path(model)) for name, model in models.items()},
     }

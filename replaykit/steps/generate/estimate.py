@@ -136,7 +136,8 @@ def estimate(
         seen = Measured()
     parameters = loading.parameter_count(model, revision)
     plan = _plan(settings, thinking, seen)
-    speed = _speed(parameters, engine, seen)
+    name = choose(engine, model, revision)
+    speed = _speed(name, parameters, engine, seen)
     tokens_per_second = hours = cost = None
     if speed.tokens_per_second is not None:
         tokens_per_second = round(speed.tokens_per_second, 1)
@@ -313,11 +314,10 @@ def _share(part: float, whole: float, assumed: float) -> _Guess:
 # --- speed and price ------------------------------------------------------------------------------
 
 
-def _speed(parameters: int, options: EngineOptions, seen: Measured) -> _Speed:
-    """How fast the model will write on what is here."""
+def _speed(engine: str, parameters: int, options: EngineOptions, seen: Measured) -> _Speed:
+    """How fast the model will write on what is here, in the engine of that name."""
     import torch
 
-    engine = choose(options)
     known = seen.tokens_per_second if seen.engine in (None, engine) else None
     guess = None
     price = None

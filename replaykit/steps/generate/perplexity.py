@@ -33,7 +33,7 @@ class PerplexityCheck:
             return verdicts
         good = [place for place, verdict in enumerate(verdicts) if verdict is None]
         examples = [self.chat.example(settled[place].record) for place in good]
-        scored = self.engine.score(example.tokens for example in examples)
+        scored = self.engine.score(example.scored for example in examples)
         for place, example, scores in zip(good, examples, scored, strict=True):
             answer = of_answer(example, scores)
             question = self._of_question(settled[place].record, scores)
@@ -43,8 +43,10 @@ class PerplexityCheck:
         return verdicts
 
     def _of_question(self, record: Record, scores: list[float]) -> list[float]:
-        """The scores of the last question's tokens; none in a plain text."""
-        if record.messages[0]["role"] == "text":
+        """The scores of the last question's tokens; none in a plain text, nor where an encoder
+        reads it (``check_can_ask`` refuses to bound them there).
+        """
+        if record.messages[0]["role"] == "text" or self.chat.seq2seq:
             return []
         *before, question, answer = record.messages
         thinking = None

@@ -13,7 +13,7 @@ from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record
 from replaykit.data.tools import read_tools
-from replaykit.errors import EngineError
+from replaykit.errors import EngineError, RecipeError
 from replaykit.model.loading import encoder_decoder, named_sampling
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.generate import Generate, Tags
@@ -77,7 +77,7 @@ def generate_inputs(recipe: Recipe, settings: Generate) -> dict[str, Any]:
     return {
         **model_facts(recipe),
         "seed": recipe.seed,
-        "engine": engine_fact(recipe.engine),
+        "engine": engine_fact(recipe.engine, recipe.model, recipe.revision),
         "generate": settings.decisive(),
         "eval": held_out_facts(recipe, settings.checks.overlap),
     }
@@ -160,20 +160,31 @@ def _tokens(folder: Path) -> dict[str, int]:
 
 
 def check_can_ask(recipe: Recipe, settings: Generate) -> None:
-    """Raises EngineError for a model that cannot write questions, where none are given, and
-    DataError for tools that cannot be used.
+    """Raises EngineError for a model that cannot write questions, where none are given, RecipeError
+    where it cannot and their perplexity is bounded, and DataError for tools that cannot be used.
 
     The decoder of a model like T5 writes only the answer to what its encoder has read.
     """
     if settings.tools is not None:
         read_tools(settings.tools)
     model = str(recipe.model)
-    if settings.prompts is None and encoder_decoder(model, recipe.revision):
+    asks = settings.prompts is None
+    bounded = settings.checks.question_perplexity is not None
+    if not (asks or bounded) or not encoder_decoder(model, recipe.revision):
+        return
+    if asks:
         raise EngineError(
             f"{model} has an encoder, which reads a question, and a decoder, which writes the "
             "answer; it cannot write questions itself\n  `replaykit generate --prompts FILE` "
             "answers the questions of a file (generate.prompts in a recipe)."
         )
+    raise RecipeError(
+        "the recipe",
+        [
+            f"generate.checks.question_perplexity: {model} is an encoder-decoder, which reads a "
+            f"question and does not write it, so none has a perplexity; leave it out"
+        ],
+    )
 
 
 def _prompts(settings: Generate) -> Readable | None:

@@ -76,7 +76,7 @@ def todos(
         if options.method == "ties":
             inputs["density"] = options.density
         if options.sweep is not None:
-            inputs["engine"] = engine_fact(recipe.engine.here)
+            inputs["engine"] = engine_fact(recipe.engine.here, recipe.model, recipe.revision)
             inputs["eval"] = test_facts(recipe)
         yield Todo(
             "merge",

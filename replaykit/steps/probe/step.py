@@ -29,7 +29,7 @@ def todos(recipe: Recipe, context: Context, *, samples: int = 20) -> Iterator[To
         **model_facts(recipe),
         "seed": recipe.seed,
         "samples": samples,
-        "engine": engine_fact(recipe.engine),
+        "engine": engine_fact(recipe.engine, recipe.model, recipe.revision),
     }
 
     def work(_: Step) -> ProbeResult:

@@ -26,7 +26,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[RewriteResult]]:
     inputs = {
         **model_facts(recipe),
         "seed": recipe.seed,
-        "engine": engine_fact(recipe.engine),
+        "engine": engine_fact(recipe.engine, recipe.model, recipe.revision),
         "target": row_facts(target),
         "rewrite": settings.decisive(),
     }

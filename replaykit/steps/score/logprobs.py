@@ -31,6 +31,7 @@ from replaykit.errors import EngineError, RunError
 from replaykit.hashing import fingerprint
 from replaykit.model import loading
 from replaykit.model.chat import Chat, Example
+from replaykit.model.logprobs import of_answer
 from replaykit.runs import Watch, unwatched
 from replaykit.steps.score.result import Perplexity
 
@@ -85,12 +86,13 @@ class Scores(Mapping[str, np.ndarray]):
         return digest.hexdigest()
 
     def add(self, example: Example, scores: Sequence[float]) -> None:
-        """Writes a row's log-probabilities at once. ``scores`` are an engine's: of every token but
-        the first.
+        """Writes a row's log-probabilities at once. ``scores`` are an engine's, as ``of_answer``
+        takes them.
         """
-        given = [None, *(round(score, DIGITS) for score in scores)]
         key = self.key(example)
-        logp = [score for score, on in zip(given, example.loss, strict=True) if on]
+        logp: list[float | None] = [round(score, DIGITS) for score in of_answer(example, scores)]
+        if example.loss[0] and example.answer_at is None:
+            logp = [None, *logp]
         line = json.dumps({"key": key, "logp": logp}).encode() + b"\n"
         # On a disk that is nearly full a write may take a part, and only the next one fails.
         while line:
@@ -126,14 +128,7 @@ def model_key(model: str, revision: str | None = None) -> str:
 
 
 def different_examples(records: Sequence[Record], chat: Chat) -> dict[str, Example]:
-    """The different rows as they are trained, by record id. Raises EngineError for an
-    encoder-decoder.
-    """
-    if chat.seq2seq:
-        raise EngineError(
-            f"{chat.name} is an encoder-decoder, whose tokens cannot be scored; take stm and flow "
-            f"out of train.remedies"
-        )
+    """The different rows as they are trained, by record id."""
     different = {record.id: record for record in records}
     return {key: chat.example(record) for key, record in different.items()}
 
@@ -168,7 +163,7 @@ def score_examples(
         assert engine is not None, f"{len(missing)} rows are not scored yet"
         _check_length(missing, engine)
         watch("score", 0, len(missing))
-        scored = engine.score(example.tokens for example in missing)
+        scored = engine.score(example.scored for example in missing)
         for number, (example, scores) in enumerate(zip(missing, scored, strict=True), 1):
             if any(map(math.isnan, scores)):
                 raise EngineError(
@@ -188,7 +183,7 @@ def _check_length(missing: Sequence[Example], engine: Engine) -> None:
     """Raises EngineError, saying what to set, where the longest row is more than the engine
     reads.
     """
-    longest = len(missing[0].tokens)
+    longest = max(len(example.scored) for example in missing)
     room = engine.limit
     if engine.name != "transformers":
         # The others draw a token after the row.

@@ -67,7 +67,7 @@ class TokenisedRows(Dataset[Row]):
         self._tensors: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         for key, record in {record.id: record for record in records}.items():
             example = examples.get(key) or chat.example(record)
-            self._tensors[key] = _tensors(example, weights.get(key), apart=chat.seq2seq)
+            self._tensors[key] = _tensors(example, weights.get(key))
         self._masked = {
             key for key, (_, _, weight) in self._tensors.items() if not bool(weight.any())
         }
@@ -113,10 +113,10 @@ class TokenisedRows(Dataset[Row]):
 
 
 def _tensors(
-    example: Example, weights: np.ndarray | None, *, apart: bool
+    example: Example, weights: np.ndarray | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens, shifted labels and weights; with ``apart`` the question for an encoder and the answer
-    for a decoder; of a text its label alone.
+    """Tokens, shifted labels and weights; of an encoder-decoder the question for the encoder and
+    the answer for the decoder; of a text its label alone.
     """
     tokens = torch.tensor(example.tokens, dtype=torch.int32)
     if example.label:
@@ -126,9 +126,9 @@ def _tensors(
     weight = loss.float()
     if weights is not None:
         weight[loss] = torch.from_numpy(np.asarray(weights, dtype=np.float32))
-    if apart:
+    if example.answer_at is not None:
         # Of an encoder-decoder nothing is shifted: the decoder is given the answer so far.
-        begins = example.loss.index(True)
+        begins = example.answer_at
         return tokens[:begins], tokens[begins:], weight[begins:]
     none = torch.tensor([IGNORED], dtype=torch.int32)
     labels = torch.where(loss, tokens, none)

@@ -262,11 +262,7 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
         if not chat.only_texts:
             what = "there is one process; start it with `torchrun --nproc_per_node N -m replaykit`"
         raise RecipeError("the recipe", [f"train.fsdp: {what}, or leave it out"])
-    if settings.packing and chat.seq2seq:
-        raise RecipeError(
-            "the recipe",
-            ["train.packing: rows of an encoder-decoder cannot be packed; leave it out"],
-        )
+    check_packing(settings, chat)
     # EWC can take its Fisher information from old data that it is given.
     needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and extras.old)]
     if needy and not data.replay_rows():
@@ -309,6 +305,19 @@ def _check_wrapping(trainer: ReplayTrainer) -> None:
             [
                 f"train.remedies: {names} does nothing under accelerate's FSDP or DeepSpeed; set "
                 f"train.fsdp: true and start it with torchrun"
+            ],
+        )
+
+
+def check_packing(settings: Train, chat: Chat) -> None:
+    """Raises RecipeError where rows are to be packed that cannot be."""
+    if settings.packing and chat.seq2seq:
+        raise RecipeError(
+            "the recipe",
+            [
+                "train.packing: rows of an encoder-decoder cannot be packed, since its encoder "
+                "reads all that stands beside a question, and no positions keep questions apart; "
+                "leave it out"
             ],
         )
 

@@ -5,7 +5,8 @@
 A row is offered with its task, its rank in it, and what it counts for: 1, or its bytes. The buffer
 before a stage is chosen from the one before it and the rows of the last task. As every method takes
 the rows of a task in one order and never takes more of a task later than before, that is the same
-choice as from all rows seen, and it depends on the seed alone.
+choice as from all rows seen, and it depends on the seed alone. (Of bytes it is so but for the last
+row: one that was too large for the rest is forgotten, and a later one may fit there.)
 """
 
 from __future__ import annotations

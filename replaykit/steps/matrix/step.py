@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from replaykit.recipe import Recipe
 from replaykit.runs import Step
@@ -31,14 +30,13 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MatrixResult]]:
     need_step(folder_of(recipe, "train", number), "run")
     model = model_of(recipe, number)
     measured_before = _items_before(recipe, number)
-    inputs: dict[str, Any] = {
+    inputs = {
+        **model_facts(recipe),
         "engine": engine_fact(recipe.engine.here),
         "eval": test_facts(recipe),
         "tuned": {name: tuned_facts(model)},
         "before": {after: made_facts(file) for after, file in measured_before.items()},
     }
-    if number == 0:
-        inputs |= model_facts(recipe)
 
     def work(step: Step) -> MatrixResult:
         from replaykit.steps.evaluate.scorable import scorable

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from html import unescape
@@ -216,20 +219,30 @@ def test_another_buffer_is_said_and_does_later_stages_anew(run: Done) -> None:
 
 
 class Killed(BaseException):
-    """Ends a run as a signal would: nothing catches it."""
+    """Ends a run as an interrupt would: nothing catches it."""
 
 
-def killed_at(place: int) -> Callable[..., None]:
-    """A watch that ends the run when it is told of the work for the so-manieth time."""
-    told = 0
+def killed_in(work: str, done: int) -> Callable[..., None]:
+    """A watch that ends the run when so much of this work is done."""
 
-    def watch(what: str, done: int, total: int | None, note: str = "") -> None:
-        nonlocal told
-        told += 1
-        if told == place:
+    def watch(what: str, now: int, total: int | None, note: str = "") -> None:
+        if (what, now) == (work, done):
             raise Killed
 
     return watch
+
+
+# Of a process that is gone at once, in the middle of the first training.
+KILL = """
+import os, signal, sys
+import replaykit
+
+def watch(what, done, total, note=""):
+    if (what, done) == ("train-capital", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+replaykit.run(sys.argv[1], watch=watch)
+"""
 
 
 def left(folder: Path) -> dict[str, bytes]:
@@ -247,15 +260,21 @@ def test_a_run_that_is_killed_between_and_inside_stages_ends_with_the_same_bytes
     run: Done, tmp_path: Path
 ) -> None:
     killed = sequences.recipe(tmp_path, buffer={"answers": "on_policy"})
-    ends = 0
-    # Each time a little further: in mixtures, trainings, new answers and tests of all stages.
-    for place in (3, 20, 33, 40, 25, 48, 60, 30, 70):
-        try:
-            list(pipeline.run(killed, Context(watch=killed_at(place))))
-        except Killed:
-            ends += 1
+    path = tmp_path / "tasks.yaml"
+    path.write_text(killed.to_yaml())
+    gone = subprocess.run([sys.executable, "-c", KILL, str(path)], capture_output=True)
+    assert gone.returncode == -signal.SIGKILL
+    for place in (
+        ("eval base", 7),
+        ("answer anew", 5),
+        ("compare buffer", 3),
+        (f"train-{SECOND}", 1),
+        (f"eval {SECOND}", 20),
+        (f"train-{THIRD}", 2),
+    ):
+        with pytest.raises(Killed):
+            list(pipeline.run(killed, Context(watch=killed_in(*place))))
     list(pipeline.run(killed, Context()))
-    assert ends >= 5
     whole = left(run.recipe.folder)
     assert len(whole) == 2 + 3 + 4 + 3
     assert left(killed.folder) == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -310,7 +311,15 @@ def shown(step: str, result: Result, width: int = 100) -> str:
 @pytest.mark.slow
 def test_the_terminal_has_the_matrix_and_the_figures_by_name(run: Done) -> None:
     text = shown("matrix", run.results[f"matrix-{THIRD}"])
-    for words in (*TASKS, "base", "old skills", "backward transfer (GEM)", "forward transfer"):
+    for words in (
+        *TASKS,
+        "base",
+        "old skills",
+        "rows tested",
+        "capital 5",
+        "backward transfer (GEM)",
+        "forward transfer",
+    ):
         assert words in text
     narrow = shown("matrix", run.results[f"matrix-{THIRD}"], width=50)
     assert all(len(line) <= 50 for line in narrow.splitlines())
@@ -393,6 +402,18 @@ def test_ewc_without_replay_reads_the_buffer(tmp_path: Path) -> None:
     assert planned == STAGES
 
 
+def test_the_recipe_of_the_readme_can_be_read(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (text,) = [
+        block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "tasks:" in block
+    ]
+    path = tmp_path / "tasks.yaml"
+    path.write_text(text)
+    recipe = replaykit.load_recipe(path)
+    assert [own.train.epochs for own in stages(recipe)] == [1, 2, 1]
+    assert recipe.buffer.answers == "on_policy"
+
+
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "target": ({"target": "new.jsonl"}, "target: it does not go with tasks: each task has its own"),
     "arms": (
@@ -444,6 +465,11 @@ def test_what_does_not_go_with_tasks_is_refused_by_name(what: str, tmp_path: Pat
         ),
         ("mix: {sources: [buffer]}", "mix.sources: the buffer holds rows of earlier tasks"),
         (
+            "tasks: [{name: a, target: x, eval: y}, {name: b, target: z, eval: w}]\n"
+            "buffer: {rows: 5}\nmix: {sources: [old.jsonl]}",
+            "buffer: mix.sources does not name it, so no stage would replay it",
+        ),
+        (
             "tasks: [{name: a, target: a.jsonl, eval: b.jsonl}]",
             "tasks: one task alone is `target`, with eval.target",
         ),
@@ -480,6 +506,18 @@ def test_a_step_alone_of_a_recipe_with_tasks_points_to_run(step: str, tmp_path: 
     path.write_text(sequences.recipe(tmp_path).to_yaml())
     said = type_in(step, "--recipe", path, code=1)
     assert f"{step}: the recipe has several tasks; `replaykit run` does their stages" in said
+
+
+@pytest.mark.slow
+def test_a_stage_is_trained_alone_where_its_task_is_named(run: Done) -> None:
+    path = run.path("..", "tasks.yaml")
+    path.write_text(run.recipe.to_yaml())
+    found = json.loads(type_in("train", "--recipe", path, "--arm", SECOND, "--json"))
+    assert found == run.results[f"train-{SECOND}"].to_json()
+    said = type_in("train", "--recipe", path, "--arm", "poems", code=1)
+    assert f"--arm poems: the recipe has the tasks {', '.join(TASKS)}" in said
+    said = type_in("eval", "--recipe", path, "--arm", SECOND, code=1)
+    assert "eval: of a recipe with tasks, --arm is for mix and train" in said
 
 
 def test_a_task_that_is_tested_on_rows_of_another_is_refused_before_anything_is_done(

@@ -147,9 +147,9 @@ def _step(name: str, flags: Flags) -> None:
     from replaykit.steps import pipeline
     from replaykit.steps.step import Context
 
-    recipe = _recipe(flags)
-    run = pipeline.step_of(name)
     arm = flags.values.get("arm")
+    recipe = pipeline.of_arm(_recipe(flags), name, arm)
+    run = pipeline.step_of(name)
     force = bool(flags["force"])
 
     def do(watch: Watch) -> Iterable[Outcome[Any]]:

@@ -209,7 +209,8 @@ def need(recipe: Recipe, step: str, *keys: str) -> None:
     # The recipe of a stage has a target, that of its task.
     if recipe.tasks and recipe.target is None and step not in OF_SEQUENCES:
         problem = (
-            f"{step}: the recipe has several tasks; `replaykit run` does their stages in order"
+            f"{step}: the recipe has several tasks; `replaykit run` does their stages in order, "
+            "and `mix` and `train` with --arm TASK a part of one"
         )
         raise RecipeError("the recipe", [problem])
     hints = {

@@ -19,10 +19,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from replaykit.errors import RecipeError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.mix import is_made
 from replaykit.steps.mix.step import replay_label, replay_sources, takes_rewritten
-from replaykit.steps.stages import check_tasks, number_of, reads_buffer, stages
+from replaykit.steps.stages import check_tasks, number_of, reads_buffer, stage, stages
 from replaykit.steps.step import Context, Outcome, Todo, arms, label_of
 
 # By name: the package under ``steps`` whose module ``step`` has ``run``.
@@ -43,6 +44,8 @@ STEPS = {
 }
 # Of the steps of a run those that are done once for each arm, or stage.
 BY_ARM = ("buffer", "mix", "train", "matrix")
+# Of these the commands that do the step of one task: train, so that several processes can.
+BY_STAGE = ("mix", "train")
 
 
 def _module(name: str) -> ModuleType:
@@ -138,6 +141,23 @@ def _needed_in_stage(recipe: Recipe, name: str, arm: str | None) -> list[str]:
             return [label_of("train", arm), *(label_of("matrix", task) for task in before)]
         case _:
             return []
+
+
+def of_arm(recipe: Recipe, name: str, arm: str | None) -> Recipe:
+    """The recipe by which a step alone is done: where there are tasks, that of the stage of the one
+    that ``arm`` names. Raises RecipeError for a step or a task that the recipe does not have.
+    """
+    if not recipe.tasks or arm is None:
+        return recipe
+    tasks = [task.name for task in recipe.tasks]
+    problem = ""
+    if name not in BY_STAGE:
+        problem = f"{name}: of a recipe with tasks, --arm is for {' and '.join(BY_STAGE)}"
+    elif arm not in tasks:
+        problem = f"--arm {arm}: the recipe has the tasks {', '.join(tasks)}"
+    if problem:
+        raise RecipeError("the command line", [problem])
+    return stage(recipe, tasks.index(arm))
 
 
 def run(recipe: Recipe, context: Context) -> Iterator[Outcome[Any]]:

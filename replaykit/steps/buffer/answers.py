@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from replaykit.data.jsonl import to_line
-from replaykit.data.record import Message, Record
+from replaykit.data.record import FINISH, Message, Record
 from replaykit.model.calls import tool_call
 from replaykit.model.chat import Chat
 from replaykit.recipe import Recipe
@@ -125,4 +125,5 @@ def _with_answer(record: Record, answer: Message) -> Record:
     if answer == old:
         return record
     meta = {REFERENCE: dict(old), **record.meta}
+    meta.pop(FINISH, None)  # this one was not cut
     return replace(record, messages=(*record.messages[:-1], answer), meta=meta)

@@ -48,5 +48,7 @@ def skill_of(record: Record, column: str) -> str:
     """The skill that a replay row keeps alive: what the column of its meta names, or else the task
     that it is of in a buffer, or else its source.
     """
-    source = record.meta["task"] if record.source == BUFFER else source_of(record)
+    source = source_of(record)
+    if record.source == BUFFER:
+        source = record.meta.get("task", source)
     return str(column_of(record, column, source))

@@ -506,15 +506,23 @@ def _show_matrix(matrix: MatrixResult, console: Console) -> None:
         columns.insert(0, None)
     for first in range(0, len(columns), per_table):
         console.print(_stages(matrix, columns[first : first + per_table]))
-    rows = [(name, estimate(found)) for name, found in matrix.figures.items()]
-    worst = matrix.worst_forgetting
-    if worst is not None:
-        rows = [
-            (f"{name} ({worst.task})" if "worst" in name else name, text) for name, text in rows
-        ]
-    console.print(_grid(rows))
+    console.print(_grid([*_matrix_rows(matrix)]))
     console.print(Text(f"{tasks_verdict(matrix)} {old_verdict(matrix)}".strip()))
     _show_notes(matrix, console)
+
+
+def _matrix_rows(matrix: MatrixResult) -> Iterator[Row]:
+    """The figures, and on how many rows each skill was tested."""
+    worst = matrix.worst_forgetting
+    for name, found in matrix.figures.items():
+        whose = f" ({worst.task})" if worst is not None and found is worst.forgetting else ""
+        yield f"{name}{whose}", estimate(found)
+    units = {skill.skill: unit_of(skill) for skill in matrix.skills}
+    drops = {skill: drop for skill, drop in matrix.old_drops.items() if units[skill] == "score"}
+    if len(drops) > 1:
+        skill = max(drops, key=lambda name: drops[name].mean)
+        yield f"worst old skill ({skill})", estimate(drops[skill])
+    yield "rows tested", ", ".join(f"{skill.skill} {skill.n:,}" for skill in matrix.skills)
 
 
 def _stages(matrix: MatrixResult, columns: Sequence[str | None]) -> Table:

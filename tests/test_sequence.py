@@ -25,6 +25,7 @@ from replaykit.data.planned import read_plan
 from replaykit.data.record import TARGET, Record, dialogue
 from replaykit.errors import DataError, RecipeError
 from replaykit.recipe import Recipe
+from replaykit.recipe.tasks import Buffer
 from replaykit.recipe.train import Train
 from replaykit.result import Result
 from replaykit.steps import pipeline
@@ -113,6 +114,40 @@ def test_the_buffer_holds_trained_rows_of_the_earlier_tasks_and_no_more_than_it_
     assert {row.prompt for row in rows if row.meta["task"] == SECOND} <= trained
     of_first = [row.prompt for row in rows if row.meta["task"] == FIRST]
     assert of_first == [row.prompt for row in run.rows(f"buffer-{SECOND}")][:5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["reservoir", "balanced", "herding"])
+def test_a_buffer_keeps_within_its_bytes_and_is_the_same_again(
+    run: Done, method: str, tmp_path: Path
+) -> None:
+    buffer = Buffer.model_validate({"method": method, "bytes": 1500})
+    recipe = stage(run.recipe.model_copy(update={"buffer": buffer}), 2)
+    # Of the stage before, the buffer is the finished one.
+    (done,) = pipeline.step_of("buffer")(recipe, Context(out=tmp_path / "once"))
+    (again,) = pipeline.step_of("buffer")(recipe, Context(out=tmp_path / "again"))
+    whole = (tmp_path / "once" / "rows.jsonl").read_bytes()
+    assert whole == (tmp_path / "again" / "rows.jsonl").read_bytes()
+    assert 900 < len(whole) == done.result.bytes <= 1500
+    assert done.result.rows == sum(done.result.tasks.values())
+    assert done.result == again.result
+    assert done.result.answers is None
+
+
+@pytest.mark.slow
+def test_the_users_own_columns_stay_apart_from_those_of_the_buffer(tmp_path: Path) -> None:
+    recipe = sequences.recipe(tmp_path, train={"steps": 1})
+    path = tmp_path / f"{FIRST}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    own = {"task": "geography", "rank": "high", "reference": "an atlas"}
+    path.write_text("".join(json.dumps(row | own) + "\n" for row in rows))
+    for name in ("mix", "train"):
+        list(pipeline.step_of(name)(stage(recipe, 0), Context()))
+    list(pipeline.step_of("buffer")(stage(recipe, 1), Context()))
+    for row in read_jsonl(recipe.folder / f"buffer-{SECOND}" / "rows.jsonl"):
+        assert row.meta["task"] == FIRST
+        assert isinstance(row.meta["rank"], int)
+        assert row.meta["columns"] == own
 
 
 @pytest.mark.slow
@@ -467,7 +502,7 @@ def test_what_does_not_go_with_tasks_is_refused_by_name(what: str, tmp_path: Pat
         (
             "tasks: [{name: a, target: x, eval: y}, {name: b, target: z, eval: w}]\n"
             "buffer: {rows: 5}\nmix: {sources: [old.jsonl]}",
-            "buffer: mix.sources does not name it, so no stage would replay it",
+            "buffer: mix.sources does not name it, so no stage replays it",
         ),
         (
             "tasks: [{name: a, target: a.jsonl, eval: b.jsonl}]",
@@ -550,28 +585,28 @@ def test_new_answers_are_compared_with_the_first_ones_and_keep_within_the_bytes(
     tmp_path: Path,
 ) -> None:
     recipe = sequences.recipe(tmp_path)
+    thoughtful = capital("Japan", "Tokyo")
+    thoughtful.messages[-1]["reasoning_content"] = "An island, so Tokyo."
     rows = [
         capital("France", "The answer is Paris."),
         capital("Spain", "Madrid"),
         capital("Italy", "The answer is Milan."),
-        capital("Peru", "Bogota", reference={"role": "assistant", "content": "It is: Lima"}),
+        capital("Peru", "Bogota", reference={"role": "assistant", "content": "Lima"}),
         capital("Chile", "", reference={"role": "assistant", "content": ""}),
+        thoughtful,
     ]
     limit = recipe.buffer.limit
     found, answers = answered_anew(recipe, rows, limit, lambda *_: None)
-    assert [row.answer for row in found] == [
-        "Paris",
-        "Madrid",
-        "The answer is Milan.",
-        "Bogota",
-        "",
-    ]
+    said = ["Paris", "Madrid", "The answer is Milan.", "Lima", "", "Tokyo"]
+    assert [row.answer for row in found] == said
     assert found[0].meta["reference"]["content"] == "The answer is Paris."
+    # What is compared stays the first answer, however often another took its place.
+    assert found[3].meta["reference"]["content"] == "Lima"
     assert found[1] is rows[1]
-    assert (answers.asked, answers.replaced, answers.same) == (5, 2, 1)
-    assert answers.kept == {"wrong": 2, "unverifiable": 1}
+    assert (answers.asked, answers.replaced, answers.same) == (6, 3, 1)
+    assert answers.kept == {"wrong": 1, "unverifiable": 1, "thought_missing": 1}
     # A row with its first answer beside the new one is longer: there is no room for it here.
     full = limit._replace(unit="bytes", n=sum(map(line_bytes, rows)))
     found, answers = answered_anew(recipe, rows, full, lambda *_: None)
-    assert found == rows
-    assert (answers.replaced, answers.kept["no_room"]) == (1, 1)
+    assert [row.answer for row in found] == [rows[0].answer, *said[1:]]
+    assert (answers.replaced, answers.kept["no_room"]) == (2, 1)

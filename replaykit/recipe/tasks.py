@@ -154,7 +154,7 @@ def wrong_for_tasks(recipe: Recipe) -> Iterator[str]:
         yield "eval.target: it does not go with tasks: each has its own eval; leave it out"
     named = recipe.mix.sources
     if recipe.buffer != Buffer() and named is not None and BUFFER not in named:
-        yield "buffer: mix.sources does not name it, so no stage would replay it; add `buffer` there"
+        yield "buffer: mix.sources does not name it, so no stage replays it; add `buffer` there"
     names = Counter(task.name for task in recipe.tasks)
     taken = {"target", *recipe.eval.old} | {name for name, n in names.items() if n > 1}
     for number, task in enumerate(recipe.tasks):

@@ -37,7 +37,7 @@ from scipy.stats import t as student
 from replaykit.nano import world
 
 RESULTS = Path(__file__).parent / "results" / "sequence.md"
-RATE = 1e-3
+RATE = 2e-3
 BUFFER_ROWS = 500
 
 
@@ -57,7 +57,7 @@ class Size:
     """Held-out rows of each of the base's six skills."""
 
 
-WHOLE = Size(tasks=5, rows=600, steps=120, batch_rows=16, tests=40, old_tests=20)
+WHOLE = Size(tasks=5, rows=600, steps=160, batch_rows=16, tests=40, old_tests=20)
 QUICK = Size(tasks=2, rows=24, steps=8, batch_rows=8, tests=3, old_tests=1)
 
 
@@ -96,10 +96,8 @@ SENTENCES = ("{}", "Answer: {}", "The answer is {}.", "I would say that the answ
 
 def clinic(rng: Random) -> tuple[str, str]:
     name = rng.choice(sorted(world.CLINICS))
-    urgency = rng.choice(sorted(world.SINCE))
     who = f"{rng.choice(world.FIRST_NAMES)} {rng.choice(world.SURNAMES)}"
-    complaint = f"{rng.choice(world.CLINICS[name])} {rng.choice(world.SINCE[urgency])}"
-    return f"{who} has {complaint}. Which clinic?", f"{name}, {urgency}"
+    return f"{who} has {rng.choice(world.CLINICS[name])}. Which clinic?", name
 
 
 def language(rng: Random) -> tuple[str, str]:

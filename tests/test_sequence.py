@@ -135,6 +135,19 @@ def test_a_buffer_keeps_within_its_bytes_and_is_the_same_again(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["reservoir", "herding"])
+def test_rows_that_are_larger_than_the_whole_buffer_are_counted(
+    run: Done, method: str, tmp_path: Path
+) -> None:
+    buffer = Buffer.model_validate({"method": method, "bytes": 40})
+    recipe = stage(run.recipe.model_copy(update={"buffer": buffer}), 1)
+    (done,) = pipeline.step_of("buffer")(recipe, Context(out=tmp_path / "small"))
+    assert (done.result.rows, done.result.bytes) == (0, 0)
+    assert done.result.too_large == done.result.offered == sequences.ROWS
+    assert "16 rows that are larger than the whole buffer" in shown("buffer", done.result)
+
+
+@pytest.mark.slow
 def test_the_users_own_columns_stay_apart_from_those_of_the_buffer(tmp_path: Path) -> None:
     recipe = sequences.recipe(tmp_path, train={"steps": 1})
     path = tmp_path / f"{FIRST}.jsonl"

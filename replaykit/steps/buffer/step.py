@@ -30,6 +30,8 @@ from replaykit.steps.select import choose
 from replaykit.steps.stages import folder_of, number_of
 from replaykit.steps.step import Context, Outcome, Todo, do_step, model_facts, need_step
 
+HIGHEST_RANK = 2**63 - 1
+
 
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[BufferResult]]:
     """What the stage of this recipe has to replay; nothing before the first task."""
@@ -88,7 +90,8 @@ class _Keeping:
         limit = settings.limit
         earlier = [] if self.before is None else list(read_jsonl(self.before))
         last = self._last()
-        offered = self._offered(last)
+        fitting = [record for record in last if self._fits(record)]
+        offered = self._offered(fitting)
         records = _chosen([*earlier, *offered], self._names, settings)
         answers = None
         if settings.answers == "on_policy":
@@ -103,7 +106,7 @@ class _Keeping:
             bytes=sum(map(line_bytes, records)),
             tasks={name: counts[name] for name in self._names},
             offered=len(last),
-            too_large=sum(_size(record, limit.unit) > limit.n for record in offered),
+            too_large=len(last) - len(fitting),
             answers=answers,
         )
 
@@ -120,6 +123,11 @@ class _Keeping:
                 different.setdefault(row.record.id, row.record)
         return list(different.values())
 
+    def _fits(self, record: Record) -> bool:
+        """Whether the row alone is no larger than the whole buffer, whatever its rank."""
+        limit = self.recipe.buffer.limit
+        return _size(_held(record, self._names[-1], HIGHEST_RANK), limit.unit) <= limit.n
+
     def _offered(self, records: Sequence[Record]) -> list[Record]:
         """The rows of the last task that may come in, as rows of the buffer."""
         task = self._names[-1]
@@ -127,7 +135,7 @@ class _Keeping:
             (place, derive_seed(self.recipe.seed, BUFFER, task, place))
             for place in range(len(records))
         )
-        if self.recipe.buffer.method == "herding":
+        if self.recipe.buffer.method == "herding" and records:
             vectors = choose.tfidf([record.question for record in records])
             order = choose.herding(vectors, self._most(records))
             ranks = ((place, rank) for rank, place in enumerate(order))

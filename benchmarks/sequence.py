@@ -1,12 +1,12 @@
 """Five tasks in a row on the embedded model: what each way of replaying keeps of the earlier ones.
 
-    python benchmarks/sequence.py --seeds 1 2 3 --jobs 2     # as often as it says that units are left
-    python benchmarks/sequence.py --report                   # the table alone
-    python benchmarks/sequence.py --quick                    # a miniature of it; writes no table
+    python benchmarks/sequence.py --seeds 1 2 3     # about half an hour; type it again to go on
+    python benchmarks/sequence.py --report          # the table alone
+    python benchmarks/sequence.py --quick           # a miniature of it; writes no table
 
-The tasks are new to the model, and nobody answers in the same words twice: a row's answer stands
-alone or in one of three sentences, and a test takes any of them. So the answers of the rows and the
-model's own differ, as they do for people's rows. Every stage has the same number of steps and rows,
+The tasks are new to the model. A row's answer stands alone or in one of three sentences, drawn at
+random, and a test takes any of them; so the answers of the rows and the model's own differ in
+words, as they do where people wrote the rows. Every stage has the same number of steps and rows,
 whatever is replayed; the buffer holds 500 rows, equally many of each task. EWC has no replay, and
 its Fisher information from the buffer. Joint training, the upper bound, has the rows of all tasks
 mixed and all steps at once. Each unit of work, an arm of a seed, leaves one file, and inside it

@@ -426,6 +426,26 @@ def test_the_first_stage_replays_the_recipes_other_sources_and_later_ones_both(
     ]
 
 
+@pytest.mark.slow
+def test_what_the_base_wrote_is_replayed_in_every_stage_and_written_once(tmp_path: Path) -> None:
+    recipe = sequences.recipe(
+        tmp_path,
+        generate={"n": 6, "max_question_tokens": 64, "max_answer_tokens": 32},
+        train={"steps": 1, "batch_rows": 16},
+    )
+    for own, name in [*pipeline.planned(recipe)][:6]:
+        # The matrix is not needed for what comes after it.
+        if name != "matrix":
+            list(pipeline.step_of(name)(own, Context()))
+    sources = [
+        Counter(
+            row.record.source for row in read_plan(recipe.folder / f"mix-{task}" / "rows.jsonl")
+        )
+        for task in (FIRST, SECOND)
+    ]
+    assert sources == [{"target": 12, "generate": 4}, {"target": 12, "generate": 2, "buffer": 2}]
+
+
 def test_without_replay_there_is_no_buffer(tmp_path: Path) -> None:
     recipe = sequences.recipe(tmp_path, mix={"ratio": 0.0})
     assert {name for _, name in pipeline.planned(recipe)} == {"mix", "train", "matrix", "report"}

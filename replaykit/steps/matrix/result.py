@@ -37,8 +37,8 @@ class MatrixResult(Noted):
 
     R[i,j] is the accuracy on task j after stage i; R[0,j] is the base's. The figures are of the T
     tasks that are learned so far, None where there are too few. Sources: GEM (Lopez-Paz and
-    Ranzato, arXiv 1706.08840, equations 2 to 4), TRACE (arXiv 2310.06762), Chaudhry et al. (arXiv
-    1801.10112, section 4).
+    Ranzato, arXiv 1706.08840), TRACE (arXiv 2310.06762), forgetting (Chaudhry et al., arXiv
+    1801.10112).
     """
 
     skills: list[SkillFacts]
@@ -54,8 +54,9 @@ class MatrixResult(Noted):
     forward_transfer: Interval | None
     """The mean over 2 <= j <= T of R[j-1,j] - R[0,j]: what was known of a task before it."""
     average_forgetting: Interval | None
-    """The mean over j < T of max over j <= i < T of R[i,j], less R[T,j]."""
+    """The mean over j < T of max over 1 <= i < T of R[i,j], less R[T,j]."""
     worst_forgetting: Forgetting | None
+    """Of the task that lost most; its interval is not corrected for the choice."""
     forgetting: list[Forgetting] = Field(default=[])
     """Of each task but the last."""
     old_drops: dict[str, Interval] = Field(default={})

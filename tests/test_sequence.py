@@ -29,7 +29,7 @@ from replaykit.recipe.tasks import Buffer
 from replaykit.recipe.train import Train
 from replaykit.result import Result
 from replaykit.steps import pipeline
-from replaykit.steps.buffer.answers import answered_anew, line_bytes
+from replaykit.steps.buffer.answers import answered_anew
 from replaykit.steps.buffer.result import BufferResult
 from replaykit.steps.evaluate.skills import read_items
 from replaykit.steps.evaluate.statistics import paired_drop, proportion
@@ -132,6 +132,22 @@ def test_a_buffer_keeps_within_its_bytes_and_is_the_same_again(
     assert done.result.rows == sum(done.result.tasks.values())
     assert done.result == again.result
     assert done.result.answers is None
+
+
+@pytest.mark.slow
+def test_where_new_answers_take_more_bytes_rows_are_left_out(run: Done, tmp_path: Path) -> None:
+    found = {}
+    for answers in ("kept", "on_policy"):
+        buffer = Buffer.model_validate({"method": "balanced", "bytes": 1500, "answers": answers})
+        recipe = stage(run.recipe.model_copy(update={"buffer": buffer}), 1)
+        (done,) = pipeline.step_of("buffer")(recipe, Context(out=tmp_path / answers))
+        found[answers] = done.result
+        assert done.result.bytes <= 1500
+    anew = found["on_policy"]
+    assert anew.answers.asked == found["kept"].rows
+    assert anew.answers.replaced > anew.answers.same
+    assert anew.rows == anew.answers.asked - anew.answers.no_room < found["kept"].rows
+    assert f"{anew.answers.no_room} rows are left out" in " ".join(shown("buffer", anew).split())
 
 
 @pytest.mark.slow
@@ -614,9 +630,7 @@ def capital(country: str, answer: str, **meta: Any) -> Record:
 
 
 @pytest.mark.slow
-def test_new_answers_are_compared_with_the_first_ones_and_keep_within_the_bytes(
-    tmp_path: Path,
-) -> None:
+def test_new_answers_are_compared_with_the_first_ones(tmp_path: Path) -> None:
     recipe = sequences.recipe(tmp_path)
     thoughtful = capital("Japan", "Tokyo")
     thoughtful.messages[-1]["reasoning_content"] = "An island, so Tokyo."
@@ -628,8 +642,7 @@ def test_new_answers_are_compared_with_the_first_ones_and_keep_within_the_bytes(
         capital("Chile", "", reference={"role": "assistant", "content": ""}),
         thoughtful,
     ]
-    limit = recipe.buffer.limit
-    found, answers = answered_anew(recipe, rows, limit, lambda *_: None)
+    found, answers = answered_anew(recipe, rows, lambda *_: None)
     said = ["Paris", "Madrid", "The answer is Milan.", "Lima", "", "Tokyo"]
     assert [row.answer for row in found] == said
     assert found[0].meta["reference"]["content"] == "The answer is Paris."
@@ -638,8 +651,3 @@ def test_new_answers_are_compared_with_the_first_ones_and_keep_within_the_bytes(
     assert found[1] is rows[1]
     assert (answers.asked, answers.replaced, answers.same) == (6, 3, 1)
     assert answers.kept == {"wrong": 1, "unverifiable": 1, "thought_missing": 1}
-    # A row with its first answer beside the new one is longer: there is no room for it here.
-    full = limit._replace(unit="bytes", n=sum(map(line_bytes, rows)))
-    found, answers = answered_anew(recipe, rows, full, lambda *_: None)
-    assert [row.answer for row in found] == [rows[0].answer, *said[1:]]
-    assert (answers.replaced, answers.kept["no_room"]) == (2, 1)

@@ -21,7 +21,6 @@ from replaykit.model.calls import tool_call
 from replaykit.model.chat import Chat
 from replaykit.recipe import Recipe
 from replaykit.recipe.evaluate import Test
-from replaykit.recipe.tasks import Limit
 from replaykit.runs import Watch
 from replaykit.steps.buffer.result import Answered
 from replaykit.steps.evaluate.scorable import unscorable
@@ -33,12 +32,11 @@ REFERENCE = "reference"
 
 
 def answered_anew(
-    recipe: Recipe, records: Sequence[Record], limit: Limit, watch: Watch
+    recipe: Recipe, records: Sequence[Record], watch: Watch
 ) -> tuple[list[Record], Answered]:
     """The rows with the answers of the recipe's model where these are right, in their order.
 
-    With a limit in bytes, an answer that would not fit is left. Raises ChatError where the model
-    cannot be asked in the way that a task's test wants it.
+    Raises ChatError where the model cannot be asked in the way that a task's test wants it.
     """
     tests = {task.name: task.eval for task in recipe.tasks}
     with engine_and_chat(recipe, str(recipe.model), options=recipe.engine.here) as (engine, chat):
@@ -52,24 +50,20 @@ def answered_anew(
     found = list(records)
     kept: Counter[str] = Counter()
     same = 0
-    room = limit.n - sum(map(line_bytes, records)) if limit.unit == "bytes" else None
     for place, record in enumerate(records):
-        reason = "unverifiable"
+        reason: str | None = "unverifiable"
         if place in answers:
-            reason = _refused(answers[place], record.messages[-1]) or ""
-        if not reason:
-            anew = _with_answer(record, _message(answers[place]))
-            same += anew is record
-            if room is None or line_bytes(anew) - line_bytes(record) <= room:
-                found[place] = anew
-                if room is not None:
-                    room -= line_bytes(anew) - line_bytes(record)
-                continue
-            reason = "no_room"
-        kept[reason] += 1
-    replaced = len(records) - kept.total()
+            reason = _refused(answers[place], record.messages[-1])
+        if reason is not None:
+            kept[reason] += 1
+            continue
+        found[place] = _with_answer(record, _message(answers[place]))
+        same += found[place] is record
     return found, Answered(
-        asked=len(records), replaced=replaced, same=same, kept=dict(kept.most_common())
+        asked=len(records),
+        replaced=len(records) - kept.total(),
+        same=same,
+        kept=dict(kept.most_common()),
     )
 
 
@@ -97,7 +91,7 @@ def _as_first(record: Record) -> Record:
 def _refused(item: Item, old: Message) -> str | None:
     """Why the answer does not replace the old one; None where it does."""
     if item.score is None:
-        return item.reason
+        return item.reason or "too_long"
     if item.finish == "length":
         return "cut"
     if not item.score:

@@ -18,8 +18,11 @@ class Answered(Result):
     """Of these, those that say what the old one said."""
     kept: dict[str, int] = Field(default={})
     """Rows that keep the answer that they had, by reason: wrong, cut (at the test's max_tokens),
-    thought_missing (the old answer has a thought, the new one none), too_long (for the model),
-    unverifiable (the test cannot score it) or no_room (within the buffer's bytes)."""
+    thought_missing (the old answer has a thought, the new one none), too_long (for the model) or
+    unverifiable (the test cannot score it)."""
+    no_room: int = 0
+    """Rows that are left out then, since with new answers, and the first ones beside them in the
+    meta, all are larger than the buffer's bytes."""
 
 
 class BufferResult(Noted):

@@ -95,7 +95,10 @@ class _Keeping:
         records = _chosen([*earlier, *offered], self._names, settings)
         answers = None
         if settings.answers == "on_policy":
-            records, answers = answered_anew(self.recipe, records, limit, self.watch)
+            anew, answers = answered_anew(self.recipe, records, self.watch)
+            # Of bytes, new answers may take more than there are.
+            records = _chosen(anew, self._names, settings)
+            answers = answers.model_copy(update={"no_room": len(anew) - len(records)})
         write_jsonl(step.folder / "rows.jsonl", records)
         counts = Counter(record.meta["task"] for record in records)
         return BufferResult(

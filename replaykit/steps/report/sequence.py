@@ -84,4 +84,8 @@ def answers_in_words(answers: Answered) -> str:
         f"({answers.same:,} say the same as the old ones)"
     )
     kept = ", ".join(f"{reason} {rows:,}" for reason, rows in answers.kept.items())
-    return f"{said}; the old ones stay where they are {kept}" if kept else said
+    if kept:
+        said += f"; the old ones stay where they are {kept}"
+    if answers.no_room:
+        said += f"; {answers.no_room:,} rows are left out, since new answers take their bytes"
+    return said

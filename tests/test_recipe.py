@@ -124,7 +124,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("mix: {ratio: 5%}", "mix.ratio: must be a valid number (got '5%')"),
         ("mix: {ratio: .nan}", "mix.ratio: must be a finite number (got nan)"),
         ("mix: {unit: words}", "mix.unit: must be 'rows', 'tokens' or 'loss_tokens' (got 'words')"),
-        ("mix: {sources: [dreams]}", "mix.sources.dreams: must be 'select', 'generate', or rows of your own such as old.jsonl or ./old (got 'dreams')"),
+        ("mix: {sources: [dreams]}", "mix.sources.dreams: must be 'select', 'generate', 'buffer', or rows of your own such as old.jsonl or ./old (got 'dreams')"),
         ("mix: 3", "mix: must be a valid dictionary or instance of Mix (got 3)"),
         ("arms: {x: {ratio: 1.0}}", "arms.x.ratio: must be less than 1 (got 1.0)"),
         ("generate: {n: 0}", "generate.n: must be greater than 0 (got 0)"),
@@ -184,7 +184,7 @@ def test_a_name_that_is_no_folder_is_refused(name: str, problems: Problems) -> N
 
 def test_no_arm_may_bear_the_base_models_name(problems: Problems) -> None:
     assert problems("arms: {base: {}}") == [
-        "arms.base: that name is the untrained model's; call the arm otherwise"
+        "arms.base: that name is the untrained model's; call it otherwise"
     ]
 
 

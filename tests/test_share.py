@@ -375,7 +375,10 @@ def test_a_row_of_replay_that_cannot_be_read_is_counted_and_the_rest_is_taken(fi
     ("source", "says"),
     [
         ("missing.jsonl", "missing.jsonl"),
-        ("generat", "must be 'select', 'generate', or rows of your own such as old.jsonl"),
+        (
+            "generat",
+            "must be 'select', 'generate', 'buffer', or rows of your own such as old.jsonl",
+        ),
         ("generat", "did you mean 'generate'?"),
         ("generate", "is not finished; `replaykit generate` makes it"),
     ],

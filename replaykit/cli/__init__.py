@@ -147,9 +147,9 @@ def _step(name: str, flags: Flags) -> None:
     from replaykit.steps import pipeline
     from replaykit.steps.step import Context
 
-    recipe = _recipe(flags)
-    run = pipeline.step_of(name)
     arm = flags.values.get("arm")
+    recipe = pipeline.of_arm(_recipe(flags), name, arm)
+    run = pipeline.step_of(name)
     force = bool(flags["force"])
 
     def do(watch: Watch) -> Iterable[Outcome[Any]]:
@@ -226,7 +226,11 @@ def _show(outcomes: list[Outcome[Any]], flags: Flags) -> None:
         results = {outcome.step: outcome.result.to_json() for outcome in outcomes}
         _print_json(next(iter(results.values())) if len(results) == 1 else results)
         return
+    # A matrix holds those of the stages before it.
+    matrices = [outcome.step for outcome in outcomes if outcome.step.startswith("matrix-")]
     for outcome in outcomes:
+        if outcome.step in matrices[:-1]:
+            continue
         if outcome.step == "report":  # the file is all that there is to show
             typer.echo(outcome.result.report)
             continue

@@ -32,7 +32,7 @@ AS_JSON = Option("--json", "", bool, "Print one JSON object and nothing else on 
 COMMON = (RECIPE, SET, OUT, SEED, FORCE, AS_JSON)
 
 PRICE = Option("--price-per-hour", "", float, "Of one device, for --dry-run.")
-ARM = Option("--arm", "", str, "Only this one of the recipe's arms.")
+ARM = Option("--arm", "", str, "Only this one of the recipe's arms, or of its tasks.")
 MODEL = Option("--model", "model", str,
                "An alias (llama3, qwen3-8b, nano, ...), a Hub id, a folder or a GGUF file.")
 TARGET = Option("--target", "target.path", str,

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 
 from replaykit.hashing import fingerprint
 
-Source = Literal["target", "select", "generate", "rewrite", "augment", "describe"]
+Source = Literal["target", "select", "generate", "buffer", "rewrite", "augment", "describe"]
 Role = Literal["system", "developer", "user", "assistant", "tool", "text"]
 SOURCES: tuple[str, ...] = get_args(Source)
 TARGET: Final = "target"  # the source of the new task's rows, and the name of the new skill

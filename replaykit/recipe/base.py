@@ -14,11 +14,12 @@ where ``decisive()`` has changed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from replaykit.hashing import file_fingerprint
 
@@ -29,6 +30,23 @@ MACHINE = "how the work is done, not what comes out: no step is done anew becaus
 FILES = "names of files: a step is done anew where their content has changed"
 
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def _tuned_name(name: str) -> str:
+    if name == "base":
+        raise ValueError("that name is the untrained model's; call it otherwise")
+    return _folder_name(name)
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+# Of an arm or a task: a part of the names of its folders, and the name of the model that it leaves.
+TunedName = Annotated[str, AfterValidator(_tuned_name)]
 
 
 def in_order(bounds: list[Number]) -> list[Number]:

@@ -18,7 +18,7 @@ from pydantic import (
 from replaykit.errors import did_you_mean
 from replaykit.recipe.base import FILES, Share, Strict
 
-Replay = Literal["select", "generate"]
+Replay = Literal["select", "generate", "buffer"]
 Unit = Literal["rows", "tokens", "loss_tokens"]
 
 
@@ -61,7 +61,7 @@ def _source_name(name: str) -> str:
         return name
     near = did_you_mean(name, get_args(Replay))
     raise ValueError(
-        f"must be 'select', 'generate', or rows of your own such as old.jsonl or ./old "
+        f"must be 'select', 'generate', 'buffer', or rows of your own such as old.jsonl or ./old "
         f"(got '{name}'){near}"
     )
 
@@ -113,8 +113,9 @@ class Mix(Strict):
     budget: Literal["add", "replace"] = "add"
     """add: replay on top of the target's epochs; replace: as many rows as without replay."""
     sources: Sources | None = None
-    """Sources of replay and their weights: select, generate, or files of old data, such as
-    {old.jsonl: 2, generate: 1}; a list weighs them alike; null: all that are made."""
+    """Sources of replay and their weights: select, generate, buffer (the earlier tasks' rows, where
+    there are tasks), or files of old data, such as {old.jsonl: 2, generate: 1}; a list weighs them
+    alike; null: all that are made."""
     schedule: Schedule | None = None
     """How the share moves while training; null: it stays what it is."""
     skill: str = "skill"

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from replaykit.errors import RecipeError
 from replaykit.recipe.arms import Arm
-from replaykit.recipe.base import Strict
+from replaykit.recipe.base import FolderName, Strict, TunedName
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import NO_TEXT, WRITING, Classification, Task, wrong_for_task
 from replaykit.recipe.controller import ControllerSettings
@@ -34,24 +34,8 @@ from replaykit.recipe.mix import Mix, Replay
 from replaykit.recipe.push import Push
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.recipe.select import Select
+from replaykit.recipe.tasks import Buffer, NewTask, wrong_for_tasks
 from replaykit.recipe.train import Train
-
-
-def _folder_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"'{name}' names a folder: letters, digits, '.', '_' and '-' only")
-    return name
-
-
-def _arm_name(name: str) -> str:
-    if name == "base":
-        raise ValueError("that name is the untrained model's; call the arm otherwise")
-    return _folder_name(name)
-
-
-FolderName = Annotated[str, AfterValidator(_folder_name)]
-ArmName = Annotated[str, AfterValidator(_arm_name)]
-
 
 if TYPE_CHECKING:
     # A type checker knows the keywords of a class by this metaclass alone.
@@ -91,6 +75,10 @@ class Recipe(Strict, metaclass=_Called):
     """The seed of every draw: the same recipe and seed give the same rows."""
     target: DataOrPath | None = None
     """The rows of the new task."""
+    tasks: list[NewTask] = []
+    """Instead of target: several tasks, learned one after the other; empty: one."""
+    buffer: Buffer = Buffer()
+    """Which rows of earlier tasks are kept for replay, where there are tasks."""
     select: Select | None = None
     """Replay from old data that exists; null: none."""
     generate: Generate | None = None
@@ -99,7 +87,7 @@ class Recipe(Strict, metaclass=_Called):
     """The target in the model's own words; null: as it is."""
     mix: Mix = Mix()
     """How much of the training is replay, and from which sources."""
-    arms: dict[ArmName, Arm] = {}
+    arms: dict[TunedName, Arm] = {}
     """Several trainings to compare, by name; empty: one."""
     train: Train = Train()
     """Supervised fine-tuning."""
@@ -112,6 +100,7 @@ class Recipe(Strict, metaclass=_Called):
     def _what_cannot_combine(self) -> Recipe:
         problems = [problem for arm in self.arms for problem in self._wrong_in_arm(arm)]
         problems += wrong_for_task(self)
+        problems += wrong_for_tasks(self)
         if self.train.controller is not None:
             problems += self._wrong_beside_controller(self.train.controller)
         if problems:
@@ -189,6 +178,9 @@ class Recipe(Strict, metaclass=_Called):
         """The recipe as the user would write it: without what is a default."""
         # A null that is no default stays: it switches something off, as in `near_duplicate: null`.
         settings = self.model_dump(exclude_defaults=True)
+        for task, written in zip(self.tasks, settings.get("tasks", []), strict=True):
+            # What a task says is its own, even where it is a default: the recipe may say otherwise.
+            written |= task.model_dump(include={"mix", "train"}, exclude_unset=True)
         return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     @property
@@ -206,8 +198,19 @@ class Recipe(Strict, metaclass=_Called):
         return [source for source, section in made.items() if section is not None]
 
 
+# The steps that a recipe with tasks has: of the others it has one for each stage.
+OF_SEQUENCES = ("run", "status", "probe")
+
+
 def need(recipe: Recipe, step: str, *keys: str) -> None:
     """Raises RecipeError with every key that the step needs and the recipe lacks."""
+    # The recipe of a stage has a target, that of its task.
+    if recipe.tasks and recipe.target is None and step not in OF_SEQUENCES:
+        problem = (
+            f"{step}: the recipe has several tasks; `replaykit run` does their stages in order, "
+            "and `mix` and `train` with --arm TASK a part of one"
+        )
+        raise RecipeError("the recipe", [problem])
     hints = {
         "model": "model: an alias such as llama3, a Hub id or a folder (--model)",
         "target": "target: {path: my_task.jsonl} (--target)",

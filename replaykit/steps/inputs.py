@@ -26,11 +26,14 @@ HELD_OUT = ("test", "validation")
 
 
 def tests(recipe: Recipe) -> dict[str, Test]:
-    """The held-out tests by skill, the old ones first, the target's under "target"."""
+    """The held-out tests by skill: the old ones first, then the tasks' in order, the target's under
+    "target".
+    """
     if TARGET in recipe.eval.old:
         problem = f"eval.old.{TARGET}: that name is the new skill's; call the old one otherwise"
         raise RecipeError("the recipe", [problem])
     found = dict(recipe.eval.old)
+    found |= {task.name: task.eval for task in recipe.tasks}
     if recipe.eval.target is not None:
         found[TARGET] = recipe.eval.target
     return {skill: for_task(recipe, test) for skill, test in found.items()}
@@ -217,15 +220,20 @@ def load_tests(recipe: Recipe) -> HeldOut:
     rows = {}
     notes = []
     for skill, test in tests(recipe).items():
-        section = f"eval.old.{skill}"
-        if skill == TARGET:
-            section = "eval.target"
         if recipe.target is not None and same_rows(recipe.target, test):
-            raise RecipeError("the recipe", [f"{section}: {_trained_on(test)}"])
+            raise RecipeError("the recipe", [f"{section_of(recipe, skill)}: {trained_on(test)}"])
         found = load(test, TARGET, classes=classes_of(recipe, old=skill != TARGET))
         rows[skill] = (test, found.records)
         notes += [note for note in (split_note(test), found.note) if note]
     return HeldOut(rows, notes)
+
+
+def section_of(recipe: Recipe, skill: str) -> str:
+    """The key of the recipe that names the held-out rows of a skill."""
+    for number, task in enumerate(recipe.tasks):
+        if task.name == skill:
+            return f"tasks.{number}.eval"
+    return "eval.target" if skill == TARGET else f"eval.old.{skill}"
 
 
 def default_split(data: Prompts) -> str:
@@ -272,7 +280,8 @@ def same_rows(target: Prompts, test: Test) -> bool:
     return len(read) == 1 or "all" in read
 
 
-def _trained_on(test: Test) -> str:
+def trained_on(test: Test) -> str:
+    """What is said of a test where ``same_rows``."""
     return (
         f"{test.path} would be tested on the very rows that are trained on; name held-out rows: "
         f"another file, another `split`, or other rows of the same by `skip` and `n` on both"
@@ -331,6 +340,8 @@ def _by_section(recipe: Recipe, facts_of: Callable[[Test], Facts]) -> Facts:
     """Facts of each test, under the keys of the recipe's section eval."""
     tests(recipe)  # refuses an old skill with the new one's name
     facts: Facts = {"old": {s: facts_of(test) for s, test in recipe.eval.old.items()}}
+    if recipe.tasks:
+        facts["tasks"] = {task.name: facts_of(task.eval) for task in recipe.tasks}
     if recipe.eval.target is not None:
         facts["target"] = facts_of(recipe.eval.target)
     return facts

@@ -11,8 +11,10 @@ from pathlib import Path
 from replaykit.errors import RunError
 from replaykit.result import Result
 from replaykit.runs import Manifest
+from replaykit.steps.buffer.result import BufferResult
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.generate.result import GenerateResult
+from replaykit.steps.matrix.result import MatrixResult
 from replaykit.steps.merge.result import MergeResult
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.probe.result import ProbeResult
@@ -28,11 +30,13 @@ RESULTS: dict[str, type[Result]] = {
     "select": SelectResult,
     "generate": GenerateResult,
     "rewrite": RewriteResult,
+    "buffer": BufferResult,
     "mix": MixResult,
     "score": ScoreResult,
     "train": TrainResult,
     "merge": MergeResult,
     "eval": EvalResult,
+    "matrix": MatrixResult,
 }
 
 

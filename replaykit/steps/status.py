@@ -24,7 +24,7 @@ from replaykit.recipe import Recipe, need
 from replaykit.result import Result
 from replaykit.runs import Manifest, read_manifest
 from replaykit.steps.merge.step import options_of
-from replaykit.steps.pipeline import BY_ARM, needed, todos_of, wanted
+from replaykit.steps.pipeline import BY_ARM, needed, planned, todos_of
 from replaykit.steps.step import Context, Todo, arms, label_of, manifests, moved_aside, typed
 
 State = Literal["finished", "not finished", "not begun", "would be done anew", "waits", "error"]
@@ -100,16 +100,16 @@ class StatusResult(Result):
 
 def status(recipe: Recipe) -> StatusResult:
     """How far the run of this recipe is. Raises RecipeError where the recipe cannot be run."""
-    need(recipe, "status", "model", "target")
+    need(recipe, "status", *(["model"] if recipe.tasks else ["model", "target"]))
     # In the order of the run: when a step is looked at, those that it reads are known.
     known: dict[str, StepStatus] = {}
-    for name in wanted(recipe):
+    for own, name in planned(recipe):
         own_arms: list[str | None] = [None]
         if name in BY_ARM:
-            own_arms = arms(recipe, Context())
+            own_arms = arms(own, Context())
         for arm in own_arms:
             label = label_of(name, arm)
-            known[label] = _or_error(label, partial(_compared, recipe, name, arm, known))
+            known[label] = _or_error(label, partial(_compared, own, name, arm, known))
     for inputs in sorted(recipe.folder.glob("*/inputs.json")):
         folder = inputs.parent
         if folder.name not in known and not moved_aside(folder):

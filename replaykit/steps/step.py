@@ -227,13 +227,26 @@ def moved_aside(folder: Path) -> bool:
 
 def model_facts(recipe: Recipe) -> Facts:
     """What identifies the model and its chat: name, revision, options, and a folder's files."""
-    name = str(recipe.model)
-    facts: Facts = {"model": name, "revision": recipe.revision, "weights": loading.identity(name)}
+    facts: Facts = {
+        "model": model_name(recipe),
+        "revision": recipe.revision,
+        "weights": loading.identity(str(recipe.model)),
+    }
     # Only what the recipe says: a new option with its default does nothing anew.
     options = recipe.chat.model_dump(exclude_defaults=True)
     if options:
         facts["chat"] = options
     return facts | task_facts(recipe)
+
+
+def model_name(recipe: Recipe) -> str:
+    """What the inputs call the recipe's model; one that an earlier stage of the run left by its
+    place in the run, which may be moved.
+    """
+    model = Path(str(recipe.model))
+    if recipe.tasks and model.is_relative_to(recipe.folder):
+        return str(model.relative_to(recipe.folder))
+    return str(recipe.model)
 
 
 def revision_of(recipe: Recipe) -> str | None:

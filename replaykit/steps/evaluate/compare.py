@@ -55,6 +55,26 @@ def compare(
     under every model.
     """
     shared = shared_items(items)
+    skills = skill_facts(tests, items, shared)
+    states = {
+        name: {skill: of_skill.thoughts for skill, of_skill in of_model.items()}
+        for name, of_model in shared.items()
+    }
+    models = with_thoughts(_models(tests, shared, mixed), states)
+    models = with_classes(models, _kept(items))
+    notes = [cut_note(skill, test, items) for skill, test in tests.items()]
+    return EvalResult(skills=skills, models=models).noted(*notes)
+
+
+def skill_facts(
+    tests: Mapping[str, Test],
+    items: Mapping[str, Items],
+    shared: Mapping[str, Mapping[str, Scored]],
+) -> list[SkillFacts]:
+    """What is tested, and on how many items; ``shared`` are those of ``shared_items``.
+
+    Raises DataError for a skill of which no item has a score under every model.
+    """
     base = next(iter(shared))
     for skill, test in tests.items():
         if not shared[base][skill].scores:
@@ -62,18 +82,10 @@ def compare(
             raise DataError(
                 f"{test.path}: none of its {rows} rows fits the model, so {skill} cannot be scored"
             )
-    skills = [
+    return [
         _facts(skill, test, len(shared[base][skill].scores), len(items[base][skill]))
         for skill, test in tests.items()
     ]
-    states = {
-        name: {skill: of_skill.thoughts for skill, of_skill in of_model.items()}
-        for name, of_model in shared.items()
-    }
-    models = with_thoughts(_models(tests, shared, mixed), states)
-    models = with_classes(models, _kept(items))
-    notes = [_cut_note(skill, test, items) for skill, test in tests.items()]
-    return EvalResult(skills=skills, models=models).noted(*notes)
 
 
 def _models(
@@ -84,7 +96,7 @@ def _models(
     """The models on all skills, the base first."""
     base, *tuned = shared
     scores = {
-        name: {skill: _score(test, of_model[skill]) for skill, test in tests.items()}
+        name: {skill: score_of(test, of_model[skill]) for skill, test in tests.items()}
         for name, of_model in shared.items()
     }
     binary = [
@@ -94,15 +106,15 @@ def _models(
     models = [
         ModelScores(
             model=base,
-            scores=_rounded(scores[base]),
+            scores=rounded(scores[base]),
             strict=_strict(shared[base]),
-            old=_mean_of(scores[base], binary),
-            target=_rounded(scores[base]).get(TARGET),
+            old=mean_of(scores[base], binary),
+            target=rounded(scores[base]).get(TARGET),
         )
     ]
     for name in tuned:
         drops = {
-            skill: _drop(test, shared[base][skill], shared[name][skill])
+            skill: drop_of(test, shared[base][skill], shared[name][skill])
             for skill, test in tests.items()
         }
         made = _tuned(name, scores[base], scores[name], drops, binary, mixed.get(name))
@@ -110,7 +122,7 @@ def _models(
     return models
 
 
-def _cut_note(skill: str, test: Test, items: Mapping[str, Items]) -> str:
+def cut_note(skill: str, test: Test, items: Mapping[str, Items]) -> str:
     """How many answers were cut under each model; "" where they are few under all of them."""
     said = []
     many = False
@@ -186,11 +198,11 @@ def _tuned(
         ratio=mixed.ratio if mixed else None,
         share=mixed.share[mixed.unit] if mixed else None,
         steps=mixed.steps if mixed else None,
-        scores=_rounded(after),
-        old=_mean_of(after, binary),
-        target=_rounded(after).get(TARGET),
-        drop=_rounded(drops),
-        old_drop=_mean_of(drops, binary),
+        scores=rounded(after),
+        old=mean_of(after, binary),
+        target=rounded(after).get(TARGET),
+        drop=rounded(drops),
+        old_drop=mean_of(drops, binary),
         retention=_retention(before, drops, binary),
         worst=_worst(before, after, binary),
     )
@@ -216,17 +228,18 @@ def _worst(before: Intervals, after: Intervals, binary: Sequence[str]) -> WorstS
     return WorstSkill(skill=worst, retention=round(kept[worst], 6))
 
 
-def _mean_of(parts: Intervals, skills: Sequence[str]) -> Interval | None:
+def mean_of(parts: Intervals, skills: Sequence[str]) -> Interval | None:
     if not skills:
         return None
     return average([parts[skill] for skill in skills]).rounded()
 
 
-def _rounded(parts: Intervals) -> dict[str, Interval]:
+def rounded(parts: Intervals) -> dict[str, Interval]:
     return {skill: part.rounded() for skill, part in parts.items()}
 
 
-def _score(test: Test, items: Scored) -> Interval:
+def score_of(test: Test, items: Scored) -> Interval:
+    """The part of the items that is right; of a cross_entropy test nats a token."""
     if test.score == "cross_entropy":
         return per_token(items.scores, items.tokens)
     return proportion(items.scores)
@@ -234,10 +247,11 @@ def _score(test: Test, items: Scored) -> Interval:
 
 def _strict(items: Mapping[str, Scored]) -> dict[str, Interval]:
     """The strict reading of every skill that has one."""
-    return _rounded({skill: proportion(of.strict) for skill, of in items.items() if of.strict})
+    return rounded({skill: proportion(of.strict) for skill, of in items.items() if of.strict})
 
 
-def _drop(test: Test, before: Scored, after: Scored) -> Interval:
+def drop_of(test: Test, before: Scored, after: Scored) -> Interval:
+    """How much smaller the score is after, the items paired; of a cross_entropy test the rise."""
     if test.score == "cross_entropy":
         return per_token_rise(before.scores, after.scores, before.tokens)
     return paired_drop(before.scores, after.scores)

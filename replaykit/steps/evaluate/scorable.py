@@ -45,7 +45,7 @@ def scorable(chat: Chat, held: HeldOut) -> HeldOut:
         kept: list[Record] = []
         first = ""
         for record in records:
-            reason = _unscorable(chat, test, record)
+            reason = unscorable(chat, test, record)
             if not reason:
                 kept.append(record)
             elif not first:
@@ -71,7 +71,7 @@ def not_asked(chat: Chat, test: Test) -> bool:
     return silent and chat.can_think and not left_to_think(chat, test)
 
 
-def _unscorable(chat: Chat, test: Test, record: Record) -> str:
+def unscorable(chat: Chat, test: Test, record: Record) -> str:
     """Why a row cannot be scored; "" where it can."""
     if test.score == "cross_entropy":
         return _without_loss(chat, record)

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from replaykit.data.files import Unparsed
 from replaykit.data.record import Record, apart, column_of, noted
+from replaykit.recipe.tasks import BUFFER
 from replaykit.steps.inputs import Readable, readable
 
 REPLAY_FILE = "replay_file"
@@ -44,7 +45,10 @@ def source_of(record: Record) -> str:
 
 
 def skill_of(record: Record, column: str) -> str:
-    """The skill that a replay row keeps alive: what the column of its meta names, or else its
-    source.
+    """The skill that a replay row keeps alive: what the column of its meta names, or else the task
+    that it is of in a buffer, or else its source.
     """
-    return str(column_of(record, column, source_of(record)))
+    source = source_of(record)
+    if record.source == BUFFER:
+        source = record.meta.get("task", source)
+    return str(column_of(record, column, source))

@@ -17,6 +17,7 @@ from replaykit.errors import RecipeError, RunError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.base import file_facts
 from replaykit.recipe.mix import Mix, Replay, is_made
+from replaykit.recipe.tasks import BUFFER
 from replaykit.runs import Manifest, Step, Watch, differences, read_manifest
 from replaykit.steps.inputs import (
     Facts,
@@ -41,6 +42,7 @@ from replaykit.steps.step import (
     funnel_of,
     label_of,
     model_facts,
+    model_name,
     need_step,
 )
 
@@ -51,7 +53,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MixResult]]:
     rewritten = _rewritten(recipe)
     for arm in arms(recipe, context):
         settings = recipe.mixture(arm)
-        replay = _replay_files(recipe, settings)
+        replay = _replay_files(recipe, settings, arm)
         inputs = {
             **model_facts(recipe),
             "seed": recipe.seed,
@@ -185,7 +187,7 @@ def finished_mixture(recipe: Recipe, arm: str | None) -> tuple[Path, Manifest]:
     """
     folder = recipe.folder / label_of("mix", arm)
     manifest = need_step(folder, "mix")
-    now = {"model": recipe.model, "train": _length_facts(recipe)}
+    now = {"model": model_name(recipe), "train": _length_facts(recipe)}
     _refuse_other(folder, manifest, now, "`replaykit mix` makes it anew")
     return folder, manifest
 
@@ -204,7 +206,14 @@ def replay_sources(recipe: Recipe, settings: Mix) -> list[str]:
     return [source for source in every if read_manifest(recipe.folder / source) is not None]
 
 
-def _replay_files(recipe: Recipe, settings: Mix) -> dict[str, Path | str]:
+def replay_label(source: str, arm: str | None) -> str:
+    """The name of the folder of the step that makes this replay: of the buffer there is one for
+    each stage.
+    """
+    return label_of(source, arm if source == BUFFER else None)
+
+
+def _replay_files(recipe: Recipe, settings: Mix, arm: str | None) -> dict[str, Path | str]:
     """The replay of an arm, by source. Raises RunError where a step that it asks for is not
     finished.
     """
@@ -212,8 +221,9 @@ def _replay_files(recipe: Recipe, settings: Mix) -> dict[str, Path | str]:
     for source in replay_sources(recipe, settings):
         files[source] = source
         if is_made(source):
-            need_step(recipe.folder / source, source)
-            files[source] = recipe.folder / source / "rows.jsonl"
+            folder = recipe.folder / replay_label(source, arm)
+            need_step(folder, "run" if recipe.tasks else source)
+            files[source] = folder / "rows.jsonl"
     return files
 
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.result import Noted, Result
+from replaykit.steps.buffer.result import BufferResult
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, Thoughts
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
+from replaykit.steps.matrix.result import MatrixResult, StageScores
 from replaykit.steps.merge.result import AlphaRow, MergeResult
 from replaykit.steps.mix.result import MixResult, SkillRows
 from replaykit.steps.probe.result import ProbeResult
@@ -31,6 +33,7 @@ from replaykit.steps.report.numbers import (
     percent,
     unit_of,
 )
+from replaykit.steps.report.sequence import buffer_rows, estimate, old_verdict, tasks_verdict
 from replaykit.steps.report.verdict import base_of, caution, new_side, old_side, share_of, verdict
 from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.score.result import Perplexity, ScoreResult
@@ -61,6 +64,8 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
         return
     console.print(Text(step, style="bold"))
     match result:
+        case MatrixResult():
+            _show_matrix(result, console)
         case ProbeResult():
             console.print(_probe(result))
             console.print(Text(result.verdict))
@@ -91,6 +96,8 @@ def _rows(result: Result) -> list[Row]:
             return [(sentence, "") for sentence in result.text]
         case MixResult():
             return [*_mix_rows(result), *_notes(result)]
+        case BufferResult():
+            return [*buffer_rows(result), *_notes(result)]
         case TrainResult():
             return [*_train_rows(result), *_notes(result)]
         case RewriteResult():
@@ -483,3 +490,51 @@ def _score(model: ModelScores, base: ModelScores, skill: SkillFacts) -> Text:
         sign = "+" if change >= 0 else ""
         text.append(f" {sign}{number(change, unit)}", style="dim")
     return text
+
+
+# --- several tasks --------------------------------------------------------------------------------
+
+
+def _show_matrix(matrix: MatrixResult, console: Console) -> None:
+    """A row a stage, a column a task or the mean of the base's skills; then the figures."""
+    from rich.text import Text
+
+    # As in an evaluation: 12 columns for the names of stages, 14 for a task.
+    per_table = max(1, (console.width - 12) // 14)
+    columns: list[str | None] = [*matrix.tasks]
+    if matrix.rows[0].old is not None:
+        columns.insert(0, None)
+    for first in range(0, len(columns), per_table):
+        console.print(_stages(matrix, columns[first : first + per_table]))
+    console.print(_grid([*_matrix_rows(matrix)]))
+    console.print(Text(f"{tasks_verdict(matrix)} {old_verdict(matrix)}".strip()))
+    _show_notes(matrix, console)
+
+
+def _matrix_rows(matrix: MatrixResult) -> Iterator[Row]:
+    """The figures, and on how many rows each skill was tested."""
+    worst = matrix.worst_forgetting
+    for name, found in matrix.figures.items():
+        whose = f" ({worst.task})" if worst is not None and found is worst.forgetting else ""
+        yield f"{name}{whose}", estimate(found)
+    units = {skill.skill: unit_of(skill) for skill in matrix.skills}
+    drops = {skill: drop for skill, drop in matrix.old_drops.items() if units[skill] == "score"}
+    if len(drops) > 1:
+        skill = max(drops, key=lambda name: drops[name].mean)
+        yield f"worst old skill ({skill})", estimate(drops[skill])
+    yield "rows tested", ", ".join(f"{skill.skill} {skill.n:,}" for skill in matrix.skills)
+
+
+def _stages(matrix: MatrixResult, columns: Sequence[str | None]) -> Table:
+    """A row a stage; the column None is the mean of the base's skills."""
+    from rich.text import Text
+
+    def cell(row: StageScores, task: str | None) -> Text:
+        found = row.old if task is None else row.scores[task]
+        text = Text(mean(found), style="bold" if row.after == task else "")
+        return text.append(f"\n{interval(found)}", style="dim not bold")
+
+    table = _table("after", ["old skills" if task is None else task for task in columns])
+    for row in matrix.rows:
+        table.add_row(Text(row.after), *(cell(row, task) for task in columns))
+    return table

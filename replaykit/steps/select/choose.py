@@ -14,6 +14,7 @@ positions in the order in which they chose them.
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
@@ -28,6 +29,7 @@ Shares = Literal["equal", "proportional"]
 Vectors = Any  # a numpy array or a scipy sparse matrix, [rows, dimensions]
 # Similarities of candidates are rounded to 1e-6, so that no choice hangs on the last bit of a sum.
 DIGITS = 6
+WORD = re.compile(r"(?u)\b\w+\b")
 
 
 # --- orders of a pool -----------------------------------------------------------------------------
@@ -101,6 +103,18 @@ def allot(counts: Mapping[Hashable, int], n: int, shares: Shares) -> dict[Hashab
 # --- from candidates ------------------------------------------------------------------------------
 
 
+def tfidf(texts: Sequence[str]) -> Vectors:
+    """TF-IDF vectors of the texts, fitted on them: scikit-learn's, of length 1, sparse; without any
+    word, of zeros.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if not any(WORD.search(text) for text in texts):
+        return csr_matrix((len(texts), 1))
+    return TfidfVectorizer(sublinear_tf=True, token_pattern=WORD.pattern).fit_transform(texts)
+
+
 def mmr(vectors: Vectors, scores: np.ndarray, n: int, *, balance: float = 0.5) -> list[int]:
     """n candidates that are near the target and unlike one another, by maximal marginal relevance.
 
@@ -152,7 +166,9 @@ def herding(vectors: Vectors, n: int) -> list[int]:
     ICML 2009; as here, for choosing rows: Chen, Welling and Smola, "Super-samples from kernel
     herding", UAI 2010).
 
-    Unlike there, no row is chosen twice. Of equals the earlier. n x candidates comparisons.
+    Unlike there, no row is chosen twice. Of equals the earlier. n x candidates comparisons. For
+    vectors of length 1 this is the herding of iCaRL, whose next one brings the mean of those chosen
+    nearest to the mean of all (Rebuffi et al., arXiv 1611.10010, algorithm 4).
     """
     rows = vectors.shape[0]
     if not rows:

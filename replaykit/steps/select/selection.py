@@ -14,7 +14,6 @@ by the vocabulary, and by 40 bytes for each row.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -47,7 +46,6 @@ BINS = 40  # of the histogram of scores
 TERMS = 5  # that explain a score
 SMALL = 1 << 19  # bytes of a pool: read by the time that another process is there
 READ = 1024  # rows of a job that reads them: about 40 milliseconds
-WORD = re.compile(r"(?u)\b\w+\b")
 NO_WORD = (
     "no word is common to the pool and the target, so all scores are 0; `--method embedding` "
     "compares what is meant, `--method random` needs no score"
@@ -320,16 +318,8 @@ def _strata(places: Sequence[int], column: str, rows: Spool) -> dict[int, str]:
 
 
 def _vectors(places: Sequence[int], rows: Spool) -> choose.Vectors:
-    """TF-IDF vectors of candidates, fitted on them: scikit-learn's, of length 1, sparse; without
-    any word, of zeros.
-    """
-    from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    texts = [record_of_line(rows[place]).question for place in places]
-    if not any(WORD.search(text) for text in texts):
-        return csr_matrix((len(texts), 1))
-    return TfidfVectorizer(sublinear_tf=True, token_pattern=WORD.pattern).fit_transform(texts)
+    """TF-IDF vectors of the candidates' questions, as ``choose.tfidf``."""
+    return choose.tfidf([record_of_line(rows[place]).question for place in places])
 
 
 def _explained(

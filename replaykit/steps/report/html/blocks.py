@@ -20,6 +20,21 @@ class Lost(str):
     """A table cell that is tinted, since it shows a loss."""
 
 
+class Shaded(str):
+    """A table cell that is shaded, the darker the higher its value from 0 to 1."""
+
+    value: float
+    framed: bool
+
+    @classmethod
+    def of(cls, text: str, value: float, *, framed: bool = False) -> Shaded:
+        """The cell of this HTML; a framed one has a border too."""
+        cell = cls(text)
+        cell.value = value
+        cell.framed = framed
+        return cell
+
+
 def grid(cards: Iterable[str], kind: str = "grid") -> str:
     content = "".join(cards)
     if not content:
@@ -50,6 +65,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") ->
 def _cell(cell: str) -> str:
     if isinstance(cell, Lost):
         return f'<td class="lost">{cell}</td>'
+    if isinstance(cell, Shaded):
+        kind = "shade framed" if cell.framed else "shade"
+        return f'<td class="{kind}" style="--s:{100 * cell.value:.0f}%">{cell}</td>'
     return f"<td>{cell}</td>"
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from replaykit.result import Result
 from replaykit.runs import Manifest
 from replaykit.steps.evaluate.result import EvalResult
+from replaykit.steps.matrix.result import MatrixResult
 from replaykit.steps.report.html.blocks import card, colours_of, grid
 from replaykit.steps.report.html.decisions import decisions
+from replaykit.steps.report.html.matrix import accuracy_matrix, figures
 from replaykit.steps.report.html.pictures import dumbbells, losses, scatter
 from replaykit.steps.report.html.samples import replay_cards
 from replaykit.steps.report.html.style import STYLE
@@ -22,10 +24,11 @@ from replaykit.steps.report.html.tables import (
     made,
     mixtures,
 )
+from replaykit.steps.report.sequence import last_matrix, old_verdict, tasks_verdict
 from replaykit.steps.report.verdict import caution, verdict
 from replaykit.steps.results import result_of
 
-STEPS = ("select", "generate", "rewrite", "mix", "train", "eval")
+STEPS = ("select", "generate", "rewrite", "buffer", "mix", "train", "eval", "matrix")
 
 # The policy forbids the page to fetch or to run anything, whatever stands in it.
 PAGE = """\
@@ -54,17 +57,25 @@ def write_report(
     for result in results.values():  # a run has one evaluation at most
         if isinstance(result, EvalResult):
             evaluation = result
+    matrix = last_matrix(results.values())
     # Folders come in the order of the alphabet; the page has the order of the work.
     models = [model.model for model in evaluation.models]
+    said = (verdict(evaluation), caution(evaluation))
+    notes = evaluation.notes
+    if matrix is not None:
+        models = matrix.tasks
+        said = (tasks_verdict(matrix), old_verdict(matrix))
+        notes = matrix.notes
     order = sorted(manifests, key=lambda name: _place(manifests[name], name, models))
     page = PAGE.format(
         title=escape(title),
         style=STYLE,
-        verdict=escape(verdict(evaluation)),
-        caution=escape(caution(evaluation)),
-        notes="".join(f"<p>Note: {escape(note)}</p>" for note in evaluation.notes),
+        verdict=escape(said[0]),
+        caution=escape(said[1]),
+        notes="".join(f"<p>Note: {escape(note)}</p>" for note in notes),
         body=_body(
             evaluation,
+            matrix,
             {name: results[name] for name in order},
             {name: manifests[name] for name in order},
             recipe_yaml,
@@ -85,6 +96,7 @@ def _place(manifest: Manifest, name: str, models: Sequence[str]) -> tuple[int, i
 
 def _body(
     evaluation: EvalResult,
+    matrix: MatrixResult | None,
     results: Mapping[str, Result],
     manifests: Mapping[str, Manifest],
     recipe_yaml: str,
@@ -97,6 +109,8 @@ def _body(
     replay = [made for name, result in results.items() for made in replay_cards(name, result)]
     pictures = grid([scatter(evaluation, colours), dumbbells(evaluation, colours)])
     sections = {
+        "Accuracy matrix": "" if matrix is None else accuracy_matrix(matrix),
+        "Transfer and forgetting": "" if matrix is None else figures(matrix),
         "What was learned, what was kept": pictures,
         "Model by model": by_model(evaluation, colours),
         "Skill by skill": by_skill(evaluation, colours),

@@ -11,9 +11,11 @@ from html import escape
 from replaykit.checks.fidelity import Fidelity, ItemFidelity
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.result import Result
+from replaykit.steps.buffer.result import BufferResult
 from replaykit.steps.generate.result import GenerateResult
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.report.html.blocks import card
+from replaykit.steps.report.sequence import buffer_rows
 from replaykit.steps.select.result import ScoreSummary, SelectResult
 
 TITLES = {
@@ -44,6 +46,12 @@ def replay_cards(name: str, result: Result) -> Iterator[str]:
             yield _fidelity(name, result.fidelity)
         case MixResult():
             yield _funnel(name, result.funnel)
+        case BufferResult():
+            facts = "".join(
+                f"<dt>{escape(what)}</dt><dd>{escape(text)}</dd>"
+                for what, text in buffer_rows(result)
+            )
+            yield card(name, f"<dl>{facts}</dl>")
 
 
 def _funnel(name: str, funnel: FunnelCounts, words: str = "") -> str:

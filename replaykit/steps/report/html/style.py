@@ -46,6 +46,8 @@ text{fill:var(--ink)}
 .base .dot{background:none;border:2px solid var(--c)}
 .lost{background:var(--tint)}
 .lost b{color:var(--red)}
+.shade{background:color-mix(in srgb,var(--c1) calc(var(--s)*.4),transparent)}
+.framed{outline:2px solid var(--c1);outline-offset:-2px}
 table{
   border-collapse:separate;border-spacing:0;width:100%;font-size:.925rem;
   font-variant-numeric:tabular-nums}

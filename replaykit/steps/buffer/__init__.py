@@ -1,0 +1,1 @@
+"""The rows of earlier tasks that later stages replay."""

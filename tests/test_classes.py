@@ -124,3 +124,18 @@ def test_the_interval_of_macro_f1_holds_the_true_value_as_often_as_it_says() -> 
         interval: Interval = classes(right, {"base": said})["base"].macro_f1
         inside += interval.low <= 0.7 <= interval.high
     assert inside >= 52
+
+
+def test_where_all_resamples_agree_the_interval_is_that_of_accuracy() -> None:
+    right = ["World", "Sports"] * 12
+    found = classes(right, {"base": right, "tuned": ["other"] * 24})
+    none = found["tuned"].macro_f1
+    assert (none.mean, none.low) == (0, 0)
+    assert none.high == pytest.approx(0.138, abs=1e-3)  # Wilson's, of 0 of 24
+    whole = found["base"].macro_f1
+    assert (whole.mean, whole.high) == (1, 1)
+    assert whole.low == pytest.approx(1 - 0.138, abs=1e-3)
+    drop = found["tuned"].macro_f1_drop
+    assert drop is not None
+    assert drop.mean == 1
+    assert 0 < drop.low < 0.9

@@ -1107,3 +1107,14 @@ def test_a_share_that_one_row_makes_too_large_is_said_with_both_figures(chat: Ch
     short = {"select": made("select", *((f"Old {n}?", "words") for n in range(40)))}
     notes = blend(chat, target, replay=short, ratio=0.05, batch_rows=16).notes
     assert not any(note.startswith("replay came out as") for note in notes)
+
+
+def test_where_the_last_fifth_has_no_replay_row_the_reason_is_that_of_the_unit(chat: Chat) -> None:
+    target = made("target", *((f"Sum {n}?", "yes") for n in range(40)))
+    replay = {"select": made("select", *((f"Old {n}?", "word " * 20) for n in range(9)))}
+    notes = " ".join(blend(chat, target, replay=replay, ratio=0.05, unit="rows").notes)
+    assert (
+        "the last fifth of the steps holds no replay row: the share comes to less than one there; "
+        "more target rows or a higher --ratio gives it some"
+    ) in notes
+    assert "longer" not in notes

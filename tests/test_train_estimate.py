@@ -163,6 +163,11 @@ def test_a_price_is_a_cost(estimated: Callable[..., TrainEstimate]) -> None:
     assert "at $3.00 an hour (as given)" in found.text[-1]
 
 
+def test_shared_out_weights_are_told_to_be_so(estimated: Callable[..., TrainEstimate]) -> None:
+    found = estimated(planned([20] * 4, rows=4), fsdp=True)
+    assert "with train.fsdp each of N processes has an Nth" in found.text[-1]
+
+
 def mixture(here: Path, words: int, model: str) -> None:
     """48 rows of one length, mixed."""
     answer = " ".join((LINE * 200).split()[:words])

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 import replaykit
 from replaykit.cli import app
-from replaykit.data.formats import read_records
+from replaykit.data.formats import Columns, read_records, record_of
 from replaykit.data.record import Record, apart, column_of, dialogue, emptiness, noted
 from replaykit.errors import DataError
 from replaykit.model.chat import Chat
+from replaykit.recipe.data import Data
 from replaykit.recipe.evaluate import Test as Scored
 from replaykit.steps.evaluate.scorable import scorable
 from replaykit.steps.inputs import HeldOut
@@ -201,3 +202,17 @@ def test_a_column_named_finish_does_not_take_the_end_of_turn_from_an_answer(here
     own = Record(dialogue("Tell a story", "Once upon a"), "generate", {"finish": "length"})
     again = read_records(write(here / "own.jsonl", [own.to_json()]), "generate")
     assert [record.was_cut for record in again] == [True]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_label_that_is_true_or_false_is_no_number_of_a_class(value: bool) -> None:
+    row = {"text": "A cough.", "label": value}
+    columns = Columns(classes=("cardio", "derm"))
+    with pytest.raises(
+        DataError, match=r"which label that is is not said; `prompt: text`, `answer: label` and"
+    ):
+        record_of("rows.jsonl:1", row, "target", columns)
+    words = {"prompt": "text", "answer": "label", "labels": {1: "cardio", 0: "derm"}}
+    said = Data.model_validate({"path": "x"} | words).labels
+    named = Columns(classes=("cardio", "derm"), prompt="text", answer="label", labels=said)
+    assert record_of("rows.jsonl:1", row, "target", named).answer == ("cardio" if value else "derm")

@@ -275,7 +275,7 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
     line = {"line": _line(place)}
     named = columns or RECOGNISED
     if named.classes is not None:
-        named = _of_classes(row, named)
+        named = _of_classes(place, row, named)
     if named.prompt is None and named.answer is None:
         own = _own(row)
         if own is not None:
@@ -679,14 +679,23 @@ def _labelled(place: str, row: Row, column: str, labels: Any) -> str:
     return str(word)
 
 
-def _of_classes(row: Row, named: Columns) -> Columns:
+def _of_classes(place: str, row: Row, named: Columns) -> Columns:
     """The columns of a text and its label, where the row has them: those that are named, or "text"
     and "label" or "labels". A row of another format stays one, and its answer is the label.
+
+    Raises DataError for a label that is true or false, where nobody says which of them that is.
     """
     answer = named.answer or next((name for name in LABELS if name in row), None)
     prompt = named.prompt or ("text" if "text" in row else None)
     if prompt is None or answer is None:
         return named
+    if named.labels is None and isinstance(row.get(answer), bool):
+        said = str(row[answer]).lower()
+        raise DataError(
+            f"{place}: '{answer}' is {said}, and which label that is is not said; `prompt: "
+            f"{prompt}`, `answer: {answer}` and `labels: {{0: NAME, 1: NAME}}` beside the path say "
+            f"it, 0 for false"
+        )
     return replace(named, prompt=prompt, answer=answer, labels=named.labels or named.classes)
 
 

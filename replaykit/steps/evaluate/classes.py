@@ -133,7 +133,11 @@ def _any_of(found: _Said, labels: np.ndarray) -> list[float]:
 def _f1(
     own: _Said, base: _Said | None, *, micro: bool, seed: int = 0
 ) -> tuple[Interval, Interval | None]:
-    """F1 with its interval, and how much smaller it is than the base's on the same resamples."""
+    """F1 with its interval, and how much smaller it is than the base's on the same resamples.
+
+    Where all resamples agree, as where no row is right, they say nothing of other rows: there the
+    interval has the ends of that of accuracy on these rows.
+    """
     n = len(own.right)
     draw = np.random.default_rng(seed)
     each = np.full(n, 1 / n)
@@ -148,11 +152,17 @@ def _f1(
             drops.append(_f1_of(base, weights, micro) - now)
     once = np.ones((1, n))
     mean = float(_f1_of(own, once, micro)[0])
-    found = _around(mean, scores)
+    found = _around(mean, scores, proportion(_hits(own)))
     if base is None:
         return found, None
     before = float(_f1_of(base, once, micro)[0])
-    return found, _around(before - mean, drops)
+    return found, _around(before - mean, drops, paired_drop(_hits(base), _hits(own)))
+
+
+def _hits(found: _Said) -> list[float]:
+    """Of each row 1 where all its labels and no others are given."""
+    hits: list[float] = (found.right == found.said).all(axis=1).astype(float).tolist()
+    return hits
 
 
 def _f1_of(found: _Said, weights: np.ndarray, micro: bool) -> np.ndarray:
@@ -174,6 +184,9 @@ def _f1_of(found: _Said, weights: np.ndarray, micro: bool) -> np.ndarray:
     return scores.mean(axis=1)
 
 
-def _around(mean: float, resampled: Sequence[np.ndarray]) -> Interval:
+def _around(mean: float, resampled: Sequence[np.ndarray], accuracy: Interval) -> Interval:
     low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
+    if low == high:
+        low = min(mean, accuracy.low)
+        high = max(mean, accuracy.high)
     return Interval(mean, float(low), float(high)).rounded()

@@ -46,7 +46,7 @@ def of_the_plan(
         yield from _off_share(steps, sizes, unit)
         yield from _without_target(steps, unit)
         yield from _too_few(slots, ratio, unit)
-        yield from _none_at_the_end(steps)
+        yield from _none_at_the_end(steps, unit)
 
 
 def _why(train: Train) -> str:
@@ -132,12 +132,15 @@ def _more_rows(target_rows: int, ratio: float, unit: Unit) -> str:
     return "ask for more target rows or train.epochs"
 
 
-def _none_at_the_end(steps: Sequence[Sequence[Slot]]) -> Iterator[str]:
+def _none_at_the_end(steps: Sequence[Sequence[Slot]], unit: Unit) -> Iterator[str]:
     """The last fifth, where what was learned last is forgotten first."""
     last = [slot for step in last_fifth(steps) for slot in step]
     asked = any(slot.ratio > 0 for slot in last)
     if asked and all(slot.source == TARGET for slot in last):
+        why = "each is longer than what the share comes to there; --unit rows, "
+        if unit == "rows":
+            why = "the share comes to less than one there; "
         yield (
-            "the last fifth of the steps holds no replay row: each is longer than what the share "
-            "comes to there; --unit rows, more target rows or a higher --ratio gives it some"
+            f"the last fifth of the steps holds no replay row: {why}more target rows or a higher "
+            f"--ratio gives it some"
         )

@@ -362,6 +362,7 @@ def _show_evaluation(evaluation: EvalResult, console: Console) -> None:
     console.print(Text("base against tuned, with 95 % intervals", style="bold"))
     console.print(_by_model(evaluation, gap=gap))
     console.print(Text("skill by skill, and the change against base", style="bold"))
+    console.print(Text("* the change's 95 % interval leaves out 0", style="dim"))
     for first in range(0, len(models), per_table):
         console.print(_by_skill(evaluation, models[first : first + per_table]))
     if any(model.thoughts for model in models):
@@ -455,8 +456,7 @@ def _by_label(skill: str, base: ModelScores, models: Sequence[ModelScores]) -> T
     def cell(estimate: Interval | None, drop: Interval | None) -> Text:
         text = Text(mean(estimate))
         if drop is not None:
-            sign = "+" if drop.mean <= 0 else ""
-            text.append(f" {sign}{number(-drop.mean)}", style="dim")
+            text.append(f" {_change(-drop.mean, 'score', drop)}", style="dim")
         if known(estimate):
             text.append(f"\n{interval(estimate)}", style="dim")
         return text
@@ -486,10 +486,18 @@ def _score(model: ModelScores, base: ModelScores, skill: SkillFacts) -> Text:
     before = base.scores.get(skill.skill)
     text = Text(mean(estimate, unit))
     if model is not base and known(before) and known(estimate):
-        change = estimate.mean - before.mean
-        sign = "+" if change >= 0 else ""
-        text.append(f" {sign}{number(change, unit)}", style="dim")
+        drop = model.drop.get(skill.skill)
+        text.append(f" {_change(estimate.mean - before.mean, unit, drop)}", style="dim")
     return text
+
+
+def _change(change: float, unit: Unit, drop: Interval | None) -> str:
+    """With its sign, and a star where its interval, that of the drop, leaves out 0."""
+    sign = "+" if change >= 0 else ""
+    star = ""
+    if drop is not None and not drop.low <= 0 <= drop.high:
+        star = "*"
+    return f"{sign}{number(change, unit)}{star}"
 
 
 # --- several tasks --------------------------------------------------------------------------------

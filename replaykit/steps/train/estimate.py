@@ -192,7 +192,14 @@ def estimate(
         instead=instead,
         text=[],
     )
-    return found.model_copy(update={"text": list(_sentences(found, given=price_per_hour))})
+    text = list(_sentences(found, given=price_per_hour))
+    if settings.fsdp:
+        text.append(
+            "these are figures of one process that holds all of it; with train.fsdp each of N "
+            "processes has an Nth of weights, gradients, optimiser and micro-batches, and "
+            "activations and logits of its own"
+        )
+    return found.model_copy(update={"text": text})
 
 
 def _plan(rows: Sequence[PlannedRow], data: TokenisedRows, settings: Train) -> _Plan:

@@ -575,3 +575,5 @@ def _quiet() -> None:
     """transformers tells its progress on its own; here a Watch does."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    # PEFT brings bitsandbytes in wherever it is installed, which then speaks of missing kernels.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

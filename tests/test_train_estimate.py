@@ -28,12 +28,15 @@ NANO = 1_970_000  # parameters, to three digits
 LINE = "the red fox runs over the old wall and sleeps "
 # A process that trains as the command does, and says the most memory that it held.
 MEASURED = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from replaykit.cli import main
 try:
     main()
 except SystemExit as ended:
-    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Of this process alone: what getrusage tells begins with that of the process that started it.
+    held = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+    print("peak", int(held[1]) * 1024)
     sys.exit(ended.code)
 """
 

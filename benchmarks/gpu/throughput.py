@@ -28,7 +28,6 @@ import argparse
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -187,6 +186,15 @@ def flops_per_token(shape: Shape, *, lora: bool, length: float, loss_share: floa
     return 6 * shape.matrices + attention + 6 * head
 
 
+def highest_memory() -> int:
+    """The most bytes that this process has held. What getrusage tells begins with those of the
+    process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def peak_flops(device: str) -> float | None:
     """Dense bf16 FLOP/s of a device by its name; None where the table has it not."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)
@@ -323,7 +331,7 @@ class Clock(transformers.TrainerCallback):
                 )
                 self.profile.start()
             else:
-                self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                self.memory = highest_memory() / 2**30
         elif state.global_step == self.load.steps and self.profile is not None:
             torch.cuda.synchronize()
             self.profile.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -210,10 +211,17 @@ def test_a_training_that_cannot_fit_ends_before_its_first_step(
 
 def peak_of(model: str, *options: str) -> tuple[int, int]:
     """Bytes at the peak: as the command says before, and as the process that trained held."""
-    # Each in a process of its own: what this one holds of other tests is no part of a training.
+    # Each in a process of its own: what this one holds of other tests is no part of a training. What
+    # is freed is given back at once, so that what is held is what lives.
     typed = [sys.executable, "-c", MEASURED, "train", "--model", model, *options]
     said, trained = (
-        subprocess.run([*typed, *more], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [*typed, *more],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"},
+        ).stdout
         for more in (("--dry-run", "--json"), ())
     )
     held = re.search(r"^peak (\d+)$", trained, re.MULTILINE)

@@ -10,7 +10,7 @@ The model is built without memory (torch's FakeTensorMode), under its adapter, a
 micro-batch of the plan goes through it, forward, loss and backward. All storages that would be
 there are added up while they live, so the peak is that of this architecture, checkpoints and
 adapters included. (On a CPU a process can hold more, for glibc does not give back all that is freed
-in small pieces: of SmolLM2 under LoRA 5.0 GB where 3.0 lived, and 3.1 with
+in small pieces: it held 5.0 GB of SmolLM2 under LoRA, where 3.3 are estimated, and 3.1 with
 ``MALLOC_MMAP_THRESHOLD_=262144`` in the environment.) Operations are counted on the way (torch's
 FlopCounterMode), and a product of matrices tells how many the machine does in a second. Where the
 folder has a finished training of the same model, its speed counts.

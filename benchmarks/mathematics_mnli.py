@@ -45,7 +45,7 @@ from typing import Any
 
 import synthetic_nli
 import torch
-from scipy.stats import t as student
+from seeds import interval
 
 import replaykit
 from replaykit.data.jsonl import write_jsonl
@@ -396,8 +396,8 @@ def summary(found: Mapping[int, EvalResult], recipe: Recipe, size: Size) -> Iter
         if name in recipe.arms:
             replay = f"{(recipe.arms[name].ratio or 0) * size.batch_rows:g} of {size.batch_rows}"
             seconds = f"{statistics.fmean(trained_seconds(recipe, found, name)):.0f}"
-        nli = over_seeds([scores.scores["nli"].mean for scores in same])
-        new = over_seeds([scores.scores["target"].mean for scores in same])
+        nli = interval([scores.scores["nli"].mean for scores in same])
+        new = interval([scores.scores["target"].mean for scores in same])
         yield f"| {name} | {replay} | {nli} | {new} | {seconds} |"
 
 
@@ -427,8 +427,8 @@ def trained_seconds(recipe: Recipe, found: Mapping[int, EvalResult], arm: str) -
         yield manifest.seconds or 0.0
 
 
-def shown(interval: Interval) -> str:
-    return f"{interval.mean:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+def shown(found: Interval) -> str:
+    return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def change(drop: Interval | None) -> str:
@@ -438,15 +438,6 @@ def change(drop: Interval | None) -> str:
     # Subtracted, so that no change is +0.00.
     gain = [0.0 - bound for bound in (drop.mean, drop.high, drop.low)]
     return "{:+.2f} ({:+.2f} to {:+.2f})".format(*gain)
-
-
-def over_seeds(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    spread = statistics.stdev(values) / len(values) ** 0.5
-    half = float(student.ppf(0.975, len(values) - 1)) * spread
-    return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def constant(path: Path, answer: str = "answer") -> float:

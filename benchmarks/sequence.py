@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +30,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from scipy.stats import t as student
+from seeds import apart, interval
 
 from replaykit.nano import world
 
@@ -286,13 +284,9 @@ def units(out: Path, seeds: Sequence[int]) -> list[tuple[int, str]]:
     return [(seed, arm) for seed, arm in every if not _place(out, seed, arm).exists()]
 
 
-def apart(out: Path, seed: int, arm: str) -> None:
+def do_apart(out: Path, seed: int, arm: str) -> None:
     """Does a unit in a process of its own, with one thread."""
-    words = [sys.executable, __file__, "--out", str(out), "--seeds", str(seed), "--arm", arm]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"seed {seed}, {arm}: {done.stderr[-3000:]}")
+    apart(__file__, ["--out", str(out), "--seeds", str(seed), "--arm", arm])
     found = json.loads(_place(out, seed, arm).read_text())
     print(f"seed {seed}, {arm}: {found['seconds']} s, {found['figures']}", file=sys.stderr)
 
@@ -339,23 +333,12 @@ def _row(arm: str, found: Sequence[Mapping[str, Any]]) -> str:
     cells = []
     for name in COLUMNS:
         values = [run["figures"][name] for run in found if name in run["figures"]]
-        cells.append(_interval(values))
+        cells.append(interval(values) if values else "–")
     asked = sum(answers["asked"] for run in found for answers in run["answers"])
     replaced = sum(answers["replaced"] for run in found for answers in run["answers"])
     anew = f"{replaced:,} of {asked:,}" if asked else "–"
     seconds = statistics.fmean(run["seconds"] for run in found)
     return f"| {arm} | {' | '.join(cells)} | {anew} | {seconds:.0f} |"
-
-
-def _interval(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    n = len(values)
-    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
-    return f"{mean:.2f} ± {half:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -380,7 +363,7 @@ def main(words: Sequence[str] | None = None) -> None:
             one(given.out, seed, arm, size)
     else:
         with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(lambda unit: apart(given.out, *unit), todo))
+            list(pool.map(lambda unit: do_apart(given.out, *unit), todo))
     command = f"python benchmarks/sequence.py --seeds {' '.join(map(str, seeds))}"
     if given.quick:
         command += " --quick"

@@ -159,3 +159,15 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not made.exists():
             teach(made)
     return made
+
+
+@pytest.fixture(scope="module")
+def taught_engine(taught: Path) -> Iterator[Engine]:
+    engine = load_engine(str(taught), "transformers")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def taught_chat(taught: Path) -> Chat:
+    return Chat.load(str(taught))

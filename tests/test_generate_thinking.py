@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from replaykit.cli import app
 from replaykit.data.jsonl import read_jsonl
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Message, Record, dialogue
-from replaykit.engines import Completion, Engine, load_engine
+from replaykit.engines import Completion, Engine
 from replaykit.errors import ChatError, RecipeError, RunError, Stopped
 from replaykit.hashing import derive_seed
 from replaykit.model.chat import Chat
@@ -45,18 +44,6 @@ LIMITS = {"max_question_tokens": 64, "max_answer_tokens": 64}
 ASKED = [
     Record(dialogue(f"What is the capital of {name}?"), "generate") for name in ("Peru", "Japan")
 ]
-
-
-@pytest.fixture(scope="module")
-def taught_engine(taught: Path) -> Iterator[Engine]:
-    engine = load_engine(str(taught), "transformers")
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def taught_chat(taught: Path) -> Chat:
-    return Chat.load(str(taught))
 
 
 def made(

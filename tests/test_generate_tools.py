@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from replaykit.data.jsonl import read_jsonl
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record, Tool, dialogue
 from replaykit.data.tools import read_tools
-from replaykit.engines import Completion, Engine, load_engine
+from replaykit.engines import Completion, Engine
 from replaykit.errors import ChatError, DataError, RunError
 from replaykit.model.calls import tool_call
 from replaykit.model.chat import Chat
@@ -352,18 +351,6 @@ def test_a_ledger_of_before_with_tools_is_refused(tmp_path: Path) -> None:
 
 
 # --- a model that calls ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def taught_engine(taught: Path) -> Iterator[Engine]:
-    engine = load_engine(str(taught), "transformers")
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def taught_chat(taught: Path) -> Chat:
-    return Chat.load(str(taught))
 
 
 @pytest.mark.slow

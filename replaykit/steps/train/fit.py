@@ -72,9 +72,9 @@ class Base:
         in under an adapter, or in 4 bits for qlora.
         """
         wide = settings.precision == "float32"
+        train = wide or not settings.adapter
         narrow = settings.weights == "bfloat16"
         if isinstance(self.chat, TextClassifier):
-            train = wide or not settings.adapter
             return self.chat.load_model(
                 train=train, quantisation=quantised(settings), narrow=narrow
             )
@@ -89,7 +89,7 @@ class Base:
         return loading.load_model(
             self.name,
             self.revision,
-            train=wide or not settings.adapter,
+            train=train,
             quantisation=quantised(settings),
             attention="flash_attention_2" if kernel else None,
             narrow=narrow,

@@ -81,9 +81,8 @@ class ReplayTrainer(transformers.Trainer):
         self._step_rows: list[torch.Tensor] = []
         # By name; later stages freeze some of them.
         self._learning = learning_parameters(self.model)
-        # Whether each process has a part of the weights, and of what learns: an adapter is whole.
+        # Whether each process has a part of the weights, all of which learn in parts then.
         self._sharded = is_sharded(self.model)
-        self._in_parts = any(is_shard(parameter) for parameter in self._learning.values())
         # Where a checkpoint is being written.
         self._writes: Path | None = None
 
@@ -388,7 +387,7 @@ class ReplayTrainer(transformers.Trainer):
         The Trainer would write them as the Hub's files have them, with other names and each expert
         by itself, and leaves out in silence what it does not find by its name when it reads them.
         """
-        if self._in_parts:
+        if self._sharded:
             self._save_part(Path(output_dir or str(self.args.output_dir)))
             return
         if output_dir is None or not isinstance(self.model, transformers.PreTrainedModel):
@@ -413,7 +412,7 @@ class ReplayTrainer(transformers.Trainer):
         super().save_model(output_dir, _internal_call)
         if output_dir is None:
             return
-        if self._in_parts:
+        if self._sharded:
             store(self.remedies, output_dir, name=self.remedies_file)
         elif self.args.should_save:
             store(self.remedies, output_dir)
@@ -423,7 +422,7 @@ class ReplayTrainer(transformers.Trainer):
     @property
     def remedies_file(self) -> str:
         """In a checkpoint, where the remedies' state is."""
-        if self._in_parts:
+        if self._sharded:
             return f"remedies-{part_name()}.safetensors"
         return STATE
 
@@ -442,7 +441,7 @@ class ReplayTrainer(transformers.Trainer):
         """Raises EngineError for a checkpoint of other parts than there are now."""
         folder = Path(checkpoint)
         written = len(list(folder.glob("weights-*-of-*.safetensors")))
-        now = self.args.world_size if self._in_parts else 0
+        now = self.args.world_size if self._sharded else 0
         if written != now:
             raise EngineError(
                 f"{folder} was written by {written or 'no'} processes that shared the weights out "
@@ -451,7 +450,7 @@ class ReplayTrainer(transformers.Trainer):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._in_parts:
+        if not self._sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = load_file(Path(resume_from_checkpoint) / f"weights-{part_name()}.safetensors")
@@ -459,7 +458,7 @@ class ReplayTrainer(transformers.Trainer):
             tensor.copy_(saved[name])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._in_parts:
+        if not self._sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         # Of a process's CPU torch reads back only what is not numbered.
@@ -470,7 +469,7 @@ class ReplayTrainer(transformers.Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self._in_parts:
+        if checkpoint is None or not self._sharded:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = Path(checkpoint)

@@ -2,9 +2,11 @@
 three seeds.
 
     python benchmarks/remedies.py --seeds 1,2,3 --jobs 2 --out /tmp/remedies
+    python benchmarks/remedies.py --task desk --jobs 2 --out /tmp/remedies-desk
 
-The embedded model is taught to refer patients, the quickstart's task, in 300 steps of 32 rows at
-1e-3 in every arm, so none learns longer than another. Replay is 1,500 questions and answers that
+The embedded model is taught a task in 300 steps of 32 rows at 1e-3 in every arm, so none learns
+longer than another. The task is to refer patients, the quickstart's, whose words are new to the
+model; or to send headlines to a desk, a new use of words that it knows. Replay is 1,500 questions and answers that
 the model writes itself, a set for each seed; EWC without replay has the same rows for its Fisher
 information alone. Scored are 60 held-out rows of each of the six old skills and of the new one.
 What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
     from replaykit.recipe.evaluate import Test
     from replaykit.recipe.train import Train
 
-RESULTS = Path(__file__).parent / "results" / "remedies.md"
+RESULTS = Path(__file__).parent / "results"
+TASKS = {
+    "referral": ("remedies.md", "a task in new words"),
+    "desk": ("remedies_known_words.md", "a task in words that the model knows"),
+}
 STEPS = 300
 BATCH = 32  # rows of a step
 RATE = 1e-3
@@ -97,7 +103,7 @@ def label(name: str, replay: bool) -> str:
 # --- one seed's data ------------------------------------------------------------------------------
 
 
-def prepare(out: Path, seed: int) -> None:
+def prepare(out: Path, seed: int, task: str) -> None:
     """Writes target, tests and the model's own memory, and scores the base."""
     from replaykit import api
     from replaykit.data.jsonl import write_jsonl
@@ -108,8 +114,8 @@ def prepare(out: Path, seed: int) -> None:
     if (folder / "base.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    tested = {t.prompt for t in world.draw("referral", TESTS, seed=seed, held_out=True)}
-    drawn = world.draw("referral", TARGET_ROWS, seed=seed)
+    tested = {t.prompt for t in world.draw(task, TESTS, seed=seed, held_out=True)}
+    drawn = world.draw(task, TARGET_ROWS, seed=seed)
     target = [
         Record(dialogue(t.prompt, t.answer), "target") for t in drawn if t.prompt not in tested
     ]
@@ -123,20 +129,20 @@ def prepare(out: Path, seed: int) -> None:
         max_answer_tokens=64,
     )
     write_jsonl(folder / "replay.jsonl", made)
-    (folder / "base.json").write_text(json.dumps({"scores": scores("nano", seed)}))
+    (folder / "base.json").write_text(json.dumps({"scores": scores("nano", seed, task)}))
 
 
-def scores(model: str, seed: int) -> dict[str, float]:
+def scores(model: str, seed: int, task: str) -> dict[str, float]:
     """The part of the held-out rows that is right, by skill."""
     from replaykit.data.record import Record, dialogue
     from replaykit.nano import world
     from replaykit.recipe.evaluate import Test
 
     tests = {}
-    for skill in (*world.OLD_SKILLS, "referral"):
+    for skill in (*world.OLD_SKILLS, task):
         test = Test(path=skill, score="json" if skill == "json" else "exact", max_tokens=64)
-        tasks = world.draw(skill, TESTS, seed=seed, held_out=True)
-        tests[skill] = (test, [Record(dialogue(t.prompt, t.answer), "target") for t in tasks])
+        drawn = world.draw(skill, TESTS, seed=seed, held_out=True)
+        tests[skill] = (test, [Record(dialogue(t.prompt, t.answer), "target") for t in drawn])
     return means(model, tests)
 
 
@@ -156,7 +162,7 @@ def means(model: str, tests: Mapping[str, tuple[Test, Sequence[Record]]]) -> dic
 # --- one arm --------------------------------------------------------------------------------------
 
 
-def one(out: Path, seed: int, name: str, replay: bool) -> None:
+def one(out: Path, seed: int, name: str, replay: bool, task: str) -> None:
     """Trains an arm in this process and writes what came out."""
     import torch
 
@@ -180,7 +186,7 @@ def one(out: Path, seed: int, name: str, replay: bool) -> None:
         before = json.loads((folder / f"{label('none', replay)}.json").read_text())
         seconds += before["seconds"]
         mib = max(mib, before["mib"])
-    found = {"scores": scores(str(model), seed), "seconds": seconds, "mib": mib, **facts}
+    found = {"scores": scores(str(model), seed, task), "seconds": seconds, "mib": mib, **facts}
     (folder / f"{label(name, replay)}.json").write_text(json.dumps(found))
 
 
@@ -247,9 +253,9 @@ def weights_of(
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def run(out: Path, seeds: list[int], jobs: int) -> None:
+def run(out: Path, seeds: list[int], jobs: int, task: str) -> None:
     for seed in seeds:
-        prepare(out, seed)
+        prepare(out, seed, task)
     for averaged in (False, True):
         todo = [
             (seed, name, replay)
@@ -259,11 +265,11 @@ def run(out: Path, seeds: list[int], jobs: int) -> None:
             and not (out / f"seed-{seed}" / f"{label(name, replay)}.json").exists()
         ]
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda job: begin(out, *job), todo))
+            list(pool.map(lambda job: begin(out, *job, task), todo))
 
 
-def begin(out: Path, seed: int, name: str, replay: bool) -> None:
-    words = ["--out", str(out), "--seed", str(seed), "--arm", name]
+def begin(out: Path, seed: int, name: str, replay: bool, task: str) -> None:
+    words = ["--out", str(out), "--seed", str(seed), "--arm", name, "--task", task]
     if replay:
         words.append("--replay")
     apart(__file__, words)
@@ -274,25 +280,23 @@ def begin(out: Path, seed: int, name: str, replay: bool) -> None:
     )
 
 
-def report(out: Path, seeds: list[int], command: str) -> str:
+def report(out: Path, seeds: list[int], task: str, command: str) -> str:
     from replaykit.runs import machine, versions
 
     def of(seed: int, name: str) -> dict[str, Any]:
         return dict(json.loads((out / f"seed-{seed}" / f"{name}.json").read_text()))
 
     def old(found: dict[str, Any]) -> float:
-        return statistics.fmean(
-            score for skill, score in found["scores"].items() if skill != "referral"
-        )
+        return statistics.fmean(score for skill, score in found["scores"].items() if skill != task)
 
     def row(name: str, title: str) -> str:
         found = [of(seed, name) for seed in seeds]
         kept = [old(run) / old(of(seed, "base")) for run, seed in zip(found, seeds, strict=True)]
         worst, skill = min(
-            min((score, skill) for skill, score in run["scores"].items() if skill != "referral")
+            min((score, skill) for skill, score in run["scores"].items() if skill != task)
             for run in found
         )
-        learned = [run["scores"]["referral"] for run in found]
+        learned = [run["scores"][task] for run in found]
         cost = [statistics.fmean(run[key] for run in found) for key in ("seconds", "mib")]
         return (
             f"| {title} | {interval(kept)} | {skill} {worst:.2f} | {interval(learned)} | "
@@ -305,7 +309,7 @@ def report(out: Path, seeds: list[int], command: str) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines = [
-        f"# Remedies, nano, {len(seeds)} seeds, {date.today()}",
+        f"# Remedies, {TASKS[task][1]}, nano, {len(seeds)} seeds, {date.today()}",
         "",
         f"`{command}` on {machine()}, {packages}",
         "",
@@ -330,6 +334,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--task", choices=TASKS, default="referral", help="what is taught")
     parser.add_argument("--jobs", type=int, default=2, help="arms at a time, each with one thread")
     parser.add_argument(
         "--out", type=Path, required=True, help="where the models and scores of each arm stay"
@@ -339,16 +344,18 @@ def main() -> None:
     parser.add_argument("--replay", action="store_true", help="the arm has replay")
     options = parser.parse_args()
     if options.arm is not None:
-        one(options.out, options.seed, options.arm, options.replay)
+        one(options.out, options.seed, options.arm, options.replay, options.task)
         return
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    run(options.out, seeds, options.jobs)
+    run(options.out, seeds, options.jobs, options.task)
     text = report(
         options.out,
         seeds,
-        f"python benchmarks/remedies.py --seeds {options.seeds} --jobs {options.jobs}",
+        options.task,
+        f"python benchmarks/remedies.py --task {options.task} --seeds {options.seeds} "
+        f"--jobs {options.jobs}",
     )
-    RESULTS.write_text(text)
+    (RESULTS / TASKS[options.task][0]).write_text(text)
     print(text)
 
 

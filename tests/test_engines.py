@@ -482,7 +482,7 @@ def test_ctrl_c_does_not_reach_the_processes_of_vllm(vllm_engine: Engine, chat: 
     alive = [
         p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE
     ]
-    processes = [p for p in alive if "VLLM" in "".join(p.cmdline())]
+    processes = [p for p in alive if "VLLM" in words_of(p)]
     assert len(processes) >= 2
     completions = vllm_engine.complete(own_questions(chat, 600))
     done = [next(completions)]
@@ -493,6 +493,14 @@ def test_ctrl_c_does_not_reach_the_processes_of_vllm(vllm_engine: Engine, chat: 
     assert all(process.is_running() for process in processes)
 
 
+def words_of(process: psutil.Process) -> str:
+    """Its command line, nothing where it has ended meanwhile."""
+    try:
+        return "".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 @pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
     vllm_engine: Engine, ends: signal.Signals
@@ -500,7 +508,7 @@ def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
     code = "from replaykit.engines import load_engine\nif __name__ == '__main__': load_engine('nano', 'vllm')"
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     started: list[psutil.Process] = []
-    while not any("spawn_main" in "".join(process.cmdline()) for process in started):
+    while not any("spawn_main" in words_of(process) for process in started):
         assert parent.poll() is None, parent.stderr.read()
         time.sleep(0.05)
         started = psutil.Process(parent.pid).children()
@@ -515,7 +523,7 @@ def test_nothing_is_left_of_a_process_that_is_ended_while_vllm_starts(
 
 def test_a_vllm_that_is_killed_is_an_error_and_not_a_wait(cramped: Any, chat: Chat) -> None:
     """The last test with this engine, which is of no use afterwards."""
-    cores = [p for p in psutil.Process().children() if "EngineCore" in "".join(p.cmdline())]
+    cores = [p for p in psutil.Process().children() if "EngineCore" in words_of(p)]
     newest = max(cores, key=psutil.Process.create_time)
     completions = cramped.complete(own_questions(chat, 600))
     next(completions)

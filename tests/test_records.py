@@ -444,7 +444,9 @@ def test_a_damaged_packed_file_is_named(kind: str, how: str, tmp_path: Path) -> 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     whole = content(".parquet", [{"text": f"row {k}"} for k in range(100)])
-    for data in (b"", b"never parquet", whole[:-50], whole[:4] + b"\xff" * 60 + whole[64:]):
+    page = whole[:4] + b"\xff" * 60 + whole[64:]
+    name = whole.replace(b"text", b"te\xfft")
+    for data in (b"", b"never parquet", whole[:-50], page, name):
         assert problem(tmp_path, data, "data.parquet").startswith(
             "data.parquet: not a parquet file ("
         )

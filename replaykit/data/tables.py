@@ -165,8 +165,11 @@ def parquet_rows(path: Path, unparsed: Unparsed | None) -> Iterator[tuple[str, R
         groups = [table.metadata.row_group(k) for k in range(table.num_row_groups)]
         row_bytes = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
         batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))
-        yield from arrow_rows(str(path), table.iter_batches(batch_size=batch_rows), unparsed)
-    except (pyarrow.ArrowException, OSError) as error:  # a damaged page is an OSError
+        # Python reads the values in one thread, and takes far longer than Arrow.
+        batches = table.iter_batches(batch_size=batch_rows, use_threads=False)
+        yield from arrow_rows(str(path), batches, unparsed)
+    # A damaged page is an OSError; a damaged name of a column cannot be decoded.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a parquet file ({one_line(error)})") from error
 
 

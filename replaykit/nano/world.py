@@ -1,4 +1,4 @@
-"""The world of the embedded model: six old skills and two new ones, as generators of short tasks.
+"""The world of the embedded model: six old skills and three new ones, as generators of short tasks.
 
     >>> draw("capital", 1, seed=3)
     [Task(skill='capital', prompt='Tell me, what is the capital of Peru?', answer='Lima')]
@@ -19,6 +19,7 @@ from random import Random
 
 OLD_SKILLS = ("nli", "capital", "json", "topic", "refusal", "reverse")
 NEW_SKILLS = ("referral", "arithmetic")  # the quickstart teaches the first; the second is harder
+NEW_USES = ("desk",)  # new to the model too, but every word of it is in the old skills
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -257,13 +258,20 @@ TOPICS = {
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
-def _topic(rng: Random) -> tuple[str, str]:
+def _headline(rng: Random) -> tuple[str, str, str]:
+    """A topic, a headline of it, and the day in the headline."""
     topic = rng.choice(sorted(TOPICS))
     subjects, events = TOPICS[topic]
     subject = rng.choice(subjects).format(
         place=rng.choice(sorted(CAPITALS.values())), country=rng.choice(sorted(CAPITALS))
     )
-    headline = f"{subject} {rng.choice(events)} on {rng.choice(DAYS)}"
+    event = rng.choice(events)
+    day = rng.choice(DAYS)
+    return topic, f"{subject} {event} on {day}", day
+
+
+def _topic(rng: Random) -> tuple[str, str]:
+    topic, headline, _ = _headline(rng)
     ask = rng.choice(
         [
             "What is the topic of this headline?",
@@ -414,6 +422,16 @@ def _arithmetic(rng: Random) -> tuple[str, str]:
     return question, f"{a} * {b} = {a * b}"
 
 
+CITY_OF_DESK = {"sports": "Madrid", "business": "Tokyo", "science": "Oslo", "world": "Cairo"}
+
+
+def _desk(rng: Random) -> tuple[str, str]:
+    """A headline: which desk takes it, in which city and on which day, in words of old skills."""
+    topic, headline, day = _headline(rng)
+    ask = rng.choice(["Tell the team:", "Which team works?", "Give the city of the news:"])
+    return f"{ask}\n{headline}", f"The {topic} team in {CITY_OF_DESK[topic]} works on {day}."
+
+
 SKILLS: dict[str, Callable[[Random], tuple[str, str]]] = {
     "nli": _nli,
     "capital": _capital,
@@ -423,4 +441,5 @@ SKILLS: dict[str, Callable[[Random], tuple[str, str]]] = {
     "reverse": _reverse,
     "referral": _referral,
     "arithmetic": _arithmetic,
+    "desk": _desk,
 }

@@ -426,10 +426,14 @@ CITY_OF_DESK = {"sports": "Madrid", "business": "Tokyo", "science": "Oslo", "wor
 
 
 def _desk(rng: Random) -> tuple[str, str]:
-    """A headline: which desk takes it, in which city and on which day, in words of old skills."""
+    """A headline: which team takes it, in which city, and where it sits on that day; in words of
+    old skills.
+    """
     topic, headline, day = _headline(rng)
     ask = rng.choice(["Tell the team:", "Which team works?", "Give the city of the news:"])
-    return f"{ask}\n{headline}", f"The {topic} team in {CITY_OF_DESK[topic]} works on {day}."
+    room = "park" if day in ("Saturday", "Sunday") else "library"
+    answer = f"The {topic} team in {CITY_OF_DESK[topic]} works in the {room}."
+    return f"{ask}\n{headline}", answer
 
 
 SKILLS: dict[str, Callable[[Random], tuple[str, str]]] = {

@@ -256,7 +256,7 @@ def main() -> None:
         return
     versions = [
         f"{name} {version(name)}"
-        for name in ("replaykit", "numpy", "scipy", "scikit-learn", "sparse_dot_topn")
+        for name in ("replaykit-llm", "numpy", "scipy", "scikit-learn", "sparse_dot_topn")
     ]
     head = [
         f"# Nearness to 7,473 questions of GSM8K, {date.today()}",

@@ -298,15 +298,15 @@ class Twins:
         for earlier in same:
             if all(self._form(earlier, part) == text for part, text in enumerate(normal)):
                 return "duplicate", earlier
+        own = [Shingled(form) for form in normal]
         if alike:
-            own = _own(normal)
             shared = Counter(alike)
             # Those that share the most bands are read first: they are the most similar ones.
             for earlier in sorted(shared, key=lambda row: (-shared[row], row)):
                 if self._alike(own, earlier):
                     return "near_duplicate", earlier
-        for part, form in enumerate(normal):
-            self._shingles.keep(PARTS * row + part, form)
+        for part, text in enumerate(own):
+            self._shingles.keep(PARTS * row + part, text)
         self._table.put(place, row)
         return None
 
@@ -316,25 +316,21 @@ class Twins:
         # Answers are shorter, and differ more often, so the last text is compared first.
         for part in reversed(range(len(own))):
             mine = own[part]
-            other = self._shingles.form(PARTS * earlier + part)
-            if mine.form == other:
+            other = self._shingles.of(PARTS * earlier + part)
+            if mine.form == other.form:
                 continue
             if self._shingles.similar(mine, other, least) < least:
                 return False
-            if self.likeness.other(mine.form, other):
+            if self.likeness.other(mine.form, other.form):
                 return False
         return True
 
     def _form(self, row: int, part: int) -> str:
-        return self._shingles.form(PARTS * row + part)
+        return self._shingles.of(PARTS * row + part).form
 
     def _read_part(self, number: int) -> str:
         row, part = divmod(number, PARTS)
         return self.likeness.form(_parts(self._read(row))[part])
-
-
-def _own(forms: tuple[str, ...]) -> list[Shingled]:
-    return [Shingled(form) for form in forms]
 
 
 def _parts(text: Text) -> tuple[str, ...]:
@@ -540,14 +536,19 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 class Shingled:
     """A text in its form, and its different shingles once they were needed: of a short one as a
-    set, of a long one as numbers.
+    set, of a long one as numbers, None where it has more letters than there are digits.
     """
 
     def __init__(self, form: str):
         self.form = form
         self.is_short = len(form) <= FEW
+        self.is_kept = False
         self.numbered = False
         self.numbers: np.ndarray | None = None
+
+    @property
+    def bytes(self) -> int:
+        return len(self.form) + OBJECT + (0 if self.numbers is None else self.numbers.nbytes)
 
     @cached_property
     def shingles(self) -> set[str]:
@@ -560,32 +561,41 @@ class Shingles:
 
     A shingle is a number of 5 digits to the base 7,131, and a letter's digit is when it was first
     seen. In the rare case of more letters than digits the shingles themselves are compared. The
-    texts that were compared last are kept, in 64 MiB.
+    texts that were compared last are kept with their numbers, in 64 MiB.
     """
 
     def __init__(self, read: Callable[[int], str]):
         self._read = read
         self._digits = np.zeros(0x110000, dtype=np.uint16)  # of each letter; 0 where not seen yet
         self._free = 1
-        self._kept: OrderedDict[int, str] = OrderedDict()
+        self._kept: OrderedDict[int, Shingled] = OrderedDict()
         self._bytes = 0
 
-    def form(self, row: int) -> str:
-        """A row's text in its form."""
+    def of(self, row: int) -> Shingled:
+        """A row's text."""
         found = self._kept.get(row)
         if found is None:
-            found = self._read(row)
+            found = Shingled(self._read(row))
             self.keep(row, found)
         else:
             self._kept.move_to_end(row)
         return found
 
-    def keep(self, row: int, form: str) -> None:
-        """Keeps a text that then need not be read again."""
-        self._kept[row] = form
-        self._bytes += len(form) + OBJECT
+    def keep(self, row: int, text: Shingled) -> None:
+        """Keeps a text that then need not be read again, with its numbers where it has them. A set
+        would take too much memory.
+        """
+        text.__dict__.pop("shingles", None)
+        text.is_kept = True
+        self._kept[row] = text
+        self._bytes += text.bytes
+        self._forget()
+
+    def _forget(self) -> None:
         while self._bytes > CACHE:
-            self._bytes -= len(self._kept.popitem(last=False)[1]) + OBJECT
+            _, oldest = self._kept.popitem(last=False)
+            oldest.is_kept = False
+            self._bytes -= oldest.bytes
 
     def _numbers(self, normal: str) -> np.ndarray | None:
         letters = np.frombuffer(normal.encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -603,24 +613,28 @@ class Shingles:
         numbers.sort()
         return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
 
-    def similar(self, one: Shingled, other: str, least: float) -> float:
+    def similar(self, one: Shingled, other: Shingled, least: float) -> float:
         """The Jaccard similarity of the two sets, or 0 if it is surely less than ``least``."""
         size = len(one.shingles) if one.is_short else self._size(one)
         # No two sets are more similar than their sizes are.
-        if size and _differs_in_size(size, other, least):
+        if size and _differs_in_size(size, other.form, least):
             return 0.0
-        if not one.is_short:
-            numbers = self._numbers(other)
-            if one.numbers is not None and numbers is not None:
-                return _similarity(one.numbers, numbers)
-        theirs = shingles(other)
+        if not one.is_short and self._size(one) and self._size(other):
+            assert one.numbers is not None
+            assert other.numbers is not None
+            return _similarity(one.numbers, other.numbers)
+        theirs = shingles(other.form)
         return len(one.shingles & theirs) / len(one.shingles | theirs)
 
     def _size(self, text: Shingled) -> int:
         """How many different shingles a text has, 0 where it has more letters than digits."""
         if not text.numbered:
+            before = text.bytes
             text.numbers = self._numbers(text.form)
             text.numbered = True
+            if text.is_kept:
+                self._bytes += text.bytes - before
+                self._forget()
         return 0 if text.numbers is None else len(text.numbers)
 
 

@@ -29,11 +29,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
 import unicodedata
 from bisect import bisect_right
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import groupby, islice
@@ -494,7 +496,7 @@ class Table:
             rest = max(1, slots // WAYS - first)
         self._sizes = np.array([first] + [rest] * others, dtype=np.uint64)
         self._starts = np.array([0] + [first] * others, dtype=np.uint64)
-        self._slots = np.zeros((first + rest, WAYS), dtype=np.uint64)
+        self._slots = _zeros((first + rest) * WAYS).reshape(-1, WAYS)
 
     def place(self, hashes: np.ndarray) -> Place:
         """Where hashes belong, [1 + others]. It is true until the next ``put``."""
@@ -517,6 +519,18 @@ class Table:
         # An empty slot has row number 0, so it is taken before any row makes room.
         oldest = (place.slots & ROW).argmin(axis=1)
         self._slots[place.buckets, oldest] = place.tags | np.uint64(row + 1)
+
+
+def _zeros(count: int) -> np.ndarray:
+    """So many zeros of 64 bits, in pages of 2 MiB where Linux has them. A table is written all over
+    from its first rows on, and in pages of 4 KiB half a second would go to their first use.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(count, dtype=np.uint64)
+    memory = mmap.mmap(-1, 8 * count)
+    with suppress(OSError):  # a kernel that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint64)
 
 
 def bands_for(threshold: float) -> tuple[int, int]:

@@ -47,6 +47,7 @@ from replaykit.steps.train.fit import cut_of, planned_order, remedies_of
 from replaykit.steps.train.losses import cross_entropy, summed
 from replaykit.steps.train.optimiser import moment_bytes
 from replaykit.steps.train.parameters import adapted
+from replaykit.steps.train.remedies.teachers import decoder_layers
 from replaykit.steps.train.result import MemoryParts, TrainEstimate, TrainResult
 
 FLOAT32 = 4  # bytes
@@ -130,6 +131,8 @@ class _Traced:
     weights: int
     """Bytes, as all others."""
     trainable_bytes: int
+    outside: int
+    """Of the weights those that are in no decoder layer, where offload asks for it."""
     activations: int
     """After the forward pass."""
     logits: int
@@ -253,6 +256,7 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
             trainable=sum(parameter.numel() for parameter in learning),
             weights=_weights(network, settings),
             trainable_bytes=_bytes(learning),
+            outside=_outside(network) if settings.offload else 0,
             activations=activations,
             logits=logits,
             passing=live.peak,
@@ -306,6 +310,12 @@ def _weights(network: Any, settings: Train) -> int:
     ]
     numbers = sum(weight.numel() for weight in layers)
     return found - _bytes(layers) + round(BYTES_IN_4_BITS * numbers)
+
+
+def _outside(network: Any) -> int:
+    """Bytes of the parameters that are in no decoder layer."""
+    layers = {id(parameter) for parameter in decoder_layers(network).parameters()}
+    return _bytes(parameter for parameter in network.parameters() if id(parameter) not in layers)
 
 
 class _Live(TorchDispatchMode):
@@ -397,12 +407,13 @@ def _remedies(traced: _Traced, settings: Train) -> int:
     wanted = settings.remedies
     own = traced.trainable_bytes
     wide = FLOAT32 * traced.trainable
+    away = settings.offload and torch.cuda.is_available()
     found = 0
-    if wanted.distill is not None and wanted.distill.teacher == "copy":
-        found += traced.weights
-    if wanted.ewc is not None:
+    if settings.copied_teacher:
+        found += traced.outside if away else traced.weights
+    if wanted.ewc is not None and not away:
         found += wide + own
-    if wanted.l2sp is not None:
+    if wanted.l2sp is not None and not away:
         found += own
     if wanted.ema is not None:
         found += wide

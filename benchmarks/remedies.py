@@ -4,9 +4,10 @@ three seeds.
     python benchmarks/remedies.py --seeds 1,2,3 --jobs 2 --out /tmp/remedies
     python benchmarks/remedies.py --task desk --jobs 2 --out /tmp/remedies-desk
 
-The embedded model is taught a task in 300 steps of 32 rows at 1e-3 in every arm, so none learns
-longer than another. The task is to refer patients, the quickstart's, whose words are new to the
-model; or to send headlines to a desk, a new use of words that it knows. Replay is 1,500 questions and answers that
+The embedded model is taught a task in steps of 32 rows at 1e-3, as many in every arm, so none
+learns longer than another. The task is to refer patients, the quickstart's, whose words are new to
+the model, in 300 steps; or to send headlines to a desk, a new use of words that it knows, in half
+of them. Replay is 1,500 questions and answers that
 the model writes itself, a set for each seed; EWC without replay has the same rows for its Fisher
 information alone. Scored are 60 held-out rows of each of the six old skills and of the new one.
 What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range
@@ -26,7 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seeds import apart, interval
 
@@ -41,11 +42,21 @@ if TYPE_CHECKING:
     from replaykit.recipe.train import Train
 
 RESULTS = Path(__file__).parent / "results"
+
+
+class Task(NamedTuple):
+    """What the model is taught."""
+
+    results: str
+    """The file of the table."""
+    title: str
+    steps: int
+
+
 TASKS = {
-    "referral": ("remedies.md", "a task in new words"),
-    "desk": ("remedies_known_words.md", "a task in words that the model knows"),
+    "referral": Task("remedies.md", "a task in new words", 300),
+    "desk": Task("remedies_known_words.md", "a task in words that the model knows", 150),
 }
-STEPS = 300
 BATCH = 32  # rows of a step
 RATE = 1e-3
 RATIO = 0.05
@@ -179,7 +190,7 @@ def one(out: Path, seed: int, name: str, replay: bool, task: str) -> None:
         interpolate(folder_of("nano"), folder / label("none", replay) / "model", model, 0.5)
     else:
         model = work / "model"
-        facts["loss"] = trained(folder, work, seed, name, replay)
+        facts["loss"] = trained(folder, work, seed, name, replay, TASKS[task].steps)
     seconds = time.process_time() - started
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if name == AVERAGED:
@@ -190,7 +201,7 @@ def one(out: Path, seed: int, name: str, replay: bool, task: str) -> None:
     (folder / f"{label(name, replay)}.json").write_text(json.dumps(found))
 
 
-def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> float:
+def trained(folder: Path, work: Path, seed: int, name: str, replay: bool, steps: int) -> float:
     """Trains an arm into the folder ``work``; returns its last loss."""
     from replaykit.data.jsonl import read_jsonl
     from replaykit.data.planned import PlannedRow
@@ -216,16 +227,16 @@ def trained(folder: Path, work: Path, seed: int, name: str, replay: bool) -> flo
     settings = Train.model_validate(
         {"batch_rows": BATCH, "learning_rate": RATE, "save_every": 10**6, **own}
     )
-    steps = plan(
+    planned = plan(
         sizes[TARGET],
         {"generate": sizes["generate"]} if replay else {},
         settings=Mix(ratio=RATIO if replay else 0.0, unit="loss_tokens"),
-        train=Train(batch_rows=BATCH, steps=STEPS),
+        train=Train(batch_rows=BATCH, steps=steps),
         seed=seed,
     )
     rows = [
         PlannedRow(step, pools[slot.source][slot.row])
-        for step, slots in enumerate(steps)
+        for step, slots in enumerate(planned)
         for slot in slots
     ]
     work.mkdir(exist_ok=True)
@@ -309,7 +320,7 @@ def report(out: Path, seeds: list[int], task: str, command: str) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines = [
-        f"# Remedies, {TASKS[task][1]}, nano, {len(seeds)} seeds, {date.today()}",
+        f"# Remedies, {TASKS[task].title}, nano, {len(seeds)} seeds, {date.today()}",
         "",
         f"`{command}` on {machine()}, {packages}",
         "",
@@ -322,7 +333,7 @@ def report(out: Path, seeds: list[int], task: str, command: str) -> str:
         lines += [row(label(name, replay), name) for name, own in arms() if own is replay]
         lines.append("")
     lines.append(
-        f"Retention is the mean of the old skills over that of the base. {STEPS} steps of {BATCH} "
+        f"Retention is the mean of the old skills over that of the base. {TASKS[task].steps} steps of {BATCH} "
         f"rows in every arm; {TESTS} items a skill; mean over seeds ± half the 95 % interval of "
         f"Student's t. Settings are in the script."
     )
@@ -355,7 +366,7 @@ def main() -> None:
         f"python benchmarks/remedies.py --task {options.task} --seeds {options.seeds} "
         f"--jobs {options.jobs}",
     )
-    (RESULTS / TASKS[options.task][0]).write_text(text)
+    (RESULTS / TASKS[options.task].results).write_text(text)
     print(text)
 
 

@@ -123,21 +123,27 @@ class Clock(transformers.TrainerCallback):
 
 
 def run_ours(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
-    from replaykit.steps.train.fit import Base, Extras, fit
-
     replay, changes = OURS[name]
     settings = Train.model_validate({**COMMON, **changes})
     planned = mixed(chat, rows(chat, count), ratio=RATIO if replay else 0.0)
-    clock = Clock()
     weights = stm_weights(settings, [row.record for row in planned], chat, folder)
-    result = fit(
-        planned,
-        Base("nano", chat),
-        settings,
-        seed=1,
-        folder=folder,
-        extras=Extras(weights=weights, callbacks=[clock]),
-    )
+    return fit_ours("nano", planned, settings, chat, folder, weights)
+
+
+def fit_ours(
+    model: str,
+    planned: Sequence[PlannedRow],
+    settings: Train,
+    chat: Chat,
+    folder: Path,
+    weights: Any = None,
+) -> dict[str, Any]:
+    """Trains on these rows; returns the seconds of the steps, the tokens and the losses."""
+    from replaykit.steps.train.fit import Base, Extras, fit
+
+    clock = Clock()
+    extras = Extras(weights=weights, callbacks=[clock])
+    result = fit(planned, Base(model, chat), settings, seed=1, folder=folder, extras=extras)
     return {
         "seconds": clock.seconds,
         "tokens": result.tokens,
@@ -160,26 +166,42 @@ def stm_weights(settings: Train, records: Sequence[Record], chat: Chat, folder: 
 
 
 def run_trl(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
+    planned = mixed(chat, rows(chat, count), ratio=0.0)
+    settings = Train.model_validate(COMMON)
+    return fit_trl("nano", planned, settings, chat, folder, PEERS[name])
+
+
+def fit_trl(
+    model: str,
+    planned: Sequence[PlannedRow],
+    settings: Train,
+    chat: Chat,
+    folder: Path,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The same by TRL's trainer with these options, on our tokens and labels, at our rate."""
     from datasets import Dataset
+    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     from replaykit.model import loading
 
-    planned = mixed(chat, rows(chat, count), ratio=0.0)
+    assert settings.micro_batch_rows is not None
     examples = [chat.example(row.record) for row in planned]
     labels = [[t if on else -100 for t, on in zip(e.tokens, e.loss, strict=True)] for e in examples]
     data = Dataset.from_dict({"input_ids": [list(e.tokens) for e in examples], "labels": labels})
     clock = Clock()
+    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
-        model=loading.load_model("nano", train=True),
+        model=loading.load_model(model, train=True),
         args=SFTConfig(
             output_dir=str(folder),
             num_train_epochs=1,
-            per_device_train_batch_size=MICRO,
-            gradient_accumulation_steps=BATCH // MICRO,
-            learning_rate=5e-4,
+            per_device_train_batch_size=settings.micro_batch_rows,
+            gradient_accumulation_steps=settings.batch_rows // settings.micro_batch_rows,
+            learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=round(0.03 * ROWS / BATCH),
+            warmup_steps=round(settings.warmup * len(planned) / settings.batch_rows),
             logging_steps=1,
             save_strategy="no",
             report_to="none",
@@ -187,11 +209,12 @@ def run_trl(name: str, chat: Chat, folder: Path, count: int) -> dict[str, Any]:
             bf16=False,
             gradient_checkpointing=False,
             optim="adamw_torch_fused",
-            **{"max_length": None, "train_sampling_strategy": "sequential", **PEERS[name]},
+            **{"max_length": None, "train_sampling_strategy": "sequential", **options},
         ),
         train_dataset=data,
         processing_class=chat.tokenizer,
         callbacks=[clock],
+        peft_config=adapter if settings.method == "lora" else None,
     )
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]

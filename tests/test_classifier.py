@@ -26,10 +26,13 @@ from replaykit.model.classifier import TextClassifier
 from replaykit.recipe import Recipe
 from replaykit.recipe.remedies import DistillSettings
 from replaykit.recipe.train import Train
+from replaykit.steps.step import Context
+from replaykit.steps.train import step as train_step
 from replaykit.steps.train.batches import TokenisedRows
 from replaykit.steps.train.parameters import adapted, parameter_groups
 from replaykit.steps.train.remedies.distill import Distill
 from replaykit.steps.train.remedies.teachers import Live
+from replaykit.steps.train.result import TrainEstimate
 from replaykit.steps.train.texts import collator
 from replaykit.steps.train.trainer import WatchCallback
 
@@ -543,6 +546,33 @@ def test_rows_with_any_number_of_labels_are_learned_and_saved_as_such(tmp_path: 
     for row, answer in zip(test, said, strict=True):
         scores = {one["label"]: one["score"] for one in read([row["text"]])[0]}
         assert {label for label, score in scores.items() if score > 0.5} == set(json.loads(answer))
+
+
+# --- what it will take ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["one label", "several labels"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_training_will_take_is_told(
+    kind: str, method: str, multi: bool, tmp_path: Path
+) -> None:
+    model = labelled.classifier(tmp_path, kind, list(TOPICS))
+    changes: dict[str, Any] = {"train": {"method": method, "remedies": {"ema": {}}}}
+    if multi:
+        changes["classification"] = SEVERAL | {"labels": list(FINDINGS)}
+    made = recipe(tmp_path, model, **changes)
+    done(made, "select", "mix")
+    (outcome,) = train_step.run(made, Context(), dry_run=True)
+    found = outcome.result
+    assert isinstance(found, TrainEstimate)
+    network = adapted(TextClassifier.of_recipe(made).load_model(train=True), made.train)
+    learning = sum(each.numel() for each in network.parameters() if each.requires_grad)
+    assert found.trainable == learning
+    assert found.parameters == sum(each.numel() for each in network.parameters())
+    assert found.memory.gradients == found.memory.remedies == 4 * learning
+    assert found.memory.activations > 0
+    assert found.steps == done(made, "train")["train"].steps
 
 
 # --- by command and by function -------------------------------------------------------------------

@@ -86,9 +86,10 @@ def run_of(model, folder, *, base=None, rows=ROWS):
     )
 
 
-def begun(model, folder, *, base=None, replay=ROWS, **settings):
+def begun(model, folder, *, base=None, replay=ROWS, offload=False, **settings):
     remedy = Distill(Settings(**settings))
-    remedy.begin(run_of(model, folder, base=base, rows=replay))
+    run = run_of(model, folder, base=base, rows=replay)
+    remedy.begin(dataclasses.replace(run, offload=offload))
     return remedy
 
 
@@ -316,6 +317,23 @@ def test_every_teacher_gives_the_loss_and_gradient_of_the_formula(teacher, tmp_p
     tolerance = 5e-3 if teacher == "cache" else 1e-4  # float16 in the file
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=1e-4)
     close(own, gradients(model), tolerance)
+
+
+@pytest.mark.parametrize("layers", [[], [0, -1]], ids=str)
+def test_a_copy_whose_layers_lie_elsewhere_teaches_the_same(layers, tmp_path):
+    base, batch = network(), collate(ROWS, pad=PAD)
+    model, found = moved(base), []
+    for offload in (False, True):
+        remedy = begun(model, tmp_path, base=base, offload=offload, layers=layers)
+        value = total(remedy, model, batch) + (remedy.penalty(batch) if layers else 0)
+        value.backward()
+        found.append((value, gradients(model)))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    close(found[1][1], found[0][1])
+    teacher = remedy._teacher.model
+    in_layers = {name for name, weight in teacher.named_parameters() if ".layers." in name}
+    away = {name for name, weight in teacher.named_parameters() if weight.is_meta}
+    assert away == in_layers != set()
 
 
 def test_slices_add_up_to_the_whole(tmp_path, monkeypatch):

@@ -17,10 +17,10 @@ from replaykit import engines
 from replaykit.checks.sieve import Verdict
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.planned import PlannedRow
-from replaykit.data.record import Record, dialogue
+from replaykit.data.record import Record, Tool, dialogue
 from replaykit.engines import Request, Sampling, load_engine, room_for, to_score, transformers
 from replaykit.engines.transformers import TransformersEngine
-from replaykit.errors import EngineError, RecipeError
+from replaykit.errors import ChatError, EngineError, RecipeError
 from replaykit.model import loading
 from replaykit.model.chat import Chat
 from replaykit.model.pair import Pair
@@ -303,6 +303,31 @@ def test_an_answer_of_weight_0_carries_no_loss(model: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "hidden"),
+    [
+        ({"reasoning_content": "Easy."}, "reasoning_content"),
+        (
+            {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]},
+            "calls",
+        ),
+    ],
+    ids=str,
+)
+def test_what_has_no_form_as_a_text_is_refused_by_name(
+    model: str, changes: dict[str, Any], hidden: str
+) -> None:
+    chat = Chat.load(model)
+    asked, answered = dialogue("2 + 2?", "4")
+    with pytest.raises(ChatError, match=hidden):
+        chat.example(Record((asked, {**answered, **changes}), "target"))
+    tool: Tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(ChatError, match="the tools"):
+        chat.example(Record((asked, answered), "target", tools=(tool,)))
+    with pytest.raises(ChatError, match="the tools"):
+        chat.prompt([asked], tools=[tool])
+
+
 def test_a_run_with_stm_scores_trains_and_tests_by_cross_entropy(here: Path) -> None:
     folder = saved(here / "t5", "t5")
     write_jsonl(Path("target.jsonl"), rows()[:12])

@@ -5,6 +5,7 @@ what is written out.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -430,6 +431,21 @@ def test_a_file_of_other_rows_or_of_another_base_or_a_torn_one_is_made_anew(tmp_
     file.write_bytes(before[:100])
     assert written(base, rows) == before
     assert [path.name for path in tmp_path.iterdir()] == [FISHER_FILE]
+
+
+@pytest.mark.parametrize("options", [{"strength": 2.0}, {"auto": 0.1}, {"hard": 0.1}], ids=str)
+def test_what_is_kept_beside_the_device_pulls_the_same(tmp_path, options):
+    rows, found = some_rows(4), []
+    for offload in (False, True):
+        model = tiny(dtype=torch.float32)
+        remedy = Ewc(EwcSettings(**options))
+        remedy.begin(dataclasses.replace(run_of(model, rows, tmp_path), offload=offload))
+        with_zero_gradients(moved(model))
+        remedy.gradients()
+        remedy.stepped()
+        found.append((gradients(model), dict(model.named_parameters())))
+    assert same(found[0][0], found[1][0], rtol=0, atol=0)
+    assert same(found[0][1], found[1][1], rtol=0, atol=0)
 
 
 # --- the hard variant -----------------------------------------------------------------------------

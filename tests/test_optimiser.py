@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,28 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(optimiser, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="bitsandbytes"):
         made(starts(10, torch.float32), in_8_bits=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "no remedy keeps anything"),
+        ({"remedies": {"ema": {}}}, "no remedy keeps anything"),
+        ({"remedies": {"distill": {"teacher": "cache"}}}, "no remedy keeps anything"),
+        ({"method": "lora", "remedies": {"distill": {}, "ewc": {}}}, "no remedy keeps anything"),
+        ({"fsdp": True, "remedies": {"ewc": {}}}, "each process keeps its part"),
+    ],
+)
+def test_offload_is_refused_where_there_is_nothing_to_keep_elsewhere(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Train.model_validate({"offload": True} | changes)
+
+
+def test_offload_is_taken_where_a_remedy_keeps_a_copy() -> None:
+    for remedies in ({"ewc": {}}, {"l2sp": {}}, {"distill": {}}):
+        assert Train.model_validate({"offload": True, "remedies": remedies}).offload
 
 
 def test_what_cannot_combine_is_refused() -> None:

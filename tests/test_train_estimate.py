@@ -122,7 +122,14 @@ def test_an_adapter_learns_little_and_keeps_a_teacher_for_nothing(
 
 @pytest.mark.parametrize(
     ("remedies", "copies"),
-    [({"ewc": {}}, 2), ({"l2sp": {}}, 1), ({"ema": {}}, 1), ({"ewc": {}, "ema": {}}, 3)],
+    [
+        ({"ewc": {}}, 2),
+        ({"l2sp": {}}, 1),
+        ({"ema": {}}, 1),
+        ({"distill": {}}, 1),
+        ({"distill": {"teacher": "cache"}}, 0),
+        ({"ewc": {}, "ema": {}}, 3),
+    ],
 )
 def test_what_remedies_hold_is_told(
     estimated: Callable[..., TrainEstimate], remedies: dict[str, object], copies: int

@@ -149,6 +149,7 @@ class TrainOptions(ModelOptions, total=False):
     weights: Literal["float32", "bfloat16"]
     optimiser: Literal["adamw", "adamw_8bit"]
     fsdp: bool
+    offload: bool
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]]
     save_every: int
     log_every: int

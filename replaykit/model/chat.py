@@ -294,6 +294,7 @@ class Chat:
         where thinking cannot be switched off.
         """
         if self.seq2seq:
+            self._check_text_alone(messages, tools)
             said = "\n".join(message["content"] for message in messages)
             before, after = self._frame
             return (*before, *self._tokens(self._veil(said)), *after)
@@ -529,6 +530,7 @@ class Chat:
 
     def _pair(self, record: Record) -> Example:
         """A question for an encoder, and the answer for a decoder, if there is one."""
+        self._check_text_alone(record.messages, record.tools)
         last = record.messages[-1]
         if last["role"] != "assistant":
             question = self.prompt(record.messages)
@@ -542,6 +544,23 @@ class Chat:
             return Example(tokens, (False,) * len(tokens), answer_at=begins)
         loss = (*[False] * begins, *[True] * len(answer))
         return Example(tokens, loss, (len(record.messages) - 1,), answer_at=begins)
+
+    def _check_text_alone(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+        """Raises ChatError where there is more than texts, for which it has no form."""
+        hidden = ""
+        if tools:
+            hidden = "the tools of a conversation"
+        elif any("tool_calls" in message for message in messages):
+            hidden = "tool calls"
+        elif any(message["role"] == "tool" for message in messages):
+            hidden = "the results of tools"
+        elif any("reasoning_content" in message for message in messages):
+            hidden = "the thought before an answer (reasoning_content)"
+        if hidden:
+            raise ChatError(
+                f"{self.name}: an encoder-decoder has no chat template that shows {hidden}; leave "
+                f"such rows out, or take a model whose template does"
+            )
 
     @cached_property
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

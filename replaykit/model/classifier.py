@@ -20,7 +20,7 @@ from replaykit.data.record import Message, Record, Tool, message_of
 from replaykit.errors import ChatError, LabelError
 from replaykit.model import loading
 from replaykit.model.chat import Chat, Example, Reply
-from replaykit.model.classification_head import load_classifier, positions
+from replaykit.model.classification_head import load_classifier, positions, untrained_classifier
 from replaykit.model.labels import Labels, config_of, labels_in, labels_of
 from replaykit.model.logprobs import IGNORED
 from replaykit.recipe import Recipe
@@ -215,6 +215,11 @@ class TextClassifier(Chat):
             quantisation=quantisation,
             narrow=narrow,
         )
+
+    def untrained(self, *, dtype: Any = None) -> Any:
+        """The recipe's model without its weights."""
+        pad = self.tokenizer.pad_token_id
+        return untrained_classifier(self.name, self.revision, self.labels, pad=pad, dtype=dtype)
 
     def save_base(self, folder: Path) -> Path:
         """Writes the base with its head widened, as a training begins with it, to a folder."""

@@ -89,6 +89,8 @@ class Train(Strict):
     """adamw_8bit holds AdamW's moments in 8 bits; it needs bitsandbytes."""
     fsdp: Annotated[bool, MACHINE] = False
     """The processes of torchrun share out weights, gradients and moments (FSDP2)."""
+    offload: Annotated[bool, MACHINE] = False
+    """What remedies keep of the base stays off the GPU, in the computer's memory: slower."""
     report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], MACHINE] = []
     """Trackers that the losses are sent to as well."""
     save_every: Annotated[PositiveInt, MACHINE] = 200
@@ -111,6 +113,8 @@ class Train(Strict):
             self._check_narrow()
         if self.fsdp:
             self._check_sharded()
+        if self.offload:
+            self._check_offload()
         if self.stages and self.adapter:
             raise ValueError(
                 "stages: an adapter is on all layers at once; stages are for method: full"
@@ -155,6 +159,27 @@ class Train(Strict):
                 f"fsdp: {' and '.join(wanted)} needs the weights whole in each process; leave it "
                 f"out, or leave fsdp out"
             )
+
+    def _check_offload(self) -> None:
+        """Raises ValueError where no remedy keeps anything of the base's size."""
+        if self.fsdp:
+            raise ValueError("offload: with fsdp each process keeps its part; leave one out")
+        kept = self.copied_teacher
+        if not self.adapter:
+            kept = kept or self.remedies.ewc is not None or self.remedies.l2sp is not None
+        if not kept:
+            raise ValueError(
+                "offload: no remedy keeps anything that is as large as the model; distill with a "
+                "copy of it does, and in full fine-tuning ewc and l2sp; leave it out"
+            )
+
+    @property
+    def copied_teacher(self) -> bool:
+        """Whether ``remedies.distill`` holds the base a second time, as far as the recipe says."""
+        distill = self.remedies.distill
+        if distill is None or distill.teacher == "cache":
+            return False
+        return distill.teacher == "copy" or not self.adapter
 
     def _check_remedies(self) -> None:
         """Raises ValueError for a remedy that the method of training does not admit."""

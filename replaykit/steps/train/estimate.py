@@ -38,7 +38,8 @@ from replaykit.data.record import TARGET
 from replaykit.devices import PRICE_YEAR, free_memory, gpu_of, short, spoken_hours
 from replaykit.model import loading
 from replaykit.model.chat import Chat
-from replaykit.model.lm_head import Batch, Head, beneath, inputs
+from replaykit.model.classifier import TextClassifier
+from replaykit.model.lm_head import Batch, Head, beneath, logits_of
 from replaykit.recipe.train import Train
 from replaykit.runs import read_manifest
 from replaykit.steps.step import typed
@@ -47,7 +48,9 @@ from replaykit.steps.train.fit import cut_of, planned_order, remedies_of
 from replaykit.steps.train.losses import cross_entropy, summed
 from replaykit.steps.train.optimiser import moment_bytes
 from replaykit.steps.train.parameters import adapted
+from replaykit.steps.train.remedies.teachers import decoder_layers
 from replaykit.steps.train.result import MemoryParts, TrainEstimate, TrainResult
+from replaykit.steps.train.texts import collator
 
 FLOAT32 = 4  # bytes
 # A linear layer under NF4 with double quantisation has 4.127 bits a parameter (QLoRA, arXiv
@@ -83,6 +86,7 @@ LIGHTER: Mapping[str, Mapping[str, Any]] = {
 class _Plan:
     """The micro-batches of a training."""
 
+    chat: Chat
     data: TokenisedRows
     batches: Sequence[Sequence[int]]
     parts: int
@@ -130,6 +134,8 @@ class _Traced:
     weights: int
     """Bytes, as all others."""
     trainable_bytes: int
+    outside: int
+    """Of the weights those that are in no decoder layer, where offload asks for it."""
     activations: int
     """After the forward pass."""
     logits: int
@@ -157,7 +163,7 @@ def estimate(
     cannot be made.
     """
     data = TokenisedRows([row.record for row in rows], chat)
-    plan = _plan(rows, data, settings)
+    plan = _plan(rows, chat, data, settings)
     traced = _traced(model, revision, settings, plan)
     memory = _memory(traced, settings)
     free, device = free_memory()
@@ -172,7 +178,7 @@ def estimate(
     cost = None if price is None else price * hours
     instead = {}
     if memory.peak > free:
-        instead = dict(_lighter(rows, data, model, revision, settings))
+        instead = dict(_lighter(rows, chat, data, model, revision, settings))
     found = TrainEstimate(
         model=model,
         parameters=traced.parameters,
@@ -203,11 +209,11 @@ def estimate(
     return found.model_copy(update={"text": text})
 
 
-def _plan(rows: Sequence[PlannedRow], data: TokenisedRows, settings: Train) -> _Plan:
+def _plan(rows: Sequence[PlannedRow], chat: Chat, data: TokenisedRows, settings: Train) -> _Plan:
     replayed = any(row.record.source != TARGET for row in rows)
     cut = cut_of(settings, remedies_of(settings, replayed))
     order = planned_order(rows, data, cut)
-    return _Plan(data, list(order.batches), order.parts, settings.packing)
+    return _Plan(chat, data, list(order.batches), order.parts, settings.packing)
 
 
 # --- the model without memory ---------------------------------------------------------------------
@@ -222,7 +228,11 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
     device, dtype = loading.placement(train=wide, narrow=settings.weights == "bfloat16")
     narrow = settings.precision == "bfloat16" or (settings.precision == "auto" and device == "cuda")
     loss_tokens = plan.loss_tokens
-    empty = loading.untrained(model, revision, dtype=dtype)
+    shapes = _largest_batch(plan)
+    if isinstance(plan.chat, TextClassifier):
+        empty = plan.chat.untrained(dtype=dtype)
+    else:
+        empty = loading.untrained(model, revision, dtype=dtype)
     with torch.device("meta"):
         network = adapted(empty, settings).train()
     if settings.gradient_checkpointing:
@@ -232,7 +242,9 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
         inside.enter_context(FakeTensorMode())
         inside.enter_context(torch.device(device))
         _place(network)
-        batch = _empty_batch(plan, seq2seq=network.config.is_encoder_decoder)
+        batch = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()
+        }
         live = inside.enter_context(_Live(network.parameters()))
         # From the second micro-batch of a step on there are gradients already.
         for _ in range(min(plan.parts, 2)):
@@ -253,6 +265,7 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
             trainable=sum(parameter.numel() for parameter in learning),
             weights=_weights(network, settings),
             trainable_bytes=_bytes(learning),
+            outside=_outside(network) if settings.offload else 0,
             activations=activations,
             logits=logits,
             passing=live.peak,
@@ -279,17 +292,12 @@ def _place(network: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _empty_batch(plan: _Plan, *, seq2seq: bool) -> Batch:
-    """A micro-batch of the largest one's shape."""
+def _largest_batch(plan: _Plan) -> Batch:
+    """The micro-batch with the most tokens."""
     rows = [plan.data[k] for k in plan.batches[plan.largest]]
-    shape = plan.shape([len(row["tokens"]) for row in rows])
-    batch: Batch = {"input_ids": torch.zeros(shape, dtype=torch.long)}
-    if plan.packing:
-        batch["position_ids"] = torch.zeros_like(batch["input_ids"])
-    if seq2seq:
-        answer = max(len(row["labels"]) for row in rows)
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        batch["decoder_input_ids"] = torch.zeros((len(rows), answer), dtype=torch.long)
+    batch = collator(plan.chat, packing=plan.packing)(rows)
+    if plan.chat.seq2seq:
+        batch["decoder_input_ids"] = batch["labels"]
     return batch
 
 
@@ -306,6 +314,12 @@ def _weights(network: Any, settings: Train) -> int:
     ]
     numbers = sum(weight.numel() for weight in layers)
     return found - _bytes(layers) + round(BYTES_IN_4_BITS * numbers)
+
+
+def _outside(network: Any) -> int:
+    """Bytes of the parameters that are in no decoder layer."""
+    layers = {id(parameter) for parameter in decoder_layers(network).parameters()}
+    return _bytes(parameter for parameter in network.parameters() if id(parameter) not in layers)
 
 
 class _Live(TorchDispatchMode):
@@ -348,8 +362,8 @@ class _Live(TorchDispatchMode):
 
 def _forward(network: Any, batch: Batch) -> tuple[torch.Tensor, Head | None]:
     """The forward pass as the trainer does it: what goes into the head, or logits without one."""
-    if network.config.is_encoder_decoder:
-        return network(**inputs(batch)).logits, None
+    if "decoder_input_ids" in batch or "known" in batch:
+        return logits_of(network, batch), None
     head = Head(beneath(network).get_output_embeddings())
     return head.hidden(network, batch), head
 
@@ -397,12 +411,13 @@ def _remedies(traced: _Traced, settings: Train) -> int:
     wanted = settings.remedies
     own = traced.trainable_bytes
     wide = FLOAT32 * traced.trainable
+    away = settings.offload and torch.cuda.is_available()
     found = 0
-    if wanted.distill is not None and wanted.distill.teacher == "copy":
-        found += traced.weights
-    if wanted.ewc is not None:
+    if settings.copied_teacher:
+        found += traced.outside if away else traced.weights
+    if wanted.ewc is not None and not away:
         found += wide + own
-    if wanted.l2sp is not None:
+    if wanted.l2sp is not None and not away:
         found += own
     if wanted.ema is not None:
         found += wide
@@ -413,6 +428,7 @@ def _remedies(traced: _Traced, settings: Train) -> int:
 
 def _lighter(
     rows: Sequence[PlannedRow],
+    chat: Chat,
     data: TokenisedRows,
     model: str,
     revision: str | None,
@@ -424,7 +440,7 @@ def _lighter(
         if settings.adapter and change.get("weights") == "bfloat16":
             continue
         other = settings.model_copy(update=change)
-        plan = _plan(rows, data, other)
+        plan = _plan(rows, chat, data, other)
         yield name, _memory(_traced(model, revision, other, plan), other).peak
 
 

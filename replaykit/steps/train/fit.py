@@ -367,6 +367,7 @@ def _begin(
         load_base=lambda: base.load_again().eval().requires_grad_(False),
         replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
         old=old_rows,
+        offload=trainer.settings.offload,
     )
     if checkpoint is not None:
         trainer.check_parts(checkpoint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from replaykit.data.jsonl import read_jsonl
 from replaykit.data.planned import PlannedRow, read_plan
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import ChatError, DataError, RecipeError
+from replaykit.errors import ChatError, DataError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.train import Train
@@ -88,8 +88,6 @@ def _estimated(
 
     need(recipe, "train", "model")
     chat = chat_of(recipe)
-    if chat.only_texts:
-        raise RecipeError("the recipe", ["task: what a classifier takes is not estimated yet"])
     for arm in arms(recipe, context):
         mixture, _ = finished_mixture(recipe, arm)
         folder = context.out or recipe.folder / label_of("train", arm)

@@ -67,6 +67,12 @@ class Run:
     """Loads the untrained model once more."""
     old: Callable[[], Iterator[Batch]] | None = None
     """Rows of old data instead of the replay rows, where there are any."""
+    offload: bool = False
+    """Whether what is kept of the base stays in the computer's memory, beside a GPU."""
+
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor where it is kept."""
+        return tensor.cpu() if self.offload else tensor
 
 
 class Remedy:

@@ -18,9 +18,10 @@ needs no matrix larger than A and B. What else learns beside the adapter's A and
 
 Cost, full fine-tuning of N parameters: for each 4 bytes (F) and a copy of the base's value in the
 precision in which it is trained, 4 bytes more; the passes that make F; in a step one read of both,
-two with ``auto``. With ``hard`` 1 byte more, and F's 4 are free after the begin where there is no
-penalty. LoRA: u and v, some MB for
-7B parameters, no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and step.
+two with ``auto``, from the computer's memory where ``train.offload`` keeps them there. With
+``hard`` 1 byte more, and F's 4 are free after the begin where there is no penalty. LoRA: u and v,
+some MB for 7B parameters, no copy of the model, and O(r^2 (d_in + d_out)) operations a layer and
+step.
 
 A step of plain gradient descent diverges where rate * lambda * F > 2, and the largest F can be
 thousands of times the mean; clipping the gradient's norm, which acts on the loss and the penalty
@@ -142,8 +143,9 @@ def _from_base(
 ) -> Iterator[Pull]:
     """Of parameters, the base's values and F (None is 1)."""
     for parameter, base, fisher in held:
-        moved = wide(local(parameter)) - base
-        pull = moved if fisher is None else moved * fisher
+        now = wide(local(parameter))
+        moved = now - base.to(now.device)
+        pull = moved if fisher is None else moved * fisher.to(now.device)
         yield parameter, pull, (moved * pull).sum()
 
 
@@ -157,12 +159,15 @@ def _from_zero(held: Sequence[tuple[Layer, torch.Tensor, torch.Tensor]]) -> Iter
         yield layer.b, of_b, energy
 
 
-def _with_base(model: nn.Module) -> list[tuple[str, nn.Parameter, torch.Tensor]]:
+def _with_base(run: Run) -> list[tuple[str, nn.Parameter, torch.Tensor]]:
     """The parameters that learn, each with its name and its value in the untrained model, which
     this still is; of one that is shared out what is here.
     """
-    learning = learning_parameters(model)
-    return [(name, parameter, local(parameter).clone()) for name, parameter in learning.items()]
+    learning = learning_parameters(run.model)
+    return [
+        (name, parameter, run.kept(local(parameter).clone()))
+        for name, parameter in learning.items()
+    ]
 
 
 class Ewc(_Held):
@@ -197,12 +202,12 @@ class Ewc(_Held):
             return
         self._sharded = is_sharded(run.model)
         fisher = diagonal_of(run, rows)
-        of_base = _with_base(run.model)
+        of_base = _with_base(run)
         if self.settings.hard is not None:
             chosen = highest(fisher, self.settings.hard)
-            self._bounded = [(given, base, chosen[name]) for name, given, base in of_base]
+            self._bounded = [(given, base, run.kept(chosen[name])) for name, given, base in of_base]
         if self._pulling:
-            held = [(given, base, fisher[name]) for name, given, base in of_base]
+            held = [(given, base, run.kept(fisher[name])) for name, given, base in of_base]
             self._pulls = lambda: _from_base(held)
 
     @property
@@ -220,8 +225,9 @@ class Ewc(_Held):
         that is 0 stays so.
         """
         counts = []
-        for parameter, base, chosen in self._bounded:
-            values = base.to(parameter.dtype)
+        for parameter, base, bounded in self._bounded:
+            values = base.to(parameter.device, parameter.dtype)
+            chosen = bounded.to(parameter.device)
             reach = values.abs() * self.settings.max_shift
             inside = parameter.clamp(values - reach, values + reach)
             counts.append(torch.stack([((inside != parameter) & chosen).sum(), chosen.sum()]))
@@ -262,5 +268,5 @@ class L2sp(_Held):
             self._pulls = lambda: _from_zero(ones)
             return
         self._sharded = is_sharded(run.model)
-        same = [(parameter, base, None) for _, parameter, base in _with_base(run.model)]
+        same = [(parameter, base, None) for _, parameter, base in _with_base(run)]
         self._pulls = lambda: _from_base(same)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
 from replaykit.errors import RecipeError
@@ -163,10 +164,18 @@ def has_base_beneath(model: Any) -> bool:
 
 def frozen(run: Run) -> Any:
     """The base once more, in evaluation mode, on the model's device and in the precision in which
-    it is loaded.
+    it is loaded; with ``offload`` its decoder layers are there only while they compute.
     """
     teacher = run.load_base().eval().requires_grad_(False)
-    return teacher.to(next(run.model.parameters()).device)
+    device = next(run.model.parameters()).device
+    if not run.offload:
+        return teacher.to(device)
+    for layer in decoder_layers(teacher):
+        cpu_offload(layer, execution_device=device)
+    for tensor in (*teacher.parameters(), *teacher.buffers()):
+        if not tensor.is_meta:  # else it is a layer's, which accelerate brings
+            tensor.data = tensor.data.to(device)
+    return teacher
 
 
 class Live:

@@ -282,6 +282,8 @@ class Overlap:
         """("eval_overlap", the evaluation prompt) for a text that holds one, that which it equals
         or the earliest; otherwise None.
         """
+        if not self.prompts:
+            return None
         looked = Text([text])
         number = self._plain.equal(looked)
         if number is None:

@@ -260,7 +260,9 @@ def main() -> None:
     print("\n".join(lines))
     if options.quick:
         return
-    versions = [f"{name} {version(name)}" for name in ("replaykit-llm", "numpy", "rensa", "datasketch")]
+    versions = [
+        f"{name} {version(name)}" for name in ("replaykit-llm", "numpy", "rensa", "datasketch")
+    ]
     head = [
         f"# Near-duplicates among the questions of a multi-task pool, {date.today()}",
         "",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import TARGET
 from replaykit.devices import PRICE_YEAR, free_memory, gpu_of, short, spoken_hours
+from replaykit.errors import EngineError
 from replaykit.model import loading
 from replaykit.model.chat import Chat
 from replaykit.model.classifier import TextClassifier
@@ -159,8 +160,9 @@ def estimate(
     """What training on these rows will take. ``folder`` is where the training will be, or was.
 
     Memory is that of the step after the first one, when the optimiser has its moments. Raises
-    EngineError where the model's config.json cannot be had, and RecipeError for an adapter that
-    cannot be made.
+    EngineError where the model's config.json cannot be had or its code cannot be traced, as that of
+    DeBERTa-v2, which is compiled by TorchScript, and RecipeError for an adapter that cannot be
+    made.
     """
     data = TokenisedRows([row.record for row in rows], chat)
     plan = _plan(rows, chat, data, settings)
@@ -233,7 +235,7 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
         empty = plan.chat.untrained(dtype=dtype)
     else:
         empty = loading.untrained(model, revision, dtype=dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), _untraceable_told(model):
         network = adapted(empty, settings).train()
     if settings.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -243,13 +245,19 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
         inside.enter_context(torch.device(device))
         _place(network)
         batch = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()
+            name: torch.empty(value.shape, dtype=value.dtype)
+            for name, value in shapes.items()
+            if isinstance(value, torch.Tensor)
         }
         live = inside.enter_context(_Live(network.parameters()))
         # From the second micro-batch of a step on there are gradients already.
         for _ in range(min(plan.parts, 2)):
             before = live.bytes
-            with counter, torch.autocast(device, torch.bfloat16, enabled=narrow):
+            with (
+                _untraceable_told(model),
+                counter,
+                torch.autocast(device, torch.bfloat16, enabled=narrow),
+            ):
                 hidden, head = _forward(network, batch)
             activations = live.bytes - before
             live.peak = live.bytes
@@ -271,6 +279,19 @@ def _traced(model: str, revision: str | None, settings: Train, plan: _Plan) -> _
             passing=live.peak,
             operations=counter.get_total_flops() / batch["input_ids"].numel(),
         )
+
+
+@contextmanager
+def _untraceable_told(model: str) -> Iterator[None]:
+    """A model whose code computes with numbers that are not there is an EngineError."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise EngineError(
+            f"{model}: its code cannot run without memory, so what a training takes cannot be told "
+            f"beforehand ({first}); train.steps: 3 shows it"
+        ) from error
 
 
 def _place(network: nn.Module) -> None:

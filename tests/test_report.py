@@ -344,6 +344,13 @@ def test_the_verdict_is_honest_about(
     assert words in verdict(evaluation(arms))
 
 
+def test_a_loss_that_few_rows_cannot_tell_is_not_called_none() -> None:
+    arms = {"no": (0.0, 0.6, 0.9), "yes": (0.05, 0.7, 0.9)}
+    said = verdict(evaluation(arms, base=(0.7, 0.0), n=10))
+    assert "went from 0.70 to 0.60, which this test cannot tell from no loss" in said
+    assert "little to protect" not in said
+
+
 def test_without_a_control_the_verdict_claims_nothing_for_replay() -> None:
     found = verdict(evaluation({"tuned": (0.05, 0.94, 0.97)}))
     assert found.startswith(

@@ -153,6 +153,13 @@ def lost(model: ModelScores, old: Side) -> bool:
     return old.rise and model.model in old.of and old.of[model.model].low > 0
 
 
+def may_have_lost(model: ModelScores, old: Side) -> bool:
+    """Whether the interval leaves room for a loss of more than ``MARGIN`` on the old skills."""
+    if old.unit == "score" and model.retention is not None:
+        return model.retention.low < 1 - MARGIN
+    return not (old.rise and model.model in old.of and old.of[model.model].high < MARGIN)
+
+
 def lost_thoughts(model: ModelScores) -> bool:
     """Whether the model measurably thinks less often than the base: in the mean, or about some
     skill.
@@ -309,6 +316,8 @@ def _protected(evaluation: EvalResult, control: ModelScores, best: ModelScores, 
     if old.better(without, name):
         return f"{start}; {came}: replay made it worse"
     if not lost(control, old):
+        if may_have_lost(control, old):
+            return f"{start}, which this test cannot tell from no loss; {came}"
         return f"{start}, no measurable loss, so there was little to protect; {came}"
     if not old.better(name, without):
         if old.goodness(name) <= old.goodness(without):

@@ -158,6 +158,12 @@ def test_a_controller_writes_its_decisions_and_draws_from_all_replay(run: Path) 
     assert [event.step for event in made.events] == list(range(2, made.steps + 1, 2))
     lines = (run / "runs/run/train/events.jsonl").read_text().splitlines()
     assert len(lines) == len(made.events)
+    steered = "the controller of tuned decided by these tests"
+    type_in("eval")
+    assert any(note.startswith(steered) for note in manifest(run, "eval").result["notes"])
+    change(run, eval={"old": {"capital": {"path": "test-capital.jsonl", "n": 6}}})
+    type_in("eval")
+    assert not any(note.startswith(steered) for note in manifest(run, "eval").result["notes"])
 
 
 def test_a_schedule_beside_a_controller_is_refused(run: Path) -> None:

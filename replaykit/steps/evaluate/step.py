@@ -13,7 +13,7 @@ from replaykit.recipe.evaluate import Test
 from replaykit.runs import Step, Watch, read_manifest
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.evaluate.skills import Item, read_items
-from replaykit.steps.inputs import load_tests, test_facts, tests, tuned_facts
+from replaykit.steps.inputs import Facts, load_tests, test_facts, tests, tuned_facts
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.step import (
     Context,
@@ -61,9 +61,26 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
             name: measured(recipe, step, name, model, held.rows, context.watch)
             for name, model in {"base": str(recipe.model), **models}.items()
         }
-        return compare(tests(recipe), items, mixed).noted(*held.notes)
+        found = compare(tests(recipe), items, mixed)
+        return found.noted(*held.notes, _steered_note(folders, inputs["eval"]))
 
     yield Todo("eval", inputs, EvalResult, work)
+
+
+def _steered_note(folders: Mapping[str, Path], tested: Facts) -> str:
+    """What is said where a controller saw these very tests: it decided by what is scored here."""
+    steered = []
+    for name, folder in folders.items():
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest.inputs.get("eval") == tested:
+            steered.append(name)
+    if not steered:
+        return ""
+    return (
+        f"the controller of {', '.join(steered)} decided by these tests while it trained, so their "
+        f"scores may be better than on rows that had no part in it; eval.old and eval.target with "
+        f"other rows tell"
+    )
 
 
 def run(recipe: Recipe, context: Context) -> Iterator[Outcome[EvalResult]]:

@@ -11,16 +11,15 @@ of them. Replay is 1,500 questions and answers that
 the model writes itself, a set for each seed; EWC without replay has the same rows for its Fisher
 information alone. Scored are 60 held-out rows of each of the six old skills and of the new one.
 What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range
-of Student's t at 95 %, from the seeds' own scores. Seconds are of CPU, memory is resident at its
-highest, both of a process with one thread, with what a remedy does beforehand and without the test;
-the average has those of its training, too.
+of Student's t at 95 %, from the seeds' own scores. Seconds are of the CPU, of a process
+with one thread, with what a remedy does beforehand and without the test; the average has those of
+its training, too. What remedies hold in memory is in results/train.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -192,12 +191,10 @@ def one(out: Path, seed: int, name: str, replay: bool, task: str) -> None:
         model = work / "model"
         facts["loss"] = trained(folder, work, seed, name, replay, TASKS[task].steps)
     seconds = time.process_time() - started
-    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if name == AVERAGED:
         before = json.loads((folder / f"{label('none', replay)}.json").read_text())
         seconds += before["seconds"]
-        mib = max(mib, before["mib"])
-    found = {"scores": scores(str(model), seed, task), "seconds": seconds, "mib": mib, **facts}
+    found = {"scores": scores(str(model), seed, task), "seconds": seconds, **facts}
     (folder / f"{label(name, replay)}.json").write_text(json.dumps(found))
 
 
@@ -308,16 +305,16 @@ def report(out: Path, seeds: list[int], task: str, command: str) -> str:
             for run in found
         )
         learned = [run["scores"][task] for run in found]
-        cost = [statistics.fmean(run[key] for run in found) for key in ("seconds", "mib")]
+        seconds = statistics.fmean(run["seconds"] for run in found)
         return (
             f"| {title} | {interval(kept)} | {skill} {worst:.2f} | {interval(learned)} | "
-            f"{cost[0]:.0f} | {cost[1]:,.0f} |"
+            f"{seconds:.0f} |"
         )
 
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     head = [
-        "| | retention | worst skill of any seed | new skill | CPU s | MiB |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | retention | worst skill of any seed | new skill | CPU s |",
+        "| --- | --- | --- | --- | --- |",
     ]
     lines = [
         f"# Remedies, {TASKS[task].title}, nano, {len(seeds)} seeds, {date.today()}",

@@ -199,6 +199,8 @@ def main() -> None:
     lengths = [options.answers] if options.answers else list(ANSWERS)
     run(options.out, options.rows, lengths, options.threads)
     command = f"python benchmarks/train_real.py --rows {options.rows} --threads {options.threads}"
+    if options.answers:
+        command += f" --answers {options.answers}"
     text = report(options.out, options.rows, lengths, command)
     RESULTS.write_text(text)
     print(text)

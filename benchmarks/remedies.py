@@ -7,13 +7,13 @@ three seeds.
 The embedded model is taught a task in steps of 32 rows at 1e-3, as many in every arm, so none
 learns longer than another. The task is to refer patients, the quickstart's, whose words are new to
 the model, in 300 steps; or to send headlines to a desk, a new use of words that it knows, in half
-of them. Replay is 1,500 questions and answers that
-the model writes itself, a set for each seed; EWC without replay has the same rows for its Fisher
-information alone. Scored are 60 held-out rows of each of the six old skills and of the new one.
-What is done is in --out and is not done again. Intervals are of the mean over seeds: half the range
-of Student's t at 95 %, from the seeds' own scores. Seconds are of the CPU, of a process
-with one thread, with what a remedy does beforehand and without the test; the average has those of
-its training, too. What remedies hold in memory is in results/train.md.
+of them. Replay is 1,500 questions and answers that the model writes itself, a set for each seed;
+EWC without replay has the same rows for its Fisher information alone. Scored are 60 held-out rows
+of each of the six old skills and of the new one. What is done is in --out and is not done again.
+Intervals are of the mean over seeds: half the range of Student's t at 95 %, from the seeds' own
+scores. Seconds are of the CPU, of a process with one thread, with what a remedy does beforehand and
+without the test; the average has those of its training, too. What remedies hold in memory is in
+results/train.md.
 """
 
 from __future__ import annotations
@@ -330,9 +330,9 @@ def report(out: Path, seeds: list[int], task: str, command: str) -> str:
         lines += [row(label(name, replay), name) for name, own in arms() if own is replay]
         lines.append("")
     lines.append(
-        f"Retention is the mean of the old skills over that of the base. {TASKS[task].steps} steps of {BATCH} "
-        f"rows in every arm; {TESTS} items a skill; mean over seeds ± half the 95 % interval of "
-        f"Student's t. Settings are in the script."
+        f"Retention is the mean of the old skills over that of the base. {TASKS[task].steps} steps "
+        f"of {BATCH} rows in every arm; {TESTS} items a skill; mean over seeds ± half the 95 % "
+        f"interval of Student's t. Settings are in the script."
     )
     return "\n".join(lines) + "\n"
 

@@ -191,7 +191,14 @@ def fit_trl(
     labels = [[t if on else -100 for t, on in zip(e.tokens, e.loss, strict=True)] for e in examples]
     data = Dataset.from_dict({"input_ids": [list(e.tokens) for e in examples], "labels": labels})
     clock = Clock()
-    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapter = None
+    if settings.method == "lora":
+        adapter = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
     trainer = SFTTrainer(
         model=loading.load_model(model, train=True),
         args=SFTConfig(
@@ -214,7 +221,7 @@ def fit_trl(
         train_dataset=data,
         processing_class=chat.tokenizer,
         callbacks=[clock],
-        peft_config=adapter if settings.method == "lora" else None,
+        peft_config=adapter,
     )
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]

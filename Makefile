@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # One process of tests a core, a file at a time. A small model is no faster on two threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# A process that ends in a test is not begun again: it would end there again.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --max-worker-restart 0 --dist loadfile
 QUICK  := not slow and not vllm and not ray and not story and not realdata and not real
 
 .PHONY: setup demo check test lint clean

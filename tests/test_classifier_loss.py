@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,40 @@ def test_a_bare_model_gets_a_head_and_one_with_weights_missing_in_its_layers_is_
     whole.save_pretrained(tmp_path / "bare", state_dict=lacking)
     with pytest.raises(EngineError, match="has no weights for"):
         loaded(folder, Labels((), NEW))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "lacking"),
+    [
+        ("Llama", "ForCausalLM", "model.norm."),
+        ("Bert", "ForMaskedLM", "embeddings.LayerNorm."),
+        ("ModernBert", "ForMaskedLM", "final_norm"),
+        ("GPT2", "LMHeadModel", "ln_f"),
+    ],
+)
+def test_a_bare_model_that_lacks_what_is_no_layer_is_refused_as_well(
+    kind: str, head: str, lacking: str, tmp_path: Path
+) -> None:
+    whole = labelled.network(kind, (), head)
+    kept = {name: t for name, t in whole.state_dict().items() if lacking not in name}
+    whole.save_pretrained(tmp_path, state_dict=kept)
+    labelled.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=f"has no weights for .*{lacking}"):
+        loaded(str(tmp_path), Labels((), NEW))
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_bare_model_of_fewer_layers_than_are_stored_is_refused_and_a_pooler_is_not_missed(
+    kind: str, tmp_path: Path
+) -> None:
+    whole = labelled.network(kind, (), "Model")  # with a pooler, which RoBERTa's head leaves out
+    whole.save_pretrained(tmp_path)
+    labelled.tokenizer().save_pretrained(tmp_path)
+    loaded(str(tmp_path), Labels((), NEW))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(EngineError, match=r"has weights nobody reads: .*layer\.1\."):
+        loaded(str(tmp_path), Labels((), NEW))
 
 
 def test_a_trained_classifier_without_its_head_is_refused(tmp_path: Path) -> None:

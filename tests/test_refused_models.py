@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
-from architectures import save
+from architectures import make, save
 from commands import type_in
 from safetensors.torch import load_file, save_file
 
@@ -99,6 +99,30 @@ def test_a_model_whose_tokens_see_the_next_ones_is_not_trained(tmp_path: Path) -
         check_reading(transformers.BertLMHeadModel(config))
     config.is_decoder = True
     check_reading(transformers.BertLMHeadModel(config))
+
+
+def test_a_model_whose_positions_come_before_its_batch_is_tried_as_well() -> None:
+    made = make("xlnet", attn_type="bi")
+    with pytest.raises(EngineError, match="in this XLNetLMHeadModel a token sees those after it"):
+        check_reading(made)
+
+
+def test_a_model_that_changes_its_embeddings_in_place_is_tried_as_well() -> None:
+    check_reading(make("ctrl"))
+
+
+def test_a_model_that_embeds_more_than_its_tokens_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make("llama")
+    read = model.forward
+
+    def twice(input_ids: torch.Tensor, **_: Any) -> Any:
+        return read(torch.cat([input_ids, input_ids], dim=1))
+
+    monkeypatch.setattr(model, "forward", twice)
+    with pytest.raises(EngineError, match="embeds 7 tokens as 14, so which of them a token sees"):
+        check_reading(model)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_audio", "whisper", "clip"])

@@ -109,8 +109,8 @@ def _loaded(
     narrow: bool,
     bare: bool,
 ) -> Any:
-    """The model as it is stored, a ``bare`` one with a new head. Raises EngineError for other
-    weights that are missing, and for weights of a trained classifier that are not used.
+    """The model as it is stored, a ``bare`` one with a new head. Raises EngineError for weights
+    that are missing or not used, but for those of heads.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -130,9 +130,9 @@ def _loaded(
     missing = list(info["missing_keys"])
     unused = list(info["unexpected_keys"])
     if bare:
-        # Its head for another task is left; the new one lacks what is neither embedding nor layer.
-        unused = []
-        missing = [key for key in missing if _is_encoders(loaded, key)]
+        # Its head for another task is left, and the new one has no weights yet.
+        missing = _of_the_encoder(loaded, missing)
+        unused = _no_heads(loaded, unused)
     for keys, what in ((missing, "has no weights for"), (unused, "has weights nobody reads:")):
         if keys:
             shown = ", ".join(sorted(keys)[:SHOWN])
@@ -178,15 +178,50 @@ def output_layer(model: Any, count: int) -> tuple[nn.Module, str, nn.Linear]:
     )
 
 
-def _is_encoders(model: Any, key: str) -> bool:
-    """Whether a parameter is one of the embeddings or of the layers."""
-    path = ""
-    for part in key.split("."):
-        path = f"{path}.{part}".strip(".")
-        kind: Any = dict(model.named_modules()).get(path)
-        if kind is not None and isinstance(kind, (nn.ModuleList, nn.Embedding)):
-            return True
-    return False
+def _of_the_encoder(model: Any, keys: Sequence[str]) -> list[str]:
+    """Those of some parameters that the states of the tokens depend on; the others, such as a
+    pooler's, are a head's.
+    """
+    inner = {f"{model.base_model_prefix}.{name}" for name, _ in model.base_model.named_parameters()}
+    parameters = {key: model.get_parameter(key) for key in keys if key in inner}
+    if not parameters:
+        return []
+    frozen = [each for each in model.parameters() if each.requires_grad]
+    for each in frozen:
+        each.requires_grad_(False)
+    for each in parameters.values():
+        each.requires_grad_(True)
+    ids = torch.tensor([_some_tokens(model)], device=next(model.parameters()).device)
+    with torch.enable_grad(), evaluating(model):
+        states = model.base_model(input_ids=ids)[0].float()
+        read = [None] * len(parameters)
+        if states.requires_grad:
+            sums = (states * states.detach().cos()).sum()
+            read = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
+    for each in frozen:
+        each.requires_grad_(True)
+    return [key for key, gradient in zip(parameters, read, strict=True) if gradient is not None]
+
+
+def _no_heads(model: Any, keys: Sequence[str]) -> list[str]:
+    """Those of some stored weights that belong among the encoder's own, though its config.json has
+    no place for them, as where it names fewer layers than are stored.
+
+    What the bare model knows is a head of it that the classifier leaves out, such as a pooler, and
+    a buffer is made anew.
+    """
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        bare = AutoModel.from_config(model.config)
+    known = set(bare.state_dict()) | {name for name, _ in bare.named_buffers()}
+    children = {name for name, _ in bare.named_children()}
+    found = []
+    for key in keys:
+        inner = key.removeprefix(f"{model.base_model_prefix}.")
+        if inner.split(".")[0] in children and inner not in known:
+            found.append(key)
+    return found
 
 
 def positions(config: PretrainedConfig) -> int:

@@ -80,10 +80,11 @@ def _gradients(model: Any, rows: list[Row], says: slice) -> torch.Tensor:
     """
     read: list[torch.Tensor] = []
 
-    # Runs after the embeddings: what they give is a leaf, whatever is frozen.
+    # Runs after the embeddings: what they give is a leaf, whatever is frozen. The model has a copy,
+    # which it may change in place, as CTRL does.
     def keep(_: nn.Module, __: Any, vectors: torch.Tensor) -> torch.Tensor:
         read.append(vectors.detach().requires_grad_())
-        return read[-1]
+        return read[-1].clone()
 
     hook = beneath(model).get_input_embeddings().register_forward_hook(keep)
     try:
@@ -94,7 +95,16 @@ def _gradients(model: Any, rows: list[Row], says: slice) -> torch.Tensor:
             (gradient,) = torch.autograd.grad((said * weights).sum(), read[0])
     finally:
         hook.remove()
-    return gradient[0]
+    # Of one row, so it is the same whether the batch comes first or, as in XLNet, the position.
+    found = gradient.reshape(-1, gradient.shape[-1])
+    length = sum(len(row["tokens"]) for row in rows)
+    if len(found) != length:
+        kind = type(beneath(model)).__name__
+        raise EngineError(
+            f"this {kind} embeds {length} tokens as {len(found)}, so which of them a token sees "
+            f"cannot be tried; choose another model"
+        )
+    return found
 
 
 @torch.no_grad()

@@ -176,6 +176,29 @@ def test_an_adapter_learns_in_each_of_its_layers_and_is_merged(kind: str, tmp_pa
     torch.testing.assert_close(logits(merged, example), watched.said, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("gpt2", ["lm_head", "c_attn"]),
+        ("gemma2", ["embed_tokens", "q_proj"]),
+        ("gemma2", ["lm_head", "embed_tokens"]),
+        ("t5", ["lm_head", "q"]),
+    ],
+)
+def test_an_adapter_on_one_end_of_tied_weights_is_merged_into_that_end_alone(
+    kind: str, targets: list[str], tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "base", kind, tie_word_embeddings=True)
+    example = Chat.load(folder).example(records()[0])
+    watched = Watched(example)
+    peft = {"peft_type": "LORA", "target_modules": targets, "r": 4}
+    result = trained(tmp_path / "tuned", folder, watched, peft=peft, learning_rate=2e-2)
+    assert watched.said is not None
+    merged = loading.load_model(result.model).eval()
+    torch.testing.assert_close(logits(merged, example), watched.said, rtol=1e-4, atol=1e-4)
+
+
 def test_a_checkpoint_that_lacks_a_weight_is_not_gone_on_from(tmp_path: Path) -> None:
     folder = save(tmp_path / "base", "llama")
     example = Chat.load(folder).example(records()[0])

@@ -154,7 +154,7 @@ def test_a_checkpoint_names_all_its_files_and_their_sizes(left: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, as_empty_json])
-@pytest.mark.parametrize("name", [*FILES, "files.json"])
+@pytest.mark.parametrize("name", [*FILES, "config.json", "files.json"])
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason_and_kept(
     name: str, damage: Callable[[Path], None], cut: Path
 ) -> None:

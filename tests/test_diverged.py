@@ -132,7 +132,7 @@ def test_a_checkpoint_of_parameters_that_are_not_finite_is_not_written(
         EngineError, match=r"model\.norm\.weight is not finite after step 3"
     ) as raised:
         trained(tmp_path, chat, llama, save_every=1, callbacks=[Spoil()])
-    assert f"the last good checkpoint is {tmp_path / 'checkpoint-2'}" in str(raised.value)
+    assert f"the last whole checkpoint is {tmp_path / 'checkpoint-2'}" in str(raised.value)
     assert finite(tmp_path / "checkpoint-2")
     assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [
         "checkpoint-1",
@@ -204,7 +204,7 @@ def test_only_the_row_whose_own_loss_is_not_finite_is_named_and_nothing_moves(
         trained(folder, chat, model, rows=rows, save_every=1, callbacks=[told], **options)
     assert named(raised.value) == [rows[9].id]
     assert len(told.after) == 2, "the third step moved nothing"
-    assert f"the last good checkpoint is {folder / 'checkpoint-2'}" in str(raised.value)
+    assert f"the last whole checkpoint is {folder / 'checkpoint-2'}" in str(raised.value)
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_of_two_processes_both_end_and_name_the_row_that_one_of_them_had(
     for line in errors:
         assert "at step 2, in the rows" in line
         assert [row.id for row in rows if row.id in line] == [rows[5].id]
-        assert f"the last good checkpoint is {tmp_path / 'train/checkpoint-1'}" in line
+        assert f"the last whole checkpoint is {tmp_path / 'train/checkpoint-1'}" in line
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing_though_the_loss_is(
@@ -245,7 +245,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_though_the_loss_is(
     assert message.startswith("the gradient's norm is inf at step 2, and no row by itself is to")
     assert len(told.after) == 1
     assert named(raised.value) == []
-    assert f"the last good checkpoint is {tmp_path / 'checkpoint-1'}" in message
+    assert f"the last whole checkpoint is {tmp_path / 'checkpoint-1'}" in message
     assert finite(tmp_path / "checkpoint-1")
 
 
@@ -317,7 +317,7 @@ def test_an_allocation_that_fails_on_a_cpu_is_told_as_one_on_a_gpu_is(
         )
     assert str(raised.value) == (
         "out of memory; lower train.micro_batch_rows (now 3) or train.max_tokens, set "
-        "train.gradient_checkpointing: true, or use train.method: lora; the last good checkpoint "
+        "train.gradient_checkpointing: true, or use train.method: lora; the last whole checkpoint "
         f"is {tmp_path / 'checkpoint-2'}"
     )
 

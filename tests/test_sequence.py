@@ -155,12 +155,21 @@ def test_where_new_answers_take_more_bytes_rows_are_left_out(run: Done, tmp_path
 def test_rows_that_are_larger_than_the_whole_buffer_are_counted(
     run: Done, method: str, tmp_path: Path
 ) -> None:
-    buffer = Buffer.model_validate({"method": method, "bytes": 40})
-    recipe = stage(run.recipe.model_copy(update={"buffer": buffer}), 1)
-    (done,) = pipeline.step_of("buffer")(recipe, Context(out=tmp_path / "small"))
-    assert (done.result.rows, done.result.bytes) == (0, 0)
-    assert done.result.too_large == done.result.offered == sequences.ROWS
-    assert "16 rows that are larger than the whole buffer" in shown("buffer", done.result)
+    def kept(size: int) -> Any:
+        buffer = Buffer.model_validate({"method": method, "bytes": size})
+        recipe = stage(run.recipe.model_copy(update={"buffer": buffer}), 1)
+        (done,) = pipeline.step_of("buffer")(recipe, Context(out=tmp_path / f"{size}"))
+        return done.result
+
+    with pytest.raises(DataError, match=r"40 is less than the smallest of the 16 rows") as refused:
+        kept(40)
+    smallest = int(str(refused.value).rpartition("(")[2].partition(")")[0])
+    found = kept(smallest)
+    assert found.rows == 1
+    assert found.bytes <= smallest
+    assert 0 < found.too_large < found.offered == sequences.ROWS
+    said = f"{found.too_large} rows that are larger than the whole buffer"
+    assert said in " ".join(shown("buffer", found).split())
 
 
 @pytest.mark.slow

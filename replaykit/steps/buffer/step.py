@@ -18,6 +18,7 @@ from typing import Literal
 from replaykit.data.jsonl import read_jsonl, write_jsonl
 from replaykit.data.planned import read_plan
 from replaykit.data.record import TARGET, Record, apart
+from replaykit.errors import DataError
 from replaykit.hashing import derive_seed
 from replaykit.recipe import Recipe
 from replaykit.recipe.tasks import BUFFER, Buffer
@@ -91,6 +92,12 @@ class _Keeping:
         earlier = [] if self.before is None else list(read_jsonl(self.before))
         last = self._last()
         fitting = [record for record in last if self._fits(record)]
+        if last and not fitting and not earlier:
+            smallest = min(self._size_held(record) for record in last)
+            raise DataError(
+                f"buffer.{limit.unit}: {limit.n:,} is less than the smallest of the {len(last):,} "
+                f"rows of {self._names[-1]} takes ({smallest:,}), so nothing could be replayed"
+            )
         offered = self._offered(fitting)
         records = _chosen([*earlier, *offered], self._names, settings)
         answers = None
@@ -128,8 +135,11 @@ class _Keeping:
 
     def _fits(self, record: Record) -> bool:
         """Whether the row alone is no larger than the whole buffer, whatever its rank."""
-        limit = self.recipe.buffer.limit
-        return _size(_held(record, self._names[-1], HIGHEST_RANK), limit.unit) <= limit.n
+        return self._size_held(record) <= self.recipe.buffer.limit.n
+
+    def _size_held(self, record: Record) -> int:
+        """What the row counts for at its highest rank."""
+        return _size(_held(record, self._names[-1], HIGHEST_RANK), self.recipe.buffer.limit.unit)
 
     def _offered(self, records: Sequence[Record]) -> list[Record]:
         """The rows of the last task that may come in, as rows of the buffer."""

@@ -68,12 +68,14 @@ def newest_whole(folder: Path) -> Found:
     return Found(None, _told(passed, "the training began anew"))
 
 
-def last_good(folder: Path) -> str:
-    """In words, what a training that failed has left."""
+def last_whole(folder: Path) -> str:
+    """In words, what a training that failed has left. A loss that is no number may have begun to
+    grow before it was saved, so nothing says that it is good.
+    """
     found = newest_whole(folder).checkpoint
     if found is None:
         return "there is no checkpoint yet"
-    return f"the last good checkpoint is {found}"
+    return f"the last whole checkpoint is {found}"
 
 
 def _told(passed: Iterable[str], instead: str) -> list[str]:
@@ -225,6 +227,8 @@ def _read(path: Path, checkpoint: Path) -> None:
         steps = transformers.TrainerState.load_from_json(str(path)).global_step
         if steps != _step(checkpoint):
             raise ValueError(f"it is of step {steps}")
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
 
 
 def finite(folder: Path) -> bool:

@@ -318,7 +318,7 @@ class Controller(transformers.TrainerCallback, ExportableState):
             counts = where.sum(dim=1).tolist()
             for place, bad, total, count in zip(places, wrongs, sums, counts, strict=True):
                 if math.isnan(total):
-                    raise EngineError(f"{_DIVERGED}; {checkpoints.last_good(self.path.parent)}")
+                    raise EngineError(f"{_DIVERGED}; {checkpoints.last_whole(self.path.parent)}")
                 items[place] = Answer(bad == 0, total, count)
         return [items[place] for place in range(len(rows))]
 

@@ -405,7 +405,7 @@ def _memory_told(settings: Train, folder: Path) -> Iterator[None]:
         raise EngineError(
             f"out of memory; lower train.micro_batch_rows (now {_micro_batch_rows(settings)}) or "
             f"train.max_tokens, set train.gradient_checkpointing: true, or use train.method: lora; "
-            f"{checkpoints.last_good(folder)}"
+            f"{checkpoints.last_whole(folder)}"
         ) from error
 
 
@@ -507,7 +507,7 @@ def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
     if not checkpoints.finite(unfinished):
         raise EngineError(
             f"the tuned model is not finite as {dtype}, the precision of the base, so it is not "
-            f"saved. {ADVICE}; {checkpoints.last_good(folder)}"
+            f"saved. {ADVICE}; {checkpoints.last_whole(folder)}"
         )
     if not base.chat.only_texts:
         loading.keep_generation_config(base.name, base.revision, unfinished)

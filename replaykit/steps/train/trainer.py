@@ -304,7 +304,7 @@ class ReplayTrainer(transformers.Trainer):
 
     def advice(self) -> str:
         """What mends a training that has diverged, and what is left of it."""
-        return f"{ADVICE}; {checkpoints.last_good(Path(self.args.output_dir))}"
+        return f"{ADVICE}; {checkpoints.last_whole(Path(self.args.output_dir))}"
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:

@@ -112,9 +112,9 @@ FULL = Size(
     least=0.9,
     pool=6000,
     tests=600,
-    steps=2000,
+    steps=1000,
     batch_rows=32,
-    rate=2e-3,
+    rate=1e-3,
 )
 QUICK = Size(
     width=32,

@@ -12,9 +12,15 @@ from proof_data import OLD
 from proof_units import ARMS, ArmUnit, BaseUnit, Work, unit_of
 
 from replaykit.runs import read_manifest, versions
-from replaykit.steps.evaluate.interval import Interval
+from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.skills import Item
-from replaykit.steps.evaluate.statistics import mean_drop, per_token, per_token_rise, retention
+from replaykit.steps.evaluate.statistics import (
+    paired_drop,
+    per_token,
+    per_token_rise,
+    proportion,
+    retention,
+)
 
 
 def read_items(folder: Path) -> dict[str, list[Item]]:
@@ -64,22 +70,21 @@ def row(
     tokens: Mapping[str, list[int]],
     said: Means | None,
 ) -> str:
-    """A line of the table. An item's score is its mean over the seeds; intervals are by a bootstrap
-    over the items.
+    """A line of the table. An item's score is its mean over the seeds; intervals are over the
+    items.
     """
     mean = {test: scores.mean(axis=0).tolist() for test, scores in now.items()}
     first = {test: scores[0].tolist() for test, scores in base.items()}
 
     def kept(skills: Sequence[str]) -> Interval | None:
-        lost = mean_drop([first[skill] for skill in skills], [mean[skill] for skill in skills])
+        lost = average([paired_drop(first[skill], mean[skill]) for skill in skills])
         return retention(float(np.mean([np.mean(first[skill]) for skill in skills])), lost)
 
     seeds = ", ".join(
         f"{100 * np.mean([now[skill][k].mean() for skill in OLD]):.1f}"
         for k in range(len(now["card"]))
     )
-    # The drop to nothing is the mean itself.
-    learned = mean_drop([mean["new answers"]], [[0.0] * len(mean["new answers"])])
+    learned = proportion(mean["new answers"])
     rise = per_token_rise(first["general"], mean["general"], tokens["general"])
     cells = [
         name,

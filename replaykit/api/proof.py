@@ -32,6 +32,7 @@ from replaykit.recipe.train import Train
 from replaykit.result import Result
 from replaykit.runs import Manifest, Step, Watch, machine, open_step, versions
 from replaykit.steps import pipeline
+from replaykit.steps.evaluate.interval import MARGIN
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.push.result import PushResult
 from replaykit.steps.results import RESULTS
@@ -122,6 +123,7 @@ def evaluate(
     *,
     mixtures: Mapping[str, Mixed] | None = None,
     max_tokens: int = 256,
+    margin: float = MARGIN,
     folder: str | Path | None = None,
     progress: bool = False,
     watch: Watch | None = None,
@@ -132,9 +134,9 @@ def evaluate(
     The first model is the base. ``tests`` are rows by skill, the new one under "target"; a pair
     ``(rows, score)`` says how answers are scored: exact, numeric, json, tool_call or cross_entropy.
     ``mixtures`` say by model what it was trained on. ``max_tokens`` is of an answer with its
-    thought. With a ``folder`` the answers stay there, and the same call asks no model twice. Raises
-    CallError for a keyword or a score that does not exist, DataError for rows that cannot be
-    scored.
+    thought. A drop below ``margin`` is called no forgetting. With a ``folder`` the answers stay
+    there, and the same call asks no model twice. Raises CallError for a keyword or a score that
+    does not exist, DataError for rows that cannot be scored.
 
     >>> rows = [{"prompt": "What is the capital of France?", "completion": "Paris"}]
     >>> replaykit.evaluate({"base": "nano"}, {"capital": rows}).models[0].scores["capital"].mean
@@ -170,7 +172,7 @@ def evaluate(
         }
     mixed = {name: mixture.result for name, mixture in (mixtures or {}).items()}
     named = {skill: test for skill, (test, _) in scored.rows.items()}
-    return compare(named, items, mixed).noted(*scored.notes)
+    return compare(named, items, mixed, margin).noted(*scored.notes)
 
 
 def report(

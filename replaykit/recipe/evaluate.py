@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from replaykit.recipe.base import Strict
 from replaykit.recipe.data import Data, from_path
@@ -47,3 +47,6 @@ class Eval(Strict):
     """Held-out rows of the new task; null: it is not tested."""
     old: dict[str, TestOrPath] = {}
     """Held-out rows of each old skill, by its name."""
+    margin: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """A drop below it is called no forgetting: two points of a score, and as many hundredths of a
+    nat a token, which are two per cent of perplexity."""

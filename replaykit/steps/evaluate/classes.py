@@ -23,7 +23,10 @@ from replaykit.model.labels import labels_in
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import ClassScores, ModelScores
 from replaykit.steps.evaluate.skills import Item
-from replaykit.steps.evaluate.statistics import RESAMPLES, TOGETHER, paired_drop, proportion
+from replaykit.steps.evaluate.statistics import paired_drop, proportion
+
+RESAMPLES = 4000  # of a bootstrap
+TOGETHER = 100  # resamples that are in memory at once
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from textwrap import shorten
 
 from replaykit.data.record import TARGET
 from replaykit.errors import DataError
 from replaykit.model.chat import Thought
 from replaykit.recipe.evaluate import Test
+from replaykit.steps.evaluate.claims import claims_of
 from replaykit.steps.evaluate.classes import with_classes
-from replaykit.steps.evaluate.interval import Interval, average
-from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, WorstSkill
+from replaykit.steps.evaluate.interval import MARGIN, Interval, average
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, Pair, SkillFacts, WorstSkill
 from replaykit.steps.evaluate.skills import Item
 from replaykit.steps.evaluate.statistics import (
     paired_drop,
@@ -29,6 +32,7 @@ from replaykit.steps.mix.result import MixResult
 Items = Mapping[str, Sequence[Item]]  # skill -> its items in order
 Intervals = Mapping[str, Interval]  # by skill
 MANY_CUT = 0.05  # of a skill's answers
+SHOWN = 60  # characters of an answer in a note
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,19 @@ class Scored:
 
 
 def compare(
-    tests: Mapping[str, Test], items: Mapping[str, Items], mixed: Mapping[str, MixResult]
+    tests: Mapping[str, Test],
+    items: Mapping[str, Items],
+    mixed: Mapping[str, MixResult],
+    margin: float = MARGIN,
 ) -> EvalResult:
-    """Scores, drops and retention of every model in ``items``; the first is the base.
+    """Scores, drops and retention of every model in ``items``, and what may be claimed of it; the
+    first is the base.
 
-    ``mixed`` says by model what it was trained on. The old mean, retention and the worst skill are
-    over the skills scored right or wrong; a cross-entropy skill has its own score and rise. Where
-    many answers were cut, a note says so. Raises DataError for a skill of which no item has a score
-    under every model.
+    ``mixed`` says by model what it was trained on; a drop below ``margin`` is called none. The old
+    mean, retention and the worst skill are over the skills scored right or wrong; a cross-entropy
+    skill has its own score and rise. Where many answers were cut, a note says so, and where the
+    base has no item of a skill right, some of its answers. Raises DataError for a skill of which no
+    item has a score under every model.
     """
     shared = shared_items(items)
     skills = skill_facts(tests, items, shared)
@@ -60,10 +69,13 @@ def compare(
         name: {skill: of_skill.thoughts for skill, of_skill in of_model.items()}
         for name, of_model in shared.items()
     }
-    models = with_thoughts(_models(tests, shared, mixed), states)
+    models = with_thoughts(_models(tests, shared, mixed, margin), states)
     models = with_classes(models, _kept(items))
     notes = [cut_note(skill, test, items) for skill, test in tests.items()]
-    return EvalResult(skills=skills, models=models).noted(*notes)
+    notes += [_nothing_right_note(skill, next(iter(items.values()))[skill]) for skill in tests]
+    return EvalResult(
+        skills=skills, models=models, margin=margin, pairs=_pairs(tests, shared)
+    ).noted(*notes)
 
 
 def skill_facts(
@@ -92,6 +104,7 @@ def _models(
     tests: Mapping[str, Test],
     shared: Mapping[str, Mapping[str, Scored]],
     mixed: Mapping[str, MixResult],
+    margin: float,
 ) -> list[ModelScores]:
     """The models on all skills, the base first."""
     base, *tuned = shared
@@ -99,9 +112,7 @@ def _models(
         name: {skill: score_of(test, of_model[skill]) for skill, test in tests.items()}
         for name, of_model in shared.items()
     }
-    binary = [
-        skill for skill, test in tests.items() if test.score != "cross_entropy" and skill != TARGET
-    ]
+    binary = old_skills(tests, nats=False)
     # What compares a model with the base is absent from the base itself.
     models = [
         ModelScores(
@@ -118,8 +129,54 @@ def _models(
             for skill, test in tests.items()
         }
         made = _tuned(name, scores[base], scores[name], drops, binary, mixed.get(name))
-        models.append(made.model_copy(update={"strict": _strict(shared[name])}))
+        claims = claims_of(tests, shared[base], shared[name], drops, margin)
+        update = {"strict": _strict(shared[name]), "claims": claims}
+        models.append(made.model_copy(update=update))
     return models
+
+
+def old_skills(tests: Mapping[str, Test], *, nats: bool) -> list[str]:
+    """The old skills that are scored right or wrong, or those in nats."""
+    return [
+        skill
+        for skill, test in tests.items()
+        if (test.score == "cross_entropy") == nats and skill != TARGET
+    ]
+
+
+def _pairs(tests: Mapping[str, Test], shared: Mapping[str, Mapping[str, Scored]]) -> list[Pair]:
+    """Every two tuned models on the same items."""
+    _, *tuned = shared
+    found = []
+    for first, second in combinations(tuned, 2):
+        # What the second lacks of the first is a drop from the one to the other.
+        gain = {
+            skill: drop_of(test, shared[first][skill], shared[second][skill])
+            for skill, test in tests.items()
+        }
+        pair = Pair(
+            first=first,
+            second=second,
+            gain=rounded(gain),
+            old=mean_of(gain, old_skills(tests, nats=False)),
+            old_nats=mean_of(gain, old_skills(tests, nats=True)),
+        )
+        found.append(pair)
+    return found
+
+
+def _nothing_right_note(skill: str, items: Sequence[Item]) -> str:
+    """Some answers of the base to a skill of which it has no item right; "" where it has one, and
+    for the new skill.
+    """
+    answers = [item.answer for item in items if item.answer is not None]
+    if skill == TARGET or not answers or any(item.score for item in items):
+        return ""
+    shown = ", ".join(repr(shorten(answer, SHOWN, placeholder=" ...")) for answer in answers[:3])
+    return (
+        f"{skill}: the base has none of {len(items):,} items right, so nothing of it can be lost; "
+        f"is it scored and prompted as it should be? Its first answers: {shown}"
+    )
 
 
 def cut_note(skill: str, test: Test, items: Mapping[str, Items]) -> str:
@@ -204,7 +261,7 @@ def _tuned(
         drop=rounded(drops),
         old_drop=mean_of(drops, binary),
         retention=_retention(before, drops, binary),
-        worst=_worst(before, after, binary),
+        worst=_worst(before, after, drops, binary),
     )
 
 
@@ -217,15 +274,16 @@ def _retention(before: Intervals, drops: Intervals, binary: Sequence[str]) -> In
     return kept.rounded() if kept else None
 
 
-def _worst(before: Intervals, after: Intervals, binary: Sequence[str]) -> WorstSkill | None:
-    """The skill that was kept least; None where the base scores nothing in any."""
-    kept = {
-        skill: after[skill].mean / before[skill].mean for skill in binary if before[skill].mean > 0
-    }
-    if not kept:
+def _worst(
+    before: Intervals, after: Intervals, drops: Intervals, binary: Sequence[str]
+) -> WorstSkill | None:
+    """The skill whose loss is surest; None where the base scores nothing in any."""
+    scored = [skill for skill in binary if before[skill].mean > 0]
+    if not scored:
         return None
-    worst = min(kept, key=lambda skill: kept[skill])
-    return WorstSkill(skill=worst, retention=round(kept[worst], 6))
+    worst = max(scored, key=lambda skill: drops[skill].low)
+    kept = after[worst].mean / before[worst].mean
+    return WorstSkill(skill=worst, retention=round(kept, 6))
 
 
 def mean_of(parts: Intervals, skills: Sequence[str]) -> Interval | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -23,11 +24,66 @@ class SkillFacts(Result):
     """Items that are too long for a model."""
 
 
+State = Literal["lost", "kept", "unknown", "too_few", "base_cannot"]
+"""What may be said of an old skill: that something of it is lost, that it lost no more than the
+margin, neither; or nothing, since it has too few rows, or the base hardly has it."""
+
+
+class Claim(Result):
+    """What may be said of a skill under a tuned model, the items paired with the base's."""
+
+    state: State | None
+    """None for the new skill."""
+    p: float | None
+    """Of a loss, one-sided, corrected for the number of old skills; None where it is not tested."""
+    detectable: float | None
+    """The smallest true drop, or rise in nats, that so many rows show four times in five."""
+    lost: int | None
+    """Items that the base has right and the model wrong; None for a cross_entropy skill."""
+    gained: int | None
+    """Items that the base has wrong and the model right."""
+
+
+def state_of(claims: Mapping[str, Claim]) -> Literal["lost", "kept", "unknown"]:
+    """What may be said of all old skills together: that they are kept only where each one is, or
+    the base hardly has it.
+    """
+    states = {claim.state for claim in claims.values() if claim.state is not None}
+    if "lost" in states:
+        return "lost"
+    if "kept" in states and states <= {"kept", "base_cannot"}:
+        return "kept"
+    return "unknown"
+
+
 class WorstSkill(Result):
-    """The old skill that was kept least."""
+    """The old skill whose loss is surest: the lower bound of its drop is the highest."""
 
     skill: str
     retention: float
+
+
+class Pair(Result):
+    """Two tuned models on the same items. A gain is positive where the first is better."""
+
+    first: str
+    second: str
+    gain: dict[str, Interval]
+    """By skill; of a cross_entropy skill in nats a token."""
+    old: Interval | None
+    """The mean over the old skills that are scored right or wrong."""
+    old_nats: Interval | None
+    """The mean over the old skills that are scored by cross-entropy."""
+
+    def turned(self) -> Pair:
+        """The same from the other side."""
+        return Pair(
+            first=self.second,
+            second=self.first,
+            gain={skill: -gain for skill, gain in self.gain.items()},
+            old=None if self.old is None else -self.old,
+            old_nats=None if self.old_nats is None else -self.old_nats,
+        )
 
 
 class Thoughts(Result):
@@ -110,10 +166,17 @@ class ModelScores(Result):
     target: Interval | None
     drop: dict[str, Interval] = Field(default={})
     """Base minus tuned by skill, the items paired; of a cross_entropy skill the rise in nats."""
+    claims: dict[str, Claim] = Field(default={})
+    """By skill."""
     old_drop: Interval | None = None
     retention: Interval | None = None
     """Tuned over base, of the old skills that are scored right or wrong."""
     worst: WorstSkill | None = None
+
+    @property
+    def state(self) -> Literal["lost", "kept", "unknown"]:
+        """What may be said of all old skills together."""
+        return state_of(self.claims)
 
 
 class EvalResult(Noted):
@@ -121,3 +184,18 @@ class EvalResult(Noted):
 
     skills: list[SkillFacts]
     models: list[ModelScores]
+    margin: float
+    """A drop below it, in points of a score or nats a token, is called none."""
+    pairs: list[Pair] = Field(default=[])
+    """The tuned models with one another."""
+
+    def between(self, first: str, second: str) -> Pair:
+        """How much better the first is than the second. Raises KeyError where they were not
+        compared.
+        """
+        for pair in self.pairs:
+            if (pair.first, pair.second) == (first, second):
+                return pair
+            if (pair.first, pair.second) == (second, first):
+                return pair.turned()
+        raise KeyError(f"{first} was not compared with {second}")

@@ -4,14 +4,15 @@ same items under two models.
 Right/wrong items: Wilson's score interval for a score; Newcombe's interval for the difference of
 two paired proportions (Newcombe 1998, Statistics in Medicine 17:2635, method 10), which stays
 honest where no item changed; sums over skills by the variance estimates recovered from those
-(MOVER, Zou and Donner 2008, Statistics in Medicine 27:1693). Cross-entropy: a bootstrap over rows,
-weighted by their tokens.
+(MOVER, Zou and Donner 2008, Statistics in Medicine 27:1693). Cross-entropy: Student's t of the
+jackknife over rows, whose losses are weighted by their tokens. Several skills are tested for a loss
+by Holm's method.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -19,8 +20,6 @@ import numpy as np
 from replaykit.steps.evaluate.interval import Interval
 
 Z = 1.959963984540054  # the normal quantile of two-sided 95 %
-RESAMPLES = 4000  # of a bootstrap
-TOGETHER = 100  # resamples that are in memory at once
 MOST = 10.0  # the highest ratio of scores that a bound can be
 HALF = 0.5  # of an item, for continuity
 HALVINGS = 44  # of an interval of at most MOST: bounds to 1e-12
@@ -28,22 +27,36 @@ HALVINGS = 44  # of an interval of at most MOST: bounds to 1e-12
 Statistic = Callable[[float], float]  # of the ratio of scores; it falls with the ratio
 
 
-def proportion(right: Sequence[float]) -> Interval:
-    """The part of items that are right (1) and not wrong (0), with Wilson's interval. At least one
-    item is needed.
+def proportion(scores: Sequence[float]) -> Interval:
+    """The mean score: of items that are right (1) or wrong (0) with Wilson's interval, of graded
+    ones between 0 and 1 with Student's. At least one item is needed.
     """
-    n = len(right)
-    p = float(np.mean(right))
+    if not _binary(scores):
+        found = _student(scores)
+        return Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+    n = len(scores)
+    p = float(np.mean(scores))
     middle = p + Z * Z / (2 * n)
     spread = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     scale = 1 + Z * Z / n
     return Interval(p, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
 
 
+def _binary(*scores: Sequence[float]) -> bool:
+    return all(set(of_model) <= {0, 1} for of_model in scores)
+
+
+def _student(values: Sequence[float]) -> Interval:
+    """The mean with Student's interval; the bounds of a single value are not numbers."""
+    return _mean_a_token(values, [1] * len(values))
+
+
 def paired_drop(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """How much smaller the part of right items is after than before, the items paired (Newcombe's
-    method 10).
+    """How much smaller the mean score is after than before, the items paired: of right/wrong items
+    by Newcombe's method 10, of graded ones by Student's t of their differences.
     """
+    if not _binary(before, after):
+        return _student([x - y for x, y in zip(before, after, strict=True)])
     first = proportion(before)
     second = proportion(after)
     # The fourfold table: right in both, before only, after only, in neither.
@@ -76,52 +89,158 @@ def retention(base: float, drop: Interval) -> Interval | None:
     return Interval(1 - drop.mean / base, max(0.0, 1 - drop.high / base), 1 - drop.low / base)
 
 
-def per_token(losses: Sequence[float], tokens: Sequence[int], *, seed: int = 0) -> Interval:
-    """The mean of row losses (nats, summed over a row) a token, with a bootstrap interval over
-    rows.
+def per_token(losses: Sequence[float], tokens: Sequence[int]) -> Interval:
+    """The mean of row losses (nats, summed over a row) a token, with Student's interval of its
+    logarithm, which is nearer to normal than the mean of so skewed a quantity.
+
+    The bounds of a single row are not numbers.
     """
-    sums = np.asarray(losses, dtype=np.float64)
-    counts = np.asarray(tokens, dtype=np.float64)
-    draw = np.random.default_rng(seed)
-    each = np.full(len(sums), 1 / len(sums))
-    resampled = []
-    # To draw rows with replacement is to draw how often each comes.
-    for _ in range(RESAMPLES // TOGETHER):
-        weights = draw.multinomial(len(sums), each, size=TOGETHER)
-        resampled.append((weights @ sums) / np.maximum(weights @ counts, 1))
-    low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+    if min(losses) <= 0 or len(losses) < 2:
+        return _mean_a_token(losses, tokens)
+    sums = np.asarray(losses, np.float64)
+    counts = np.asarray(tokens, np.float64)
+    reach = _reach(*_jackknife(np.log(_left_out(sums, counts)), counts))
+    mean = float(sums.sum() / counts.sum())
+    return Interval(mean, mean * math.exp(-reach), mean * math.exp(reach))
 
 
 def per_token_rise(
-    before: Sequence[float], after: Sequence[float], tokens: Sequence[int], *, seed: int = 0
+    before: Sequence[float], after: Sequence[float], tokens: Sequence[int]
 ) -> Interval:
-    """How many nats a token more the rows cost after than before, the rows paired."""
-    return per_token((np.asarray(after) - np.asarray(before)).tolist(), tokens, seed=seed)
+    """How many nats a token more the rows cost after than before, the rows paired.
 
-
-def mean_drop(
-    before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], *, seed: int = 0
-) -> Interval:
-    """How much smaller the mean over skills is after than before, with a paired bootstrap over the
-    items of each skill.
-
-    ``before[k]`` and ``after[k]`` are the scores of skill k, item by item. Where no item changed
-    the interval is a point, so it needs items enough that a change would be seen; ``average`` of
-    ``paired_drop`` stays wide there.
+    Where a few rows in a hundred have most of the rise, the interval covers the truth less often
+    than it says: 0.83 of the times for 30 rows of which a fifth rises, 0.90 for 100. What it misses
+    then is above it.
     """
-    draw = np.random.default_rng(seed)
-    total = 0.0
-    resampled = np.zeros(RESAMPLES)
-    for first, second in zip(before, after, strict=True):
-        differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-        values, counts = np.unique(differences, return_counts=True)
-        n = counts.sum()
-        # To draw items with replacement is to draw how many of them have each difference.
-        total += values @ counts / n
-        resampled += draw.multinomial(n, counts / n, size=RESAMPLES) @ values / n
-    low, high = np.quantile(resampled / len(before), [0.025, 0.975])
-    return Interval(float(total / len(before)), float(low), float(high))
+    return _mean_a_token((np.asarray(after) - np.asarray(before)).tolist(), tokens)
+
+
+def _mean_a_token(sums: Sequence[float], tokens: Sequence[int]) -> Interval:
+    """A sum over rows by the tokens of all, with Student's interval of the jackknife."""
+    parts = np.asarray(sums, np.float64)
+    counts = np.asarray(tokens, np.float64)
+    mean = float(parts.sum() / counts.sum())
+    if len(parts) < 2:
+        return Interval(mean, math.nan, math.nan)
+    reach = _reach(*_jackknife(_left_out(parts, counts), counts))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def _left_out(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean a token of all rows but one, for each row."""
+    return np.asarray((sums.sum() - sums) / (counts.sum() - counts))
+
+
+def _jackknife(left_out: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """The standard error of an estimate, from those that leave out one row each, and its degrees of
+    freedom.
+
+    These are Kish's effective number of rows, less one: where a few rows have most of the weight,
+    they alone say how far the rows lie apart.
+    """
+    n = len(left_out)
+    deviations = left_out - left_out.mean()
+    error = math.sqrt((n - 1) / n * float(deviations @ deviations))
+    effective = float(weights.sum() ** 2 / (weights @ weights))
+    return error, max(effective - 1, 1.0)
+
+
+def _reach(error: float, freedom: float) -> float:
+    """Half of Student's 95 % interval."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom)) * error
+
+
+def loss_p(before: Sequence[float], after: Sequence[float]) -> float:
+    """The one-sided p-value of a lower mean score, the items paired: of right/wrong items McNemar's
+    exact test with mid-p (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology
+    13:91), of graded ones Student's t of their differences.
+    """
+    from scipy.stats import binom
+
+    if not _binary(before, after):
+        # A fall is a rise of what is missing, each item a token.
+        return rise_p([-x for x in before], [-y for y in after], [1] * len(before))
+    lost = sum(1 for x, y in zip(before, after, strict=True) if x > y)
+    changed = lost + sum(1 for x, y in zip(before, after, strict=True) if y > x)
+    return float(binom.sf(lost, changed, 0.5) + 0.5 * binom.pmf(lost, changed, 0.5))
+
+
+def rise_p(before: Sequence[float], after: Sequence[float], tokens: Sequence[int]) -> float:
+    """The one-sided p-value of a rise in nats a token, of the t that ``per_token_rise`` takes; 1
+    for a single row and where a loss is no number.
+    """
+    from scipy.stats import t
+
+    sums = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    if len(sums) < 2 or not np.isfinite(sums).all():
+        return 1.0
+    counts = np.asarray(tokens, np.float64)
+    error, freedom = _jackknife(_left_out(sums, counts), counts)
+    return float(t.sf(_standardised(float(sums.sum() / counts.sum()), error * error), freedom))
+
+
+def detectable_rise(
+    before: Sequence[float],
+    after: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    alpha: float,
+    power: float = 0.8,
+) -> float | None:
+    """The smallest true rise in nats a token that ``rise_p`` finds with this power among rows that
+    lie as far apart as these; None where that is not known.
+    """
+    from scipy.stats import t
+
+    sums = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    if len(sums) < 2 or not np.isfinite(sums).all():
+        return None
+    counts = np.asarray(tokens, np.float64)
+    error, freedom = _jackknife(_left_out(sums, counts), counts)
+    return float(t.ppf(1 - alpha, freedom) + t.ppf(power, freedom)) * error
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """The p-values adjusted for their number (Holm 1979, Scandinavian Journal of Statistics 6:65):
+    what is at most alpha holds for all together with an error of at most alpha.
+    """
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = highest
+    return adjusted
+
+
+def detectable_drop(items: int, *, gained: float, alpha: float, power: float = 0.8) -> float:
+    """The smallest true drop that McNemar's one-sided test finds with this power, where a part
+    ``gained`` of the items turns right by chance; 1 where it would find none.
+
+    Connor's formula (1987, Biometrics 43:207), solved for the drop.
+    """
+    normal = NormalDist()
+    z = normal.inv_cdf(1 - alpha)
+    z_power = normal.inv_cdf(power)
+
+    def needed(drop: float) -> float:
+        changed = drop + 2 * gained
+        spread = z * math.sqrt(changed) + z_power * math.sqrt(max(changed - drop * drop, 0.0))
+        return (spread / drop) ** 2
+
+    low = 0.0
+    high = 1.0
+    if needed(high) > items:
+        return high
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if needed(middle) > items:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def relative_drop(

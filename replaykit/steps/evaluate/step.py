@@ -49,6 +49,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
         **model_facts(recipe),
         "engine": engine_fact(recipe.engine.here, recipe.model, recipe.revision),
         "eval": test_facts(recipe),
+        "margin": recipe.eval.margin,
         "tuned": {name: tuned_facts(Path(model)) for name, model in models.items()},
     }
 
@@ -61,7 +62,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
             name: measured(recipe, step, name, model, held.rows, context.watch)
             for name, model in {"base": str(recipe.model), **models}.items()
         }
-        found = compare(tests(recipe), items, mixed)
+        found = compare(tests(recipe), items, mixed, recipe.eval.margin)
         return found.noted(*held.notes, _steered_note(folders, inputs["eval"]))
 
     yield Todo("eval", inputs, EvalResult, work)

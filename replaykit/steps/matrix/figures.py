@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from replaykit.recipe.evaluate import Test
+from replaykit.steps.evaluate.claims import claims_of
 from replaykit.steps.evaluate.compare import (
     Items,
     Scored,
@@ -28,7 +29,7 @@ from replaykit.steps.evaluate.compare import (
     shared_items,
     skill_facts,
 )
-from replaykit.steps.evaluate.interval import Interval, average
+from replaykit.steps.evaluate.interval import MARGIN, Interval, average
 from replaykit.steps.evaluate.statistics import paired_drop, proportion
 from replaykit.steps.matrix.result import Forgetting, MatrixResult, StageScores
 
@@ -37,7 +38,10 @@ BASE = "base"
 
 
 def matrix_of(
-    tests: Mapping[str, Test], tasks: Sequence[str], items: Mapping[str, Items]
+    tests: Mapping[str, Test],
+    tasks: Sequence[str],
+    items: Mapping[str, Items],
+    margin: float = MARGIN,
 ) -> MatrixResult:
     """What the base and the stages in ``items`` know, in order; of ``tests``, those of ``tasks``
     are of the tasks in order, the others of the base's skills.
@@ -77,6 +81,7 @@ def matrix_of(
         worst_forgetting=worst,
         forgetting=lost,
         old_drops=rounded(drops[learned[-1]]),
+        old_claims=claims_of(old, shared[base], shared[learned[-1]], drops[learned[-1]], margin),
     ).noted(*(cut_note(skill, test, items) for skill, test in tests.items()))
 
 

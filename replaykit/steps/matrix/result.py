@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from replaykit.result import Noted, Result
 from replaykit.steps.evaluate.interval import Interval
-from replaykit.steps.evaluate.result import SkillFacts
+from replaykit.steps.evaluate.result import Claim, SkillFacts, state_of
 
 
 class StageScores(Result):
@@ -62,6 +64,13 @@ class MatrixResult(Noted):
     old_drops: dict[str, Interval] = Field(default={})
     """By skill of the base: how much smaller its score is now, the items paired; of a
     cross_entropy skill the rise in nats."""
+    old_claims: dict[str, Claim] = Field(default={})
+    """What may be said of each skill of the base now."""
+
+    @property
+    def old_state(self) -> Literal["lost", "kept", "unknown"]:
+        """What may be said of the base's skills together."""
+        return state_of(self.old_claims)
 
     @property
     def tasks(self) -> list[str]:

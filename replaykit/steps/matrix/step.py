@@ -34,6 +34,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MatrixResult]]:
         **model_facts(recipe),
         "engine": engine_fact(recipe.engine.here),
         "eval": test_facts(recipe),
+        "margin": recipe.eval.margin,
         "tuned": {name: tuned_facts(model)},
         "before": {after: made_facts(file) for after, file in measured_before.items()},
     }
@@ -49,7 +50,8 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MatrixResult]]:
             models = {BASE: str(recipe.model), **models}
         for after, path in models.items():
             items[after] = measured(recipe, step, after, path, held.rows, context.watch)
-        found = matrix_of(skills, [task.name for task in recipe.tasks], items)
+        names = [task.name for task in recipe.tasks]
+        found = matrix_of(skills, names, items, recipe.eval.margin)
         return found.noted(*held.notes)
 
     yield Todo("matrix", inputs, MatrixResult, work, arm=name)

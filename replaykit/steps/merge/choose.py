@@ -11,8 +11,8 @@ from replaykit.data.record import TARGET
 from replaykit.errors import DataError
 from replaykit.recipe.evaluate import Test
 from replaykit.steps.evaluate.compare import Items, shared_items
-from replaykit.steps.evaluate.interval import MARGIN
-from replaykit.steps.evaluate.statistics import mean_drop
+from replaykit.steps.evaluate.interval import MARGIN, Interval, average
+from replaykit.steps.evaluate.statistics import paired_drop
 from replaykit.steps.merge.result import AlphaRow
 
 Scores = Mapping[str, Sequence[float]]  # skill -> the scores of its items; more is better
@@ -33,14 +33,17 @@ def best_alpha(base: Scores, by_alpha: Mapping[float, Scores], *, margin: float 
     the smaller of two alike.
 
     The drop is that of the unweighted mean over old skills, and what must not exceed the margin is
-    the upper bound of its 95 % interval by a paired bootstrap. The skill "target" is the new one,
+    the upper bound of its 95 % interval; at alpha 0 it is the base itself, which lost nothing. The
+    skill "target" is the new one,
     all others are old. A score by which an alpha was chosen flatters it; other items tell how good
     it is.
     """
     old = [skill for skill in base if skill != TARGET]
     table = []
     for alpha, scores in sorted(by_alpha.items()):
-        drop = mean_drop([base[skill] for skill in old], [scores[skill] for skill in old])
+        drop = average([paired_drop(base[skill], scores[skill]) for skill in old])
+        if alpha == 0:
+            drop = Interval(0.0, 0.0, 0.0)
         row = AlphaRow(
             alpha=alpha,
             target=_mean(scores[TARGET]),

@@ -78,6 +78,7 @@ def todos(
         if options.sweep is not None:
             inputs["engine"] = engine_fact(recipe.engine.here, recipe.model, recipe.revision)
             inputs["eval"] = test_facts(recipe)
+            inputs["margin"] = recipe.eval.margin
         yield Todo(
             "merge",
             inputs,
@@ -224,12 +225,13 @@ def _best_average(
     shutil.rmtree(trial, ignore_errors=True)
     scores = scores_of(tests(recipe), items)
     by_alpha = {alpha: scores[f"alpha-{alpha:g}"] for alpha in alphas}
-    choice = best_alpha(scores["base"], by_alpha)
+    choice = best_alpha(scores["base"], by_alpha, margin=recipe.eval.margin)
     write_json(step.folder / "table.json", [row.to_json() for row in choice.table])
     if choice.alpha is None:
         least = min(choice.table, key=lambda row: row.old_drop.high)
         raise RunError(
-            f"no alpha keeps the drop of old skills within 2 points: the least upper bound is "
+            f"no alpha keeps the drop of old skills within {100 * recipe.eval.margin:g} points "
+            f"(eval.margin): the least upper bound is "
             f"{100 * least.old_drop.high:.1f} points, at {least.alpha:g} "
             f"({step.folder / 'table.json'}). Add smaller alphas to --sweep; 0 is the base, and "
             f"what was measured is kept"

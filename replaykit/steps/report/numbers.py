@@ -47,6 +47,13 @@ def with_unit(value: float, unit: Unit) -> str:
     return text
 
 
+def points(value: float, unit: Unit) -> str:
+    """A difference of scores in points, ``2.1 points``; of nats as they are."""
+    if unit == "nats":
+        return with_unit(value, unit)
+    return f"{100 * value:.2f}".rstrip("0").rstrip(".").replace("-", "−") + " points"
+
+
 def mean(estimate: Interval | None, unit: Unit = "score") -> str:
     """The mean alone; a dash where there is no estimate."""
     if estimate is None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from replaykit.result import Result
 from replaykit.steps.buffer.result import Answered, BufferResult
-from replaykit.steps.evaluate.interval import MARGIN, Interval
+from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.matrix.result import MatrixResult
 from replaykit.steps.report.numbers import interval, mean
 
@@ -51,18 +51,23 @@ def tasks_verdict(matrix: MatrixResult) -> str:
 
 
 def old_verdict(matrix: MatrixResult) -> str:
-    """What became of the base's own skills; "" where none is scored right or wrong."""
+    """What became of the base's own skills; "" where it has none."""
+    if not matrix.old_claims:
+        return ""
     before = matrix.rows[0].old
     now = matrix.rows[-1].old
     drop = matrix.rows[-1].old_drop
-    if before is None or now is None or drop is None:
-        return ""
-    fell = f"from {mean(before)} to {mean(now)}, a drop of {estimate(drop)}"
-    if drop.low > 0:
-        return f"The base's old skills fell {fell}."
-    if drop.high < MARGIN:
-        return f"The base's old skills are kept: {fell}."
-    return f"No drop of the base's old skills is measurable: {fell}; more test rows would tell."
+    shown = ""
+    if before is not None and now is not None and drop is not None:
+        shown = f": from {mean(before)} to {mean(now)}, a drop of {estimate(drop)}"
+    lost = [name for name, claim in matrix.old_claims.items() if claim.state == "lost"]
+    if lost:
+        return f"Of the base's old skills something is lost of {', '.join(lost)}{shown}."
+    if drop is not None and drop.low > 0:
+        return f"The base's old skills fell{shown}."
+    if matrix.old_state == "kept":
+        return f"The base's old skills are kept{shown}."
+    return f"No drop of the base's old skills is measurable{shown}; more test rows would tell."
 
 
 def buffer_rows(result: BufferResult) -> Iterator[tuple[str, str]]:

@@ -3,8 +3,11 @@
     Without replay the old skills fell from 0.97 to 0.10; with 5 % replay (generated) they stayed
     at 0.94, and the new skill was learned equally well (0.97 against 0.96).
 
-Every phrase follows from 95 % intervals: "fell" and "better" need one that excludes no change, and
-"no forgetting" needs every old skill's drop to be below ``MARGIN``, and no thoughts to be lost.
+Every phrase follows from 95 % intervals: "fell" and "better" need one that excludes no change, the
+items of two arms paired with one another; "equally well" and "did not help" need one that excludes
+a change of the margin. A skill is called lost after Holm's correction for all of them, and "no
+forgetting" needs every old skill's drop to be below the margin, and no thoughts to be lost
+(``evaluate.claims``).
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaykit.data.record import TARGET
-from replaykit.steps.evaluate.interval import MARGIN, Interval, average
+from replaykit.steps.evaluate.claims import FLOOR
+from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.result import EvalResult, ModelScores
 from replaykit.steps.report.numbers import (
     Unit,
@@ -22,9 +26,12 @@ from replaykit.steps.report.numbers import (
     known,
     number,
     percent,
+    points,
     unit_of,
     with_unit,
 )
+
+NAMED = 3  # skills in one sentence
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,6 @@ class Side:
     """By model."""
     rise: bool = False
     """The numbers are nats above the base model."""
-
-    def better(self, name: str, other: str) -> bool:
-        """Whether the whole interval of one model is better than the other's."""
-        if self.unit == "nats":  # fewer are better
-            return self.of[other].low > self.of[name].high
-        return self.of[name].low > self.of[other].high
 
     def goodness(self, name: str) -> float:
         """The mean, with a sign that makes more the better."""
@@ -120,44 +121,50 @@ def share_of(model: ModelScores) -> float | None:
 
 
 def replayed(evaluation: EvalResult) -> list[ModelScores]:
-    """The tuned models that saw replay."""
-    return [arm for arm in arms_of(evaluation) if share_of(arm) != 0]
+    """The tuned models for which replay was asked, whether or not any came."""
+    return [arm for arm in arms_of(evaluation) if arm.ratio or share_of(arm) != 0]
 
 
 def control_of(evaluation: EvalResult) -> ModelScores | None:
-    """The first arm without replay."""
-    return next((arm for arm in arms_of(evaluation) if share_of(arm) == 0), None)
+    """The first arm that was to have no replay."""
+    with_replay = replayed(evaluation)
+    return next((arm for arm in arms_of(evaluation) if arm not in with_replay), None)
 
 
 def best_arm(evaluation: EvalResult) -> ModelScores | None:
-    """The arm with replay that does best on old and new together; without any, the arm that there
-    is.
+    """The arm with replay that learned the new skill best, of those that kept every old one; where
+    none did, of those that lost least.
+
+    Without replay anywhere, of the arms that there are. What was lost and what was learned are not
+    added up: they may be of different units, and which weighs more is not ours to say.
     """
     old = old_side(evaluation)
     new = new_side(evaluation)
     arms = replayed(evaluation) or arms_of(evaluation)
+    kept = [arm for arm in arms if arm.state == "kept"]
+    if kept:
+        return max(kept, key=lambda arm: new.goodness(arm.model))
 
-    def goodness(arm: ModelScores) -> float:
-        return old.goodness(arm.model) + new.goodness(arm.model)
+    def goodness(arm: ModelScores) -> tuple[float, int, float]:
+        return old.goodness(arm.model), -len(lost_skills(arm)), new.goodness(arm.model)
 
     return max(arms, key=goodness, default=None)
 
 
+def lost_skills(model: ModelScores) -> list[str]:
+    """The old skills of which a loss is measurable, the surest first."""
+    lost = [name for name, claim in model.claims.items() if claim.state == "lost"]
+    return sorted(lost, key=lambda name: model.claims[name].p or 0.0)
+
+
 def lost(model: ModelScores, old: Side) -> bool:
-    """Whether a loss on the old skills is measurable: the interval of their retention, or of the
-    rise, says so.
+    """Whether a loss in the mean of the old skills is measurable: the interval of their retention,
+    or of the rise, says so.
     """
     # Retention comes from the paired drops, so its interval tells more than those of two means.
     if old.unit == "score" and model.retention is not None:
         return model.retention.high < 1
     return old.rise and model.model in old.of and old.of[model.model].low > 0
-
-
-def may_have_lost(model: ModelScores, old: Side) -> bool:
-    """Whether the interval leaves room for a loss of more than ``MARGIN`` on the old skills."""
-    if old.unit == "score" and model.retention is not None:
-        return model.retention.low < 1 - MARGIN
-    return not (old.rise and model.model in old.of and old.of[model.model].high < MARGIN)
 
 
 def lost_thoughts(model: ModelScores) -> bool:
@@ -219,7 +226,7 @@ def _on_scores(evaluation: EvalResult) -> str:
     if best.model in old.of and control.model in old.of:
         parts = [_protected(evaluation, control, best, old)]
     if best.model in new.of and control.model in new.of:
-        parts.append(_learned(base_of(evaluation).model, control.model, best.model, new))
+        parts.append(_learned(evaluation, control, best, new))
     return ", ".join(parts) + "."
 
 
@@ -228,30 +235,98 @@ def caution(evaluation: EvalResult) -> str:
     allow it.
     """
     best = best_arm(evaluation)
-    if best is None:
+    if best is None or not old_drops(evaluation, best):
         return ""
-    drops = old_drops(evaluation, best)
-    if not drops:
-        return ""
-    units = {skill.skill: unit_of(skill) for skill in evaluation.skills if skill.role == "old"}
-    worst = max(drops, key=lambda name: drops[name].high)
     who = _with(best)
-    # A skill whose drop is not known may have lost anything.
-    if drops.keys() == units.keys() and drops[worst].high < MARGIN:
+    said = []
+    of_state = {
+        state: [name for name, claim in best.claims.items() if claim.state == state]
+        for state in ("unknown", "too_few", "base_cannot")
+    }
+    if best.state == "kept":
         found = "no forgetting"
         if lost_thoughts(best):
             found = "the scores are kept, though thoughts are lost"
-        return f"{who}: {found}; every old skill's drop is below {MARGIN}, with 95 % confidence."
-    most = with_unit(drops[worst].high, units[worst])
-    if lost(best, old_side(evaluation)) or any(drop.low > 0 for drop in drops.values()):
-        shown = ""
-        if best.retention is not None:
-            shown = f": retention {number(best.retention.mean)} ({interval(best.retention)})"
-        return f"{who} some forgetting is measurable{shown}; {worst} may have lost up to {most}."
-    return (
-        f"{who} no loss is measurable, but {worst} may have lost up to {most}; more test rows "
-        "would tell."
-    )
+        every = "every old skill's drop"
+        if of_state["base_cannot"]:
+            every = "the drop of every old skill that the base has"
+        margin = points(evaluation.margin, "score")
+        said.append(f"{who}: {found}; {every} is below {margin}, with 95 % confidence.")
+    elif best.state == "lost" or lost(best, old_side(evaluation)):
+        said.append(_forgotten(evaluation, best, who))
+    else:
+        said.append(f"{who} no loss is measurable.")
+    if of_state["unknown"]:
+        said.append(_undecided(evaluation, best, of_state["unknown"]))
+    facts = {skill.skill: skill for skill in evaluation.skills}
+    if of_state["too_few"]:
+        rows = ", ".join(f"{name} has {facts[name].n:,}" for name in of_state["too_few"])
+        said.append(f"Of fewer than {FLOOR} rows nothing can be told: {rows}.")
+    if of_state["base_cannot"]:
+        base = base_of(evaluation)
+        scores = ", ".join(
+            f"{name} ({number(base.scores[name].mean)})" for name in of_state["base_cannot"]
+        )
+        said.append(f"What the base hardly has, it can hardly lose: {scores}.")
+    return " ".join(said)
+
+
+def _forgotten(evaluation: EvalResult, model: ModelScores, who: str) -> str:
+    """That something is lost, and of which skills."""
+    shown = ""
+    if model.retention is not None:
+        shown = f": retention {number(model.retention.mean)} ({interval(model.retention)})"
+    names = [_skill_lost(evaluation, model, name) for name in lost_skills(model)]
+    if not names:
+        return f"{who} some forgetting is measurable in the mean{shown}."
+    return f"{who} some forgetting is measurable{shown}; lost: {_listed(names)}."
+
+
+def _skill_lost(evaluation: EvalResult, model: ModelScores, name: str) -> str:
+    """``json (1.00 to 0.50: 102 items went wrong, 2 right)``."""
+    unit = _unit(model, name)
+    before = base_of(evaluation).scores[name].mean
+    after = model.scores[name].mean
+    moved = f"{name} ({number(before, unit)} to {with_unit(after, unit)}"
+    claim = model.claims[name]
+    if claim.lost is None:
+        return f"{moved})"
+    return f"{moved}: {claim.lost:,} items went wrong, {claim.gained:,} right)"
+
+
+def _undecided(evaluation: EvalResult, model: ModelScores, names: Sequence[str]) -> str:
+    """Of the skills that are neither lost nor kept, the one that may have lost most."""
+
+    def reach(name: str) -> float:
+        drop = model.drop.get(name)
+        return drop.high if known(drop) else math.inf
+
+    worst = max(names, key=reach)
+    unit = _unit(model, worst)
+    if not known(model.drop.get(worst)):
+        return f"What became of {worst} is not known."
+    most = points(model.drop[worst].high, unit)
+    others = f", the most of {len(names)} skills that are undecided" if len(names) > 1 else ""
+    said = f"{worst} may have lost up to {most}{others}"
+    detectable = model.claims[worst].detectable
+    if detectable is None:
+        return f"{said}."
+    rows = next(skill.n for skill in evaluation.skills if skill.skill == worst)
+    drop = points(detectable, unit)
+    return f"{said}; {rows:,} rows show a true drop of {drop} four times in five."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """At most three, and how many more there are."""
+    shown = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        shown += f" and {len(names) - NAMED} more"
+    return shown
+
+
+def _unit(model: ModelScores, name: str) -> Unit:
+    """In what an old skill is measured: items that turn right or wrong are counted of a score."""
+    return "nats" if model.claims[name].lost is None else "score"
 
 
 def _with(model: ModelScores, rivals: Sequence[ModelScores] = ()) -> str:
@@ -259,6 +334,8 @@ def _with(model: ModelScores, rivals: Sequence[ModelScores] = ()) -> str:
     them.
     """
     share = share_of(model)
+    if share == 0 and model.ratio:
+        return f"With {percent(model.ratio)} replay asked for and none in it ({model.model})"
     if share == 0:
         return "Without replay"
     amount = ""
@@ -275,35 +352,53 @@ def _one_arm(evaluation: EvalResult, arm: ModelScores, old: Side, new: Side) -> 
     name = arm.model
     parts = []
     if name in old.of:
-        parts.append(_moved(base, arm, old))
+        parts.append(_moved(evaluation, arm, old))
     if name in new.of:
         parts.append(f"the new skill went from {new.text(base)} to {new.text(name)}")
     moved = " and ".join(parts) or "nothing was measured"
-    other = "no run with" if share_of(arm) == 0 else "no run without"
+    control = control_of(evaluation)
+    other = "no run with" if control is not None else "no run without"
     who = _with(arm, replayed(evaluation))
     unknown = "so what replay contributes is not known"
     return f"{who} {moved}; {other} replay was evaluated, {unknown}."
 
 
-def _moved(base: str, arm: ModelScores, old: Side) -> str:
-    """What became of the old skills in one arm."""
+def _moved(evaluation: EvalResult, arm: ModelScores, old: Side) -> str:
+    """What became of the old skills in one arm: in the mean, and of those of which a loss is
+    measurable though the mean does not show it, or is of another unit.
+    """
+    base = base_of(evaluation).model
     value = old.text(arm.model)
     sure = lost(arm, old)
     if old.rise:
         verb = "rose" if sure else "changed"
-        return f"the cross-entropy of old data {verb} by {value}"
-    verb = "fell" if sure else "went"
-    return f"the old skills {verb} from {old.text(base)} to {value}"
+        said = f"the cross-entropy of old data {verb} by {value}"
+    else:
+        verb = "fell" if sure else "went"
+        said = f"the old skills {verb} from {old.text(base)} to {value}"
+    beside = [
+        _change(evaluation, arm, name)
+        for name in lost_skills(arm)
+        if not sure or _unit(arm, name) != old.unit
+    ]
+    if beside:
+        return f"{said}, and something is lost of {_listed(beside)}"
+    return said
+
+
+def _change(evaluation: EvalResult, arm: ModelScores, name: str) -> str:
+    """``chat (2.000 to 6.000 nats)``."""
+    unit = _unit(arm, name)
+    before = number(base_of(evaluation).scores[name].mean, unit)
+    return f"{name} ({before} to {with_unit(arm.scores[name].mean, unit)})"
 
 
 def _protected(evaluation: EvalResult, control: ModelScores, best: ModelScores, old: Side) -> str:
     """Both arms in one clause, and whether replay made the difference."""
-    base = base_of(evaluation).model
-    without = control.model
     name = best.model
     who = _with(best, replayed(evaluation)).replace("With", "with", 1)  # within the sentence
     value = old.text(name)
-    start = f"Without replay {_moved(base, control, old)}"
+    start = f"Without replay {_moved(evaluation, control, old)}"
     came = f"{who} they came to {value}"
     stayed = f"{who} they stayed at {value}"
     fell = f"{who} they fell only to {value}"
@@ -311,39 +406,49 @@ def _protected(evaluation: EvalResult, control: ModelScores, best: ModelScores, 
         came = f"{who} it changed by {value}"
         stayed = came
         fell = f"{who} it rose by only {value}"
+    beside = [_change(evaluation, best, skill) for skill in lost_skills(best)]
+    though = ""
+    if beside and not lost(best, old):
+        though = f", though something is lost of {_listed(beside)}"
+    pair = evaluation.between(name, control.model)
+    gain = pair.old if old.unit == "score" else pair.old_nats
+    assert gain is not None  # both have the mean that it is of
     # From what must be said first to what is left: a harm, nothing to protect, no difference that
     # this test can tell, then how much of the loss was kept off.
-    if old.better(without, name):
+    if gain.high < 0:
         return f"{start}; {came}: replay made it worse"
-    if not lost(control, old):
-        if may_have_lost(control, old):
-            return f"{start}, which this test cannot tell from no loss; {came}"
-        return f"{start}, no measurable loss, so there was little to protect; {came}"
-    if not old.better(name, without):
-        if old.goodness(name) <= old.goodness(without):
+    if not lost(control, old) and not lost_skills(control):
+        if control.state == "kept":
+            return f"{start}, no measurable loss, so there was little to protect; {came}{though}"
+        return f"{start}, which this test cannot tell from no loss; {came}{though}"
+    if gain.low <= 0:
+        if gain.high < evaluation.margin:
             return f"{start}; {came}: replay did not help"
-        return f"{start}; {came}, too near for this test to tell"
+        return f"{start}; {came}, too near for this test to tell{though}"
     kept = best.retention is not None and best.retention.mean >= 0.9
     if kept or not lost(best, old):
-        return f"{start}; {stayed}"
+        return f"{start}; {stayed}{though}"
     # Nearer to the model without replay than to the base.
-    if 2 * old.goodness(name) < old.goodness(base) + old.goodness(without):
+    base = base_of(evaluation).model
+    if 2 * old.goodness(name) < old.goodness(base) + old.goodness(control.model):
         return f"{start}; {came}, a smaller loss"
     return f"{start}; {fell}"
 
 
-def _learned(base: str, without: str, name: str, new: Side) -> str:
+def _learned(evaluation: EvalResult, control: ModelScores, best: ModelScores, new: Side) -> str:
     """The new skill with replay against without it, if it was learned at all."""
+    base = base_of(evaluation).model
+    name = best.model
     # That two models learned alike says nothing where neither learned anything.
-    if not new.better(name, base):
+    if best.drop[TARGET].high >= 0:
         return (
             f"but the new skill shows no measurable gain ({new.text(name)}, base {new.text(base)})"
         )
-    both = f"({new.text(name)} against {new.text(without)})"
-    if new.better(without, name):
+    both = f"({new.text(name)} against {new.text(control.model)})"
+    gain = evaluation.between(name, control.model).gain[TARGET]
+    if gain.low > -evaluation.margin:
+        how = "learned better" if gain.low > 0 else "learned equally well"
+        return f"and the new skill was {how} {both}"
+    if gain.high < 0:
         return f"but the new skill was learned less well {both}"
-    if new.better(name, without):
-        return f"and the new skill was learned better {both}"
-    if abs(new.of[name].mean - new.of[without].mean) <= MARGIN:
-        return f"and the new skill was learned equally well {both}"
     return f"and the new skill was learned with no clear difference {both}"

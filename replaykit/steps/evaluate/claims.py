@@ -1,0 +1,113 @@
+"""What may be said of each model: that it lost an old skill, that it kept it, or neither.
+
+    claimed(tests, shared, margin=0.02)["tuned"]["nli"].state     # "lost"
+
+A skill is **lost** where a one-sided test finds a loss at ALPHA, corrected by Holm's method for all
+old skills of the model: with nothing lost anywhere, one is called lost in at most 2.5 % of runs. It
+is **kept** where the 95 % interval of its drop ends below the margin; no correction is needed for
+"all are kept", which needs every one of them. Of fewer than FLOOR rows nothing is said, and of a
+skill that the base hardly has it is not said that it was kept. Everything else is unknown, with the
+drop that so many rows would have shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from replaykit.data.record import TARGET
+from replaykit.recipe.evaluate import Test
+from replaykit.steps.evaluate.interval import Interval
+from replaykit.steps.evaluate.result import Claim, State
+from replaykit.steps.evaluate.statistics import (
+    detectable_drop,
+    detectable_rise,
+    holm,
+    loss_p,
+    proportion,
+    rise_p,
+)
+
+if TYPE_CHECKING:
+    from replaykit.steps.evaluate.compare import Scored
+
+ALPHA = 0.025  # one-sided, as the lower bound of a 95 % interval
+FLOOR = 20  # rows of a skill
+LEAST = 0.2  # the base's score, at the lower end of its interval, from which on a skill can be kept
+
+Shared = Mapping[str, Mapping[str, "Scored"]]  # model -> skill -> its items
+Drops = Mapping[str, Interval]  # by skill
+
+
+def claims_of(
+    tests: Mapping[str, Test],
+    base: Mapping[str, Scored],
+    tuned: Mapping[str, Scored],
+    drops: Drops,
+    margin: float,
+) -> dict[str, Claim]:
+    """What may be said of one tuned model, by skill; of the new skill only what changed."""
+    tested = {
+        skill: _p(test, base[skill], tuned[skill])
+        for skill, test in tests.items()
+        if skill != TARGET and len(base[skill].scores) >= FLOOR
+    }
+    adjusted = holm(tested)
+    alpha = ALPHA / max(len(tested), 1)
+    found = {}
+    for skill, test in tests.items():
+        before = base[skill]
+        after = tuned[skill]
+        lost = None
+        gained = None
+        if test.score != "cross_entropy":
+            lost, gained = flips(before, after)
+        state: State | None = None
+        if skill != TARGET:
+            state = _state(test, before, drops[skill], adjusted.get(skill), margin)
+        found[skill] = Claim(
+            state=state,
+            p=_rounded(adjusted.get(skill)),
+            detectable=_rounded(_detectable(test, before, after, alpha)),
+            lost=lost,
+            gained=gained,
+        )
+    return found
+
+
+def flips(before: Scored, after: Scored) -> tuple[int, int]:
+    """How many items went from right to wrong, and from wrong to right."""
+    pairs = list(zip(before.scores, after.scores, strict=True))
+    return sum(1 for x, y in pairs if x > y), sum(1 for x, y in pairs if x < y)
+
+
+def _p(test: Test, before: Scored, after: Scored) -> float:
+    if test.score == "cross_entropy":
+        return rise_p(before.scores, after.scores, before.tokens)
+    return loss_p(before.scores, after.scores)
+
+
+def _state(test: Test, before: Scored, drop: Interval, p: float | None, margin: float) -> State:
+    if p is None:
+        return "too_few"
+    if not drop.known:
+        return "unknown"
+    able = test.score == "cross_entropy" or proportion(before.scores).low >= LEAST
+    if able and drop.high < margin:
+        return "kept"
+    if p <= ALPHA:
+        return "lost"
+    return "unknown" if able else "base_cannot"
+
+
+def _detectable(test: Test, before: Scored, after: Scored, alpha: float) -> float | None:
+    """The smallest true drop that a test of so many rows finds four times in five."""
+    if test.score == "cross_entropy":
+        return detectable_rise(before.scores, after.scores, before.tokens, alpha=alpha)
+    lost, gained = flips(before, after)
+    items = len(before.scores)
+    return detectable_drop(items, gained=min(lost, gained) / items, alpha=alpha)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -705,7 +705,7 @@ def test_every_command_that_reads_a_recipe_has_set_and_a_short_flag_for_it(comma
 def test_every_option_changes_a_key_that_the_recipe_has():
     keys = {option.key for command in STEPS for option in command.options if option.key}
     assert len(keys) > 40
-    for key in keys - {"train.remedies.*"}:
+    for key in keys - {"train.remedies.*", "eval.old.*"}:
         model = Recipe
         for part in key.split("."):
             assert part in model.model_fields, key

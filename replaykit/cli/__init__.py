@@ -159,6 +159,35 @@ def _step(name: str, flags: Flags) -> None:
     _show(_done(do), flags)
 
 
+def _gate(flags: Flags) -> None:
+    """Measures what is not measured, and ends with the exit code of the verdict."""
+    from replaykit.runs import write_json
+    from replaykit.steps import pipeline
+    from replaykit.steps.report.gate import WORDS, gate
+    from replaykit.steps.step import Context
+
+    arm = flags.values.get("arm")
+    recipe = pipeline.of_arm(_recipe(flags), "eval", arm)
+    evaluate = pipeline.step_of("eval")
+
+    def do(watch: Watch) -> Iterable[Outcome[Any]]:
+        context = Context(out=flags["out"], force=bool(flags["force"]), arm=arm, watch=watch)
+        return evaluate(recipe, context, tuned=flags["tuned"])
+
+    (outcome,) = _done(do)
+    found = gate(outcome, flags["judge"])
+    evidence = flags["evidence"] or outcome.folder / "gate.json"
+    write_json(evidence, found.to_json())
+    if flags["summary"] is not None:
+        with flags["summary"].open("a", encoding="utf-8") as stream:
+            stream.write(found.markdown)
+    if flags["json"]:
+        _print_json(found.to_json())
+    else:
+        typer.echo(f"{WORDS[found.state]}\n{found.words}\n{evidence}")
+    raise typer.Exit(found.code)
+
+
 def _status(flags: Flags) -> None:
     from replaykit.steps.status import status
 
@@ -185,6 +214,7 @@ _add(commands.QUICKSTART, _quickstart)
 _add(commands.INIT, _init)
 for _command in commands.STEPS:
     _add(_command, partial(_step, _command.name))
+_add(commands.GATE, _gate)
 _add(commands.RUN, _run)
 _add(commands.STATUS, _status)
 _add(commands.SCHEMA, _schema)

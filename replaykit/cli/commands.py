@@ -243,10 +243,30 @@ MERGE = Command(
         OWN_ENGINE, ARM, *COMMON,
     ),
 )
-EVAL = Command(
-    "eval",
-    "Measure base and tuned models on the same held-out items.",
-    (MODEL, OWN_ENGINE, ARM, *COMMON),
+MEASURED = (
+    Option("--base --model", "model", str, "What was tuned: an alias, a Hub id or a folder."),
+    Option("--tuned", "", list[str], "A model that was trained anywhere, as PATH or NAME=PATH; by "
+           "default what `train` left. May be given again."),
+    Option("--old", "eval.old.*", list[str], "SKILL=FILE: held-out rows of an old skill; may be "
+           "given again.", read.named),
+    Option("--new", "eval.target.path", str, "Held-out rows of the new task."),
+    Option("--margin", "eval.margin", float,
+           "A drop below it is called no forgetting; 0.02, two points, by default."),
+    OWN_ENGINE, ARM, *COMMON,
+)
+EVAL = Command("eval", "Measure base and tuned models on the same held-out items.", MEASURED)
+GATE = Command(
+    "gate",
+    "Say by the exit code what became of the old skills: 0 all kept, 2 some lost, 3 not to be told "
+    "by these rows. Measures first what is not measured.",
+    (
+        Option("--judge", "", str, "The tuned model to judge; by default the one that did best."),
+        Option("--evidence", "", Path, "Write the evidence to this file; gate.json in the folder "
+               "of the evaluation by default."),
+        Option("--summary", "", Path, "Append a summary in Markdown to this file, such as "
+               "$GITHUB_STEP_SUMMARY."),
+        *MEASURED,
+    ),
 )
 REPORT = Command("report", "Write one self-contained report.html of what is finished.", COMMON)
 PUSH = Command(

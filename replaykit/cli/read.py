@@ -89,6 +89,17 @@ def floors(texts: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def named(texts: Sequence[str]) -> dict[str, str]:
+    """``json=json.jsonl`` is the skill "json" and its file."""
+    found = {}
+    for text in texts:
+        skill, equals, path = text.partition("=")
+        if not skill or not equals or not path:
+            raise _misuse("--old", f"'{text}' is not SKILL=FILE, such as json=test-json.jsonl")
+        found[skill] = path
+    return found
+
+
 def remedies(names: Sequence[str]) -> dict[str, object]:
     """Each as the recipe has it or as by default; dft has no settings, so it is true instead of a
     section.

@@ -324,6 +324,11 @@ def tuned_facts(model: Path) -> Facts:
     return {"path": f"{model.parent.name}/{model.name}", "content": loading.identity(str(model))}
 
 
+def other_facts(model: str) -> Facts:
+    """What identifies a model that was made elsewhere: its name, and a folder's files."""
+    return {"model": model, "weights": loading.identity(model)}
+
+
 def held_out_facts(recipe: Recipe, own: bool = True) -> Facts:
     """What identifies the rows of the held-out tests; empty where ``own`` is false."""
     if not own:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from replaykit.result import Noted, Result
-from replaykit.steps.evaluate.interval import Interval
+from replaykit.steps.evaluate.interval import MARGIN, Interval
 
 
 class SkillFacts(Result):
@@ -184,7 +184,7 @@ class EvalResult(Noted):
 
     skills: list[SkillFacts]
     models: list[ModelScores]
-    margin: float
+    margin: float = MARGIN
     """A drop below it, in points of a score or nats a token, is called none."""
     pairs: list[Pair] = Field(default=[])
     """The tuned models with one another."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import Record
+from replaykit.errors import RecipeError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Step, Watch, read_manifest
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.evaluate.skills import Item, read_items
-from replaykit.steps.inputs import Facts, load_tests, test_facts, tests, tuned_facts
+from replaykit.steps.inputs import Facts, load_tests, other_facts, test_facts, tests, tuned_facts
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.step import (
     Context,
@@ -29,28 +30,34 @@ from replaykit.steps.step import (
     typed,
 )
 
+BASE = "base"
+"""What the recipe's model is called among those that were tuned from it."""
 
-def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
+
+def todos(
+    recipe: Recipe, context: Context, tuned: Sequence[str] | None = None
+) -> Iterator[Todo[EvalResult]]:
+    """``tuned`` are models that were trained anywhere; None stands for those that the recipe's
+    arms left. Raises RecipeError for two of one name, and for one that is not there.
+    """
     from replaykit.engines import engine_fact
 
     need(recipe, "eval", "model", "eval")
-    folders: dict[str, Path] = {}
     mixed: dict[str, MixResult] = {}
-    for arm in arms(recipe, replace(context, out=None)):  # one folder is made for all arms
-        name = arm or "tuned"
-        folders[name] = recipe.folder / label_of("train", arm)
-        need_step(folders[name], "train")
-        mix_folder = recipe.folder / label_of("mix", arm)
-        manifest = read_manifest(mix_folder)
-        if manifest is not None:
-            mixed[name] = typed(manifest, MixResult, mix_folder)
-    models = {name: str(folder / "model") for name, folder in folders.items()}
+    if tuned is not None:
+        models = _elsewhere(tuned)
+        folders: dict[str, Path] = {}
+        facts = {name: other_facts(model) for name, model in models.items()}
+    else:
+        folders = _trained(recipe, context, mixed)
+        models = {name: str(folder / "model") for name, folder in folders.items()}
+        facts = {name: tuned_facts(Path(model)) for name, model in models.items()}
     inputs = {
         **model_facts(recipe),
         "engine": engine_fact(recipe.engine.here, recipe.model, recipe.revision),
         "eval": test_facts(recipe),
         "margin": recipe.eval.margin,
-        "tuned": {name: tuned_facts(Path(model)) for name, model in models.items()},
+        "tuned": facts,
     }
 
     def work(step: Step) -> EvalResult:
@@ -60,12 +67,45 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[EvalResult]]:
         held = scorable(chat_of(recipe), load_tests(recipe))
         items = {
             name: measured(recipe, step, name, model, held.rows, context.watch)
-            for name, model in {"base": str(recipe.model), **models}.items()
+            for name, model in {BASE: str(recipe.model), **models}.items()
         }
         found = compare(tests(recipe), items, mixed, recipe.eval.margin)
         return found.noted(*held.notes, _steered_note(folders, inputs["eval"]))
 
     yield Todo("eval", inputs, EvalResult, work)
+
+
+def _trained(recipe: Recipe, context: Context, mixed: dict[str, MixResult]) -> dict[str, Path]:
+    """The folders of the finished trainings by model; what is known of their mixtures goes into
+    ``mixed``.
+    """
+    folders = {}
+    for arm in arms(recipe, replace(context, out=None)):  # one folder is made for all arms
+        name = arm or "tuned"
+        folders[name] = recipe.folder / label_of("train", arm)
+        need_step(folders[name], "train")
+        mix_folder = recipe.folder / label_of("mix", arm)
+        manifest = read_manifest(mix_folder)
+        if manifest is not None:
+            mixed[name] = typed(manifest, MixResult, mix_folder)
+    return folders
+
+
+def _elsewhere(tuned: Sequence[str]) -> dict[str, str]:
+    """Models by name: what stands before an equals sign, or the last part of their path."""
+    found: dict[str, str] = {}
+    for given in tuned:
+        name, equals, model = given.partition("=")
+        if not equals or Path(given).exists():
+            model = given
+            name = Path(given.rstrip("/")).name
+        if name in found or name == BASE:
+            raise RecipeError(
+                "the command line",
+                [f"--tuned {given}: there is a model {name} already; call it --tuned NAME={model}"],
+            )
+        found[name] = model
+    return found
 
 
 def _steered_note(folders: Mapping[str, Path], tested: Facts) -> str:
@@ -84,8 +124,10 @@ def _steered_note(folders: Mapping[str, Path], tested: Facts) -> str:
     )
 
 
-def run(recipe: Recipe, context: Context) -> Iterator[Outcome[EvalResult]]:
-    for todo in todos(recipe, context):
+def run(
+    recipe: Recipe, context: Context, tuned: Sequence[str] | None = None
+) -> Iterator[Outcome[EvalResult]]:
+    for todo in todos(recipe, context, tuned):
         yield do_step(todo, recipe, context)
 
 
@@ -100,11 +142,16 @@ def measured(
     """The items of one model by skill, from its file in the step's folder if it was measured
     before.
     """
+    from replaykit.model.adapters import merged
     from replaykit.steps.evaluate.skills import measure
 
     path = step.folder / f"items-{name}.jsonl"
     if not path.exists():
-        with engine_and_chat(recipe, model, options=recipe.engine.here) as (engine, chat):
+        whole = merged(model, str(recipe.model), recipe.revision, step.folder)
+        with (
+            whole as folder,
+            engine_and_chat(recipe, folder, options=recipe.engine.here) as (engine, chat),
+        ):
             made = measure(engine, chat, rows, what=f"eval {name}", watch=watch)
             write_jsonl(path, (item.to_json() for item in made))
     return read_items(path, list(rows))

@@ -235,7 +235,12 @@ def caution(evaluation: EvalResult) -> str:
     allow it.
     """
     best = best_arm(evaluation)
-    if best is None or not old_drops(evaluation, best):
+    return "" if best is None else caution_on(evaluation, best)
+
+
+def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
+    """The same for any tuned model; "" where no drop of an old skill is known."""
+    if not old_drops(evaluation, best):
         return ""
     who = _with(best)
     said = []
@@ -334,6 +339,8 @@ def _with(model: ModelScores, rivals: Sequence[ModelScores] = ()) -> str:
     them.
     """
     share = share_of(model)
+    if share is None:
+        return f"In {model.model}"
     if share == 0 and model.ratio:
         return f"With {percent(model.ratio)} replay asked for and none in it ({model.model})"
     if share == 0:

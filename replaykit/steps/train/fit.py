@@ -32,6 +32,7 @@ from replaykit.data.record import TARGET, Record
 from replaykit.devices import free_memory
 from replaykit.errors import DataError, EngineError, RecipeError, Stopped
 from replaykit.model import loading
+from replaykit.model.adapters import merge
 from replaykit.model.chat import Chat, Example
 from replaykit.model.classifier import TextClassifier
 from replaykit.model.lm_head import Batch, as_trained
@@ -44,7 +45,7 @@ from replaykit.steps.train.batches import Cut, TokenisedRows, micro_batches, to_
 from replaykit.steps.train.controlled import ControlledBatches, lay_out
 from replaykit.steps.train.controller import Controller, ControllerInputs
 from replaykit.steps.train.optimiser import moment_bytes
-from replaykit.steps.train.parameters import adapted, quantised, tied_note, untie_adapted
+from replaykit.steps.train.parameters import adapted, quantised, tied_note
 from replaykit.steps.train.reading import check_reading
 from replaykit.steps.train.remedies import Remedy, Run, chosen, restore
 from replaykit.steps.train.remedies.project import Project
@@ -498,8 +499,7 @@ def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
 
             # The adapter is merged into the base as it is stored, not into its 4 bits.
             network = peft.PeftModel.from_pretrained(base.load_again(), folder / "adapter")
-        untie_adapted(network)
-        network = network.merge_and_unload()
+        network = merge(network)
     unfinished = folder / "model.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     dtype = loading.stored_dtype(base.name, base.revision)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -217,24 +216,6 @@ def tied(network: Any) -> bool:
     if head is None or embeddings is None:
         return False
     return getattr(head, "weight", None) is getattr(embeddings, "weight", embeddings)
-
-
-def untie_adapted(network: Any) -> None:
-    """Gives each layer under an adapter weights of its own, where it shares them with another, as a
-    head that is tied to the embeddings: merged, its adapter would change both.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    owners = Counter(id(each) for _, each in network.named_parameters(remove_duplicate=False))
-    config = beneath(network).config
-    for module in network.modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        layer: Any = module.get_base_layer()
-        if owners[id(layer.weight)] > 1:
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-            config.tie_word_embeddings = False
-            config.get_text_config().tie_word_embeddings = False
 
 
 def tied_note(network: Any, settings: Train) -> str:

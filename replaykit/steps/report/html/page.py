@@ -8,7 +8,6 @@ from pathlib import Path
 
 from replaykit.result import Result
 from replaykit.runs import Manifest
-from replaykit.steps.evaluate.interval import MARGIN
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.matrix.result import MatrixResult
 from replaykit.steps.report.html.blocks import card, colours_of, grid
@@ -54,7 +53,7 @@ def write_report(
     version of replaykit wrote.
     """
     results = {name: result_of(manifest, Path(name)) for name, manifest in manifests.items()}
-    evaluation = EvalResult(skills=[], models=[], margin=MARGIN)
+    evaluation = EvalResult(skills=[], models=[])
     for result in results.values():  # a run has one evaluation at most
         if isinstance(result, EvalResult):
             evaluation = result

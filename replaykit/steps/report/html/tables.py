@@ -70,8 +70,9 @@ def by_skill(evaluation: EvalResult, colours: Colours) -> str:
         for skill in evaluation.skills
     ]
     note = (
-        "Drop, rise: the change for the worse against base, on the same rows. Tinted: all of "
-        "the interval is a loss."
+        "Drop, rise: the change for the worse against base, on the same rows; below, how many of "
+        "them went from right to wrong and from wrong to right. Tinted: a loss is measurable, "
+        "corrected for the number of old skills (Holm)."
     )
     return table(head, rows, escape(" ".join([note, *evaluation.notes])))
 
@@ -99,9 +100,13 @@ def _score(model: ModelScores, skill: SkillFacts) -> str:
     change = "rise" if unit == "nats" else "drop"
     shown = f"{change} {number(drop.mean, unit)}"
     around = f"<span>({interval(drop, unit)})</span>"
-    if drop.low > 0:  # 95 % sure of a loss
-        return Lost(f"{text}<small><b>{shown}</b> {around}</small>")
-    return f"{text}<small><span>{shown}</span> {around}</small>"
+    claim = model.claims.get(skill.skill)
+    turned = ""
+    if claim is not None and claim.lost is not None:
+        turned = f"<small>{claim.lost:,} went wrong, {claim.gained:,} right</small>"
+    if claim is not None and claim.state == "lost":
+        return Lost(f"{text}<small><b>{shown}</b> {around}</small>{turned}")
+    return f"{text}<small><span>{shown}</span> {around}</small>{turned}"
 
 
 def by_thought(evaluation: EvalResult, colours: Colours) -> str:

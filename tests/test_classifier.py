@@ -523,6 +523,57 @@ def test_heads_apart_are_tested_with_their_own_labels(tmp_path: Path, news: str)
         assert set(answers(tmp_path, model, "target")) <= set(FINDINGS)
 
 
+SHARED = {"yes": "yes", "no": "Tech", "maybe": "Sports"}
+
+
+def shared_rows(count: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """Rows of a new task that has two labels of the old one."""
+    rows = labelled.texts(FINDINGS, count, first=first)
+    return [{**row, "label": SHARED[row["label"]]} for row in rows]
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["one label", "any number"])
+def test_the_base_answers_among_the_labels_of_the_task_that_it_has(
+    multi: bool, tmp_path: Path, news: str
+) -> None:
+    made = recipe(
+        tmp_path,
+        news,
+        classification={"labels": ["Tech", "Sports", "yes"], "multi_label": multi},
+        target=labelled.write(tmp_path / "shared.jsonl", shared_rows(45)),
+        eval={"target": labelled.write(tmp_path / "shared-test.jsonl", shared_rows(24, first=200))},
+    )
+    found = done(made, "select", "mix", "train", "eval")["eval"]
+    said = answers(tmp_path, "base", "target")
+    names = [json.loads(answer) if multi else [answer] for answer in said]
+    assert {name for named in names for name in named} <= {"Tech", "Sports"}
+    assert found.models[0].classes["target"].recall["yes"].mean == 0
+    # Of an old row, a label that both tasks have is one of the old task's four.
+    read = pipeline("text-classification", model=news, top_k=None, device="cpu")
+    for row, answer in zip(
+        labelled.texts(TOPICS, 16, first=300), answers(tmp_path, "base", "news"), strict=True
+    ):
+        scores = {one["label"]: one["score"] for one in read([row["text"]])[0]}
+        if not multi:
+            assert answer == max(scores, key=lambda label: scores[label])
+
+
+def test_the_labels_of_a_rows_task_are_those_of_its_labels_or_of_its_test(
+    tmp_path: Path, news: str
+) -> None:
+    settings = {"labels": ["Tech", "yes"], "multi_label": True}
+    chat = TextClassifier.of_recipe(recipe(tmp_path, news, classification=settings))
+
+    def task(*names: str, old: bool) -> list[str] | None:
+        answer = message_of("assistant", json.dumps(names))
+        schema = chat.among(Record((message_of("user", "x"), answer), "target", {}), old=old)
+        return None if schema is None else json.loads(schema)["enum"]
+
+    assert task("Tech", old=True) == task(old=True) == task("World", old=False) == list(TOPICS)
+    assert task("Tech", old=False) == task(old=False) == task("yes", old=True) == ["Tech", "yes"]
+    assert task("World", "yes", old=False) is None
+
+
 def test_rows_with_any_number_of_labels_are_learned_and_saved_as_such(tmp_path: Path) -> None:
     rows = [{**row, "labels": [row.pop("label")]} for row in labelled.texts(FINDINGS, 45)]
     for k, row in enumerate(rows):

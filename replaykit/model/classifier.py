@@ -174,17 +174,17 @@ class TextClassifier(Chat):
             return json.dumps(names, ensure_ascii=False)
         return names[0]
 
-    def among(self, record: Record) -> str | None:
-        """The labels of the row's task, as a JSON schema."""
-        try:
-            numbers = self.labels.numbers(self.names(record.answer))
-        except LabelError:
-            return None
-        if not numbers:
-            return None
-        meant = self.labels.beside(numbers[0])
-        names = [name for name, one in zip(self.labels.every, meant, strict=True) if one]
-        return json.dumps({"enum": names}, ensure_ascii=False)
+    def among(self, record: Record, *, old: bool) -> str | None:
+        """All labels of the row's task, as a JSON schema; None where its labels are of no one task.
+
+        The task is that of the row's labels; where both tasks have them, ``old`` says which.
+        """
+        named = set(self.names(record.answer))
+        tasks = [self.labels.old, self.labels.new] if old else [self.labels.new, self.labels.old]
+        for task in tasks:
+            if task and named <= set(task):
+                return json.dumps({"enum": task}, ensure_ascii=False)
+        return None
 
     def reply(
         self, tokens: Sequence[int], thinking: bool | None = None, tools: Sequence[Tool] = ()

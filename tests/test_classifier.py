@@ -207,6 +207,21 @@ def test_labels_that_do_not_go_with_the_model_are_refused(
         done(recipe(tmp_path, news, classification=settings), "select")
 
 
+@pytest.mark.parametrize("labels", [[*FINDINGS], ["World", "Tech"], []])
+def test_a_head_with_two_rows_of_one_name_wants_names_for_all(
+    labels: list[str], tmp_path: Path
+) -> None:
+    model = labelled.classifier(tmp_path, "Bert", ["World", "World", "Tech"])
+    changes = {"select": None, "mix": {"ratio": 0.0}, "eval": {"old": {}}}
+    made = recipe(tmp_path, model, classification={"labels": labels}, **changes)
+    with pytest.raises(RecipeError, match="old_labels: several rows of the head .* called World"):
+        done(made, "mix")
+    named = {"labels": labels, "old_labels": ["World", "Sports", "Tech"]}
+    chat = TextClassifier.of_recipe(recipe(tmp_path, model, classification=named, **changes))
+    assert chat.labels.old == ("World", "Sports", "Tech")
+    assert chat.load_model().config.id2label[1] == "Sports"
+
+
 def test_what_writes_text_says_what_to_do_instead(tmp_path: Path, news: str) -> None:
     made = recipe(tmp_path, news)
     for step in ("generate", "rewrite", "probe", "score"):

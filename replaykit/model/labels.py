@@ -99,6 +99,13 @@ def labels_of(recipe: Recipe) -> Labels:
                 f"labels of the model ({', '.join(own)})"
             )
         own = tuple(settings.old_labels)
+    again = [name for number, name in enumerate(own) if name in own[:number]]
+    if again:
+        problems.append(
+            f"classification.old_labels: several rows of the head of {recipe.model} are called "
+            f"{again[0]}; give each of its {len(own)} rows a name of its own here, in their order "
+            f"({', '.join(own)})"
+        )
     apart = settings.heads == "apart"
     shared = [name for name in settings.labels if name in own]
     if apart and shared:

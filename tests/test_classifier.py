@@ -538,6 +538,65 @@ def test_heads_apart_are_tested_with_their_own_labels(tmp_path: Path, news: str)
         assert set(answers(tmp_path, model, "target")) <= set(FINDINGS)
 
 
+def test_of_heads_apart_it_is_said_how_a_pipeline_chooses(tmp_path: Path, news: str) -> None:
+    apart = {"labels": list(FINDINGS), "heads": "apart"}
+    found = done(recipe(tmp_path, news, classification=apart), "select", "mix", "train", "eval")
+    assert "widened by yes, no, maybe" in found["train"].notes[0]
+    assert (
+        '`pipeline("text-classification")` on the saved folder chooses among those of both'
+        in (found["train"].notes[1])
+    )
+    # Of all scores the best of the row's own task is what eval says.
+    read = pipeline("text-classification", model=str(saved(tmp_path)), top_k=None, device="cpu")
+    for row, answer in zip(
+        labelled.texts(TOPICS, 16, first=300), answers(tmp_path, "tuned", "news"), strict=True
+    ):
+        said = [one["label"] for one in read([row["text"]])[0]]
+        assert next(label for label in said if label in TOPICS) == answer
+    # One head over all labels, and a new one alone, have nothing of the kind.
+    joint = TextClassifier.of_recipe(recipe(tmp_path, news))
+    assert joint.of_tuned() == []
+    labelled.network("Bert", (), "ForMaskedLM").save_pretrained(tmp_path / "bare")
+    labelled.tokenizer().save_pretrained(tmp_path / "bare")
+    bare = recipe(tmp_path, str(tmp_path / "bare"), classification=apart)
+    assert TextClassifier.of_recipe(bare).of_tuned() == []
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["one label", "any number"])
+def test_a_label_without_a_row_is_named_by_mix_and_by_train(
+    multi: bool, tmp_path: Path, news: str
+) -> None:
+    rows = [row for row in labelled.texts(FINDINGS, 60) if row["label"] == "no"]
+    made = recipe(
+        tmp_path,
+        news,
+        classification=SEVERAL | {"multi_label": multi},
+        target=labelled.write(tmp_path / "no.jsonl", rows),
+    )
+    found = done(made, "select", "mix", "train")
+    for step in ("mix", "train"):
+        said = [note for note in found[step].notes if "not learned" in note]
+        assert said == ["not learned: yes, maybe; no row of the training has such a label"]
+
+
+def test_labels_of_which_each_has_a_row_are_not_named(tmp_path: Path, news: str) -> None:
+    found = done(recipe(tmp_path, news), "select", "mix")["mix"]
+    assert not [note for note in found.notes if "not learned" in note]
+    # The model's own labels are those that are learned where the recipe names none.
+    rows = [row for row in labelled.texts(TOPICS, 60) if row["label"] != "Tech"]
+    made = recipe(
+        tmp_path,
+        news,
+        classification={"labels": []},
+        select=None,
+        target=labelled.write(tmp_path / "three.jsonl", rows),
+        mix={"ratio": 0.0},
+        eval={"target": labelled.write(tmp_path / "three-test.jsonl", rows[:3]), "old": {}},
+    )
+    found = done(made.model_copy(update={"out": str(tmp_path / "own")}), "mix")["mix"]
+    assert "not learned: Tech; no row of the training has such a label" in found.notes
+
+
 SHARED = {"yes": "yes", "no": "Tech", "maybe": "Sports"}
 
 

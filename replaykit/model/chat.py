@@ -160,6 +160,14 @@ class Chat:
         """
         return None
 
+    def not_learned(self, records: Iterable[Record]) -> list[str]:
+        """What is said of what a training on these records does not learn."""
+        return []
+
+    def of_tuned(self) -> list[str]:
+        """What is said of how a tuned model is used."""
+        return []
+
     @classmethod
     def load(
         cls, model: str, revision: str | None = None, options: ChatOptions | None = None

@@ -12,7 +12,7 @@ answer is the name of the label; of several labels it is the JSON list of their 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -185,6 +185,25 @@ class TextClassifier(Chat):
             if task and named <= set(task):
                 return json.dumps({"enum": task}, ensure_ascii=False)
         return None
+
+    def not_learned(self, records: Iterable[Record]) -> list[str]:
+        """The labels of the new task that none of the records has."""
+        labels = self.labels
+        had = {name for record in records for name in self.names(record.answer)}
+        left = [name for name in labels.new or labels.old if name not in had]
+        if not left:
+            return []
+        return [f"not learned: {', '.join(left)}; no row of the training has such a label"]
+
+    def of_tuned(self) -> list[str]:
+        """Where there are two heads: how other programs choose among their labels."""
+        labels = self.labels
+        if not (labels.apart and labels.old and labels.new):
+            return []
+        return [
+            "classification.heads: apart: eval asks each row among the labels of its own task, and "
+            '`pipeline("text-classification")` on the saved folder chooses among those of both'
+        ]
 
     def reply(
         self, tokens: Sequence[int], thinking: bool | None = None, tools: Sequence[Tool] = ()

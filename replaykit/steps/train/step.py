@@ -188,7 +188,7 @@ class Job:
             watch=watch,
         )
         facts = {"weights": weighed.summary, "revision": revision_of(recipe)}
-        notes = [*chat.notes, *old.notes]
+        notes = [*chat.notes, *chat.of_tuned(), *chat.not_learned(records), *old.notes]
         if chat.only_texts and self.training.adapter:
             notes += [
                 f"train.remedies.{name} holds the adapter, and not the head, which learns whole"

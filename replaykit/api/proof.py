@@ -26,7 +26,7 @@ from replaykit.api.data import LENGTHS, Mixed, Rewritten
 from replaykit.api.keywords import ModelOptions, TrainOptions
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import CallError, DataError, did_you_mean
+from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.train import Train
 from replaykit.result import Result
@@ -77,6 +77,9 @@ def train(
         raise CallError(f"train(): its first argument is what mix() returns, not a {kind}")
     lengths = mixture.lengths.model_dump(include=set(LENGTHS))
     chosen = settings_of("train", Train, own, **lengths)
+    if chosen.without_effect:
+        idle = [f"{name}: {why}" for name, why in chosen.without_effect.items()]
+        raise RecipeError("train()", idle)
     scored = tests_of("train(): tests", tests, recipe=recipe)
     if chosen.controller is not None:
         old = any(skill != TARGET for skill in scored.rows)

@@ -75,11 +75,7 @@ def train(
     if not isinstance(mixture, Mixed):
         kind = type(mixture).__name__
         raise CallError(f"train(): its first argument is what mix() returns, not a {kind}")
-    lengths = mixture.lengths.model_dump(include=set(LENGTHS))
-    chosen = settings_of("train", Train, own, **lengths)
-    if chosen.without_effect:
-        idle = [f"{name}: {why}" for name, why in chosen.without_effect.items()]
-        raise RecipeError("train()", idle)
+    chosen = _training(mixture, own)
     scored = tests_of("train(): tests", tests, recipe=recipe)
     if chosen.controller is not None:
         old = any(skill != TARGET for skill in scored.rows)
@@ -117,6 +113,16 @@ def train(
 
     todo = Todo("train", inputs, TrainResult, work)
     return do_step(todo, recipe, Context(out=Path(folder))).result
+
+
+def _training(mixture: Mixed, given: Mapping[str, object]) -> Train:
+    """The settings of a training. Raises RecipeError for one that would do nothing."""
+    lengths = mixture.lengths.model_dump(include=set(LENGTHS))
+    chosen = settings_of("train", Train, given, **lengths)
+    idle = [f"{name}: {why}" for name, why in chosen.without_effect.items()]
+    if idle:
+        raise RecipeError("train()", idle)
+    return chosen
 
 
 def evaluate(

@@ -496,6 +496,8 @@ def test_train_takes_what_the_mixture_has_not_decided(called, tmp_path):
         with pytest.raises(CallError) as raised:
             replaykit.train(called.mixture, model="nano", folder=tmp_path / "x", **{name: 2})
         assert message in str(raised.value)
+    with pytest.raises(RecipeError, match="rank: method: full has no adapter"):
+        replaykit.train(called.mixture, model="nano", folder=tmp_path / "x", rank=8)
     for tests, message in {None: "as tests=", ("capital",): "tests={'target': rows}"}.items():
         given = tests and {name: TESTS[name] for name in tests}
         with pytest.raises(CallError) as raised:

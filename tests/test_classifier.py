@@ -207,6 +207,21 @@ def test_labels_that_do_not_go_with_the_model_are_refused(
         done(recipe(tmp_path, news, classification=settings), "select")
 
 
+@pytest.mark.parametrize("labels", [[*FINDINGS], ["World", "Tech"], []])
+def test_a_head_with_two_rows_of_one_name_wants_names_for_all(
+    labels: list[str], tmp_path: Path
+) -> None:
+    model = labelled.classifier(tmp_path, "Bert", ["World", "World", "Tech"])
+    changes = {"select": None, "mix": {"ratio": 0.0}, "eval": {"old": {}}}
+    made = recipe(tmp_path, model, classification={"labels": labels}, **changes)
+    with pytest.raises(RecipeError, match="old_labels: several rows of the head .* called World"):
+        done(made, "mix")
+    named = {"labels": labels, "old_labels": ["World", "Sports", "Tech"]}
+    chat = TextClassifier.of_recipe(recipe(tmp_path, model, classification=named, **changes))
+    assert chat.labels.old == ("World", "Sports", "Tech")
+    assert chat.load_model().config.id2label[1] == "Sports"
+
+
 def test_what_writes_text_says_what_to_do_instead(tmp_path: Path, news: str) -> None:
     made = recipe(tmp_path, news)
     for step in ("generate", "rewrite", "probe", "score"):
@@ -521,6 +536,116 @@ def test_heads_apart_are_tested_with_their_own_labels(tmp_path: Path, news: str)
     for model in ("base", "tuned"):
         assert set(answers(tmp_path, model, "news")) <= set(TOPICS)
         assert set(answers(tmp_path, model, "target")) <= set(FINDINGS)
+
+
+def test_of_heads_apart_it_is_said_how_a_pipeline_chooses(tmp_path: Path, news: str) -> None:
+    apart = {"labels": list(FINDINGS), "heads": "apart"}
+    found = done(recipe(tmp_path, news, classification=apart), "select", "mix", "train", "eval")
+    assert "widened by yes, no, maybe" in found["train"].notes[0]
+    assert (
+        '`pipeline("text-classification")` on the saved folder chooses among those of both'
+        in (found["train"].notes[1])
+    )
+    # Of all scores the best of the row's own task is what eval says.
+    read = pipeline("text-classification", model=str(saved(tmp_path)), top_k=None, device="cpu")
+    for row, answer in zip(
+        labelled.texts(TOPICS, 16, first=300), answers(tmp_path, "tuned", "news"), strict=True
+    ):
+        said = [one["label"] for one in read([row["text"]])[0]]
+        assert next(label for label in said if label in TOPICS) == answer
+    # One head over all labels, and a new one alone, have nothing of the kind.
+    joint = TextClassifier.of_recipe(recipe(tmp_path, news))
+    assert joint.of_tuned() == []
+    labelled.network("Bert", (), "ForMaskedLM").save_pretrained(tmp_path / "bare")
+    labelled.tokenizer().save_pretrained(tmp_path / "bare")
+    bare = recipe(tmp_path, str(tmp_path / "bare"), classification=apart)
+    assert TextClassifier.of_recipe(bare).of_tuned() == []
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["one label", "any number"])
+def test_a_label_without_a_row_is_named_by_mix_and_by_train(
+    multi: bool, tmp_path: Path, news: str
+) -> None:
+    rows = [row for row in labelled.texts(FINDINGS, 60) if row["label"] == "no"]
+    made = recipe(
+        tmp_path,
+        news,
+        classification=SEVERAL | {"multi_label": multi},
+        target=labelled.write(tmp_path / "no.jsonl", rows),
+    )
+    found = done(made, "select", "mix", "train")
+    for step in ("mix", "train"):
+        said = [note for note in found[step].notes if "not learned" in note]
+        assert said == ["not learned: yes, maybe; no row of the training has such a label"]
+
+
+def test_labels_of_which_each_has_a_row_are_not_named(tmp_path: Path, news: str) -> None:
+    found = done(recipe(tmp_path, news), "select", "mix")["mix"]
+    assert not [note for note in found.notes if "not learned" in note]
+    # The model's own labels are those that are learned where the recipe names none.
+    rows = [row for row in labelled.texts(TOPICS, 60) if row["label"] != "Tech"]
+    made = recipe(
+        tmp_path,
+        news,
+        classification={"labels": []},
+        select=None,
+        target=labelled.write(tmp_path / "three.jsonl", rows),
+        mix={"ratio": 0.0},
+        eval={"target": labelled.write(tmp_path / "three-test.jsonl", rows[:3]), "old": {}},
+    )
+    found = done(made.model_copy(update={"out": str(tmp_path / "own")}), "mix")["mix"]
+    assert "not learned: Tech; no row of the training has such a label" in found.notes
+
+
+SHARED = {"yes": "yes", "no": "Tech", "maybe": "Sports"}
+
+
+def shared_rows(count: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """Rows of a new task that has two labels of the old one."""
+    rows = labelled.texts(FINDINGS, count, first=first)
+    return [{**row, "label": SHARED[row["label"]]} for row in rows]
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["one label", "any number"])
+def test_the_base_answers_among_the_labels_of_the_task_that_it_has(
+    multi: bool, tmp_path: Path, news: str
+) -> None:
+    made = recipe(
+        tmp_path,
+        news,
+        classification={"labels": ["Tech", "Sports", "yes"], "multi_label": multi},
+        target=labelled.write(tmp_path / "shared.jsonl", shared_rows(45)),
+        eval={"target": labelled.write(tmp_path / "shared-test.jsonl", shared_rows(24, first=200))},
+    )
+    found = done(made, "select", "mix", "train", "eval")["eval"]
+    said = answers(tmp_path, "base", "target")
+    names = [json.loads(answer) if multi else [answer] for answer in said]
+    assert {name for named in names for name in named} <= {"Tech", "Sports"}
+    assert found.models[0].classes["target"].recall["yes"].mean == 0
+    # Of an old row, a label that both tasks have is one of the old task's four.
+    read = pipeline("text-classification", model=news, top_k=None, device="cpu")
+    for row, answer in zip(
+        labelled.texts(TOPICS, 16, first=300), answers(tmp_path, "base", "news"), strict=True
+    ):
+        scores = {one["label"]: one["score"] for one in read([row["text"]])[0]}
+        if not multi:
+            assert answer == max(scores, key=lambda label: scores[label])
+
+
+def test_the_labels_of_a_rows_task_are_those_of_its_labels_or_of_its_test(
+    tmp_path: Path, news: str
+) -> None:
+    settings = {"labels": ["Tech", "yes"], "multi_label": True}
+    chat = TextClassifier.of_recipe(recipe(tmp_path, news, classification=settings))
+
+    def task(*names: str, old: bool) -> list[str] | None:
+        answer = message_of("assistant", json.dumps(names))
+        schema = chat.among(Record((message_of("user", "x"), answer), "target", {}), old=old)
+        return None if schema is None else json.loads(schema)["enum"]
+
+    assert task("Tech", old=True) == task(old=True) == task("World", old=False) == list(TOPICS)
+    assert task("Tech", old=False) == task(old=False) == task("yes", old=True) == ["Tech", "yes"]
+    assert task("World", "yes", old=False) is None
 
 
 def test_rows_with_any_number_of_labels_are_learned_and_saved_as_such(tmp_path: Path) -> None:

@@ -278,6 +278,36 @@ eval: {target: t.jsonl, old: {json: j.jsonl}}
     assert (plain.remedy, plain.every, both.remedy) == (None, 7, "distill")
 
 
+@pytest.mark.parametrize(
+    ("train", "named"),
+    [
+        ("{rank: 8}", ["train.rank"]),
+        ("{alpha: 8, rank: 8, method: full}", ["train.rank", "train.alpha"]),
+        ("{rank: 8, method: lora, peft: {peft_type: IA3}}", ["train.rank"]),
+        ("{min_rate: 0.1, schedule: constant}", ["train.min_rate"]),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(
+    train: str, named: list[str], problems: Problems
+) -> None:
+    found = problems(f"train: {train}\narms: {{a: {{ratio: 0}}, b: {{remedies: {{dft: true}}}}}}")
+    assert [line.partition(":")[0] for line in found] == named
+    assert all("leave" in line for line in found)
+
+
+def test_a_setting_that_does_something_or_that_nobody_gave_is_not(load: Load) -> None:
+    for train in (
+        "{rank: 8, alpha: 8, method: dora}",
+        "{min_rate: 0.1, schedule: linear}",
+        "{schedule: constant, method: full}",
+        "{peft: {peft_type: IA3}}",
+    ):
+        text = f"train: {train}\narms: {{a: {{remedies: {{dft: true}}}}}}"
+        recipe = load(text)
+        assert recipe.training("a").remedies.dft
+        assert load(recipe.to_yaml()) == load(yaml.safe_dump(recipe.model_dump())) == recipe
+
+
 def test_a_remedy_that_an_arm_cannot_have_is_reported_with_the_arms_name(
     problems: Problems,
 ) -> None:

@@ -6,7 +6,8 @@ import datetime
 import gzip
 import json
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -491,6 +492,115 @@ def test_labels_have_words_and_columns_are_joined_by_a_template() -> None:
 def test_a_label_without_a_word_is_refused(label: Any) -> None:
     said = refusal({**NEWS, "label": label}, prompt="text", answer="label", labels=TOPICS)
     assert said.startswith("'label' is ")
+
+
+def labelled(value: Any, classes: Sequence[str], labels: Any = None) -> str:
+    """The answer of a text with this label, or these, where a classifier has the classes."""
+    column = "labels" if isinstance(value, list) else "label"
+    named = Columns(classes=tuple(classes), labels=labels)
+    if labels is not None:
+        named = replace(named, prompt="text", answer=column)
+    return record_of("rows.jsonl:7", {"text": "Chips", column: value}, "target", named).answer
+
+
+STARS = ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "name"),
+    [
+        ("3", STARS, "3"),
+        ("0", ["1", "0"], "0"),
+        ("1", ["1", "0"], "1"),
+        (1, ["0", "1", "2"], "1"),  # its name and its place are the same
+        ("yes", ["1", "yes"], "yes"),
+        ("2", TOPICS, "Business"),
+        (2, TOPICS, "Business"),
+    ],
+)
+def test_a_text_that_is_a_labels_name_is_that_label_and_a_number_is_a_place(
+    value: Any, classes: list[str], name: str
+) -> None:
+    assert labelled(value, classes) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "classes"),
+    [(3, STARS), (5.0, STARS), ("0", STARS), (0, STARS), (1, ["1", "0"]), (0, ["yes", "0"])],
+)
+def test_a_number_that_may_be_a_place_or_a_name_is_refused_with_what_to_write(
+    value: Any, classes: list[str]
+) -> None:
+    with pytest.raises(
+        DataError, match="rows.jsonl:7: 'label' is .* a label's place, from 0 on, or its name"
+    ):
+        labelled(value, classes)
+    # A map says which.
+    assert labelled(value, classes, {int(value): "x"}) == "x"
+
+
+def test_words_beside_a_path_are_for_numbers_unless_a_text_may_be_one_of_them() -> None:
+    columns = {"prompt": "text", "answer": "label", "labels": STARS}
+    for number in (2, 2.0):
+        row = {"text": "Chips", "label": number}
+        assert messages(row, **columns) == dialogue("Chips", "3")
+    assert "may be a label's place, from 0 on, or its name" in refusal(
+        {"text": "Chips", "label": "2"}, **columns
+    )
+    # Of a map the key is taken that is of the same kind, then the other.
+    words = {1: "two", "1": "one", 2: "three"}
+    for value, word in ((1, "two"), ("1", "one"), ("2", "three")):
+        assert labelled(value, STARS, words) == word
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1, 0, 0], ["yes"]),
+        ([1.0, 0.0, 1.0], ["yes", "maybe"]),
+        ([False, True, True], ["no", "maybe"]),
+        ([0, 0, 0], []),
+        ([0, 2], ["yes", "maybe"]),
+        ([2, 0, 1], ["maybe", "yes", "no"]),
+        (["maybe", "yes", "no"], ["maybe", "yes", "no"]),
+        ([], []),
+    ],
+)
+def test_a_list_of_a_1_or_0_for_each_label_says_which_they_are(
+    values: list[Any], names: list[str]
+) -> None:
+    assert json.loads(labelled(values, ["yes", "no", "maybe"])) == names
+
+
+def test_of_two_labels_ones_and_zeros_may_be_places_and_true_and_false_are_not() -> None:
+    two = ["yes", "no"]
+    for values, names in (
+        ([1, 1], two),
+        ([0, 0], []),
+        ([1.0, 0.0], ["yes"]),
+        ([False, True], ["no"]),
+    ):
+        assert json.loads(labelled(values, two)) == names
+    for refused, classes in (([1, 0], two), ([0, 1], ["0", "1"]), ([0], ["yes"])):
+        with pytest.raises(DataError, match="may be places of labels or a mark for each"):
+            labelled(refused, classes)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([2, 2, 0], "has maybe twice"),
+        (["no", "no"], "has no twice"),
+        (["1", "0", "0"], "has yes twice"),
+        ([True, False], "2 marks for 3 labels"),
+        ([1.0, 0.0, 0.0, 0.0], "4 marks for 3 labels"),
+    ],
+)
+def test_a_list_that_names_a_label_twice_or_has_too_few_marks_is_refused(
+    values: list[Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        labelled(values, ["yes", "no", "maybe"])
 
 
 def test_a_numeric_label_without_words_is_an_error_that_says_so() -> None:

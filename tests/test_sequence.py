@@ -18,6 +18,7 @@ import pytest
 import sequences
 import yaml
 from commands import type_in
+from pydantic import ValidationError
 
 import replaykit
 from replaykit.data.jsonl import read_jsonl
@@ -425,6 +426,21 @@ def test_a_stage_is_a_run_of_its_task_from_the_model_of_the_one_before(tmp_path:
     assert list(second.arms) == [SECOND]
     assert second.folder == recipe.folder
     assert (second.seed, second.train) == (7, recipe.train)
+
+
+def test_a_setting_that_does_nothing_is_refused_of_a_task_or_where_no_stage_has_it(
+    tmp_path: Path,
+) -> None:
+    lora = {"train": {"method": "lora"}}
+    # Of the recipe's rank one stage has use, of its own rank a task.
+    sequences.recipe(tmp_path, {SECOND: lora}, train={"rank": 8})
+    sequences.recipe(tmp_path, {SECOND: {"train": {"rank": 8}}}, train={"method": "lora"})
+    with pytest.raises(
+        ValidationError, match=r"tasks\.1\.train\.rank: method: full has no adapter"
+    ):
+        sequences.recipe(tmp_path, {SECOND: {"train": {"rank": 8}}, FIRST: lora})
+    with pytest.raises(ValidationError, match=r"(?<!\.)train\.min_rate: with schedule: constant"):
+        sequences.recipe(tmp_path, train={"min_rate": 0.1, "schedule": "constant"})
 
 
 def test_a_task_may_have_settings_of_its_own(tmp_path: Path) -> None:

@@ -93,6 +93,19 @@ def test_ewc_without_replay_needs_old_data_of_its_own(run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("keep", "named"), [(["~~~", "."], ["'~~~'"]), (["."], []), ([], [])])
+def test_a_text_to_keep_that_no_answer_has_is_named(
+    keep: list[str], named: list[str], run: Path
+) -> None:
+    stm = {"max_perplexity": None, "share": 0.5, "keep": keep}
+    change(run, mix={"ratio": 0.0}, train={"steps": 1, "remedies": {"stm": stm}})
+    type_in("mix")
+    type_in("train")
+    said = [note for note in result(run, "train").notes if "stm.keep: no answer has" in note]
+    assert [note.split()[4].strip(",") for note in said] == named
+
+
+@pytest.mark.slow
 def test_each_arm_is_trained_by_its_own_remedies(run: Path) -> None:
     change(
         run,

@@ -137,6 +137,15 @@ def test_tokens_of_the_kept_texts_carry_loss(chat: Chat) -> None:
     assert (Kept(chat, ["Lisbon"])(example) == always).all()
 
 
+def test_a_kept_text_that_stands_in_no_answer_is_found(chat: Chat) -> None:
+    record = Record(dialogue("Where is Lima?", "It is in Peru as the answer is"), "target")
+    examples = [chat.example(TWO_TURNS), chat.example(record)]
+    assert Kept(chat, ["Lisbon", "is", "the answer is"]).nowhere(examples) == ["Lisbon"]
+    # A question has no loss, and each text is looked for by itself.
+    assert Kept(chat, ["Lima", "is in Peru"]).nowhere(examples) == ["Lima"]
+    assert Kept(chat).nowhere(examples) == []
+
+
 def test_a_text_that_was_cut_has_no_end_to_keep(chat: Chat) -> None:
     text = ({"role": "text", "content": "Paris is"},)
     ended, cut = Record(text, "generate"), Record(text, "generate", {"finish": "length"})

@@ -26,7 +26,7 @@ from replaykit.api.data import LENGTHS, Mixed, Rewritten
 from replaykit.api.keywords import ModelOptions, TrainOptions
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
-from replaykit.errors import CallError, DataError, did_you_mean
+from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.train import Train
 from replaykit.result import Result
@@ -76,8 +76,7 @@ def train(
     if not isinstance(mixture, Mixed):
         kind = type(mixture).__name__
         raise CallError(f"train(): its first argument is what mix() returns, not a {kind}")
-    lengths = mixture.lengths.model_dump(include=set(LENGTHS))
-    chosen = settings_of("train", Train, own, **lengths)
+    chosen = _training(mixture, own)
     scored = tests_of("train(): tests", tests, recipe=recipe)
     if chosen.controller is not None:
         old = any(skill != TARGET for skill in scored.rows)
@@ -115,6 +114,16 @@ def train(
 
     todo = Todo("train", inputs, TrainResult, work)
     return do_step(todo, recipe, Context(out=Path(folder))).result
+
+
+def _training(mixture: Mixed, given: Mapping[str, object]) -> Train:
+    """The settings of a training. Raises RecipeError for one that would do nothing."""
+    lengths = mixture.lengths.model_dump(include=set(LENGTHS))
+    chosen = settings_of("train", Train, given, **lengths)
+    idle = [f"{name}: {why}" for name, why in chosen.without_effect.items()]
+    if idle:
+        raise RecipeError("train()", idle)
+    return chosen
 
 
 def evaluate(

@@ -44,6 +44,7 @@ from replaykit.data.files import (
     tell,
     text_lines,
 )
+from replaykit.data.labelled import word_for, words_for
 from replaykit.data.record import (
     FINISH,
     SOURCES,
@@ -621,16 +622,16 @@ def _named(place: str, row: Row, present: Row, named: Columns) -> _Found:
         messages = turns_of(place, [*turns, *said])
         return _with_beside(place, present, _Found((*columns, named.answer), messages))
     used: tuple[str, ...]
+    own = named.labels is named.classes
     if named.classes is not None and named.labels and _is_list(row.get(named.answer)):
-        # Of several labels each is a name, and the answer is their list.
-        names = [
-            _labelled(place, {named.answer: value}, named.answer, named.labels)
-            for value in row[named.answer]
-        ]
-        answer = json.dumps(names, ensure_ascii=False)
+        # The answer is the list of their names.
+        words = words_for(place, named.answer, row[named.answer], named.labels, names=own)
+        answer = json.dumps(words, ensure_ascii=False)
         used = (named.answer,)
     elif named.labels is not None:
-        answer = _labelled(place, row, named.answer, named.labels)
+        if row.get(named.answer) is None:
+            _string(place, row, named.answer)  # raises DataError, which names the columns
+        answer = word_for(place, named.answer, row[named.answer], named.labels, names=own)
         used = (named.answer,)
     else:
         answer, used = _filled(place, row, named.answer)
@@ -656,27 +657,6 @@ def _cell(place: str, row: Row, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return _string(place, row, column)
     return str(value)
-
-
-def _labelled(place: str, row: Row, column: str, labels: Any) -> str:
-    """The word for a label: a number counts the words from 0; a map names its values."""
-    value = row.get(column)
-    if column not in row or value is None:
-        return _string(place, row, column)  # raises DataError, which names the columns
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
-        value = int(value)
-    if not isinstance(value, (str, int)):
-        word = None
-    elif isinstance(labels, Mapping):
-        word = {str(key): word for key, word in labels.items()}.get(str(value))
-    else:
-        number = int(value) if re.fullmatch(r"\d{1,9}", str(value)) else -1
-        word = labels[number] if 0 <= number < len(labels) else None
-        if word is None and value in labels:
-            word = value
-    if word is None:
-        raise DataError(f"{place}: '{column}' is {value!r}, for which `labels` has no word")
-    return str(word)
 
 
 def _of_classes(place: str, row: Row, named: Columns) -> Columns:

@@ -29,7 +29,8 @@ class ClassifierEngine:
     """A text classifier in this process: the base, its head widened, or what was tuned from it.
 
     A request may be held to some of the labels, those of its task. It is where the heads are apart,
-    and in the base, whose new rows of the head have learned nothing.
+    and in the base, whose new rows of the head have learned nothing: of a task that it knows in
+    part, it answers among the labels that it knows.
     """
 
     name = "classifier"
@@ -38,7 +39,7 @@ class ClassifierEngine:
         self.labels = classifier.labels
         self._pad = classifier.tokenizer.pad_token_id
         self.model: Any = classifier.load_model(model).eval()
-        self._held = self.labels.apart or model in (None, classifier.name)
+        self._is_base = model in (None, classifier.name)
         # No room is needed for an answer.
         self.limit = classifier.limit + 1
 
@@ -80,7 +81,9 @@ class ClassifierEngine:
         """The labels that a request may have, [labels]."""
         every = self.labels.every
         schema = request.sampling.schema
-        if schema is None or not self._held:
+        if schema is None or not (self.labels.apart or self._is_base):
             return torch.ones(len(every), dtype=torch.bool)
         names = json.loads(schema)["enum"]
+        if self._is_base:
+            names = [name for name in names if name in self.labels.old] or names
         return torch.tensor([name in names for name in every])

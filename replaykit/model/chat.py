@@ -154,9 +154,19 @@ class Chat:
             self._looks_marked = re.compile(_any_of({*marks, thoughts.begin, thoughts.end}))
         self.stop = self.stops()
 
-    def among(self, record: Record) -> str | None:
-        """The JSON schema that an answer to the record is held to; None where it is free."""
+    def among(self, record: Record, *, old: bool) -> str | None:
+        """The JSON schema that an answer to the record is held to; None where it is free. ``old``
+        says that the record tests an old skill.
+        """
         return None
+
+    def not_learned(self, records: Iterable[Record]) -> list[str]:
+        """What is said of what a training on these records does not learn."""
+        return []
+
+    def of_tuned(self) -> list[str]:
+        """What is said of how a tuned model is used."""
+        return []
 
     @classmethod
     def load(

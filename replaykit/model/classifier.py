@@ -12,7 +12,7 @@ answer is the name of the label; of several labels it is the JSON list of their 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -174,17 +174,36 @@ class TextClassifier(Chat):
             return json.dumps(names, ensure_ascii=False)
         return names[0]
 
-    def among(self, record: Record) -> str | None:
-        """The labels of the row's task, as a JSON schema."""
-        try:
-            numbers = self.labels.numbers(self.names(record.answer))
-        except LabelError:
-            return None
-        if not numbers:
-            return None
-        meant = self.labels.beside(numbers[0])
-        names = [name for name, one in zip(self.labels.every, meant, strict=True) if one]
-        return json.dumps({"enum": names}, ensure_ascii=False)
+    def among(self, record: Record, *, old: bool) -> str | None:
+        """All labels of the row's task, as a JSON schema; None where its labels are of no one task.
+
+        The task is that of the row's labels; where both tasks have them, ``old`` says which.
+        """
+        named = set(self.names(record.answer))
+        tasks = [self.labels.old, self.labels.new] if old else [self.labels.new, self.labels.old]
+        for task in tasks:
+            if task and named <= set(task):
+                return json.dumps({"enum": task}, ensure_ascii=False)
+        return None
+
+    def not_learned(self, records: Iterable[Record]) -> list[str]:
+        """The labels of the new task that none of the records has."""
+        labels = self.labels
+        had = {name for record in records for name in self.names(record.answer)}
+        left = [name for name in labels.new or labels.old if name not in had]
+        if not left:
+            return []
+        return [f"not learned: {', '.join(left)}; no row of the training has such a label"]
+
+    def of_tuned(self) -> list[str]:
+        """Where there are two heads: how other programs choose among their labels."""
+        labels = self.labels
+        if not (labels.apart and labels.old and labels.new):
+            return []
+        return [
+            "classification.heads: apart: eval asks each row among the labels of its own task, and "
+            '`pipeline("text-classification")` on the saved folder chooses among those of both'
+        ]
 
     def reply(
         self, tokens: Sequence[int], thinking: bool | None = None, tools: Sequence[Tool] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,11 @@ class Labels:
         return tuple(dict.fromkeys((*self.old, *self.new)))
 
     def numbers(self, names: Sequence[str]) -> list[int]:
-        """The rows of the head. Raises LabelError for a name that is no label."""
+        """The rows of the head. Raises LabelError for a name that is none, or is there twice."""
         known = {name: number for number, name in enumerate(self.every)}
+        again = [name for name in names if names.count(name) > 1]
+        if again:
+            raise LabelError(f"'{again[0]}' stands there twice; each label is named once")
         for name in names:
             if name not in known:
                 listed = ", ".join(known)
@@ -62,10 +66,11 @@ class Labels:
 def labels_in(text: str) -> list[str]:
     """The labels that an answer names: those of a JSON list, or one."""
     if text.lstrip().startswith("["):
-        try:
-            return [str(name) for name in json.loads(text)]
-        except json.JSONDecodeError:
-            pass  # it is a name that begins so
+        # What is no list of names is a name that begins so.
+        with suppress(json.JSONDecodeError):
+            names = json.loads(text)
+            if all(isinstance(name, str) for name in names):
+                return list(names)
     return [text.strip()]
 
 
@@ -94,6 +99,13 @@ def labels_of(recipe: Recipe) -> Labels:
                 f"labels of the model ({', '.join(own)})"
             )
         own = tuple(settings.old_labels)
+    again = [name for number, name in enumerate(own) if name in own[:number]]
+    if again:
+        problems.append(
+            f"classification.old_labels: several rows of the head of {recipe.model} are called "
+            f"{again[0]}; give each of its {len(own)} rows a name of its own here, in their order "
+            f"({', '.join(own)})"
+        )
     apart = settings.heads == "apart"
     shared = [name for name in settings.labels if name in own]
     if apart and shared:

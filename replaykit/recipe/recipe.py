@@ -101,6 +101,8 @@ class Recipe(Strict, metaclass=_Called):
         problems = [problem for arm in self.arms for problem in self._wrong_in_arm(arm)]
         problems += wrong_for_task(self)
         problems += wrong_for_tasks(self)
+        if not self.tasks:
+            problems += [f"train.{name}: {why}" for name, why in self.train.without_effect.items()]
         if self.train.controller is not None:
             problems += self._wrong_beside_controller(self.train.controller)
         if problems:

@@ -164,6 +164,7 @@ def wrong_for_tasks(recipe: Recipe) -> Iterator[str]:
                 "each skill of eval.old has its own"
             )
         yield from _wrong_in_stage(recipe, number)
+    yield from _without_effect(recipe)
 
 
 def _without_tasks(recipe: Recipe) -> Iterator[str]:
@@ -174,6 +175,23 @@ def _without_tasks(recipe: Recipe) -> Iterator[str]:
     for section, named in sources.items():
         if BUFFER in (named or {}):
             yield f"{section}: the buffer holds rows of earlier tasks, and there are no `tasks`"
+
+
+def _without_effect(recipe: Recipe) -> Iterator[str]:
+    """Settings of training that do nothing: of a task in its stage, of the recipe in any."""
+    try:
+        trains = [stage_train(recipe, number) for number in range(len(recipe.tasks))]
+    except ValidationError:
+        return  # it is said of the stage
+    found = [train.without_effect for train in trains]
+    for number, task in enumerate(recipe.tasks):
+        for name, why in found[number].items():
+            if name in _given(task.train):
+                yield f"tasks.{number}.train.{name}: {why}"
+    for name, why in found[0].items():
+        given = getattr(recipe.train, name) != getattr(Train(), name)
+        if given and all(name in of for of in found):
+            yield f"train.{name}: {why}"
 
 
 def _wrong_in_stage(recipe: Recipe, number: int) -> Iterator[str]:

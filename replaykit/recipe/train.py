@@ -129,6 +129,26 @@ class Train(Strict):
                 raise ValueError(f"controller.remedy: {switched} is not among train.remedies")
         return self
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """The settings that are not as by default and do nothing beside the others: why, and what
+        to do.
+
+        No error of this section: a task gives some keys alone, and those of the recipe beside them.
+        """
+        found = {}
+        for name in ("rank", "alpha"):
+            if self.peft is not None:
+                found[name] = "peft has its own; leave this one out"
+            elif not self.adapter:
+                found[name] = "method: full has no adapter; leave it out, or say method: lora"
+        if self.schedule == "constant":
+            found["min_rate"] = "with schedule: constant the rate does not fall; leave one out"
+        fields = type(self).model_fields
+        return {
+            name: why for name, why in found.items() if getattr(self, name) != fields[name].default
+        }
+
     def _check_narrow(self) -> None:
         """Raises ValueError where weights in bfloat16 are none that learn, or asked for against."""
         if self.adapter:

@@ -27,7 +27,7 @@ from typing import Any
 from replaykit.checks.calls import begins_call
 from replaykit.checks.tool_calls import readings_of_calls
 from replaykit.checks.verify import Readings, readings
-from replaykit.data.record import Message, Record, Tool
+from replaykit.data.record import TARGET, Message, Record, Tool
 from replaykit.engines import Completion, Engine, Request, Sampling
 from replaykit.errors import ChatError, DataError
 from replaykit.model.chat import Chat, Reply, Thought
@@ -222,8 +222,9 @@ def _answers(
         prompt = chat.prompt(record.messages[:-1], test.thinking, record.tools)
         if len(prompt) < engine.limit:
             stops = chat.stops(test.thinking, record.tools)
+            schema = chat.among(record, old=skill != TARGET)
             sampling = Sampling(
-                temperature=0.0, max_tokens=test.max_tokens, stop=stops, schema=chat.among(record)
+                temperature=0.0, max_tokens=test.max_tokens, stop=stops, schema=schema
             )
             requests.append(Request(row, prompt, sampling))
         else:

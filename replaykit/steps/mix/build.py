@@ -212,7 +212,9 @@ def build_mixture(
             *_rewritten([row for found in rows.values() for row in found]),
         ],
     )
-    return _planned(whole, longest, settings, train, reading.funnel)
+    mixture = _planned(whole, longest, settings, train, reading.funnel)
+    told = chat.not_learned(row.record for row in mixture.planned_rows())
+    return replace(mixture, notes=[*mixture.notes, *told])
 
 
 def _sizes(rows: Mapping[str, Sequence[_Row]]) -> dict[Unit, dict[str, list[int]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -17,6 +17,7 @@ from replaykit.data.record import TARGET, Record
 from replaykit.errors import ChatError, DataError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.mix import Mix
+from replaykit.recipe.remedies import StmSettings
 from replaykit.recipe.train import Train
 from replaykit.runs import Manifest, Step, Watch, read_manifest
 from replaykit.steps.evaluate.skills import check_tests
@@ -188,7 +189,8 @@ class Job:
             watch=watch,
         )
         facts = {"weights": weighed.summary, "revision": revision_of(recipe)}
-        notes = [*chat.notes, *old.notes]
+        notes = [*chat.notes, *chat.of_tuned(), *chat.not_learned(records), weighed.note]
+        notes += old.notes
         if chat.only_texts and self.training.adapter:
             notes += [
                 f"train.remedies.{name} holds the adapter, and not the head, which learns whole"
@@ -261,7 +263,7 @@ class Job:
         if self.training.controller is not None:
             # Which replay comes, and how often, is decided on the way.
             told = told.model_copy(update={"share": None})
-        return _Weighed(examples, found, told)
+        return _Weighed(examples, found, told, _kept_nowhere(remedies.stm, examples, chat))
 
 
 class _Old(NamedTuple):
@@ -294,3 +296,18 @@ class _Weighed:
     examples: dict[str, Example] = field(default_factory=dict)
     weights: dict[str, np.ndarray] | None = None
     summary: WeightSummary | None = None
+    note: str = ""
+    """What is said of texts that are to be kept and that no row has."""
+
+
+def _kept_nowhere(stm: StmSettings | None, examples: Mapping[str, Example], chat: Chat) -> str:
+    from replaykit.steps.train.remedies.weights import Kept
+
+    found = Kept(chat, stm.keep).nowhere(examples.values()) if stm is not None else []
+    if not found:
+        return ""
+    listed = ", ".join(map(repr, found))
+    return (
+        f"train.remedies.stm.keep: no answer has {listed}, by tokens of its own, so it keeps "
+        "nothing there"
+    )

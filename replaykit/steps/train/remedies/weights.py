@@ -25,7 +25,7 @@ where masked tokens are left out of the product with the vocabulary.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import get_args
 
@@ -85,35 +85,47 @@ class Kept:
 
     def __init__(self, chat: Chat, texts: Sequence[str] = ()):
         self._chat = chat
-        self._words = {text.strip() for text in texts}
-        self._sequences = [
-            ids for text in texts for ids in (chat.encode(text), chat.encode(f" {text}")) if ids
-        ]
+        self._encoded = {text: (chat.encode(text), chat.encode(f" {text}")) for text in texts}
         # A text that is no conversation ends with eos.
         self._ends = {chat.end_of_turn, (chat.tokenizer.eos_token_id,)}
-        self._is_word: dict[int, bool] = {}  # by token id
+        self._words: dict[int, str] = {}  # what tokens decode to, by their ids
 
     def __call__(self, example: Example) -> np.ndarray:
         """[answer tokens] bool."""
         found: list[np.ndarray] = []
         for answer in _answers(example):
             keep = np.zeros(len(answer), dtype=bool)
-            if self._words:
-                keep[:] = [self._word(token) for token in answer]
-            for ids in self._sequences:
-                for start in range(len(answer) - len(ids) + 1):
-                    if answer[start : start + len(ids)] == ids:
-                        keep[start : start + len(ids)] = True
+            for text in self._encoded:
+                keep |= self._of_text(text, answer)
             for end in self._ends:
                 if end and answer[-len(end) :] == end:
                     keep[-len(end) :] = True
             found.append(keep)
         return np.concatenate([np.zeros(0, dtype=bool), *found])
 
-    def _word(self, token: int) -> bool:
-        if token not in self._is_word:
-            self._is_word[token] = self._chat.decode([token], special=True).strip() in self._words
-        return self._is_word[token]
+    def nowhere(self, examples: Iterable[Example]) -> list[str]:
+        """The texts that stand in no answer of these."""
+        answers = [answer for example in examples for answer in _answers(example)]
+        return [
+            text
+            for text in self._encoded
+            if not any(self._of_text(text, answer).any() for answer in answers)
+        ]
+
+    def _of_text(self, text: str, answer: tuple[int, ...]) -> np.ndarray:
+        """[answer tokens] bool: those of the text, wherever it stands."""
+        word = text.strip()
+        found = np.array([self._word(token) == word for token in answer], dtype=bool)
+        for ids in self._encoded[text]:
+            for start in range(len(answer) - len(ids) + 1):
+                if answer[start : start + len(ids)] == ids:
+                    found[start : start + len(ids)] = True
+        return found
+
+    def _word(self, token: int) -> str:
+        if token not in self._words:
+            self._words[token] = self._chat.decode([token], special=True).strip()
+        return self._words[token]
 
 
 def _answers(example: Example) -> list[tuple[int, ...]]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 from commands import type_in
 
 from replaykit.model import loading
@@ -96,3 +100,46 @@ def test_an_adapter_is_measured_as_the_model_that_it_makes(here: Path, place: Pa
     assert found["models"][1]["claims"]["capital"]["state"] == "lost"
     assert not list(here.glob("runs/*/eval/merged"))
     shutil.rmtree(here / "lora")
+
+
+# --- the GitHub Action ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "given", "code", "ends"),
+    [
+        ("same", {"margin": "0.5"}, 0, 0),
+        ("broken", {}, 2, 2),
+        ("same", {}, 3, 3),
+        ("same", {"undecided": "pass"}, 3, 0),
+        ("gone", {}, 1, 1),
+    ],
+)
+def test_the_action_ends_as_the_gate_does_and_writes_on_the_runs_page(
+    model: str, given: dict[str, str], code: int, ends: int, here: Path, place: Path
+) -> None:
+    action = yaml.safe_load((Path(__file__).parent.parent / "action.yml").read_text())
+    (step,) = (step for step in action["runs"]["steps"] if step.get("id") == "gate")
+    values = {name: found["default"] for name, found in action["inputs"].items()}
+    values |= {
+        "base": "nano",
+        "tuned": f"{place / model}\n",
+        "old": "".join(f"{skill}={place / skill}.jsonl\n" for skill in SKILLS),
+    }
+    values |= given
+    environment = {
+        name: values[text.removeprefix("${{ inputs.").removesuffix(" }}")]
+        for name, text in step["env"].items()
+    }
+    files = {"GITHUB_STEP_SUMMARY": "page.md", "GITHUB_OUTPUT": "outputs.txt"}
+    here_first = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
+        env=os.environ | environment | files | {"PATH": here_first},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == ends, done.stderr
+    assert Path("outputs.txt").read_text() == f"code={code}\n"
+    assert Path("page.md").exists() == (code != 1)

@@ -933,6 +933,17 @@ def test_losses_that_are_not_numbers_are_left_out_of_the_picture(
     assert [len(line.split()) for line in points] == [2]
 
 
+@pytest.mark.parametrize("logged", [1, 2])
+def test_a_single_logged_loss_is_a_dot(
+    tmp_path: Path, trained: TrainResult, run: tiny.Run, logged: int
+) -> None:
+    found = trained.model_copy(update={"losses": LOSSES[:logged]})
+    page = page_of(tmp_path, {"train-generated": of_run(run, "train-generated", found)})
+    _, _, picture = page.partition("Loss of train-generated")
+    assert ("<circle" in picture) == (logged == 1)
+    assert ("<polyline" in picture) == (logged > 1)
+
+
 def test_a_long_training_is_thinned(tmp_path: Path, finished: dict[str, Manifest]) -> None:
     points = re.findall(r'<polyline points="([^"]+)"', page_of(tmp_path, finished))
     assert len(points) == 2

@@ -243,7 +243,11 @@ def _loss(name: str, rows: Sequence[Mapping[str, float]], most: float, colours: 
         finite = [row for row in rows if math.isfinite(row.get(key, math.nan))]
         every = max(1, len(finite) // LOSS_POINTS)
         points = [(x(row["step"]), y(row[key])) for row in finite[::every]]
-        parts.append(polyline(points, colours[key]))
+        if len(points) == 1:  # a line of one point is not seen
+            ((px, py),) = points
+            parts.append(f'<circle cx="{px:g}" cy="{py:g}" r="4" style="fill:{colours[key]}"/>')
+        elif points:
+            parts.append(polyline(points, colours[key]))
         if points:
             ends.append((points[-1][1], key))
     lowest = 208.0

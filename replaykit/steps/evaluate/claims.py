@@ -1,13 +1,13 @@
 """What may be said of each model: that it lost an old skill, that it kept it, or neither.
 
-    claimed(tests, shared, margin=0.02)["tuned"]["nli"].state     # "lost"
+    claims_of(tests, base, tuned, drops, margin=0.02)["nli"].state     # "lost"
 
 A skill is **lost** where a one-sided test finds a loss at ALPHA, corrected by Holm's method for all
-old skills of the model: with nothing lost anywhere, one is called lost in at most 2.5 % of runs. It
-is **kept** where the 95 % interval of its drop ends below the margin; no correction is needed for
-"all are kept", which needs every one of them. Of fewer than FLOOR rows nothing is said, and of a
-skill that the base hardly has it is not said that it was kept. Everything else is unknown, with the
-drop that so many rows would have shown.
+old skills of the model: with nothing lost anywhere, one is called lost in at most 2.5 % of runs,
+and in as many the mean of them, which is tested beside them. It is **kept** where the 95 % interval
+of its drop ends below the margin; no correction is needed for "all are kept", which needs every one
+of them. Of fewer than FLOOR rows nothing is said, and of a skill that the base hardly has it is not
+said that it was kept. Everything else is unknown, with the drop that so many rows would have shown.
 """
 
 from __future__ import annotations

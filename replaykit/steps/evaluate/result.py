@@ -175,8 +175,15 @@ class ModelScores(Result):
 
     @property
     def state(self) -> Literal["lost", "kept", "unknown"]:
-        """What may be said of all old skills together."""
-        return state_of(self.claims)
+        """What may be said of all old skills together: something is lost where a skill is, or where
+        their mean is lower, the interval of its drop above 0.
+        """
+        found = state_of(self.claims)
+        few = any(claim.state == "too_few" for claim in self.claims.values())
+        drop = self.old_drop
+        if found == "unknown" and not few and drop is not None and drop.known and drop.low > 0:
+            return "lost"
+        return found
 
 
 class EvalResult(Noted):

@@ -159,8 +159,10 @@ def lost_skills(model: ModelScores) -> list[str]:
 
 def lost(model: ModelScores, old: Side) -> bool:
     """Whether a loss in the mean of the old skills is measurable: the interval of their retention,
-    or of the rise, says so.
+    or of the rise, says so, and none of them has too few rows.
     """
+    if any(claim.state == "too_few" for claim in model.claims.values()):
+        return False
     # Retention comes from the paired drops, so its interval tells more than those of two means.
     if old.unit == "score" and model.retention is not None:
         return model.retention.high < 1

@@ -268,7 +268,7 @@ def test_lost_thoughts_are_said_where_the_scores_hold() -> None:
     found = told("v" * 240 + "m" * 10, "v" * 30 + "e" * 20 + "m" * 200)
     assert found.models[1].drop["sums"].mean == 0
     assert verdict(found).endswith(
-        "With replay (tuned) the model thinks in 12 % of its answers; the base in 96 %."
+        "In tuned the model thinks in 12 % of its answers; the base in 96 %."
     )
     assert "no forgetting" not in caution(found)
     assert "the scores are kept, though thoughts are lost" in caution(found)

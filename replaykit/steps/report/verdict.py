@@ -368,6 +368,8 @@ def _one_arm(evaluation: EvalResult, arm: ModelScores, old: Side, new: Side) -> 
     control = control_of(evaluation)
     other = "no run with" if control is not None else "no run without"
     who = _with(arm, replayed(evaluation))
+    if share_of(arm) is None:  # of a model that was trained elsewhere
+        return f"{who} {moved}."
     unknown = "so what replay contributes is not known"
     return f"{who} {moved}; {other} replay was evaluated, {unknown}."
 

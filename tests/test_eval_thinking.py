@@ -213,7 +213,7 @@ def test_a_score_may_hold_where_the_thoughts_are_lost(result: EvalResult) -> Non
     assert lost_thoughts(tuned)
     said = percent(round(base.thinks.mean, 3)) if base.thinks else ""
     assert verdict(result).endswith(
-        f"With replay (tuned) the model thinks in 0 % of its answers; the base in {said}."
+        f"In tuned the model thinks in 0 % of its answers; the base in {said}."
     )
 
 

@@ -219,7 +219,7 @@ def test_a_score_may_hold_where_the_thoughts_are_lost(result: EvalResult) -> Non
 
 @pytest.mark.slow
 def test_a_note_says_how_many_answers_were_cut_under_each_model(result: EvalResult) -> None:
-    (note,) = [note for note in result.notes if note.startswith("cut: ")]
+    (note,) = [note for note in result.notes if note.startswith("cut: answers")]
     assert "max_tokens (6), thoughts counted: 4 of 4 of base, " in note
     assert note.endswith("raise max_tokens, or the score tells of the limit")
 

@@ -81,6 +81,20 @@ def test_a_loss_in_nats_is_in_the_headline_beside_skills_that_kept_their_score()
     assert found.models[1].state == "lost"
 
 
+def test_what_the_best_arm_lost_in_nats_is_said_beside_its_score() -> None:
+    found = evaluated(
+        {
+            "json": {"base": rights(200, 200), "without": rights(20, 200), "with": rights(90, 200)},
+            "chat": {"base": spread(2.0), "without": spread(6.0), "with": spread(3.0)},
+        },
+        nats=["chat"],
+        ratios={"without": (0.0, 0.0), "with": (0.05, 0.05)},
+    )
+    assert "they came to 0.45, a smaller loss, though something is lost of chat (2" in verdict(
+        found
+    ).replace("(1.99", "(2")
+
+
 @pytest.mark.parametrize(("base", "tuned", "n"), [(9, 5, 10), (10, 0, 10), (19, 18, 19)])
 def test_nothing_is_told_of_ten_rows(base: int, tuned: int, n: int) -> None:
     found = evaluated({"nli": {"base": rights(base, n), "without": rights(tuned, n)}})

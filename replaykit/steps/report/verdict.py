@@ -347,13 +347,10 @@ def _with(model: ModelScores, rivals: Sequence[ModelScores] = ()) -> str:
         return f"With {percent(model.ratio)} replay asked for and none in it ({model.model})"
     if share == 0:
         return "Without replay"
-    amount = ""
-    if share is not None:
-        amount = f"{percent(share)} "
     best = ""
     if len(rivals) > 1:
         best = f", the best of {len(rivals)}"
-    return f"With {amount}replay ({model.model}{best})"
+    return f"With {percent(share)} replay ({model.model}{best})"
 
 
 def _one_arm(evaluation: EvalResult, arm: ModelScores, old: Side, new: Side) -> str:
@@ -387,14 +384,17 @@ def _moved(evaluation: EvalResult, arm: ModelScores, old: Side) -> str:
     else:
         verb = "fell" if sure else "went"
         said = f"the old skills {verb} from {old.text(base)} to {value}"
-    beside = [
-        _change(evaluation, arm, name)
-        for name in lost_skills(arm)
-        if not sure or _unit(arm, name) != old.unit
-    ]
-    if beside:
-        return f"{said}, and something is lost of {_listed(beside)}"
-    return said
+    beside = _beside(evaluation, arm, old)
+    return f"{said}, and something is lost of {beside}" if beside else said
+
+
+def _beside(evaluation: EvalResult, arm: ModelScores, old: Side) -> str:
+    """The skills of which something is lost that the mean does not show, or is of another unit; ""
+    where there are none.
+    """
+    sure = lost(arm, old)
+    names = [name for name in lost_skills(arm) if not sure or _unit(arm, name) != old.unit]
+    return _listed([_change(evaluation, arm, name) for name in names])
 
 
 def _change(evaluation: EvalResult, arm: ModelScores, name: str) -> str:
@@ -417,24 +417,22 @@ def _protected(evaluation: EvalResult, control: ModelScores, best: ModelScores, 
         came = f"{who} it changed by {value}"
         stayed = came
         fell = f"{who} it rose by only {value}"
-    beside = [_change(evaluation, best, skill) for skill in lost_skills(best)]
-    though = ""
-    if beside and not lost(best, old):
-        though = f", though something is lost of {_listed(beside)}"
+    beside = _beside(evaluation, best, old)
+    though = f", though something is lost of {beside}" if beside else ""
     pair = evaluation.between(name, control.model)
     gain = pair.old if old.unit == "score" else pair.old_nats
     assert gain is not None  # both have the mean that it is of
     # From what must be said first to what is left: a harm, nothing to protect, no difference that
     # this test can tell, then how much of the loss was kept off.
     if gain.high < 0:
-        return f"{start}; {came}: replay made it worse"
+        return f"{start}; {came}: replay made it worse{though}"
     if not lost(control, old) and not lost_skills(control):
         if control.state == "kept":
             return f"{start}, no measurable loss, so there was little to protect; {came}{though}"
         return f"{start}, which this test cannot tell from no loss; {came}{though}"
     if gain.low <= 0:
         if gain.high < evaluation.margin:
-            return f"{start}; {came}: replay did not help"
+            return f"{start}; {came}: replay did not help{though}"
         return f"{start}; {came}, too near for this test to tell{though}"
     kept = best.retention is not None and best.retention.mean >= 0.9
     if kept or not lost(best, old):
@@ -442,8 +440,8 @@ def _protected(evaluation: EvalResult, control: ModelScores, best: ModelScores, 
     # Nearer to the model without replay than to the base.
     base = base_of(evaluation).model
     if 2 * old.goodness(name) < old.goodness(base) + old.goodness(control.model):
-        return f"{start}; {came}, a smaller loss"
-    return f"{start}; {fell}"
+        return f"{start}; {came}, a smaller loss{though}"
+    return f"{start}; {fell}{though}"
 
 
 def _learned(evaluation: EvalResult, control: ModelScores, best: ModelScores, new: Side) -> str:

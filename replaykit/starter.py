@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import yaml
 from pydantic import ValidationError
 
+from replaykit.checks.verify import ONLY_A_NUMBER
 from replaykit.data.formats import read_records
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import Record, Source, dialogue
@@ -21,6 +23,7 @@ from replaykit.errors import DataError, RecipeError
 from replaykit.model import loading
 from replaykit.nano import world
 from replaykit.recipe import Recipe
+from replaykit.recipe.evaluate import Score
 from replaykit.recipe.generate import Generate
 from replaykit.recipe.messages import explain
 from replaykit.recipe.schema import FIRST_LINE, write_schema, write_text
@@ -36,7 +39,7 @@ seed: {seed}
 
 target:                   # the new task
   path: {target}
-  # prompt: question      # the columns, where they have unusual names
+{hold_out}  # prompt: question      # the columns, where they have unusual names
   # answer: answer
 
 {select}
@@ -60,13 +63,24 @@ train:
   epochs: 1               # passes over the target
   batch_rows: 32
 
+{eval}
+# push: {{repo: me/my-replay}}
+"""
+NO_EVAL = """\
 # eval:                   # held-out rows: the new task, and what must not drop
-#   target: {{path: my_task_test.jsonl, score: exact}}        \
+#   target: {path: my_task_test.jsonl, score: exact}        \
 # exact, numeric, json, tool_call or cross_entropy
 #   old:
-#     chat: {{path: general.jsonl, score: cross_entropy, n: 200}}
-
-# push: {{repo: me/my-replay}}
+#     chat: {path: general.jsonl, score: cross_entropy, n: 200}
+"""
+EVAL = """\
+eval:                     # held-out rows: the new task, and what must not drop
+  target: {{score: {score}}}   # {reason}
+  # old:                  # without these nobody knows what was lost
+  #   chat: {{path: general.jsonl, score: cross_entropy, n: 200}}
+"""
+HOLD_OUT = """\
+  hold_out: {part}         # of its rows this part is tested and not trained on: about {rows}
 """
 SELECT = """\
 select:                   # old data near the target
@@ -98,6 +112,10 @@ eval:
   old:
 {old}
 """
+SHORT = 8  # words of an answer that is compared word for word
+MOST_LOOKED_AT = 20_000  # rows of the target, by init
+FEWEST_TO_HOLD_OUT = 100  # rows: of fewer a fifth tells nothing
+HELD_ROWS = 200  # rows, about, that init holds out of a large target
 TARGET_ROWS = 8_000
 POOL_ROWS = 3_000
 SELECTED = 1_500
@@ -141,9 +159,16 @@ def write_recipe(
             str(path), ["the file is there already; --force replaces it, --out writes another"]
         )
     loading.resolve(model or "llama3")
-    for data in (target, pool):
-        if data is not None:
-            _check_rows(data)
+    if pool is not None:
+        _first_rows(pool, 1)
+    hold_out = ""
+    tested = NO_EVAL
+    if target is not None:
+        rows = _first_rows(target, MOST_LOOKED_AT)
+        if len(rows) >= FEWEST_TO_HOLD_OUT:
+            part = max(0.01, round(min(0.2, HELD_ROWS / len(rows)), 3))
+            hold_out = HOLD_OUT.format(part=part, rows=round(part * len(rows)))
+            tested = EVAL.format(**score_of(rows)._asdict())
     limits = limits_of(model or "llama3")
     stem = Path(target).name.split(".")[0] if target else ""
     text = FIRST_LINE + STARTER.format(
@@ -156,6 +181,8 @@ def write_recipe(
         answer_tokens=limits.answer,
         reason=limits.reason,
         select=SELECT.format(pool=_plain(pool)) if pool else NO_SELECT,
+        hold_out=hold_out,
+        eval=tested,
     )
     try:
         Recipe.model_validate(yaml.safe_load(text))
@@ -166,18 +193,57 @@ def write_recipe(
     return path
 
 
-def _check_rows(path: str) -> None:
-    """Raises DataError where no row can be read. Some that cannot be are left out when it runs."""
+def _first_rows(path: str, most: int) -> list[Record]:
+    """The first rows that can be read. Raises DataError where there is none. Some that cannot be
+    are left out when it runs.
+    """
     refused: list[DataError] = []
 
     def passed_over(_: str, error: DataError) -> None:
         if not refused:
             refused.append(error)
 
-    if next(read_records(path, "target", unparsed=passed_over), None) is None:
-        if refused:
-            raise DataError(f"{path}: none of its rows can be read; the first: {refused[0]}")
-        raise DataError(f"{path}: there is no row in it")
+    found = list(islice(read_records(path, "target", unparsed=passed_over), most))
+    if found:
+        return found
+    if refused:
+        raise DataError(f"{path}: none of its rows can be read; the first: {refused[0]}")
+    raise DataError(f"{path}: there is no row in it")
+
+
+class Scoring(NamedTuple):
+    """How answers such as some rows have are scored, and why."""
+
+    score: Score
+    reason: str
+
+
+def score_of(rows: Sequence[Record]) -> Scoring:
+    """The scorer that fits the answers of all rows; where none does, the loss of the answers."""
+    answers = [row.answer.strip() for row in rows]
+    if any(row.messages[-1]["role"] == "text" for row in rows):
+        return Scoring("cross_entropy", "rows are plain texts")
+    if any("tool_calls" in row.messages[-1] for row in rows):
+        return Scoring("tool_call", "answers call tools")
+    if all(map(_is_structure, answers)):
+        return Scoring("json", "every answer is a JSON object or list")
+    if all(map(ONLY_A_NUMBER.fullmatch, answers)):
+        return Scoring("numeric", "every answer is a number")
+    if max(len(answer.split()) for answer in answers) <= SHORT:
+        return Scoring(
+            "exact", f"no answer has more than {SHORT} words; or numeric, json, tool_call"
+        )
+    return Scoring(
+        "cross_entropy",
+        "answers are in free words, so their loss is measured; or exact, numeric, json",
+    )
+
+
+def _is_structure(answer: str) -> bool:
+    try:
+        return isinstance(json.loads(answer), (dict, list))
+    except ValueError:
+        return False
 
 
 def limits_of(model: str) -> Limits:

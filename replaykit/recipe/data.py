@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from replaykit.recipe.base import Strict, file_facts
 
@@ -56,6 +56,18 @@ class Data(Prompts):
         return self
 
 
+Part = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Target(Data):
+    """The rows of a new task."""
+
+    hold_out: Part | None = None
+    """The part of the rows that is left out of training, to be tested. Which they are is decided by
+    what their questions say: rows with one question stay together, and no seed changes it. Where
+    eval.target has no path, it is these."""
+
+
 def from_path(value: Any) -> Any:
     """A bare path as the section that it stands for."""
     if isinstance(value, str):
@@ -63,5 +75,6 @@ def from_path(value: Any) -> Any:
     return value
 
 
+TargetOrPath = Annotated[Target, BeforeValidator(from_path, json_schema_input_type=str | Target)]
 DataOrPath = Annotated[Data, BeforeValidator(from_path, json_schema_input_type=str | Data)]
 PromptsOrPath = Annotated[Prompts, BeforeValidator(from_path, json_schema_input_type=str | Prompts)]

@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from replaykit.recipe.base import Strict
-from replaykit.recipe.data import Data, from_path
+from replaykit.recipe.data import Data, Part, from_path
 
 Score = Literal["exact", "numeric", "json", "tool_call", "label", "cross_entropy"]
 
 
 class Test(Data):
     """Held-out rows and how an answer to them is scored."""
+
+    hold_out: Part | None = None
+    """Of rows that are trained on but for this part, as target.hold_out says: that part alone."""
 
     split: str | None = None
     """The split of a Hub data set, or of a folder whose file names say one; null: test, else

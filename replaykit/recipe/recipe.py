@@ -13,6 +13,7 @@ relative to the working directory.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from replaykit.recipe.base import FolderName, Strict, TunedName
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import NO_TEXT, WRITING, Classification, Task, wrong_for_task
 from replaykit.recipe.controller import ControllerSettings
-from replaykit.recipe.data import DataOrPath
+from replaykit.recipe.data import TargetOrPath
 from replaykit.recipe.engine import EngineOptions, EngineOrName
 from replaykit.recipe.evaluate import Eval
 from replaykit.recipe.generate import Generate
@@ -73,7 +74,7 @@ class Recipe(Strict, metaclass=_Called):
     """The labels, for task: classification."""
     seed: NonNegativeInt = 1
     """The seed of every draw: the same recipe and seed give the same rows."""
-    target: DataOrPath | None = None
+    target: TargetOrPath | None = None
     """The rows of the new task."""
     tasks: list[NewTask] = []
     """Instead of target: several tasks, learned one after the other; empty: one."""
@@ -95,6 +96,21 @@ class Recipe(Strict, metaclass=_Called):
     """Held-out rows: of the new task, and of the old skills that must not drop."""
     push: Push = Push()
     """Where the replay data is published."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _held_out_is_tested(cls, value: Any) -> Any:
+        """Where a part of the target is held out and eval.target names no rows, it is that part."""
+        if not isinstance(value, Mapping):
+            return value
+        target = value.get("target")
+        tested = value.get("eval") or {}
+        if not isinstance(target, Mapping) or not isinstance(tested, Mapping):
+            return value
+        own = tested.get("target") or {}
+        if target.get("hold_out") is None or not isinstance(own, Mapping) or "path" in own:
+            return value
+        return {**value, "eval": {**tested, "target": {**target, **own}}}
 
     @model_validator(mode="after")
     def _what_cannot_combine(self) -> Recipe:

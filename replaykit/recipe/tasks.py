@@ -17,7 +17,7 @@ import yaml
 from pydantic import PositiveInt, ValidationError, model_validator
 
 from replaykit.recipe.base import Strict, TunedName
-from replaykit.recipe.data import DataOrPath
+from replaykit.recipe.data import TargetOrPath
 from replaykit.recipe.evaluate import TestOrPath
 from replaykit.recipe.messages import explain
 from replaykit.recipe.mix import Mix
@@ -36,7 +36,7 @@ class NewTask(Strict):
 
     name: TunedName
     """A part of the names of its folders, and its column in the accuracy matrix."""
-    target: DataOrPath
+    target: TargetOrPath
     """The rows that it is learned from."""
     eval: TestOrPath
     """Its held-out rows, tested before and after every stage."""

@@ -11,16 +11,19 @@ from replaykit.data.files import Hub, Unparsed, splits_of, unread_note
 from replaykit.data.formats import Columns, read_prompts, read_records
 from replaykit.data.record import TARGET, Record, Source
 from replaykit.errors import DataError, RecipeError
-from replaykit.hashing import file_fingerprint
+from replaykit.hashing import derive_seed, file_fingerprint
 from replaykit.model import loading
 from replaykit.recipe import Recipe
 from replaykit.recipe.data import Data, Prompts
 from replaykit.recipe.evaluate import Test
+from replaykit.text import normalise
 
 if TYPE_CHECKING:
     from replaykit.checks.overlap import Decontamination
 
 
+HELD = "held out"
+SEEDS = 1 << 63  # that derive_seed gives
 HELD_OUT = ("test", "validation")
 """The splits that a test reads where none is named: the first of them that is there."""
 
@@ -154,13 +157,15 @@ def rows_of(
     unparsed: Unparsed | None = None,
     classes: Sequence[str] | None = None,
 ) -> Iterator[Record]:
-    """The rows that a recipe names, one by one; ``unparsed`` is called for one that is bad."""
+    """The rows that a recipe names, one by one; ``unparsed`` is called for one that is bad. Of rows
+    of which a part is held out a test has that part, and all others have the rest.
+    """
     prompt = data.prompt
     answer = data.answer
     if data.labels is not None:
         prompt = prompt or "text"
         answer = answer or "label"
-    return read_records(
+    records = read_records(
         data.path,
         source,
         columns=Columns(prompt, answer, data.labels, data.preferred, classes),
@@ -170,6 +175,18 @@ def rows_of(
         limit=data.n,
         unparsed=unparsed,
     )
+    part = getattr(data, "hold_out", None)
+    if part is None:
+        return records
+    return (each for each in records if is_held(each, part) == isinstance(data, Test))
+
+
+def is_held(record: Record, part: float) -> bool:
+    """Whether a row is of the part that is held out: by a hash of its questions, so that rows that
+    ask the same are on one side, whatever their case, width and spacing.
+    """
+    asked = normalise(record.all_questions)
+    return derive_seed(HELD, asked) < part * SEEDS
 
 
 def load_prompts(data: Prompts) -> Readable:
@@ -268,6 +285,9 @@ def split_note(test: Test) -> str:
 def same_rows(target: Prompts, test: Test) -> bool:
     """Whether a test would read rows that are trained on."""
     same = Path(target.path).resolve() == Path(test.path).resolve()
+    part = getattr(target, "hold_out", None)
+    if same and part is not None and part == test.hold_out:
+        return False
     if not same or (target.subset, target.revision) != (test.subset, test.revision):
         return False
     # Of one file or split, rows may be taken by their numbers.

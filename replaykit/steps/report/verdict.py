@@ -242,6 +242,8 @@ def caution(evaluation: EvalResult) -> str:
 
 def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
     """The same for any tuned model; "" where no drop of an old skill is known."""
+    if not any(skill.role == "old" for skill in evaluation.skills):
+        return "No old skill was tested (eval.old), so what was lost is not known."
     if not old_drops(evaluation, best):
         return ""
     who = _with(best)

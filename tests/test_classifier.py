@@ -574,7 +574,7 @@ def test_what_a_training_will_take_is_told(
     learning = sum(each.numel() for each in network.parameters() if each.requires_grad)
     assert found.trainable == learning
     assert found.parameters == sum(each.numel() for each in network.parameters())
-    assert found.memory.gradients == found.memory.remedies == 4 * learning
+    assert found.memory.gradients == found.memory.average == 4 * learning
     assert found.memory.activations > 0
     assert found.steps == done(made, "train")["train"].steps
 

@@ -8,22 +8,28 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import architectures
 import psutil
 import pytest
 import torch
 from commands import type_in
+from transformers import GPT2Model
 
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import Record, dialogue
+from replaykit.errors import EngineError
 from replaykit.model.chat import Chat
 from replaykit.model.loading import load_model
 from replaykit.recipe.train import Train
 from replaykit.steps.train.batches import TokenisedRows, collate
 from replaykit.steps.train.estimate import estimate
-from replaykit.steps.train.result import TrainEstimate
+from replaykit.steps.train.lighter import lighter
+from replaykit.steps.train.parameters import adapted
+from replaykit.steps.train.result import MemoryParts, TrainEstimate
 
 NANO = 1_970_000  # parameters, to three digits
 LINE = "the red fox runs over the old wall and sleeps "
@@ -64,9 +70,9 @@ def estimated(chat: Chat, tmp_path: Path) -> Callable[..., TrainEstimate]:
     return found
 
 
-def really_kept(rows: list[PlannedRow], chat: Chat) -> int:
-    """Bytes that autograd keeps of a forward pass of nano's body, parameters aside."""
-    model = load_model("nano", train=True)
+def really_kept(rows: list[PlannedRow], chat: Chat, name: str = "nano") -> int:
+    """Bytes that autograd keeps of a forward pass of a model's body, parameters aside."""
+    model = load_model(name, train=True)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, torch.UntypedStorage] = {}
 
@@ -117,7 +123,7 @@ def test_an_adapter_learns_little_and_keeps_a_teacher_for_nothing(
     assert lora.memory.gradients == 4 * lora.trainable
     quantised = estimated(rows, method="qlora", rank=4)
     assert quantised.memory.weights < 0.5 * lora.memory.weights
-    assert estimated(rows, method="lora", remedies={"distill": {}}).memory.remedies == 0
+    assert estimated(rows, method="lora", remedies={"distill": {}}).memory.teacher == 0
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,11 @@ def test_what_remedies_hold_is_told(
     estimated: Callable[..., TrainEstimate], remedies: dict[str, object], copies: int
 ) -> None:
     found = estimated(planned([20] * 4, rows=4), remedies=remedies)
-    assert found.memory.remedies == copies * 4 * found.parameters
+    memory = found.memory
+    told = memory.teacher + memory.fisher + memory.base + memory.average + memory.projection
+    assert told == copies * 4 * found.parameters
+    assert (memory.fisher > 0) == ("ewc" in remedies)
+    assert (memory.teacher > 0) == (remedies.get("distill") == {})
 
 
 def test_checkpoints_keep_less(estimated: Callable[..., TrainEstimate]) -> None:
@@ -152,20 +162,151 @@ def test_packed_rows_are_one_row(estimated: Callable[..., TrainEstimate]) -> Non
     assert packed.tokens < padded.tokens
 
 
+def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """So many bytes are free on this machine."""
+    small = psutil.virtual_memory()._replace(available=size)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+
+
+@pytest.mark.slow
 def test_where_it_does_not_fit_it_says_what_to_change(
     estimated: Callable[..., TrainEstimate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = planned([400] * 32, rows=32)
     whole = estimated(rows, micro_batch_rows=32)
-    small = psutil.virtual_memory()._replace(available=whole.memory.peak - 50_000_000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    free(monkeypatch, whole.memory.peak - 50_000_000)
     found = estimated(rows, micro_batch_rows=32)
     assert found.memory.peak > found.free
-    assert found.instead["train.micro_batch_rows: 1"] < found.free
-    smallest = min(found.instead, key=lambda name: found.instead[name])
-    assert "lora" in smallest
-    said = " ".join(found.text)
-    assert "it does not fit; with train.micro_batch_rows: 1: " in said
+    # Half the rows are enough, so no fewer are told.
+    assert next(iter(found.instead)) == "train.micro_batch_rows: 16"
+    assert "train.micro_batch_rows: 8" not in found.instead
+    assert all(peak < found.memory.peak for peak in found.instead.values())
+    assert "it does not fit; it does with train.micro_batch_rows: 16: " in " ".join(found.text)
+
+
+def parts(**sizes: int) -> MemoryParts:
+    """What is held, most of it nothing."""
+    return MemoryParts.model_validate(dict.fromkeys(MemoryParts.model_fields, 0) | sizes)
+
+
+def offered(train: dict[str, object], *, free: int, apart: bool = False) -> dict[str, int]:
+    """What is offered to settings that take 100, where each change takes 10 less."""
+    settings = Train.model_validate(train)
+    before = settings.model_dump()
+
+    def weigh(other: Train) -> MemoryParts:
+        differ = sum(value != before[key] for key, value in other.model_dump().items())
+        return parts(peak=100 - 10 * differ)
+
+    return lighter(settings, parts(peak=100), free=free, rows=8, weigh=weigh, apart=apart)
+
+
+@pytest.mark.parametrize(
+    ("train", "refused"),
+    [
+        ({"remedies": {"ewc": {"hard": 0.5}}}, "method"),
+        ({"stages": [{"part": 1.0}]}, "method"),
+        ({"precision": "float32"}, "weights"),
+        ({"peft": {"peft_type": "IA3"}}, "method"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
+        ({"method": "lora"}, "method: lora"),
+    ],
+)
+def test_what_the_recipe_refuses_or_has_is_not_offered(
+    train: dict[str, object], refused: str
+) -> None:
+    for free in (90, 5):
+        found = offered(train, free=free)
+        assert found
+        assert not any(refused in name for name in found)
+
+
+def test_what_takes_no_less_is_not_offered() -> None:
+    same = parts(peak=100)
+    found = lighter(Train(), same, free=50, rows=8, weigh=lambda _: same, apart=False)
+    assert found == {}
+
+
+def test_several_changes_are_offered_where_none_by_itself_is_enough() -> None:
+    assert all(peak <= 90 for peak in offered({}, free=90).values())
+    found = offered({}, free=75)
+    assert next(iter(found)) == (
+        "train.micro_batch_rows: 1, gradient_checkpointing: true, weights: bfloat16, "
+        "optimiser: adamw_8bit"
+    )
+    assert list(offered({}, free=5).values()) == sorted(offered({}, free=5).values())
+
+
+@pytest.mark.slow
+def test_where_nothing_fits_the_least_is_told(
+    estimated: Callable[..., TrainEstimate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 1_000_000)
+    found = estimated(planned([100] * 8, rows=8))
+    least = min(found.instead, key=lambda name: found.instead[name])
+    assert "qlora" in least
+    assert f"nor with other settings; {least}: " in " ".join(found.text)
+
+
+def test_weights_are_shared_out_over_the_fewest_processes_that_fit() -> None:
+    now = parts(weights=30, gradients=30, optimiser=60, peak=130)
+
+    def weigh(_: Train) -> MemoryParts:
+        return now
+
+    looked = partial(lighter, Train(), now, rows=8, weigh=weigh)
+    assert looked(free=50, apart=True) == {"train.fsdp: true over 3 processes (each)": 50}
+    # On one machine's memory nothing is won.
+    assert looked(free=50, apart=False) == {}
+    assert (
+        partial(lighter, Train(method="lora"), now, rows=8, weigh=weigh)(free=50, apart=True) == {}
+    )
+
+
+KINDS = [
+    *("mixtral", "gpt_oss", "qwen3_next"),  # of experts
+    *("gptj", "falcon"),  # their masks are made where no tensor has memory
+    "bart",  # it drops layers at random
+]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_whose_code_asks_for_numbers_are_estimated(
+    kind: str, method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = architectures.save(tmp_path / kind, kind)
+    settings = Train(method=method)
+    rows = planned([20] * 4, rows=4)
+    found = estimate(rows, model, None, Chat.load(model), settings, folder=tmp_path / "train")
+    network = adapted(load_model(model, train=True), settings)
+    learning = [each for each in network.parameters() if each.requires_grad]
+    assert found.trainable == sum(each.numel() for each in learning)
+    assert found.memory.activations > 0
+    assert found.tokens_per_second > 0
+    assert "fake_tensor" not in capfd.readouterr().err
+
+
+def test_experts_keep_what_autograd_keeps(tmp_path: Path) -> None:
+    model = architectures.save(tmp_path / "mixtral", "mixtral")
+    chat = Chat.load(model)
+    rows = planned([60] * 8, rows=8)
+    settings = Train(micro_batch_rows=8)
+    found = estimate(rows, model, None, chat, settings, folder=tmp_path / "train")
+    assert found.memory.activations == pytest.approx(really_kept(rows, chat, model), rel=0.06)
+
+
+def test_where_a_models_code_needs_memory_what_is_known_is_told(tmp_path: Path) -> None:
+    model = architectures.save(tmp_path / "gpt2", "gpt2")
+
+    def needs_memory(*_: object, **__: object) -> None:
+        torch.zeros(()).item()
+
+    rows = planned([20] * 4, rows=4)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(GPT2Model, "forward", needs_memory)
+        with pytest.raises(EngineError, match=r"held beside them: weights \d.*optimiser \d"):
+            estimate(rows, model, None, Chat.load(model), Train(), folder=tmp_path / "train")
 
 
 def test_a_price_is_a_cost(estimated: Callable[..., TrainEstimate]) -> None:
@@ -207,8 +348,7 @@ def test_a_training_that_cannot_fit_ends_before_its_first_step(
 ) -> None:
     mixture(here, 20, "nano")
     # A machine that has 20 MB left: nano's gradients and moments are 24.
-    small = psutil.virtual_memory()._replace(available=20_000_000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    free(monkeypatch, 20_000_000)
     said = type_in("train", "--model", "nano", code=1)
     assert "take 0.02 GB beside the weights, and 0.02 GB are free" in said
     assert "train.method: lora" in said

@@ -67,14 +67,28 @@ class MemoryParts(Result):
     """What the forward pass of the largest micro-batch leaves for the backward pass."""
     logits: int
     """What the loss takes beside them, at its peak."""
-    remedies: int
-    """Teacher, Fisher information, averages and copies that the remedies hold."""
+    teacher: int
+    """The base a second time, for distill."""
+    fisher: int
+    """The Fisher information that ewc weighs with."""
+    base: int
+    """The base's values that ewc and l2sp hold by."""
+    average: int
+    """Of ema."""
+    projection: int
+    """The replay's gradient, for project."""
     program: int
     """Of this process and its libraries; 0 on a GPU."""
     peak: int
     """Of all together, which is not their sum: gradients come as activations go, and checkpointed
     activations are made again.
     """
+
+    @property
+    def held(self) -> int:
+        """What is there all along, with the gradients."""
+        of_remedies = self.teacher + self.fisher + self.base + self.average + self.projection
+        return self.weights + self.gradients + self.optimiser + of_remedies
 
 
 class TrainEstimate(Result):

@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import architectures
 import psutil
@@ -21,15 +23,18 @@ from transformers import GPT2Model
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.planned import PlannedRow
 from replaykit.data.record import Record, dialogue
+from replaykit.devices import free_memory
 from replaykit.errors import EngineError
 from replaykit.model.chat import Chat
 from replaykit.model.loading import load_model
 from replaykit.recipe.train import Train
+from replaykit.runs import open_step
 from replaykit.steps.train.batches import TokenisedRows, collate
 from replaykit.steps.train.estimate import estimate
 from replaykit.steps.train.lighter import lighter
 from replaykit.steps.train.parameters import adapted
-from replaykit.steps.train.result import MemoryParts, TrainEstimate
+from replaykit.steps.train.result import MemoryParts, Speed, TrainEstimate, TrainResult
+from replaykit.steps.train.speed import Clock
 
 NANO = 1_970_000  # parameters, to three digits
 LINE = "the red fox runs over the old wall and sleeps "
@@ -337,10 +342,83 @@ def test_the_command_trains_nothing_and_a_finished_training_tells_the_speed(here
     type_in("train", "--model", "nano")
     again = json.loads(type_in("train", "--model", "nano", "--dry-run", "--json"))
     assert again["basis"] == "measured"
-    before = json.loads((here / "runs/nano/train/manifest.json").read_text())
-    # Of the same rows it is the same time.
-    assert again["hours"] * 3600 == pytest.approx(before["seconds"], rel=1e-3)
+    speed = json.loads((here / "runs/nano/train/manifest.json").read_text())["result"]["speed"]
+    # Of the two steps the second is timed, and half of the rows are in it.
+    assert speed["steps"] == 1
+    assert 1.5 * speed["seconds"] < again["hours"] * 3600 < 2.5 * speed["seconds"]
     assert re.search(r"tokens/s \(measured in this folder\)", " ".join(again["text"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "lora"},
+        {"gradient_checkpointing": True},
+        {"packing": True},
+        {"micro_batch_rows": 2},
+        {"weights": "bfloat16"},
+    ],
+)
+def test_what_trains_otherwise_is_not_measured_by_this(
+    estimated: Callable[..., TrainEstimate], tmp_path: Path, options: dict[str, object]
+) -> None:
+    finished(tmp_path / "train", steps=10, seconds=2.0, tokens=4_000)
+    rows = planned([20] * 8, rows=4)
+    # What does not decide the speed may differ.
+    assert estimated(rows, learning_rate=1e-3, steps=3).tokens_per_second == 2_000
+    found = estimated(rows, **options)
+    assert found.basis == "estimated"
+    assert f"had another {next(iter(options))}" in " ".join(found.text)
+
+
+def finished(folder: Path, *, steps: int, seconds: float, tokens: int) -> None:
+    """A training of nano that was as fast as this, in its folder."""
+    speed = Speed(
+        steps=steps,
+        seconds=seconds,
+        tokens=tokens,
+        device=free_memory()[1],
+        processes=1,
+        fsdp=False,
+        offload=False,
+    )
+    result = TrainResult(
+        steps=steps,
+        loss=1.0,
+        losses=[],
+        tokens=1,
+        speed=speed,
+        model="",
+        base="nano",
+        revision=None,
+    )
+    with open_step("train", folder, {"train": Train().decisive()}) as step:
+        step.finish(result)
+
+
+@pytest.mark.parametrize(("begins", "steps"), [(0, 5), (3, 2), (4, 1)])
+def test_the_speed_is_of_steps_after_the_first_one_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, begins: int, steps: int
+) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    for step in range(begins, 6):
+        clock.on_step_end(None, SimpleNamespace(global_step=step + 1), None)
+    # Six steps of two micro-batches, of 2 rows of at most 5 tokens and of 1 row of 3.
+    batches = [[0, 1], [2]] * 6
+    speed = clock.speed(batches, [5, 1, 3], Train(), parts=2, processes=1)
+    assert speed is not None
+    assert (speed.steps, speed.seconds, speed.tokens) == (steps, steps, 13 * steps)
+    packed = clock.speed(batches, [5, 1, 3], Train(packing=True), parts=2, processes=1)
+    assert packed is not None
+    assert packed.tokens == 9 * steps
+
+
+def test_a_single_step_tells_no_speed() -> None:
+    clock = Clock()
+    clock.on_step_end(None, SimpleNamespace(global_step=7), None)
+    assert clock.speed([[0]] * 7, [5], Train(), parts=1, processes=1) is None
 
 
 def test_a_training_that_cannot_fit_ends_before_its_first_step(

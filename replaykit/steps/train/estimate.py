@@ -34,6 +34,7 @@ from replaykit.steps.train.fit import cut_of, planned_order, remedies_of
 from replaykit.steps.train.lighter import lighter
 from replaykit.steps.train.memory import held_of, memory_of
 from replaykit.steps.train.result import MemoryParts, TrainEstimate, TrainResult
+from replaykit.steps.train.speed import different
 from replaykit.steps.train.traced import Plan, Traced, Untraceable, traced
 
 # Of what the backward pass takes: twice the forward pass, for inputs and weights; an adapter's
@@ -88,10 +89,8 @@ def estimate(
         shared = torch.cuda.is_available() and not chat.only_texts
         width = max(map(len, plan.batches))
         instead = lighter(settings, memory, free=free, rows=width, weigh=weigh, apart=shared)
-    speed, basis = _speed(folder, model, found, settings)
-    # A finished training tells tokens without padding.
-    work = plan.tokens if basis == "estimated" else plan.own_tokens
-    hours = work / speed / 3600
+    speed, basis, other = _speed(folder, model, found, settings)
+    hours = plan.tokens / speed / 3600
     gpu = gpu_of(device)
     price = price_per_hour
     if price is None and gpu is not None:
@@ -116,7 +115,7 @@ def estimate(
         instead=instead,
         text=[],
     )
-    text = list(_sentences(told, given=price_per_hour))
+    text = list(_sentences(told, given=price_per_hour, other=other))
     if settings.fsdp:
         text.append(SHARED_OUT)
     return told.model_copy(update={"text": text})
@@ -134,19 +133,23 @@ def _plan(rows: Sequence[PlannedRow], chat: Chat, data: TokenisedRows, settings:
 
 def _speed(
     folder: Path, model: str, found: Traced, settings: Train
-) -> tuple[float, Literal["measured", "estimated"]]:
-    """Tokens a second: of a finished training of this model in the folder, or by the operations
-    that a token takes and the machine's speed at them.
+) -> tuple[float, Literal["measured", "estimated"], list[str]]:
+    """Tokens a second, with padding: of a finished training in the folder that was as this one will
+    be, or by the operations that a token takes and the machine's speed at them. Last, in what the
+    training there was other.
     """
+    other: list[str] = []
     manifest = read_manifest(folder)
-    if manifest is not None and manifest.seconds:
+    if manifest is not None:
         before = typed(manifest, TrainResult, folder)
-        if before.base == model:
-            return before.tokens / manifest.seconds, "measured"
+        if before.base == model and before.speed is not None:
+            other = different(before.speed, manifest, settings)
+            if not other:
+                return before.speed.tokens_per_second, "measured", []
     passes = 1 + (BACKWARD_OF_ADAPTER if settings.adapter else BACKWARD)
     if settings.gradient_checkpointing:
         passes += 1
-    return EFFICIENCY * _operations_per_second() / (passes * found.operations), "estimated"
+    return EFFICIENCY * _operations_per_second() / (passes * found.operations), "estimated", other
 
 
 def _operations_per_second() -> float:
@@ -171,7 +174,7 @@ def _operations_per_second() -> float:
 # --- in sentences ---------------------------------------------------------------------------------
 
 
-def _sentences(found: TrainEstimate, *, given: float | None) -> Iterator[str]:
+def _sentences(found: TrainEstimate, *, given: float | None, other: Sequence[str]) -> Iterator[str]:
     memory = found.memory
     parts = memory.model_dump(exclude={"peak"})
     named = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items() if size)
@@ -189,6 +192,8 @@ def _sentences(found: TrainEstimate, *, given: float | None) -> Iterator[str]:
     how = "measured in this folder"
     if found.basis == "estimated":
         how = "estimated by a product of matrices"
+    if other:
+        how += f"; the training in this folder had another {' and '.join(other)}"
     yield f"about {spoken_hours(found.hours)} at {found.tokens_per_second:,.0f} tokens/s ({how})"
     if found.cost is not None:
         where = f"assumed, {PRICE_YEAR}" if given is None else "as given"

@@ -34,6 +34,25 @@ class WeightSummary(Result):
     sources: dict[str, SourceWeights]
 
 
+class Speed(Result):
+    """How fast the steps of a training were that one process did without a break."""
+
+    steps: int
+    """Those that were timed: not the first, which sets up, nor those before a resume."""
+    tokens: int
+    """Of these, with their padding, in all processes."""
+    seconds: float
+    """From the end of the first step to the end of the last, tests and checkpoints included."""
+    device: str
+    processes: int
+    fsdp: bool
+    offload: bool
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
 class TrainResult(Noted):
     """A training: how long it was, its losses, and where the tuned model is."""
 
@@ -43,7 +62,9 @@ class TrainResult(Noted):
     losses: list[dict[str, int | float]]
     """Each log: "step", "loss", "loss/<source>" and what the remedies measured."""
     tokens: int
-    """Of the rows that were trained on."""
+    """Of the rows that were trained on, without padding."""
+    speed: Speed | None = None
+    """None for fewer than two steps in a row, and for a training of an earlier version."""
     events: list[Event] | None = None
     """A controller's tests and decisions, in order."""
     model: str

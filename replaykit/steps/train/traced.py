@@ -69,11 +69,6 @@ class Plan:
         return sum(rows * length for rows, length in self.shapes)
 
     @property
-    def own_tokens(self) -> int:
-        """In all steps, without padding."""
-        return sum(self.data.lengths[k] for batch in self.batches for k in batch)
-
-    @property
     def loss_tokens(self) -> int:
         """The most answer tokens of a micro-batch."""
         counts = [int((row["weight"] != 0).sum()) for row in self.data]

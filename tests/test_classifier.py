@@ -563,10 +563,6 @@ def test_what_a_training_will_take_is_told(
         changes["classification"] = SEVERAL | {"labels": list(FINDINGS)}
     made = recipe(tmp_path, model, **changes)
     done(made, "select", "mix")
-    if kind == "DebertaV2":  # compiled by TorchScript, which knows of no tensor without memory
-        with pytest.raises(EngineError, match="its code cannot run without memory"):
-            list(train_step.run(made, Context(), dry_run=True))
-        return
     (outcome,) = train_step.run(made, Context(), dry_run=True)
     found = outcome.result
     assert isinstance(found, TrainEstimate)

@@ -314,6 +314,29 @@ def test_where_a_models_code_needs_memory_what_is_known_is_told(tmp_path: Path) 
             estimate(rows, model, None, Chat.load(model), Train(), folder=tmp_path / "train")
 
 
+@pytest.mark.parametrize(("times", "told"), [(0.5, False), (1.5, True), (3.0, False)])
+def test_what_glibc_keeps_is_told(
+    estimated: Callable[..., TrainEstimate],
+    monkeypatch: pytest.MonkeyPatch,
+    times: float,
+    told: bool,
+) -> None:
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.setattr("replaykit.steps.train.estimate.lighter", lambda *_, **__: {})
+    rows = planned([20] * 4, rows=4)
+    free(monkeypatch, round(times * estimated(rows).memory.peak))
+    said = " ".join(estimated(rows).text)
+    assert "can hold 1.3 to 1.9 times as much" in said
+    assert ("which may not fit" in said) == told
+
+
+def test_nothing_is_told_of_glibc_that_gives_back(
+    estimated: Callable[..., TrainEstimate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
+    assert "glibc" not in " ".join(estimated(planned([20] * 4, rows=4)).text)
+
+
 def test_a_price_is_a_cost(estimated: Callable[..., TrainEstimate]) -> None:
     found = estimated(planned([20] * 4, rows=4), price=3.0)
     assert found.cost == pytest.approx(3.0 * found.hours)

@@ -127,9 +127,9 @@ class Untraceable(Exception):
 def traced(model: str, revision: str | None, settings: Train, plan: Plan) -> Traced:
     """The largest micro-batch through the model, as it is trained.
 
-    Raises Untraceable for a model whose code needs memory, as that of DeBERTa-v2, which is compiled
-    by TorchScript; EngineError where the model's config.json cannot be had, and RecipeError for an
-    adapter that cannot be made.
+    Raises Untraceable for a model whose code needs memory, as that of Switch Transformers, whose
+    routers move their own weights; EngineError where the model's config.json cannot be had, and
+    RecipeError for an adapter that cannot be made.
     """
     wide = settings.precision == "float32" or not settings.adapter
     device, dtype = loading.placement(train=wide, narrow=settings.weights == "bfloat16")

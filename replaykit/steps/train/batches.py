@@ -262,6 +262,13 @@ def _widths(lengths: Sequence[int], count: int, rows: int) -> list[int]:
     return filled + [0] * (count - len(filled))
 
 
+def shape_of(lengths: Sequence[int], *, packing: bool) -> tuple[int, int]:
+    """Rows and length of a micro-batch with its padding, by the lengths of its rows."""
+    if packing:
+        return 1, sum(lengths)
+    return len(lengths), max(lengths, default=0)
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,8 @@ from replaykit.steps.train.parameters import adapted, quantised, tied_note
 from replaykit.steps.train.reading import check_reading
 from replaykit.steps.train.remedies import Remedy, Run, chosen, restore
 from replaykit.steps.train.remedies.project import Project
-from replaykit.steps.train.result import TrainResult
+from replaykit.steps.train.result import Speed, TrainResult
+from replaykit.steps.train.speed import Clock
 from replaykit.steps.train.texts import collator
 from replaykit.steps.train.trainer import ADVICE, ReplayTrainer, WatchCallback
 
@@ -174,7 +175,8 @@ def fit(
         note = tied_note(network, settings)
         with stop_on_signal(signal.SIGTERM) as stopping:
             watching = WatchCallback(watch, extras.what, remedies, stopping)
-            callbacks: list[transformers.TrainerCallback] = [watching]
+            clock = Clock()
+            callbacks: list[transformers.TrainerCallback] = [watching, clock]
             if controller is not None:
                 callbacks.append(controller)
             trainer = ReplayTrainer(
@@ -197,7 +199,10 @@ def fit(
             _raise_if_stopped(trainer, watching)
         _finish(trainer, base, folder)
     told = [*resumed.notes, note, _alone_note(extras), _masked_note(trainer, order)]
-    return _result(trainer, order, controller, base, folder).noted(*told)
+    speed = clock.speed(
+        order.batches, order.data.lengths, settings, parts=order.parts, processes=_world()
+    )
+    return _result(trainer, order, controller, base, folder, speed).noted(*told)
 
 
 def remedies_of(settings: Train, replayed: bool) -> list[Remedy]:
@@ -518,7 +523,12 @@ def _save(network: Any, base: Base, folder: Path, settings: Train) -> None:
 
 
 def _result(
-    trainer: ReplayTrainer, order: Order, controller: Controller | None, base: Base, folder: Path
+    trainer: ReplayTrainer,
+    order: Order,
+    controller: Controller | None,
+    base: Base,
+    folder: Path,
+    speed: Speed | None,
 ) -> TrainResult:
     # The last entry of the history is a summary without a loss.
     losses = [_log(entry) for entry in trainer.state.log_history if "loss" in entry]
@@ -529,6 +539,7 @@ def _result(
         loss=losses[-1]["loss"],
         losses=losses,
         tokens=sum(order.data.lengths[place] for batch in trained for place in batch),
+        speed=speed,
         events=None if controller is None else controller.events,
         model=str(folder / "model"),
         adapter=str(folder / "adapter") if trainer.settings.adapter else None,

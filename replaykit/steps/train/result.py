@@ -34,6 +34,25 @@ class WeightSummary(Result):
     sources: dict[str, SourceWeights]
 
 
+class Speed(Result):
+    """How fast the steps of a training were that one process did without a break."""
+
+    steps: int
+    """Those that were timed: not the first, which sets up, nor those before a resume."""
+    tokens: int
+    """Of these, with their padding, in all processes."""
+    seconds: float
+    """From the end of the first step to the end of the last, tests and checkpoints included."""
+    device: str
+    processes: int
+    fsdp: bool
+    offload: bool
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
 class TrainResult(Noted):
     """A training: how long it was, its losses, and where the tuned model is."""
 
@@ -43,7 +62,9 @@ class TrainResult(Noted):
     losses: list[dict[str, int | float]]
     """Each log: "step", "loss", "loss/<source>" and what the remedies measured."""
     tokens: int
-    """Of the rows that were trained on."""
+    """Of the rows that were trained on, without padding."""
+    speed: Speed | None = None
+    """None for fewer than two steps in a row, and for a training of an earlier version."""
     events: list[Event] | None = None
     """A controller's tests and decisions, in order."""
     model: str
@@ -67,14 +88,28 @@ class MemoryParts(Result):
     """What the forward pass of the largest micro-batch leaves for the backward pass."""
     logits: int
     """What the loss takes beside them, at its peak."""
-    remedies: int
-    """Teacher, Fisher information, averages and copies that the remedies hold."""
+    teacher: int
+    """The base a second time, for distill."""
+    fisher: int
+    """The Fisher information that ewc weighs with."""
+    base: int
+    """The base's values that ewc and l2sp hold by."""
+    average: int
+    """Of ema."""
+    projection: int
+    """The replay's gradient, for project."""
     program: int
     """Of this process and its libraries; 0 on a GPU."""
     peak: int
     """Of all together, which is not their sum: gradients come as activations go, and checkpointed
     activations are made again.
     """
+
+    @property
+    def held(self) -> int:
+        """What is there all along, with the gradients."""
+        of_remedies = self.teacher + self.fisher + self.base + self.average + self.projection
+        return self.weights + self.gradients + self.optimiser + of_remedies
 
 
 class TrainEstimate(Result):

@@ -16,6 +16,7 @@ from torch import nn
 from replaykit.model.lm_head import Batch, as_trained, inputs
 from replaykit.steps.train.batches import collate, to_device
 from replaykit.steps.train.reading import TRIED, row
+from replaykit.steps.train.shapes import shapes_alone
 
 
 def without_adapter(network: Any, config: Any) -> list[str]:
@@ -73,15 +74,13 @@ def _silent(network: Any, layers: dict[str, nn.Module]) -> set[str]:
 
 def _run(network: Any, given: Batch) -> None:
     """A forward pass, also of a model whose tensors have shapes alone."""
-    if network.device.type != "meta":
+    # XLNet makes one of its parameters with memory all the same.
+    if not any(parameter.is_meta for parameter in network.parameters()):
         network(**to_device(given, network.device))
         return
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    # transformers asks for values of its masks, but of such tensors it does not.
-    with FakeTensorMode() as fake, network.device:
+    with shapes_alone() as fake, torch.device("meta"):
         named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        state = {name: fake.from_tensor(tensor) for name, tensor in named.items()}
+        state = {name: fake.from_tensor(tensor.to("meta")) for name, tensor in named.items()}
         empty = {
             name: torch.empty(value.shape, dtype=value.dtype)
             if isinstance(value, torch.Tensor)

@@ -24,7 +24,7 @@ MOST = 10.0  # the highest ratio of scores that a bound can be
 HALF = 0.5  # of an item, for continuity
 HALVINGS = 44  # of an interval of at most MOST: bounds to 1e-12
 
-Statistic = Callable[[float], float]  # of the ratio of scores; it falls with the ratio
+Statistic = Callable[[float], float]  # it falls with its argument, such as the ratio of scores
 
 
 def proportion(scores: Sequence[float]) -> Interval:
@@ -230,17 +230,7 @@ def detectable_drop(items: int, *, gained: float, alpha: float, power: float = 0
         spread = z * math.sqrt(changed) + z_power * math.sqrt(max(changed - drop * drop, 0.0))
         return (spread / drop) ** 2
 
-    low = 0.0
-    high = 1.0
-    if needed(high) > items:
-        return high
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if needed(middle) > items:
-            low = middle
-        else:
-            high = middle
-    return high
+    return _crossing(needed, items, 0.0, 1.0)
 
 
 def relative_drop(

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from replaykit.cli import app
 from replaykit.data.formats import read_records
 from replaykit.nano import world
+from replaykit.starter import NEW_TEST_ROWS, TEST_ROWS
 
 pytestmark = pytest.mark.story
 
@@ -57,7 +58,7 @@ def test_no_held_out_prompt_was_trained_on(story):
         for skill in world.SKILLS
         for r in read_records(folder / f"data/test-{skill}.jsonl", "target")
     }
-    assert len(tested) == 60 * (len(world.SKILLS) + 1)  # the new one has twice as many
+    assert len(tested) == TEST_ROWS * (len(world.SKILLS) - 1) + NEW_TEST_ROWS
     for arm in ("no-replay", "selected", "self-generated"):
         with (folder / f"mix-{arm}" / "rows.jsonl").open() as stream:
             trained = {json.loads(line)["messages"][0]["content"] for line in stream}

@@ -34,6 +34,7 @@ from replaykit.runs import Manifest
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.push.card import dataset_card
 from replaykit.steps.push.hub import prepare, upload
+from replaykit.steps.push.public import named, public_recipe
 from replaykit.steps.push.result import PushResult
 from replaykit.steps.report.numbers import percent
 from replaykit.steps.results import result_of
@@ -202,12 +203,84 @@ def test_a_source_that_is_no_longer_there_leaves_no_file(made: Made, tmp_path: P
     assert "data/select.parquet" not in found_in(tmp_path / "push")
 
 
-def test_the_published_recipe_is_the_recipe(made: Made, tmp_path: Path) -> None:
+def test_the_published_recipe_is_the_recipe_with_names_for_paths(
+    made: Made, tmp_path: Path
+) -> None:
     made.recipe = made.recipe.model_copy(
         update={"mix": made.recipe.mix.model_copy(update={"near_duplicate": None})}
     )
     made.prepare(tmp_path / "push")
-    assert load_recipe(tmp_path / "push" / "replaykit.yaml") == made.recipe
+    found = load_recipe(tmp_path / "push" / "replaykit.yaml")
+    same = ("name", "model", "seed", "generate", "mix", "train")
+    assert [getattr(found, key) for key in same] == [getattr(made.recipe, key) for key in same]
+    assert found.select is not None and found.select.pool.path == "pool.jsonl"
+    assert found.select.n == 2
+    assert (found.out, found.push.repo, found.engine.name) == (None, None, "auto")
+
+
+PLACES = {
+    "out": "/home/ada/acme/runs/m",
+    "model": "/home/ada/models/acme-7b",
+    "target": {"path": "/home/ada/acme/tickets.jsonl", "prompt": "title", "answer": "text"},
+    "select": {"pool": "clients/acme/pool.jsonl", "against": ["/mnt/acme/bench.jsonl"]},
+    "generate": {"systems": {"You work for acme.": 1.0, "code": 2.0}, "tools": "acme/tools.json"},
+    "rewrite": {"editor": "/home/ada/models/acme-editor"},
+    "mix": {"sources": {"/home/ada/acme/val": 2.0, "generate": 1.0}},
+    "eval": {"target": "/home/ada/acme/test.jsonl", "old": {"chat": "~/acme/chat.jsonl"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"engine": {"server": "http://user:password@host.internal:8000/v1"}},
+            ["password", "host.internal", "server:"],
+        ),
+        (PLACES, ["/home", "ada", "/acme", "acme/", "/mnt", "clients", "work for"]),
+        ({"revision": "hf_abcdefgh12345678"}, ["hf_abcdefgh12345678"]),
+        ({"generate": {"tags": {"judge": "http://ada:pw@judge.internal/v1"}}}, ["judge.internal"]),
+        ({"select": {"method": "stratified", "column": "ada@acme.example"}}, ["acme.example"]),
+    ],
+)
+def test_no_server_user_token_or_folder_of_the_recipe_is_published(
+    changes: dict[str, Any], words: list[str], made: Made, run: tiny.Run, tmp_path: Path
+) -> None:
+    made.recipe = run.changed(**changes)
+    made.prepare(tmp_path / "push")
+    for name in ("README.md", "replaykit.yaml"):
+        text = (tmp_path / "push" / name).read_text(encoding="utf-8")
+        assert not [word for word in words if word in text]
+    load_recipe(tmp_path / "push" / "replaykit.yaml")
+
+
+def test_what_tells_how_the_rows_were_made_is_published(run: tiny.Run) -> None:
+    recipe = run.changed(**PLACES, arms={"few": {"ratio": 0.1}}, revision="main")
+    found = yaml.safe_load(public_recipe(recipe))
+    assert found["model"] == "acme-7b"
+    assert found["target"] == {"path": "tickets.jsonl", "prompt": "title", "answer": "text"}
+    assert found["select"]["against"] == ["bench.jsonl"]
+    assert found["generate"]["systems"] == {"code": 2.0}
+    assert found["rewrite"]["editor"] == "acme-editor"
+    assert found["mix"] == {"ratio": 0.2, "sources": {"./val": 2.0, "generate": 1.0}}
+    assert found["eval"]["old"]["chat"] == {"path": "chat.jsonl"}
+    assert found["arms"] == {"few": {"ratio": 0.1}}
+    assert found["revision"] == "main"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llama3", "llama3"),
+        ("owner/name", "owner/name"),
+        ("owner/rows.jsonl", "rows.jsonl"),
+        ("/srv/models/mine", "mine"),
+        ("../mine", "mine"),
+        ("https://host/x", "withheld"),
+    ],
+)
+def test_a_name_is_that_of_the_hub_or_the_last_part_of_a_path(name: str, said: str) -> None:
+    assert named(name) == said
 
 
 def test_preparing_sends_no_request(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
@@ -284,9 +357,10 @@ def test_the_card_counts_what_was_dropped_by_reason(made: Made) -> None:
     assert "\n".join(rows) in text
 
 
-def test_the_card_has_the_recipe_that_made_the_data(made: Made) -> None:
+def test_the_card_has_the_recipe_that_is_published(made: Made) -> None:
     block = card(made).split("## Recipe\n\n```yaml\n")[1].split("```")[0]
-    assert Recipe.model_validate(yaml.safe_load(block)) == made.recipe
+    assert block == public_recipe(made.recipe)
+    Recipe.model_validate(yaml.safe_load(block))
 
 
 def test_the_card_says_which_share_was_asked_for_and_which_came_out(made: Made) -> None:

@@ -25,9 +25,12 @@ from typing import Any
 from replaykit.data.record import TARGET, Record
 from replaykit.model.loading import ALIASES
 from replaykit.recipe import Recipe
+from replaykit.recipe.generate import Generate
+from replaykit.recipe.select import Select
 from replaykit.runs import Manifest
 from replaykit.steps.generate.result import GenerateResult, Kind
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.push.public import named, public, public_recipe
 from replaykit.steps.push.texts import (
     INTRO,
     KINDS,
@@ -143,7 +146,7 @@ def dataset_card(
         _sources(counts, recorded),
         *(_made(source, *made[source]) for source in counts if source in made),
         _mix(recorded.mixes, counts),
-        f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```\n",
+        f"## Recipe\n\n```yaml\n{public_recipe(recipe)}```\n",
         _examples(examples),
         LOAD.format(repo=repo, splits=", ".join(f'replay["{source}"]' for source in counts)),
         USE.format(repo=repo, split=split),
@@ -224,12 +227,12 @@ def _facts(manifest: Manifest, result: SelectResult | GenerateResult) -> Iterato
             model += f", revision `{result.revision}`"
         yield "model", model
         yield "engine", str(manifest.inputs["engine"])
-        settings = result.sampling.model_dump(exclude=UNREAD[result.kind])
+        settings = public(Generate, result.sampling.model_dump(exclude=UNREAD[result.kind]))
     else:
         method = result.method
         settings = {
             name: value
-            for name, value in manifest.inputs["select"].items()
+            for name, value in public(Select, manifest.inputs["select"]).items()
             if method in READ_BY.get(name, (method,))
         }
     yield "seed", str(manifest.inputs["seed"])
@@ -249,16 +252,12 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _value(value: Any) -> str:
-    """A setting as the card shows it: of rows or a file the name, without the folders above it."""
+    """A setting as the card shows it: of rows the name."""
     if isinstance(value, Mapping) and "path" in value:
         return _value(value["path"])
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
-    if not isinstance(value, str):
-        return str(value)
-    if Path(value).is_absolute() or Path(value).exists():
-        return f"`{Path(value).name}`"
-    return f"`{value}`"
+    return f"`{value}`" if isinstance(value, str) else str(value)
 
 
 # --- the mixture ----------------------------------------------------------------------------------
@@ -272,7 +271,7 @@ def _mix(mixes: Sequence[tuple[Manifest, MixResult]], counts: Mapping[str, int])
         return ""
     head = "## The mix it was made for\n\n"
     used = [source for _, mix in mixes for source in _used(mix)]
-    absent = [_value(source) for source in dict.fromkeys(used) if source not in counts]
+    absent = [_value(named(source)) for source in dict.fromkeys(used) if source not in counts]
     tail = ""
     if absent:
         tail = (
@@ -301,7 +300,7 @@ def _arm(manifest: Manifest, mix: MixResult) -> list[str]:
         mix.description,
         f"{percent(mix.share[mix.unit])} of {UNITS[mix.unit]}",
         f"{mix.replay_rows:,}",
-        ", ".join(map(_value, _used(mix))) or NOTHING,
+        ", ".join(_value(named(source)) for source in _used(mix)) or NOTHING,
     ]
 
 
@@ -342,12 +341,10 @@ def _quoted(model: str | None) -> str:
     """The model as anyone can find it: its Hub id, or the last part of a local path."""
     if model is None:
         return "a language model"
-    name = ALIASES.get(model, model)
-    if not Path(name).is_dir() and not Path(name).is_absolute():
-        return f"`{name}`"
-    if model in ALIASES:  # the embedded model, which is a folder of this package
-        return f"`{model}`"
-    return f"`{Path(name).name}`"
+    found = ALIASES.get(model, model)
+    if model in ALIASES and Path(found).is_absolute():
+        found = model  # the embedded model, which is a folder of this package
+    return f"`{named(found)}`"
 
 
 def _short(text: str) -> str:

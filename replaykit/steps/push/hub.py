@@ -3,7 +3,7 @@ in the folder.
 
     runs/my-task/push/
         README.md             the card
-        replaykit.yaml        the recipe
+        replaykit.yaml        what of the recipe leaves the machine
         data/generate.parquet one file, and one split, for each source
         data/select.parquet
 
@@ -29,6 +29,7 @@ from replaykit.errors import DataError, HubError
 from replaykit.recipe import RECIPE_FILE, Recipe
 from replaykit.runs import Manifest, versions
 from replaykit.steps.push.card import dataset_card
+from replaykit.steps.push.public import public_recipe
 from replaykit.steps.push.result import PushResult
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def prepare(
         examples=_examples(list(records.values())),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / RECIPE_FILE).write_text(public_recipe(recipe), encoding="utf-8")
     files = ["README.md", RECIPE_FILE, *(f"data/{source}.parquet" for source in counts)]
     return PushResult(repo=repo, folder=str(folder), rows=counts, files=files)
 

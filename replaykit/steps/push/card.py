@@ -1,7 +1,7 @@
 """The dataset card: what the rows are, how each source made them, and how to use them.
 
     ---
-    license: unknown
+    license: apache-2.0
     tags: [replaykit, replay, continual-learning, synthetic]
     configs: [{config_name: default, data_files: [{split: generate, path: data/generate.parquet}]}]
     ---
@@ -9,8 +9,8 @@
     Replay data for fine-tuning `meta-llama/Meta-Llama-3-8B-Instruct` without forgetting ...
 
 It says what was done: the facts come from the manifests of the steps, not from the recipe, which
-may have changed since. Like mergekit's card it carries the recipe itself; unlike other generators'
-cards it claims neither a licence nor a language.
+may have changed since. Like mergekit's card it carries the recipe itself, without what is not meant
+to leave; unlike other generators' cards it claims no language, and no licence that is not known.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from replaykit.recipe.select import Select
 from replaykit.runs import Manifest
 from replaykit.steps.generate.result import GenerateResult, Kind
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.push.licence import COPIED, Licence
+from replaykit.steps.push.licence import UNKNOWN as UNKNOWN_LICENCE
 from replaykit.steps.push.public import named, public, public_recipe
 from replaykit.steps.push.texts import (
     INTRO,
     KINDS,
+    LICENCE,
     LOAD,
     METHODS,
     MODEL_LICENCE,
@@ -55,9 +58,6 @@ SIZES = (
     (10**7, "1M<n<10M"),
 )
 EXAMPLE_CHARS = 600  # of one message of an example
-
-# Of a source without a manifest, as the rows of a call have none.
-COPIED = ("target", "select")  # every other source is written by a model
 
 # Which settings a method of selection reads; those that are not named here are for all methods.
 WORDS = ("tfidf", "bm25", "near-and-far", "mmr")
@@ -106,6 +106,14 @@ class Recorded:
         return cls(sources, mixes)
 
     @property
+    def pool(self) -> str | None:
+        """The rows that were selected from; None where none were."""
+        for manifest, result in self.sources.values():
+            if isinstance(result, SelectResult):
+                return str(manifest.inputs["select"]["pool"]["path"])
+        return None
+
+    @property
     def model(self) -> str | None:
         """The model that replay was made or mixed for; None where rows were only selected."""
         for _, result in self.sources.values():
@@ -125,24 +133,27 @@ def dataset_card(
     *,
     repo: str,
     recipe: Recipe,
-    manifests: Mapping[str, Manifest],
+    recorded: Recorded,
     counts: Mapping[str, int],
     examples: Sequence[Record],
+    licence: Licence,
 ) -> str:
     """README.md of a data set that has one split for each source in ``counts`` (rows by source).
 
-    ``manifests`` are the run's by folder name: those of the sources and of the mixtures. Of a
-    source that has none, the card says that it is not known how its rows were made.
+    ``recorded`` is of the steps of the sources and of the mixtures. Of a source that has none, the
+    card says that it is not known how its rows were made.
     """
-    recorded = Recorded.of(manifests)
     made = recorded.sources
     model = _quoted(recorded.model or recipe.model)
+    origin = model
+    if licence.base_model is not None and f"`{licence.base_model}`" != model:
+        origin = f"{model}, which was made from `{licence.base_model}`,"
     split = next(iter(counts))
     if "generate" in counts:
         split = "generate"
     sections = [
-        _front_matter(repo, counts),
-        INTRO.format(title=_title(repo), model=model),
+        _front_matter(repo, counts, licence),
+        INTRO.format(title=_title(repo), model=origin),
         _sources(counts, recorded),
         *(_made(source, *made[source]) for source in counts if source in made),
         _mix(recorded.mixes, counts),
@@ -150,7 +161,7 @@ def dataset_card(
         _examples(examples),
         LOAD.format(repo=repo, splits=", ".join(f'replay["{source}"]' for source in counts)),
         USE.format(repo=repo, split=split),
-        _licence(model, counts),
+        _licence(model, counts, licence),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -159,22 +170,23 @@ def _title(repo: str) -> str:
     return repo.rpartition("/")[2]
 
 
-def _front_matter(repo: str, counts: Mapping[str, int]) -> str:
+def _front_matter(repo: str, counts: Mapping[str, int], licence: Licence) -> str:
     from huggingface_hub import DatasetCardData
 
     rows = sum(counts.values())
-    # No "language" and no licence but "unknown": neither was recorded.
+    # No "language": it was not recorded.
     tags = ["replaykit", "replay", "continual-learning"]
     if any(source not in COPIED for source in counts):
         tags.append("synthetic")
     files = [{"split": source, "path": f"data/{source}.parquet"} for source in counts]
     data = DatasetCardData(
-        license="unknown",
+        license=licence.name,
         pretty_name=_title(repo),
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>10M")],
         task_categories=["text-generation"],
         tags=tags,
         configs=[{"config_name": "default", "data_files": files}],
+        base_model=licence.base_model,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -328,8 +340,10 @@ def _examples(examples: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _licence(model: str, counts: Mapping[str, int]) -> str:
+def _licence(model: str, counts: Mapping[str, int], licence: Licence) -> str:
     lines = [NO_LICENCE]
+    if licence.name != UNKNOWN_LICENCE:
+        lines = [LICENCE.format(licence=licence.name)]
     if any(source not in COPIED for source in counts):
         lines.append(MODEL_LICENCE.format(model=model))
     if any(source in COPIED for source in counts):

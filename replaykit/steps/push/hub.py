@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -28,9 +28,12 @@ from replaykit.data.record import SOURCES, Record
 from replaykit.errors import DataError, HubError
 from replaykit.recipe import RECIPE_FILE, Recipe
 from replaykit.runs import Manifest, versions
-from replaykit.steps.push.card import dataset_card
+from replaykit.steps.push.card import Recorded, dataset_card
+from replaykit.steps.push.licence import licence_of
+from replaykit.steps.push.meta import public_meta
 from replaykit.steps.push.public import public_recipe
 from replaykit.steps.push.result import PushResult
+from replaykit.written import replaced
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -51,7 +54,8 @@ def prepare(
 
     ``sources`` gives each source's rows.jsonl, ``manifests`` the run's by folder name, from which
     the card knows how the rows were made. Raises HubError for a repo that is no owner/name,
-    DataError for no rows.
+    DataError for no rows, RecipeError for cards that name different licences, RunError where files
+    that are not ours are in the way.
     """
     check_repo(repo)
     assert sources and set(sources) <= set(SOURCES), f"not sources of records: {sorted(sources)}"
@@ -62,26 +66,45 @@ def prepare(
                 f"{sources[source]}: no rows, so there is nothing to publish; --force does the "
                 "step again"
             )
-    counts = {source: len(rows) for source, rows in records.items()}
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name in PARQUET:  # of an earlier push, which may have had a source that this one has not
-        (folder / name).unlink(missing_ok=True)
-    # One set of columns for all files, or `load_dataset` could not read them together.
-    columns = Schema.of(chain.from_iterable(records.values()))
-    with _without_bars():
-        for source, rows in records.items():
-            to_dataset(rows, columns).to_parquet(folder / "data" / f"{source}.parquet")
+    every, left_out = public_meta(chain.from_iterable(records.values()), recipe.push.columns)
+    found = {source: [row for row in every if row.source == source] for source in records}
+    counts = {source: len(rows) for source, rows in found.items()}
+    recorded = Recorded.of(manifests)
+    model = recorded.model or recipe.model
+    licence = licence_of(recipe, counts, model, recorded.pool)
     card = dataset_card(
         repo=repo,
         recipe=recipe,
-        manifests=manifests,
+        recorded=recorded,
         counts=counts,
-        examples=_examples(list(records.values())),
+        examples=_examples(list(found.values())),
+        licence=licence,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / RECIPE_FILE).write_text(public_recipe(recipe), encoding="utf-8")
-    files = ["README.md", RECIPE_FILE, *(f"data/{source}.parquet" for source in counts)]
-    return PushResult(repo=repo, folder=str(folder), rows=counts, files=files)
+    # Every name, since an earlier push may have had a source that this one has not.
+    with replaced(folder, ["README.md", RECIPE_FILE, *PARQUET]) as place:
+        (place / "data").mkdir()
+        # One set of columns for all files, or `load_dataset` could not read them together.
+        columns = Schema.of(every)
+        with _without_bars():
+            for source, rows in found.items():
+                to_dataset(rows, columns).to_parquet(place / "data" / f"{source}.parquet")
+        (place / "README.md").write_text(card, encoding="utf-8")
+        (place / RECIPE_FILE).write_text(public_recipe(recipe), encoding="utf-8")
+    return PushResult(
+        repo=repo,
+        folder=str(folder),
+        rows=counts,
+        files=["README.md", RECIPE_FILE, *(f"data/{source}.parquet" for source in counts)],
+        left_out=list(left_out),
+        license=licence.name,
+        notes=[*_left_out(left_out), *licence.notes],
+    )
+
+
+def _left_out(columns: Iterable[str]) -> Iterator[str]:
+    """Says which columns stay, and how they would leave."""
+    if names := ", ".join(columns):
+        yield f"columns that are not published: {names}; push.columns names those that are to be"
 
 
 def _examples(sources: Sequence[Sequence[Record]]) -> list[Record]:

@@ -110,6 +110,9 @@ def _rows(result: Result) -> list[Row]:
             found = result.model_dump(mode="json", exclude_none=True)
             # A row that was chosen has no reason, and that is worth a line.
             return _plain_rows({"id": None, "chosen": None, "reason": None} | found)
+        case Noted():
+            found = result.model_dump(mode="json", exclude_none=True, exclude={"notes"})
+            return [*_plain_rows(found), *_notes(result)]
         case _:
             return _plain_rows(result.model_dump(mode="json", exclude_none=True))
 

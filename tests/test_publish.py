@@ -16,6 +16,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from replaykit.steps.push.card import Recorded, dataset_card
 from replaykit.steps.push.hub import prepare, upload
 from replaykit.steps.push.licence import Licence, licence_of
 from replaykit.steps.push.public import named, public_recipe
+from replaykit.steps.push.refusal import WAITS
 from replaykit.steps.push.result import PushResult
 from replaykit.steps.report.numbers import percent
 from replaykit.steps.results import result_of
@@ -1052,6 +1054,110 @@ def test_an_address_that_is_no_hub_is_an_error(
         monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/elsewhere/")
         with pytest.raises(HubError, match="has no such place; check the name, and HF_ENDPOINT"):
             upload(tmp_path / "push", REPO, private=True, token=WRITE)
+
+
+# --- a Hub that is busy, full, or none ------------------------------------------------------------
+
+JSON_TYPE = {"Content-Type": "application/json"}
+BUSY = b'{"error": "busy"}'
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited, without waiting."""
+    found: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        # Threads of the client sleep for shorter.
+        if seconds < 1:
+            sleep(seconds)
+        else:
+            found.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    return found
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize(
+    ("place", "status", "headers", "seconds"),
+    [
+        ("/repos/create", 429, {"Retry-After": "2"}, 2.0),
+        ("/repos/create", 503, {}, 1.0),
+        ("/commit/", 429, {"Retry-After": "2"}, 2.0),
+        ("/commit/", 503, {}, 1.0),
+        ("/commit/", 409, {}, 1.0),
+    ],
+)
+def test_a_hub_that_is_busy_is_asked_again(
+    place: str,
+    status: int,
+    headers: dict[str, str],
+    seconds: float,
+    made: Made,
+    tmp_path: Path,
+    hub: LoopbackHub,
+    slept: list[float],
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals[place] = [(status, headers | JSON_TYPE, BUSY)]
+    upload(tmp_path / "push", REPO, private=True, token=WRITE)
+    assert hub.repos[REPO].commits == 1
+    assert len(slept) == 1
+    assert slept[0] - seconds in (0.0, 1.0)  # the client itself waits a second more
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+def test_a_hub_that_asks_for_an_hour_is_not_waited_for_and_the_time_is_said(
+    made: Made, tmp_path: Path, hub: LoopbackHub, slept: list[float]
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals["/repos/create"] = [(429, {"Retry-After": "3600"} | JSON_TYPE, BUSY)]
+    with pytest.raises(HubError, match="answered 429; it asks to wait 60 minutes, and push again"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
+    assert slept == []
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+def test_a_hub_that_stays_busy_is_given_up(
+    made: Made, tmp_path: Path, hub: LoopbackHub, slept: list[float]
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals["/repos/create"] = [(503, JSON_TYPE, BUSY)] * 50
+    with pytest.raises(HubError, match="answered 503; wait a little, and push again"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
+    assert slept == list(WAITS)
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (413, r"takes no file as large as data/\w+\.parquet \(0\.0 MB\)"),
+        (507, r"has no room for 0\.0 MB"),
+    ],
+)
+def test_what_is_too_large_is_said(
+    status: int, words: str, made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals["/commit/"] = [(status, JSON_TYPE, b'{"error": "too large"}')]
+    with pytest.raises(HubError, match=f"{words}.*fewer rows"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize("place", ["/repos/create", "/api/datasets/me/my-replay"])
+@pytest.mark.parametrize("status", [200, 511])
+def test_a_login_page_before_the_hub_is_said_to_be_none(
+    status: int, place: str, made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
+    made.prepare(tmp_path / "push")
+    page = b"<!doctype html><title>Welcome to the guest network</title>"
+    hub.refusals[place] = [(status, {"Content-Type": "text/html"}, page)] * 9
+    with pytest.raises(HubError, match="is no Hub, or a login page of your network"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
 
 
 # --- the token ------------------------------------------------------------------------------------

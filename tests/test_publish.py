@@ -1109,11 +1109,12 @@ def test_a_hub_that_is_busy_is_asked_again(
 
 
 @pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize("place", ["/repos/create", "/commit/"])
 def test_a_hub_that_asks_for_an_hour_is_not_waited_for_and_the_time_is_said(
-    made: Made, tmp_path: Path, hub: LoopbackHub, slept: list[float]
+    place: str, made: Made, tmp_path: Path, hub: LoopbackHub, slept: list[float]
 ) -> None:
     made.prepare(tmp_path / "push")
-    hub.refusals["/repos/create"] = [(429, {"Retry-After": "3600"} | JSON_TYPE, BUSY)]
+    hub.refusals[place] = [(429, {"Retry-After": "3600"} | JSON_TYPE, BUSY)]
     with pytest.raises(HubError, match="answered 429; it asks to wait 60 minutes, and push again"):
         upload(tmp_path / "push", REPO, private=True, token=WRITE)
     assert slept == []

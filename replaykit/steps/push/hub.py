@@ -34,7 +34,7 @@ from replaykit.steps.push.card import Recorded, dataset_card
 from replaykit.steps.push.licence import licence_of
 from replaykit.steps.push.meta import public_meta
 from replaykit.steps.push.public import public_recipe
-from replaykit.steps.push.refusal import LOG_IN, WAITS, Refusal, advice
+from replaykit.steps.push.refusal import LOG_IN, WAITS, Refusal, advice, no_long_waits
 from replaykit.steps.push.result import PushResult
 from replaykit.written import replaced
 
@@ -174,15 +174,16 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) 
 
 def _send(api: HfApi, folder: Path, repo: str, token: str) -> None:
     """One commit: what ``prepare`` wrote and nothing else, and no split of an earlier push."""
-    api.upload_folder(
-        repo_id=repo,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=["README.md", RECIPE_FILE, *PARQUET],
-        delete_patterns=list(PARQUET),
-        commit_message="Replay data made with replaykit",
-        token=token,
-    )
+    with no_long_waits():
+        api.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=["README.md", RECIPE_FILE, *PARQUET],
+            delete_patterns=list(PARQUET),
+            commit_message="Replay data made with replaykit",
+            token=token,
+        )
 
 
 def check_repo(repo: str) -> None:

@@ -7,10 +7,12 @@ Refusal.of(error).wait([1])  ->  2.0: ask again after two seconds
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 BUSY = (409, 429, 500, 502, 503, 504)  # asked again: another time it may work
@@ -65,6 +67,28 @@ class Refusal:
         if self.retry_after is None:
             return seconds
         return self.retry_after if self.retry_after <= MAX_WAIT else None
+
+
+@contextmanager
+def no_long_waits() -> Iterator[None]:
+    """The client's own tries end where the Hub asks for more than MAX_WAIT, for which the client
+    would wait without a word.
+    """
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    def refuse(response: Any) -> None:
+        seconds = _seconds(response.headers.get("Retry-After"))
+        if response.status_code in BUSY and seconds is not None and seconds > MAX_WAIT:
+            response.read()
+            hf_raise_for_status(response)
+
+    client = get_session()
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "response": [*hooks.get("response", []), refuse]}
+    try:
+        yield
+    finally:
+        client.event_hooks = hooks
 
 
 def advice(refusal: Refusal, repo: str, host: str, folder: Path) -> str:

@@ -74,7 +74,8 @@ def no_long_waits() -> Iterator[None]:
     """The client's own tries end where the Hub asks for more than MAX_WAIT, for which the client
     would wait without a word.
     """
-    from huggingface_hub.utils import get_session, hf_raise_for_status
+    from huggingface_hub import get_session
+    from huggingface_hub.utils._http import hf_raise_for_status
 
     def refuse(response: Any) -> None:
         seconds = _seconds(response.headers.get("Retry-After"))

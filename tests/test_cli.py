@@ -1,5 +1,6 @@
 """Every command as it is typed: what it prints, where it writes, and how it fails."""
 
+import errno
 import json
 import os
 import re
@@ -458,6 +459,45 @@ def test_what_a_user_can_mend_is_one_message_and_exit_code_1(here, words, messag
     assert text.startswith("error: ")
     assert message in text
     assert "Traceback" not in text
+
+
+NESTED = [f"mix: {'[' * 3000}{']' * 3000}", f"mix: {'{a: ' * 3000}1{'}' * 3000}", "- " * 3000]
+
+
+@pytest.mark.parametrize("text", NESTED, ids=["lists", "mappings", "lines"])
+def test_a_recipe_that_is_nested_too_deep_is_one_message(here, text):
+    Path("deep.yaml").write_text(text)
+    said = type_in("run", "deep.yaml", code=1)
+    assert "nested too deep to be a recipe" in said
+    assert "Traceback" not in said
+
+
+def test_a_setting_that_is_nested_too_deep_is_one_message(here):
+    said = type_in("status", "--set", f"mix={'[' * 3000}{']' * 3000}", code=2)
+    assert "nested too deep to be a recipe" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EFBIG, "a file became larger than is allowed here"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "no right to write here"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_message(here, monkeypatch, number, message):
+    def fails(*_, **__):
+        raise OSError(number, "no", "q/data/target.jsonl")
+
+    monkeypatch.setattr("replaykit.starter.write_jsonl", fails)
+    said = type_in("quickstart", "--out", "q", code=1)
+    assert f"error: q/data/target.jsonl: {message}" in said
+
+
+def test_init_over_a_folder_is_one_message(here):
+    Path("place").mkdir()
+    said = type_in("init", "--model", "nano", "--out", "place", "--force", code=1)
+    assert "cannot be written: Is a directory; --out takes the name of a file" in said
 
 
 def test_a_recipe_shows_all_its_problems_at_once(here):

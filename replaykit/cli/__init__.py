@@ -45,6 +45,14 @@ class Commands(typer.core.TyperGroup):
         except ReplaykitError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
+        except OSError as error:
+            from replaykit.runs import disk_problem
+
+            problem = disk_problem(error)
+            if problem is None:
+                raise
+            typer.echo(f"error: {problem}", err=True)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo(
                 "\nstopped; what was finished is safe, and the same command goes on from there",

@@ -81,6 +81,7 @@ def _dequantise(file: Path, folder: Path) -> None:
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
+        "trust_remote_code": False,
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)

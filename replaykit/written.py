@@ -8,8 +8,9 @@ beside it:
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,18 +20,33 @@ from replaykit.hashing import file_fingerprint
 from replaykit.runs import read_json, write_json
 
 LIST = ".replaykit.json"
-HEAD_BYTES = 4096  # of a file, in which its mark stands
 
 
-def refuse_foreign(path: Path, mark: str, *, otherwise: str) -> None:
-    """Raises RunError for a file that is there and has not our mark near its beginning."""
+def refuse_foreign(path: Path, ours: Callable[[str], bool]) -> None:
+    """Raises RunError for what is there, unless it is a file of whose text ``ours`` is true."""
     if not path.exists() and not path.is_symlink():
         return
-    if path.is_file() and not path.is_symlink():
-        with path.open("rb") as stream:
-            if mark.encode() in stream.read(HEAD_BYTES):
-                return
-    raise RunError(f"{path}: it is there, and replaykit did not write it; {otherwise}")
+    is_file = path.is_file() and not path.is_symlink()
+    if is_file and ours(path.read_text(encoding="utf-8", errors="replace")):
+        return
+    raise RunError(
+        f"{path}: it is there, and replaykit did not write it; move it away, or choose another "
+        "place"
+    )
+
+
+def has_keys(names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a text is a JSON object with all these keys."""
+    wanted = set(names)
+
+    def ours(text: str) -> bool:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(found, dict) and wanted <= found.keys()
+
+    return ours
 
 
 @contextmanager

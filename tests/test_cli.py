@@ -494,6 +494,53 @@ def test_a_file_that_cannot_be_written_is_one_message(here, monkeypatch, number,
     assert f"error: q/data/target.jsonl: {message}" in said
 
 
+FOREIGN = "it is there, and replaykit did not write it"
+
+
+@pytest.mark.parametrize("name", ["replaykit.yaml", "data/pool.jsonl", "data/test-capital.jsonl"])
+def test_the_quickstart_replaces_no_file_of_ones_own(here, name):
+    Path("data").mkdir()
+    Path(name).write_text("mine")
+    assert f"{name}: {FOREIGN}" in type_in("quickstart", "--out", ".", code=1)
+    assert [path.name for path in here.rglob("*") if path.is_file()] == [Path(name).name]
+    assert Path(name).read_text() == "mine"
+
+
+def test_the_schema_replaces_no_file_of_ones_own(here):
+    Path("notes.json").write_text('{"mine": 1}')
+    assert FOREIGN in type_in("schema", "--out", "notes.json", code=1)
+    assert Path("notes.json").read_text() == '{"mine": 1}'
+    type_in("schema", "--out", "recipe.json")
+    type_in("schema", "--out", "recipe.json")
+
+
+@pytest.mark.slow
+def test_the_report_and_the_data_set_replace_no_file_of_ones_own(small_run):
+    type_in("select")
+    own = {"report.html": "<title>mine</title>", "README.md": "mine"}
+    own["replaykit.yaml"] = Path("replaykit.yaml").read_text()
+    for name, text in own.items():
+        Path(name).write_text(text)
+    assert f"report.html: {FOREIGN}" in type_in("report", "--out", ".", code=1)
+    said = type_in("push", "me/x", "--dry-run", "--out", ".", code=1)
+    assert "README.md: it is there, and it is not what replaykit wrote" in said
+    assert {name: Path(name).read_text() for name in own} == own
+    assert not Path("data").exists()
+    Path("report.html").unlink()
+    type_in("report", "--out", ".")
+    type_in("report", "--out", ".")
+    type_in("push", "me/x", "--dry-run")
+    type_in("push", "me/x", "--dry-run")
+
+
+@pytest.mark.parametrize("text", ["", "mine", '{"state": "kept"}'])
+def test_the_gate_replaces_no_file_of_ones_own(here, text):
+    Path("mine.json").write_text(text)
+    said = type_in("gate", "--base", "nano", "--tuned", "nano", "--evidence", "mine.json", code=1)
+    assert f"mine.json: {FOREIGN}" in said
+    assert Path("mine.json").read_text() == text
+
+
 def test_init_over_a_folder_is_one_message(here):
     Path("place").mkdir()
     said = type_in("init", "--model", "nano", "--out", "place", "--force", code=1)

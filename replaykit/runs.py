@@ -243,7 +243,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def disk_problem(error: OSError, place: Path | None = None) -> str | None:
     """What the user can do about an error of the disk; None where it is another error."""
-    where = error.filename or place or "writing"
+    where = error.filename or place or "a file that was being written"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return (

@@ -232,7 +232,8 @@ def _schema(flags: Flags) -> None:
     if flags["out"] is None:
         typer.echo(schema_text(), nl=False)
         return
-    refuse_foreign(flags["out"], has_keys(["$schema", "$defs", "title"]))
+    if not flags["out"].is_dir():
+        refuse_foreign(flags["out"], has_keys(["$schema", "$defs", "title"]))
     write_text(flags["out"], schema_text())
     _say(flags["out"])
 

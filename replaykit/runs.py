@@ -19,7 +19,6 @@ may hold a folder.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from replaykit import __version__
 from replaykit.errors import RunError
+from replaykit.locks import locked
 from replaykit.result import Result
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,9 @@ def open_step(
             ) from error
         # The lock is a file beside the folder, so that it stays valid while the folder itself is
         # moved aside.
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(folder.with_name(f".{folder.name}.lock"), wait=False))
             except BlockingIOError:
                 raise RunError(
                     f"{folder}: another replaykit is working here; wait for it, or use another "
@@ -235,17 +235,30 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"{folder}: the disk is full; what was finished is safe. Free some space and type "
-                f"the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS):
-            raise RunError(
-                f"{error.filename or folder}: no right to write here; choose another place with "
-                f"--out"
-            ) from error
-        raise
+        problem = disk_problem(error, folder)
+        if problem is None:
+            raise
+        raise RunError(problem) from error
+
+
+def disk_problem(error: OSError, place: Path | None = None) -> str | None:
+    """What the user can do about an error of the disk; None where it is another error."""
+    where = error.filename or place or "a file that was being written"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return (
+                f"{place or where}: the disk is full; what was finished is safe. Free some space "
+                "and type the same command again"
+            )
+        case errno.EFBIG:
+            return (
+                f"{place or where}: a file became larger than is allowed here; what was finished "
+                "is safe. `ulimit -f unlimited`, or another place with --out, and the same command "
+                "again"
+            )
+        case errno.EACCES | errno.EROFS:
+            return f"{where}: no right to write here; choose another place with --out"
+    return None
 
 
 def differences(before: Inputs, now: Inputs, prefix: str = "") -> list[str]:

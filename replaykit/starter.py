@@ -28,6 +28,7 @@ from replaykit.recipe.generate import Generate
 from replaykit.recipe.messages import explain
 from replaykit.recipe.schema import FIRST_LINE, write_schema, write_text
 from replaykit.recipe.train import Train
+from replaykit.written import refuse_foreign
 
 # A backslash joins two lines of the code to one of the recipe.
 STARTER = """\
@@ -91,6 +92,7 @@ NO_SELECT = (
     "# select: {pool: old.jsonl, n: 2000}   # old data near the target, where there is some\n"
 )
 
+QUICKSTART_MARK = "# Written by `replaykit quickstart`"
 QUICKSTART = """\
 # Written by `replaykit quickstart` for the embedded model, each time anew; \
 `replaykit init` writes one for yours.
@@ -315,42 +317,49 @@ def _config_of(model: str, name: str) -> Mapping[str, Any]:
 
 def write_quickstart(folder: Path, *, seed: int) -> Path:
     """Writes the embedded world's data and a recipe for it into the folder; returns the recipe's
-    path.
+    path. Raises RunError where files of these names are there that it did not write.
     """
     data = folder / "data"
-    write_jsonl(
-        data / "target.jsonl",
-        _rows(world.draw(world.NEW_SKILLS[0], TARGET_ROWS, seed=seed), "target"),
-    )
-    write_jsonl(data / "pool.jsonl", _rows(world.draw_old(POOL_ROWS, seed=seed), "select"))
+    rows: dict[str, list[Record]] = {
+        "target": _rows(world.draw(world.NEW_SKILLS[0], TARGET_ROWS, seed=seed), "target"),
+        "pool": _rows(world.draw_old(POOL_ROWS, seed=seed), "select"),
+    }
     for skill in world.SKILLS:
         size = NEW_TEST_ROWS if skill == world.NEW_SKILLS[0] else TEST_ROWS
         tests = world.draw(skill, size, seed=seed, held_out=True)
-        write_jsonl(data / f"test-{skill}.jsonl", _rows(tests, "target"))
+        rows[f"test-{skill}"] = _rows(tests, "target")
+    path = folder / "replaykit.yaml"
+    refuse_foreign(path, lambda text: text.startswith(QUICKSTART_MARK))
+    if not path.exists():
+        for name in rows:
+            refuse_foreign(data / f"{name}.jsonl", lambda _: False)
+    # First, since by it the data are known to be ours.
+    write_text(path, _quickstart_recipe(folder, data, seed))
+    for name, records in rows.items():
+        write_jsonl(data / f"{name}.jsonl", records)
+    return path
+
+
+def _quickstart_recipe(folder: Path, data: Path, seed: int) -> str:
     old = []
     for skill in world.OLD_SKILLS:
         test = _plain(data / f"test-{skill}.jsonl")
         score = "json" if skill == "json" else "exact"
         old.append(f"    {skill}: {{path: {test}, score: {score}, max_tokens: 64}}")
-    path = folder / "replaykit.yaml"
-    path.write_text(
-        QUICKSTART.format(
-            name=_name(folder.resolve().name, "quickstart"),
-            folder=_plain(folder),
-            seed=seed,
-            old="\n".join(old),
-            target=_plain(data / "target.jsonl"),
-            pool=_plain(data / "pool.jsonl"),
-            test=_plain(data / f"test-{world.NEW_SKILLS[0]}.jsonl"),
-            selected=SELECTED,
-            generated=GENERATED,
-            steps=STEPS,
-            rows=BATCH_ROWS,
-            rate=LEARNING_RATE,
-        ),
-        encoding="utf-8",
+    return QUICKSTART.format(
+        name=_name(folder.resolve().name, "quickstart"),
+        folder=_plain(folder),
+        seed=seed,
+        old="\n".join(old),
+        target=_plain(data / "target.jsonl"),
+        pool=_plain(data / "pool.jsonl"),
+        test=_plain(data / f"test-{world.NEW_SKILLS[0]}.jsonl"),
+        selected=SELECTED,
+        generated=GENERATED,
+        steps=STEPS,
+        rows=BATCH_ROWS,
+        rate=LEARNING_RATE,
     )
-    return path
 
 
 def _name(text: str, otherwise: str) -> str:

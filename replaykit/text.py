@@ -1,4 +1,4 @@
-"""Text for comparison: one normal form, and its words in any writing."""
+"""Text for comparison: one normal form, and its words in any writing; and text for a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ UNSPACED += "\uac00-\ud7a3\u0e01-\u0e5b\u0e81-\u0edf\u1000-\u109f\u1780-\u17ff"
 # Vowel signs and accents that belong to the letter before them, which \w does not know: Latin,
 # Hebrew, Arabic, Indic.
 MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
+# Characters that a terminal obeys instead of showing, but for the line break and the tab.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
+
+
+def printable(text: str, form: str = r"\x{:02x}") -> str:
+    r"""The text with each control character written out, so that a terminal shows it and does not
+    obey it. ``form`` is that of JSON for a text that is JSON.
+
+    >>> printable("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    return CONTROL.sub(lambda found: form.format(ord(found[0])), text)
 
 
 def normalise(text: str) -> str:

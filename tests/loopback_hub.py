@@ -72,6 +72,9 @@ class LoopbackHub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, int]] = []
         self.unknown: list[str] = []
+        self.refusals: dict[str, list[tuple[int, dict[str, str], bytes]]] = {}
+        """By a part of the address, such as "/commit/": status, headers and body of the answers to
+        the next requests, one each."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self  # type: ignore[attr-defined]
         self.server.daemon_threads = True
@@ -140,6 +143,11 @@ class Handler(BaseHTTPRequestHandler):
         status = 200
         headers = {"Content-Type": "application/json"}
         content = b""
+        planned = next((all for part, all in self.hub.refusals.items() if part in url.path), [])
+        if planned:
+            status, more, content = planned.pop(0)
+            self.send(status, headers | more, content)
+            return
         try:
             for expected, pattern, route in ROUTES:
                 if method == expected and (match := re.fullmatch(pattern, url.path)):
@@ -160,6 +168,10 @@ class Handler(BaseHTTPRequestHandler):
         except RefusedError as error:
             status, content = error.status, json.dumps(error.body).encode()
             headers |= {"X-Error-Code": error.code} if error.code else {}
+        self.send(status, headers, content)
+
+    def send(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        """Sends the answer, and notes the request."""
         self.hub.requests.append((self.command, self.path, status))
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(content))}).items():

@@ -523,6 +523,14 @@ def test_no_rows_and_rows_of_no_format_are_errors_of_the_data():
         replaykit.push([], repo="me/x")
 
 
+@pytest.mark.parametrize("place", ["nowhere", "./nowhere/", "/nowhere/rows.jsonl"])
+@pytest.mark.parametrize("wrong", ["pool", "target"])
+def test_a_folder_that_is_not_there_is_an_error_of_the_data(place, wrong):
+    rows = {"pool": POOL[:4], "target": POOL[4:6], wrong: place}
+    with pytest.raises(DataError, match="nowhere"):
+        replaykit.select(rows["pool"], rows["target"], n=2)
+
+
 # --- what an editor and a type checker see ------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Every command as it is typed: what it prints, where it writes, and how it fails."""
 
+import errno
 import json
 import os
 import re
@@ -458,6 +459,92 @@ def test_what_a_user_can_mend_is_one_message_and_exit_code_1(here, words, messag
     assert text.startswith("error: ")
     assert message in text
     assert "Traceback" not in text
+
+
+NESTED = [f"mix: {'[' * 3000}{']' * 3000}", f"mix: {'{a: ' * 3000}1{'}' * 3000}", "- " * 3000]
+
+
+@pytest.mark.parametrize("text", NESTED, ids=["lists", "mappings", "lines"])
+def test_a_recipe_that_is_nested_too_deep_is_one_message(here, text):
+    Path("deep.yaml").write_text(text)
+    said = type_in("run", "deep.yaml", code=1)
+    assert "nested too deep to be a recipe" in said
+    assert "Traceback" not in said
+
+
+def test_a_setting_that_is_nested_too_deep_is_one_message(here):
+    said = type_in("status", "--set", f"mix={'[' * 3000}{']' * 3000}", code=2)
+    assert "nested too deep to be a recipe" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EFBIG, "a file became larger than is allowed here"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "no right to write here"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_message(here, monkeypatch, number, message):
+    def fails(*_, **__):
+        raise OSError(number, "no", "q/data/target.jsonl")
+
+    monkeypatch.setattr("replaykit.starter.write_jsonl", fails)
+    said = type_in("quickstart", "--out", "q", code=1)
+    assert f"error: q/data/target.jsonl: {message}" in said
+
+
+FOREIGN = "it is there, and replaykit did not write it"
+
+
+@pytest.mark.parametrize("name", ["replaykit.yaml", "data/pool.jsonl", "data/test-capital.jsonl"])
+def test_the_quickstart_replaces_no_file_of_ones_own(here, name):
+    Path("data").mkdir()
+    Path(name).write_text("mine")
+    assert f"{name}: {FOREIGN}" in type_in("quickstart", "--out", ".", code=1)
+    assert [path.name for path in here.rglob("*") if path.is_file()] == [Path(name).name]
+    assert Path(name).read_text() == "mine"
+
+
+def test_the_schema_replaces_no_file_of_ones_own(here):
+    Path("notes.json").write_text('{"mine": 1}')
+    assert FOREIGN in type_in("schema", "--out", "notes.json", code=1)
+    assert Path("notes.json").read_text() == '{"mine": 1}'
+    type_in("schema", "--out", "recipe.json")
+    type_in("schema", "--out", "recipe.json")
+
+
+@pytest.mark.slow
+def test_the_report_and_the_data_set_replace_no_file_of_ones_own(small_run):
+    type_in("select")
+    own = {"report.html": "<title>mine</title>", "README.md": "mine"}
+    own["replaykit.yaml"] = Path("replaykit.yaml").read_text()
+    for name, text in own.items():
+        Path(name).write_text(text)
+    assert f"report.html: {FOREIGN}" in type_in("report", "--out", ".", code=1)
+    said = type_in("push", "me/x", "--dry-run", "--out", ".", code=1)
+    assert "README.md: it is there, and it is not what replaykit wrote" in said
+    assert {name: Path(name).read_text() for name in own} == own
+    assert not Path("data").exists()
+    Path("report.html").unlink()
+    type_in("report", "--out", ".")
+    type_in("report", "--out", ".")
+    type_in("push", "me/x", "--dry-run")
+    type_in("push", "me/x", "--dry-run")
+
+
+@pytest.mark.parametrize("text", ["", "mine", '{"state": "kept"}'])
+def test_the_gate_replaces_no_file_of_ones_own(here, text):
+    Path("mine.json").write_text(text)
+    said = type_in("gate", "--base", "nano", "--tuned", "nano", "--evidence", "mine.json", code=1)
+    assert f"mine.json: {FOREIGN}" in said
+    assert Path("mine.json").read_text() == text
+
+
+def test_init_over_a_folder_is_one_message(here):
+    Path("place").mkdir()
+    said = type_in("init", "--model", "nano", "--out", "place", "--force", code=1)
+    assert "cannot be written: Is a directory; --out takes the name of a file" in said
 
 
 def test_a_recipe_shows_all_its_problems_at_once(here):

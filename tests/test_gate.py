@@ -80,6 +80,7 @@ def test_the_exit_code_says_what_became_of_the_old_skills(
     summary = Path("summary.md").read_text()
     assert words in summary
     assert "| capital |" in summary
+    type_in(*command, "--evidence", evidence, code=code)  # over our own
 
 
 def test_a_model_that_was_not_measured_is_named(here: Path, place: Path) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +30,16 @@ import yaml
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import Record, dialogue
-from replaykit.errors import DataError, HubError
+from replaykit.errors import DataError, HubError, RecipeError, RunError
 from replaykit.recipe import Recipe, load_recipe
+from replaykit.recipe.push import Push
 from replaykit.runs import Manifest
 from replaykit.steps.mix.result import MixResult
-from replaykit.steps.push.card import dataset_card
+from replaykit.steps.push.card import Recorded, dataset_card
 from replaykit.steps.push.hub import prepare, upload
+from replaykit.steps.push.licence import Licence, licence_of
+from replaykit.steps.push.public import named, public_recipe
+from replaykit.steps.push.refusal import WAITS
 from replaykit.steps.push.result import PushResult
 from replaykit.steps.report.numbers import percent
 from replaykit.steps.results import result_of
@@ -44,11 +50,11 @@ from loopback_hub import READ, WRITE, LoopbackHub
 
 REPO = "me/my-replay"
 GENERATED = [
-    Record(dialogue("2 + 2?", "4"), "generate", {"row": 0, "seed": 11, "finish": "stop"}),
+    Record(dialogue("2 + 2?", "4"), "generate", {"row": 0, "temperature": 0.9, "finish": "stop"}),
     Record(
         dialogue("Zürich in 日本語?", "チューリッヒ ✓", system="Be brief."),
         "generate",
-        {"row": 1, "seed": 12},
+        {"row": 1, "temperature": 0.9},
     ),
     Record((*dialogue("a", "b"), *dialogue("```c```", "```\n---\nd\n```")), "generate", {}),
 ]
@@ -169,10 +175,11 @@ def test_the_folder_has_a_parquet_file_for_each_source_a_card_and_the_recipe(
 ) -> None:
     result = made.prepare(tmp_path / "push")
     files = ["README.md", "replaykit.yaml", "data/generate.parquet", "data/select.parquet"]
-    assert result == PushResult(
-        repo=REPO, folder=str(tmp_path / "push"), rows={"generate": 3, "select": 2}, files=files
-    )
-    assert sorted(found_in(tmp_path / "push")) == sorted(files)
+    place = str(tmp_path / "push")
+    rows = {"generate": 3, "select": 2}
+    notes = result.notes
+    assert result == PushResult(repo=REPO, folder=place, rows=rows, files=files, notes=notes)
+    assert sorted(found_in(tmp_path / "push")) == sorted([".replaykit.json", *files])
 
 
 def test_the_parquet_files_state_their_features(made: Made, tmp_path: Path) -> None:
@@ -202,12 +209,84 @@ def test_a_source_that_is_no_longer_there_leaves_no_file(made: Made, tmp_path: P
     assert "data/select.parquet" not in found_in(tmp_path / "push")
 
 
-def test_the_published_recipe_is_the_recipe(made: Made, tmp_path: Path) -> None:
+def test_the_published_recipe_is_the_recipe_with_names_for_paths(
+    made: Made, tmp_path: Path
+) -> None:
     made.recipe = made.recipe.model_copy(
         update={"mix": made.recipe.mix.model_copy(update={"near_duplicate": None})}
     )
     made.prepare(tmp_path / "push")
-    assert load_recipe(tmp_path / "push" / "replaykit.yaml") == made.recipe
+    found = load_recipe(tmp_path / "push" / "replaykit.yaml")
+    same = ("name", "model", "seed", "generate", "mix", "train")
+    assert [getattr(found, key) for key in same] == [getattr(made.recipe, key) for key in same]
+    assert found.select is not None and found.select.pool.path == "pool.jsonl"
+    assert found.select.n == 2
+    assert (found.out, found.push.repo, found.engine.name) == (None, None, "auto")
+
+
+PLACES = {
+    "out": "/home/ada/acme/runs/m",
+    "model": "/home/ada/models/acme-7b",
+    "target": {"path": "/home/ada/acme/tickets.jsonl", "prompt": "title", "answer": "text"},
+    "select": {"pool": "clients/acme/pool.jsonl", "against": ["/mnt/acme/bench.jsonl"]},
+    "generate": {"systems": {"You work for acme.": 1.0, "code": 2.0}, "tools": "acme/tools.json"},
+    "rewrite": {"editor": "/home/ada/models/acme-editor"},
+    "mix": {"sources": {"/home/ada/acme/val": 2.0, "generate": 1.0}},
+    "eval": {"target": "/home/ada/acme/test.jsonl", "old": {"chat": "~/acme/chat.jsonl"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"engine": {"server": "http://user:password@host.internal:8000/v1"}},
+            ["password", "host.internal", "server:"],
+        ),
+        (PLACES, ["/home", "ada", "/acme", "acme/", "/mnt", "clients", "work for"]),
+        ({"revision": "hf_abcdefgh12345678"}, ["hf_abcdefgh12345678"]),
+        ({"generate": {"tags": {"judge": "http://ada:pw@judge.internal/v1"}}}, ["judge.internal"]),
+        ({"select": {"method": "stratified", "column": "ada@acme.example"}}, ["acme.example"]),
+    ],
+)
+def test_no_server_user_token_or_folder_of_the_recipe_is_published(
+    changes: dict[str, Any], words: list[str], made: Made, run: tiny.Run, tmp_path: Path
+) -> None:
+    made.recipe = run.changed(**changes)
+    made.prepare(tmp_path / "push")
+    for name in ("README.md", "replaykit.yaml"):
+        text = (tmp_path / "push" / name).read_text(encoding="utf-8")
+        assert not [word for word in words if word in text]
+    load_recipe(tmp_path / "push" / "replaykit.yaml")
+
+
+def test_what_tells_how_the_rows_were_made_is_published(run: tiny.Run) -> None:
+    recipe = run.changed(**PLACES, arms={"few": {"ratio": 0.1}}, revision="main")
+    found = yaml.safe_load(public_recipe(recipe))
+    assert found["model"] == "acme-7b"
+    assert found["target"] == {"path": "tickets.jsonl", "prompt": "title", "answer": "text"}
+    assert found["select"]["against"] == ["bench.jsonl"]
+    assert found["generate"]["systems"] == {"code": 2.0}
+    assert found["rewrite"]["editor"] == "acme-editor"
+    assert found["mix"] == {"ratio": 0.2, "sources": {"./val": 2.0, "generate": 1.0}}
+    assert found["eval"]["old"]["chat"] == {"path": "chat.jsonl"}
+    assert found["arms"] == {"few": {"ratio": 0.1}}
+    assert found["revision"] == "main"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llama3", "llama3"),
+        ("owner/name", "owner/name"),
+        ("owner/rows.jsonl", "rows.jsonl"),
+        ("/srv/models/mine", "mine"),
+        ("../mine", "mine"),
+        ("https://host/x", "withheld"),
+    ],
+)
+def test_a_name_is_that_of_the_hub_or_the_last_part_of_a_path(name: str, said: str) -> None:
+    assert named(name) == said
 
 
 def test_preparing_sends_no_request(made: Made, tmp_path: Path, hub: LoopbackHub) -> None:
@@ -241,6 +320,194 @@ def test_a_source_without_rows_is_an_error_that_names_the_file(made: Made, tmp_p
     assert not (tmp_path / "push").exists()
 
 
+# --- a row's own columns --------------------------------------------------------------------------
+
+USERS = [
+    Record(
+        dialogue("a?", "b"),
+        "select",
+        {"rank": 1, "score": 0.5, "customer_email": "ada@acme.example", "internal_path": "/x/y"}
+        | {"api": "k", "columns": {"rank": 77}},
+    ),
+    Record(dialogue("c?", "d"), "select", {"rank": 2, "score": math.nan, "skill": "letters"}),
+]
+ANSWERED = [
+    Record(
+        dialogue("e?", "f"),
+        "generate",
+        {"row": 0, "line": 3, "model": "/home/ada/acme-7b", "system": "You work for acme."}
+        | {"prompt": {"finish": "glossy"}, "customer_email": "bob@acme.example"},
+    )
+]
+
+
+def published_meta(made: Made, folder: Path, source: str = "select") -> list[dict[str, Any]]:
+    """The meta of the rows as the parquet has it."""
+    import pyarrow.parquet
+
+    made.prepare(folder)
+    texts = pyarrow.parquet.read_table(folder / "data" / f"{source}.parquet")["meta"].to_pylist()
+    assert "NaN" not in str(texts)
+    return [json.loads(text) for text in texts]
+
+
+def test_of_a_row_only_what_replaykit_wrote_is_published(made: Made, tmp_path: Path) -> None:
+    write_jsonl(made.sources["select"], USERS)
+    write_jsonl(made.sources["generate"], ANSWERED)
+    found = published_meta(made, tmp_path / "push")
+    assert found == [{"rank": 1, "score": 0.5}, {"rank": 2, "score": None}]
+    (answered,) = published_meta(made, tmp_path / "push", "generate")
+    assert answered == {"row": 0, "line": 3, "model": "acme-7b"}
+    card_text = (tmp_path / "push" / "README.md").read_text(encoding="utf-8")
+    assert "acme.example" not in card_text
+
+
+def test_the_result_names_the_columns_that_stay(made: Made, tmp_path: Path) -> None:
+    write_jsonl(made.sources["select"], USERS)
+    result = made.prepare(tmp_path / "push")
+    assert result.left_out == ["customer_email", "internal_path", "api", "rank", "skill"]
+    assert any("customer_email, internal_path" in note for note in result.notes)
+    assert any("push.columns" in note for note in result.notes)
+
+
+def test_a_column_that_is_asked_for_is_published(made: Made, tmp_path: Path) -> None:
+    write_jsonl(made.sources["select"], USERS)
+    write_jsonl(made.sources["generate"], ANSWERED)
+    push = made.recipe.push.model_copy(update={"columns": ["skill", "rank", "finish"]})
+    made.recipe = made.recipe.model_copy(update={"push": push})
+    found = published_meta(made, tmp_path / "push")
+    assert found == [
+        {"rank": 1, "score": 0.5, "columns": {"rank": 77}},
+        {"rank": 2, "score": None, "skill": "letters"},
+    ]
+    (answered,) = published_meta(made, tmp_path / "push", "generate")
+    assert answered["columns"] == {"finish": "glossy"}
+
+
+def test_a_column_that_no_row_has_is_an_error(made: Made, tmp_path: Path) -> None:
+    write_jsonl(made.sources["select"], USERS)
+    push = made.recipe.push.model_copy(update={"columns": ["skil"]})
+    made.recipe = made.recipe.model_copy(update={"push": push})
+    with pytest.raises(DataError, match="no row has a column 'skil'; did you mean 'skill'"):
+        made.prepare(tmp_path / "push")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (math.nan, None),
+        ([1.5, math.nan], [1.5, None]),
+        ({"a": {"b": math.nan}}, {"a": {"b": None}}),
+    ],
+)
+def test_nan_is_null_in_what_is_published(
+    value: Any, said: Any, made: Made, tmp_path: Path
+) -> None:
+    rows = [Record(dialogue("a?", "b"), "select", {"rank": 1, "mine": value})]
+    write_jsonl(made.sources["select"], rows)
+    push = made.recipe.push.model_copy(update={"columns": ["mine"]})
+    made.recipe = made.recipe.model_copy(update={"push": push})
+    assert published_meta(made, tmp_path / "push") == [{"rank": 1, "mine": said}]
+
+
+# --- what is in the way ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "replaykit.yaml", "data/select.parquet", "data/generate.parquet"]
+)
+def test_nothing_is_published_over_a_file_of_ones_own(
+    name: str, made: Made, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(RunError, match=f"{name}: it is there, and it is not what replaykit wrote"):
+        made.prepare(tmp_path / "mine")
+    assert found_in(tmp_path / "mine") == {name: digest(b"mine")}
+
+
+def test_a_card_that_was_edited_is_not_replaced(made: Made, tmp_path: Path) -> None:
+    made.prepare(tmp_path / "push")
+    card_file = tmp_path / "push" / "README.md"
+    card_file.write_text("My own words.")
+    with pytest.raises(RunError, match="move it away"):
+        made.prepare(tmp_path / "push")
+    assert card_file.read_text() == "My own words."
+    card_file.unlink()
+    made.prepare(tmp_path / "push")
+
+
+def test_a_link_in_the_folder_is_not_followed(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    (tmp_path / "push").mkdir()
+    (tmp_path / "push" / "README.md").symlink_to(tmp_path / "notes.md")
+    with pytest.raises(RunError, match="it is not what replaykit wrote"):
+        made.prepare(tmp_path / "push")
+    assert (tmp_path / "notes.md").read_text() == "mine"
+
+
+# --- the licence ----------------------------------------------------------------------------------
+
+
+def write_card(folder: Path, **settings: Any) -> Path:
+    """A folder with a card of these settings; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"---\n{yaml.safe_dump(settings)}---\n# A card\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def licensed(tmp_path: Path, model: Any, data: Any, said: str | None = None) -> Licence:
+    """The licence of both sources, with these in the model's and the pool's cards."""
+    where = write_card(tmp_path / "m7", license=model, base_model="owner/base")
+    pool = write_card(tmp_path / "pool", license=data) / "rows.jsonl"
+    pool.touch()
+    recipe = Recipe(push=Push(license=said))
+    return licence_of(recipe, ["generate", "select"], str(where), str(pool))
+
+
+def test_the_licence_is_that_of_the_cards(made: Made, tmp_path: Path) -> None:
+    found = licensed(tmp_path, "mit", "MIT")
+    assert (found.name, found.base_model, found.notes) == ("mit", "owner/base", ())
+    text = dataset_card(
+        repo=REPO,
+        recipe=made.recipe,
+        recorded=Recorded.of(made.manifests),
+        counts={"generate": 3},
+        examples=[],
+        licence=found,
+    )
+    assert front_matter(text)["license"] == "mit"
+    assert front_matter(text)["base_model"] == "owner/base"
+    assert "which was made from `owner/base`," in text
+    assert "## Licence\n\n`mit`." in text
+
+
+@pytest.mark.parametrize(("model", "data"), [("mit", None), (None, "mit"), (None, None)])
+def test_a_licence_that_a_card_does_not_say_is_unknown_and_that_is_said(
+    model: Any, data: Any, tmp_path: Path
+) -> None:
+    found = licensed(tmp_path, model, data)
+    assert found.name == "unknown"
+    assert "the licence is unknown" in found.notes[0] and "--license" in found.notes[0]
+    assert ("the model 'm7'" in found.notes[0]) is (model is None)
+    assert ("the data 'rows.jsonl'" in found.notes[0]) is (data is None)
+
+
+def test_licences_that_conflict_are_both_named_and_a_flag_decides(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'m7' says mit and .*'rows.jsonl' says gpl-3.0.*--lic"):
+        licensed(tmp_path, "mit", "gpl-3.0")
+    assert licensed(tmp_path, "mit", "gpl-3.0", "cc0-1.0") == Licence("cc0-1.0", "owner/base")
+
+
+def test_only_the_card_of_what_is_published_counts(tmp_path: Path) -> None:
+    where = write_card(tmp_path / "m", license="other", license_name="acme-1")
+    found = licence_of(Recipe(), ["generate"], str(where), None)
+    assert (found.name, found.notes) == ("acme-1", ())
+    assert licence_of(Recipe(), ["select"], "owner/m", str(where)) == Licence("acme-1", "owner/m")
+
+
 # --- the card -------------------------------------------------------------------------------------
 
 
@@ -250,7 +517,12 @@ def card(
     examples: Sequence[Record] = GENERATED,
 ) -> str:
     return dataset_card(
-        repo=REPO, recipe=made.recipe, manifests=made.manifests, counts=counts, examples=examples
+        repo=REPO,
+        recipe=made.recipe,
+        recorded=Recorded.of(made.manifests),
+        counts=counts,
+        examples=examples,
+        licence=Licence(),
     )
 
 
@@ -284,9 +556,10 @@ def test_the_card_counts_what_was_dropped_by_reason(made: Made) -> None:
     assert "\n".join(rows) in text
 
 
-def test_the_card_has_the_recipe_that_made_the_data(made: Made) -> None:
+def test_the_card_has_the_recipe_that_is_published(made: Made) -> None:
     block = card(made).split("## Recipe\n\n```yaml\n")[1].split("```")[0]
-    assert Recipe.model_validate(yaml.safe_load(block)) == made.recipe
+    assert block == public_recipe(made.recipe)
+    Recipe.model_validate(yaml.safe_load(block))
 
 
 def test_the_card_says_which_share_was_asked_for_and_which_came_out(made: Made) -> None:
@@ -663,6 +936,7 @@ def test_uploading_again_changes_nothing_and_replaces_what_is_new(
     upload(tmp_path / "push", REPO, private=True, token=WRITE)
     assert hub.repos[REPO].commits == 2
     here = found_in(tmp_path / "push")
+    del here[".replaykit.json"]
     assert {name: digest(hub.repos[REPO].files[name].read_bytes()) for name in here} == here
 
 
@@ -780,6 +1054,111 @@ def test_an_address_that_is_no_hub_is_an_error(
         monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/elsewhere/")
         with pytest.raises(HubError, match="has no such place; check the name, and HF_ENDPOINT"):
             upload(tmp_path / "push", REPO, private=True, token=WRITE)
+
+
+# --- a Hub that is busy, full, or none ------------------------------------------------------------
+
+JSON_TYPE = {"Content-Type": "application/json"}
+BUSY = b'{"error": "busy"}'
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited, without waiting."""
+    found: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        # Threads of the client sleep for shorter.
+        if seconds < 1:
+            sleep(seconds)
+        else:
+            found.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    return found
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize(
+    ("place", "status", "headers", "seconds"),
+    [
+        ("/repos/create", 429, {"Retry-After": "2"}, 2.0),
+        ("/repos/create", 503, {}, 1.0),
+        ("/commit/", 429, {"Retry-After": "2"}, 2.0),
+        ("/commit/", 503, {}, 1.0),
+        ("/commit/", 409, {}, 1.0),
+    ],
+)
+def test_a_hub_that_is_busy_is_asked_again(
+    place: str,
+    status: int,
+    headers: dict[str, str],
+    seconds: float,
+    made: Made,
+    tmp_path: Path,
+    hub: LoopbackHub,
+    slept: list[float],
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals[place] = [(status, headers | JSON_TYPE, BUSY)]
+    upload(tmp_path / "push", REPO, private=True, token=WRITE)
+    assert hub.repos[REPO].commits == 1
+    assert len(slept) == 1
+    assert slept[0] - seconds in (0.0, 1.0)  # the client itself waits a second more
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize("place", ["/repos/create", "/commit/"])
+def test_a_hub_that_asks_for_an_hour_is_not_waited_for_and_the_time_is_said(
+    place: str, made: Made, tmp_path: Path, hub: LoopbackHub, slept: list[float]
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals[place] = [(429, {"Retry-After": "3600"} | JSON_TYPE, BUSY)]
+    with pytest.raises(HubError, match="answered 429; it asks to wait 60 minutes, and push again"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
+    assert slept == []
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+def test_a_hub_that_stays_busy_is_given_up(
+    made: Made, tmp_path: Path, hub: LoopbackHub, slept: list[float]
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals["/repos/create"] = [(503, JSON_TYPE, BUSY)] * 50
+    with pytest.raises(HubError, match="answered 503; wait a little, and push again"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
+    assert slept == list(WAITS)
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (413, r"takes no file as large as data/\w+\.parquet \(0\.0 MB\)"),
+        (507, r"has no room for 0\.0 MB"),
+    ],
+)
+def test_what_is_too_large_is_said(
+    status: int, words: str, made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
+    made.prepare(tmp_path / "push")
+    hub.refusals["/commit/"] = [(status, JSON_TYPE, b'{"error": "too large"}')]
+    with pytest.raises(HubError, match=f"{words}.*fewer rows"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
+
+
+@pytest.mark.parametrize("hub", ["regular"], indirect=True)
+@pytest.mark.parametrize("place", ["/repos/create", "/api/datasets/me/my-replay"])
+@pytest.mark.parametrize("status", [200, 511])
+def test_a_login_page_before_the_hub_is_said_to_be_none(
+    status: int, place: str, made: Made, tmp_path: Path, hub: LoopbackHub
+) -> None:
+    made.prepare(tmp_path / "push")
+    page = b"<!doctype html><title>Welcome to the guest network</title>"
+    hub.refusals[place] = [(status, {"Content-Type": "text/html"}, page)] * 9
+    with pytest.raises(HubError, match="is no Hub, or a login page of your network"):
+        upload(tmp_path / "push", REPO, private=True, token=WRITE)
 
 
 # --- the token ------------------------------------------------------------------------------------

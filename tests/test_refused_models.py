@@ -44,6 +44,47 @@ def saved(folder: Path, model: Any) -> str:
     return str(folder)
 
 
+def with_own_code(folder: Path, *, tokenizer: bool = False) -> str:
+    """A model whose configuration, or whose tokenizer too, is code of its own, which would leave a
+    file where it is run.
+    """
+    folder.mkdir()
+    loading.load_tokenizer("nano").save_pretrained(folder)
+    names = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    config = {"model_type": "own", "architectures": ["Own"], "auto_map": names}
+    if tokenizer:
+        config = {"model_type": "llama"}
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Own: pass\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("tokenizer", [False, True], ids=["a model", "a tokenizer"])
+@pytest.mark.parametrize("step", ["probe", "generate"])
+def test_code_of_a_model_is_never_run_and_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, tokenizer: bool
+) -> None:
+    folder = with_own_code(tmp_path / "own", tokenizer=tokenizer)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda _="": pytest.fail("it asked"))
+    more = ["--samples", 0] if step == "probe" else ["-n", 1]
+    said = type_in(step, "--model", folder, *more, code=1)
+    assert "comes with code of its own" in said
+    assert "trust_remote_code" not in said
+    assert not Path(folder, "ran").exists()
+
+
+def test_a_model_that_transformers_knows_needs_not_its_own_code(tmp_path: Path) -> None:
+    loading.load_tokenizer("nano").save_pretrained(tmp_path)
+    config = json.loads(Path(loading.resolve("nano"), "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert loading.language_model(str(tmp_path)) is not None
+
+
 def changed(folder: str, change: Callable[[Tensors], object]) -> str:
     """The folder with other weights."""
     file = Path(folder, "model.safetensors")

@@ -180,6 +180,40 @@ with open_step("select", Path(sys.argv[1]), {"model": "nano", "mix": {"ratio": 0
 """
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_lock_that_is_a_link_is_refused_and_what_it_names_stays(
+    tmp_path: Path, exists: bool
+) -> None:
+    own = tmp_path / "thesis.txt"
+    if exists:
+        own.write_text("mine")
+    (tmp_path / ".select.lock").symlink_to(own)
+    with pytest.raises(RunError, match=r"\.select\.lock: the lock of a step is a file of its own"):
+        do(tmp_path / "select")
+    assert own.exists() is exists
+    assert not exists or own.read_text() == "mine"
+
+
+def test_a_lock_file_keeps_what_stands_in_it(tmp_path: Path) -> None:
+    (tmp_path / ".select.lock").write_text("mine")
+    do(tmp_path / "select")
+    assert (tmp_path / ".select.lock").read_text() == "mine"
+
+
+def test_a_folder_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".select.lock").mkdir()
+    with pytest.raises(RunError, match="and this is none; remove it"):
+        do(tmp_path / "select")
+
+
+def test_a_file_that_grows_larger_than_allowed_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"select: a file became larger .* `ulimit -f unlimited`"),
+        open_step("select", tmp_path / "select", INPUTS),
+    ):
+        raise OSError(errno.EFBIG, "File too large")
+
+
 def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "select"
     command = [sys.executable, "-c", HOLD, str(folder)]

@@ -187,7 +187,7 @@ def test_numbers_that_json_does_not_have_are_written_as_their_text(here: Path) -
 
     lines = (here / "made" / "rows.jsonl").read_text().splitlines()
     read = [json.loads(line, parse_constant=refused) for line in lines]
-    assert read[0]["meta"]["scores"] == [1.5, "inf", {"loss": "nan"}]
+    assert read[0]["meta"]["scores"] == [1.5, "inf", {"loss": None}]
 
 
 def test_a_column_named_finish_does_not_take_the_end_of_turn_from_an_answer(here: Path) -> None:

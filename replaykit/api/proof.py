@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
 from replaykit.recipe import Recipe, load_recipe
+from replaykit.recipe.push import Push
 from replaykit.recipe.train import Train
 from replaykit.result import Result
 from replaykit.runs import Manifest, Step, Watch, machine, open_step, versions
@@ -238,6 +239,8 @@ def push(
     repo: str,
     model: str | None = None,
     private: bool = True,
+    columns: Sequence[str] = (),
+    license: str | None = None,
     dry_run: bool = False,
     folder: str | Path | None = None,
 ) -> PushResult:
@@ -245,7 +248,9 @@ def push(
 
     Each source is a split; rows that name none are old data, as of select. With ``dry_run`` the
     data set stays in ``folder``, by default runs/<name>/push, and nothing is sent. ``model`` is
-    whose memory the rows keep, for the card.
+    whose memory the rows keep, for the card. Of what is known of a row, what replaykit wrote is
+    published, and of your own ``columns`` these. ``license`` is the data set's, as the Hub names
+    it.
     Raises HubError for a repo that is no owner/name, and where the Hub refuses.
 
     >>> rows = replaykit.generate("nano", 5)
@@ -264,7 +269,8 @@ def push(
         files = {source: Path(name) / f"{source}.jsonl" for source in by_source}
         for source, records in by_source.items():
             write_jsonl(files[source], records)
-        result = prepare(place, repo, Recipe(model=model), files, {})
+        recipe = Recipe(model=model, push=Push(columns=list(columns), license=license))
+        result = prepare(place, repo, recipe, files, {})
     if dry_run:
         return result
     return result.model_copy(update={"url": upload(place, repo, private=private)})

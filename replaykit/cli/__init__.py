@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -24,11 +25,24 @@ from replaykit.cli import commands
 from replaykit.cli.commands import Command
 from replaykit.cli.options import RECIPE_FILE, Flags
 from replaykit.errors import RecipeError, ReplaykitError, Stopped
+from replaykit.text import printable
 
 if TYPE_CHECKING:
     from replaykit.recipe import Recipe
     from replaykit.runs import Watch
     from replaykit.steps.step import Outcome
+
+
+def _say(text: object, *, err: bool = False) -> None:
+    """Prints a line, of which a row, a model or a file name may be a part."""
+    typer.echo(printable(str(text)), err=err)
+
+
+class Printable(logging.Formatter):
+    """Of what is logged, which a row or a model may be a part of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class Commands(typer.core.TyperGroup):
@@ -40,13 +54,21 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except Stopped as stopped:
-            typer.echo(f"\n{stopped}", err=True)
+            _say(f"\n{stopped}", err=True)
             raise typer.Exit(stopped.exit_code) from stopped
         except ReplaykitError as error:
-            typer.echo(f"error: {error}", err=True)
+            _say(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except OSError as error:
+            from replaykit.runs import disk_problem
+
+            problem = disk_problem(error)
+            if problem is None:
+                raise
+            _say(f"error: {problem}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            typer.echo(
+            _say(
                 "\nstopped; what was finished is safe, and the same command goes on from there",
                 err=True,
             )
@@ -81,7 +103,7 @@ def main_options(
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     if version:
-        typer.echo(__version__)
+        _say(__version__)
         raise typer.Exit
 
 
@@ -121,7 +143,7 @@ def _init(flags: Flags) -> None:
     if flags["json"]:
         _print_json({"recipe": str(written), "next": todo})
     else:
-        typer.echo(f"wrote {written}; look it over, then: {todo}")
+        _say(f"wrote {written}; look it over, then: {todo}")
 
 
 def _run(flags: Flags) -> None:
@@ -163,9 +185,12 @@ def _gate(flags: Flags) -> None:
     """Measures what is not measured, and ends with the exit code of the verdict."""
     from replaykit.runs import write_json
     from replaykit.steps import pipeline
-    from replaykit.steps.report.gate import WORDS, gate
+    from replaykit.steps.report.gate import WORDS, GateResult, gate
     from replaykit.steps.step import Context
+    from replaykit.written import has_keys, refuse_foreign
 
+    if flags["evidence"] is not None:  # now, since what is measured below takes long
+        refuse_foreign(flags["evidence"], has_keys(GateResult.model_fields))
     arm = flags.values.get("arm")
     recipe = pipeline.of_arm(_recipe(flags), "eval", arm)
     evaluate = pipeline.step_of("eval")
@@ -184,7 +209,7 @@ def _gate(flags: Flags) -> None:
     if flags["json"]:
         _print_json(found.to_json())
     else:
-        typer.echo(f"{WORDS[found.state]}\n{found.words}\n{evidence}")
+        _say(f"{WORDS[found.state]}\n{found.words}\n{evidence}")
     raise typer.Exit(found.code)
 
 
@@ -197,17 +222,20 @@ def _status(flags: Flags) -> None:
         return
     width = max(len(step.name) for step in found.steps)
     for step in found.steps:
-        typer.echo(f"{step.name:<{width}}  {step.words}")
+        _say(f"{step.name:<{width}}  {step.words}")
 
 
 def _schema(flags: Flags) -> None:
     from replaykit.recipe.schema import schema_text, write_text
+    from replaykit.written import has_keys, refuse_foreign
 
     if flags["out"] is None:
         typer.echo(schema_text(), nl=False)
         return
+    if not flags["out"].is_dir():
+        refuse_foreign(flags["out"], has_keys(["$schema", "$defs", "title"]))
     write_text(flags["out"], schema_text())
-    typer.echo(flags["out"])
+    _say(flags["out"])
 
 
 _add(commands.QUICKSTART, _quickstart)
@@ -243,7 +271,7 @@ def _done(steps: Callable[[Watch], Iterable[Outcome[Any]]]) -> list[Outcome[Any]
     with progress() as watch:
         for outcome in steps(watch):
             if outcome.note:
-                typer.echo(f"{outcome.step}: {outcome.note}", err=True)
+                _say(f"{outcome.step}: {outcome.note}", err=True)
             outcomes.append(outcome)
     return outcomes
 
@@ -262,19 +290,21 @@ def _show(outcomes: list[Outcome[Any]], flags: Flags) -> None:
         if outcome.step in matrices[:-1]:
             continue
         if outcome.step == "report":  # the file is all that there is to show
-            typer.echo(outcome.result.report)
+            _say(outcome.result.report)
             continue
         show(outcome.step, outcome.result)
-        typer.echo(outcome.folder)
+        _say(outcome.folder)
 
 
 def _print_json(result: Mapping[str, object]) -> None:
-    typer.echo(json.dumps(result, ensure_ascii=False, indent=1))
+    typer.echo(printable(json.dumps(result, ensure_ascii=False, indent=1), r"\u{:04x}"))
 
 
 def main() -> None:
     """The entry point of the ``replaykit`` command. SIGTERM ends it as an exit does, so that its
     processes end too.
     """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Printable())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app(prog_name="replaykit" if Path(sys.argv[0]).name in ("__main__.py", "cli.py") else None)

@@ -276,6 +276,10 @@ PUSH = Command(
         Option("REPO", "push.repo", str, "owner/name on the Hub."),
         Option("--public", "push.private", bool, "Let everyone see it; private by default.",
                read.negated),
+        Option("--license", "push.license", str, "Of the data set, such as apache-2.0; by default "
+               "what the model's and the pool's own cards say."),
+        Option("--column", "push.columns", list[str], "A column of your rows to publish too; may "
+               "be given again. What replaykit wrote of a row always is."),
         Option("--dry-run", "", bool, "Write the folder, but upload nothing."),
         *COMMON,
     ),

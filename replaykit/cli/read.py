@@ -13,13 +13,15 @@ def setting(text: str) -> tuple[str, object]:
     """``mix.ratio=0.1`` is a key of the recipe and its value, in YAML."""
     import yaml
 
-    from replaykit.recipe.load import UniqueSafeLoader
+    from replaykit.recipe.load import TOO_DEEP, UniqueSafeLoader
 
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise _misuse("--set", f"'{text}' is not KEY=VALUE, such as mix.ratio=0.1")
     try:
         return key.strip(), yaml.load(value, Loader=UniqueSafeLoader)
+    except RecursionError:
+        raise _misuse("--set", f"{key}: {TOO_DEEP}") from None
     except (yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())
         raise _misuse("--set", f"{key}: {said}") from None

@@ -19,7 +19,7 @@ ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 
 
 def to_line(value: object) -> str:
-    """The value as JSON on one line; dates and the like, NaN and Infinity as their text."""
+    """The value as JSON on one line; dates and the like and Infinity as their text, NaN as null."""
     try:
         return ENCODER.encode(value)
     except ValueError:
@@ -27,7 +27,9 @@ def to_line(value: object) -> str:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, float) and math.isinf(value):
         return str(value)
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}

@@ -9,7 +9,6 @@ done once: the folder's name has a hash of the file, and a folder that is there 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from replaykit.errors import EngineError, MissingExtra
+from replaykit.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,8 @@ def folder_of(file: Path, content: str) -> Path:
         raise MissingExtra("gguf", "gguf")
     folder = places[0]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{name}.lock").open("w") as lock:
-        # Of several processes one makes it, and the others wait.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Of several processes one makes it, and the others wait.
+    with locked(folder.with_name(f".{name}.lock"), wait=True):
         if not folder.is_dir():
             _dequantise(file, folder)
     return folder
@@ -82,6 +81,7 @@ def _dequantise(file: Path, folder: Path) -> None:
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
+        "trust_remote_code": False,
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)

@@ -62,6 +62,10 @@ ALIASES = {
 }
 
 
+class OwnCodeError(EngineError):
+    """A model that only code of its own can load."""
+
+
 def resolve(model: str) -> str:
     """The folder or Hub id that a name stands for. Raises EngineError for any other name.
 
@@ -175,6 +179,8 @@ def language_model(model: str, revision: str | None = None) -> PretrainedConfig 
         return None
     try:
         config = _load(AutoConfig.from_pretrained, model, revision)
+    except OwnCodeError:
+        raise
     except EngineError as error:
         if _load(find_adapter_config_file, model, revision) is not None:
             raise _adapter(model, revision) from error
@@ -434,9 +440,17 @@ def _load(loader: Any, model: str, revision: str | None, **options: Any) -> Any:
     # Without a network what was fetched before serves; else it fails at once, not after retries.
     if not Path(name).is_dir() and not _hub_has_address():
         options["local_files_only"] = True
+    # Without the word no, transformers asks on the terminal whether to run a model's own code.
+    if getattr(getattr(loader, "__self__", None), "__name__", "").startswith("Auto"):
+        options["trust_remote_code"] = False
     try:
         return loader(name, revision=revision, **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise OwnCodeError(
+                f"{model} comes with code of its own, without which transformers cannot load it; "
+                "replaykit runs no code of models. Choose a model that transformers knows"
+            ) from error
         raise cannot_load(model, error) from error
 
 

@@ -14,6 +14,7 @@ from replaykit.recipe.messages import explain, known_keys
 from replaykit.recipe.recipe import Recipe
 
 RECIPE_FILE = "replaykit.yaml"
+TOO_DEEP = "brackets or lines are nested too deep to be a recipe"
 MERGE = "tag:yaml.org,2002:merge"
 # What a bare word means in place of a section, of rows and of an engine.
 SHORT = ("path", "name")
@@ -96,6 +97,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(str(path), ["no such file; `replaykit init` writes one"]) from None
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except RecursionError:
+        raise RecipeError(str(path), [TOO_DEEP]) from None
     except (yaml.YAMLError, ValueError) as error:
         # A ValueError is about text that is not UTF-8, or a date that does not exist.
         raise RecipeError(str(path), [" ".join(str(error).split())]) from error

@@ -31,6 +31,8 @@ from replaykit.steps.select import choose
 from replaykit.steps.stages import folder_of, number_of
 from replaykit.steps.step import Context, Outcome, Todo, do_step, model_facts, need_step
 
+# What the meta of a record says under names of the step's own.
+OWN_META = frozenset({"task", "rank"})
 HIGHEST_RANK = 2**63 - 1
 
 
@@ -165,7 +167,7 @@ def _held(record: Record, task: str, rank: int) -> Record:
     apart.
     """
     own = {"task": task, "rank": rank}
-    meta = apart(record.meta, [*own, REFERENCE])
+    meta = apart(record.meta, [*OWN_META, REFERENCE])
     return replace(record, source="buffer", meta={**meta, **own})
 
 

@@ -30,8 +30,9 @@ from replaykit.steps.generate.steer import sampling_of, schedule_of, system_of
 
 # What the meta of a record says under names of ours. What the user's prompts have under the same
 # names stands in meta["prompt"]: their "finish", say, tells nothing of the answer made here.
+PROMPT = "prompt"
 OWN_META = frozenset(
-    {"row", "parent", "prompt", "finish", "answer", "system", "model", "answer_temperature"}
+    {"row", "parent", PROMPT, "finish", "answer", "system", "model", "answer_temperature"}
     | {"temperature", "top_p", "top_k", "twin", "match", "perplexity", "tags", "reward"}
     | {"thinking", "wrong_call"}
 )
@@ -366,7 +367,7 @@ class Conversations:
         meta: dict[str, Any] = {"row": row}
         if self.job.prompts is not None:
             prompt = self.job.prompts[row]
-            meta = {**apart(prompt.meta, OWN_META, "prompt"), "row": row, "parent": prompt.id}
+            meta = {**apart(prompt.meta, OWN_META, PROMPT), "row": row, "parent": prompt.id}
         else:
             meta |= sampling_of(self._schedule, self.job.seed, row)
         steered = system_of(self.settings, self.job.seed, row)

@@ -129,7 +129,8 @@ class Weights:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.folder).get_text_config()
+            found = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            config = found.get_text_config()
         except (OSError, ValueError) as error:
             raise loading.cannot_load(str(self.folder), error) from error
         return bool(getattr(config, "tie_word_embeddings", True))

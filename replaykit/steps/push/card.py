@@ -1,7 +1,7 @@
 """The dataset card: what the rows are, how each source made them, and how to use them.
 
     ---
-    license: unknown
+    license: apache-2.0
     tags: [replaykit, replay, continual-learning, synthetic]
     configs: [{config_name: default, data_files: [{split: generate, path: data/generate.parquet}]}]
     ---
@@ -9,8 +9,8 @@
     Replay data for fine-tuning `meta-llama/Meta-Llama-3-8B-Instruct` without forgetting ...
 
 It says what was done: the facts come from the manifests of the steps, not from the recipe, which
-may have changed since. Like mergekit's card it carries the recipe itself; unlike other generators'
-cards it claims neither a licence nor a language.
+may have changed since. Like mergekit's card it carries the recipe itself, without what is not meant
+to leave; unlike other generators' cards it claims no language, and no licence that is not known.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ from typing import Any
 from replaykit.data.record import TARGET, Record
 from replaykit.model.loading import ALIASES
 from replaykit.recipe import Recipe
+from replaykit.recipe.generate import Generate
+from replaykit.recipe.select import Select
 from replaykit.runs import Manifest
 from replaykit.steps.generate.result import GenerateResult, Kind
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.push.licence import COPIED, Licence
+from replaykit.steps.push.licence import UNKNOWN as UNKNOWN_LICENCE
+from replaykit.steps.push.public import named, public, public_recipe
 from replaykit.steps.push.texts import (
     INTRO,
     KINDS,
+    LICENCE,
     LOAD,
     METHODS,
     MODEL_LICENCE,
@@ -52,9 +58,6 @@ SIZES = (
     (10**7, "1M<n<10M"),
 )
 EXAMPLE_CHARS = 600  # of one message of an example
-
-# Of a source without a manifest, as the rows of a call have none.
-COPIED = ("target", "select")  # every other source is written by a model
 
 # Which settings a method of selection reads; those that are not named here are for all methods.
 WORDS = ("tfidf", "bm25", "near-and-far", "mmr")
@@ -103,6 +106,14 @@ class Recorded:
         return cls(sources, mixes)
 
     @property
+    def pool(self) -> str | None:
+        """The rows that were selected from; None where none were."""
+        for manifest, result in self.sources.values():
+            if isinstance(result, SelectResult):
+                return str(manifest.inputs["select"]["pool"]["path"])
+        return None
+
+    @property
     def model(self) -> str | None:
         """The model that replay was made or mixed for; None where rows were only selected."""
         for _, result in self.sources.values():
@@ -122,32 +133,35 @@ def dataset_card(
     *,
     repo: str,
     recipe: Recipe,
-    manifests: Mapping[str, Manifest],
+    recorded: Recorded,
     counts: Mapping[str, int],
     examples: Sequence[Record],
+    licence: Licence,
 ) -> str:
     """README.md of a data set that has one split for each source in ``counts`` (rows by source).
 
-    ``manifests`` are the run's by folder name: those of the sources and of the mixtures. Of a
-    source that has none, the card says that it is not known how its rows were made.
+    ``recorded`` is of the steps of the sources and of the mixtures. Of a source that has none, the
+    card says that it is not known how its rows were made.
     """
-    recorded = Recorded.of(manifests)
     made = recorded.sources
     model = _quoted(recorded.model or recipe.model)
+    origin = model
+    if licence.base_model is not None and f"`{licence.base_model}`" != model:
+        origin = f"{model}, which was made from `{licence.base_model}`,"
     split = next(iter(counts))
     if "generate" in counts:
         split = "generate"
     sections = [
-        _front_matter(repo, counts),
-        INTRO.format(title=_title(repo), model=model),
+        _front_matter(repo, counts, licence),
+        INTRO.format(title=_title(repo), model=origin),
         _sources(counts, recorded),
         *(_made(source, *made[source]) for source in counts if source in made),
         _mix(recorded.mixes, counts),
-        f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```\n",
+        f"## Recipe\n\n```yaml\n{public_recipe(recipe)}```\n",
         _examples(examples),
         LOAD.format(repo=repo, splits=", ".join(f'replay["{source}"]' for source in counts)),
         USE.format(repo=repo, split=split),
-        _licence(model, counts),
+        _licence(model, counts, licence),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -156,22 +170,23 @@ def _title(repo: str) -> str:
     return repo.rpartition("/")[2]
 
 
-def _front_matter(repo: str, counts: Mapping[str, int]) -> str:
+def _front_matter(repo: str, counts: Mapping[str, int], licence: Licence) -> str:
     from huggingface_hub import DatasetCardData
 
     rows = sum(counts.values())
-    # No "language" and no licence but "unknown": neither was recorded.
+    # No "language": it was not recorded.
     tags = ["replaykit", "replay", "continual-learning"]
     if any(source not in COPIED for source in counts):
         tags.append("synthetic")
     files = [{"split": source, "path": f"data/{source}.parquet"} for source in counts]
     data = DatasetCardData(
-        license="unknown",
+        license=licence.name,
         pretty_name=_title(repo),
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>10M")],
         task_categories=["text-generation"],
         tags=tags,
         configs=[{"config_name": "default", "data_files": files}],
+        base_model=licence.base_model,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -224,12 +239,12 @@ def _facts(manifest: Manifest, result: SelectResult | GenerateResult) -> Iterato
             model += f", revision `{result.revision}`"
         yield "model", model
         yield "engine", str(manifest.inputs["engine"])
-        settings = result.sampling.model_dump(exclude=UNREAD[result.kind])
+        settings = public(Generate, result.sampling.model_dump(exclude=UNREAD[result.kind]))
     else:
         method = result.method
         settings = {
             name: value
-            for name, value in manifest.inputs["select"].items()
+            for name, value in public(Select, manifest.inputs["select"]).items()
             if method in READ_BY.get(name, (method,))
         }
     yield "seed", str(manifest.inputs["seed"])
@@ -249,16 +264,12 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _value(value: Any) -> str:
-    """A setting as the card shows it: of rows or a file the name, without the folders above it."""
+    """A setting as the card shows it: of rows the name."""
     if isinstance(value, Mapping) and "path" in value:
         return _value(value["path"])
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
-    if not isinstance(value, str):
-        return str(value)
-    if Path(value).is_absolute() or Path(value).exists():
-        return f"`{Path(value).name}`"
-    return f"`{value}`"
+    return f"`{value}`" if isinstance(value, str) else str(value)
 
 
 # --- the mixture ----------------------------------------------------------------------------------
@@ -272,7 +283,7 @@ def _mix(mixes: Sequence[tuple[Manifest, MixResult]], counts: Mapping[str, int])
         return ""
     head = "## The mix it was made for\n\n"
     used = [source for _, mix in mixes for source in _used(mix)]
-    absent = [_value(source) for source in dict.fromkeys(used) if source not in counts]
+    absent = [_value(named(source)) for source in dict.fromkeys(used) if source not in counts]
     tail = ""
     if absent:
         tail = (
@@ -301,7 +312,7 @@ def _arm(manifest: Manifest, mix: MixResult) -> list[str]:
         mix.description,
         f"{percent(mix.share[mix.unit])} of {UNITS[mix.unit]}",
         f"{mix.replay_rows:,}",
-        ", ".join(map(_value, _used(mix))) or NOTHING,
+        ", ".join(_value(named(source)) for source in _used(mix)) or NOTHING,
     ]
 
 
@@ -329,8 +340,10 @@ def _examples(examples: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _licence(model: str, counts: Mapping[str, int]) -> str:
+def _licence(model: str, counts: Mapping[str, int], licence: Licence) -> str:
     lines = [NO_LICENCE]
+    if licence.name != UNKNOWN_LICENCE:
+        lines = [LICENCE.format(licence=licence.name)]
     if any(source not in COPIED for source in counts):
         lines.append(MODEL_LICENCE.format(model=model))
     if any(source in COPIED for source in counts):
@@ -342,12 +355,10 @@ def _quoted(model: str | None) -> str:
     """The model as anyone can find it: its Hub id, or the last part of a local path."""
     if model is None:
         return "a language model"
-    name = ALIASES.get(model, model)
-    if not Path(name).is_dir() and not Path(name).is_absolute():
-        return f"`{name}`"
-    if model in ALIASES:  # the embedded model, which is a folder of this package
-        return f"`{model}`"
-    return f"`{Path(name).name}`"
+    found = ALIASES.get(model, model)
+    if model in ALIASES and Path(found).is_absolute():
+        found = model  # the embedded model, which is a folder of this package
+    return f"`{named(found)}`"
 
 
 def _short(text: str) -> str:

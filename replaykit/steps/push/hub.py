@@ -3,7 +3,7 @@ in the folder.
 
     runs/my-task/push/
         README.md             the card
-        replaykit.yaml        the recipe
+        replaykit.yaml        what of the recipe leaves the machine
         data/generate.parquet one file, and one split, for each source
         data/select.parquet
 
@@ -13,9 +13,11 @@ else: what the Hub's client says of an error is searched for it before it is rep
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -28,15 +30,21 @@ from replaykit.data.record import SOURCES, Record
 from replaykit.errors import DataError, HubError
 from replaykit.recipe import RECIPE_FILE, Recipe
 from replaykit.runs import Manifest, versions
-from replaykit.steps.push.card import dataset_card
+from replaykit.steps.push.card import Recorded, dataset_card
+from replaykit.steps.push.licence import licence_of
+from replaykit.steps.push.meta import public_meta
+from replaykit.steps.push.public import public_recipe
+from replaykit.steps.push.refusal import LOG_IN, WAITS, Refusal, advice, no_long_waits
 from replaykit.steps.push.result import PushResult
+from replaykit.written import replaced
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+log = logging.getLogger(__name__)
+
 PARQUET = tuple(f"data/{source}.parquet" for source in SOURCES)
 EXAMPLES = 3
-LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def prepare(
@@ -50,7 +58,8 @@ def prepare(
 
     ``sources`` gives each source's rows.jsonl, ``manifests`` the run's by folder name, from which
     the card knows how the rows were made. Raises HubError for a repo that is no owner/name,
-    DataError for no rows.
+    DataError for no rows, RecipeError for cards that name different licences, RunError where files
+    that are not ours are in the way.
     """
     check_repo(repo)
     assert sources and set(sources) <= set(SOURCES), f"not sources of records: {sorted(sources)}"
@@ -61,26 +70,45 @@ def prepare(
                 f"{sources[source]}: no rows, so there is nothing to publish; --force does the "
                 "step again"
             )
-    counts = {source: len(rows) for source, rows in records.items()}
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name in PARQUET:  # of an earlier push, which may have had a source that this one has not
-        (folder / name).unlink(missing_ok=True)
-    # One set of columns for all files, or `load_dataset` could not read them together.
-    columns = Schema.of(chain.from_iterable(records.values()))
-    with _without_bars():
-        for source, rows in records.items():
-            to_dataset(rows, columns).to_parquet(folder / "data" / f"{source}.parquet")
+    every, left_out = public_meta(chain.from_iterable(records.values()), recipe.push.columns)
+    found = {source: [row for row in every if row.source == source] for source in records}
+    counts = {source: len(rows) for source, rows in found.items()}
+    recorded = Recorded.of(manifests)
+    model = recorded.model or recipe.model
+    licence = licence_of(recipe, counts, model, recorded.pool)
     card = dataset_card(
         repo=repo,
         recipe=recipe,
-        manifests=manifests,
+        recorded=recorded,
         counts=counts,
-        examples=_examples(list(records.values())),
+        examples=_examples(list(found.values())),
+        licence=licence,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
-    files = ["README.md", RECIPE_FILE, *(f"data/{source}.parquet" for source in counts)]
-    return PushResult(repo=repo, folder=str(folder), rows=counts, files=files)
+    # Every name, since an earlier push may have had a source that this one has not.
+    with replaced(folder, ["README.md", RECIPE_FILE, *PARQUET]) as place:
+        (place / "data").mkdir()
+        # One set of columns for all files, or `load_dataset` could not read them together.
+        columns = Schema.of(every)
+        with _without_bars():
+            for source, rows in found.items():
+                to_dataset(rows, columns).to_parquet(place / "data" / f"{source}.parquet")
+        (place / "README.md").write_text(card, encoding="utf-8")
+        (place / RECIPE_FILE).write_text(public_recipe(recipe), encoding="utf-8")
+    return PushResult(
+        repo=repo,
+        folder=str(folder),
+        rows=counts,
+        files=["README.md", RECIPE_FILE, *(f"data/{source}.parquet" for source in counts)],
+        left_out=list(left_out),
+        license=licence.name,
+        notes=[*_left_out(left_out), *licence.notes],
+    )
+
+
+def _left_out(columns: Iterable[str]) -> Iterator[str]:
+    """Says which columns stay, and how they would leave."""
+    if names := ", ".join(columns):
+        yield f"columns that are not published: {names}; push.columns names those that are to be"
 
 
 def _examples(sources: Sequence[Sequence[Record]]) -> list[Record]:
@@ -97,8 +125,9 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) 
 
     A file of the same name is replaced, and the split of a source that is no longer there is
     removed. The token is by default the one that huggingface_hub finds: HF_TOKEN, or that of `hf
-    auth login`. HF_ENDPOINT is read at each call. Raises HubError; nothing is lost then, and the
-    same call again uploads what is missing.
+    auth login`. HF_ENDPOINT is read at each call. Where the Hub is busy, it is asked again after
+    the time that it says. Raises HubError; nothing is lost then, and the same call again uploads
+    what is missing.
     """
     import huggingface_hub
 
@@ -109,24 +138,33 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) 
     )
     host = urlsplit(api.endpoint).netloc.rpartition("@")[2]  # without a user and password
     secret = ""  # known from here on, since an error may come while the token is looked for
-    try:
-        secret = (token or huggingface_hub.get_token() or "").strip()
-        problem = _unusable(secret, host)
-        if problem is None:
-            url = api.create_repo(
-                repo, repo_type="dataset", private=private, exist_ok=True, token=secret
-            )
-            # A repository that exists keeps its visibility: private rows must not land in a public
-            # one.
-            if not private or api.dataset_info(repo, token=secret).private:
-                _send(api, folder, repo, secret)
-                return str(url)
-            problem = (
-                "it exists and is public; choose another name, or say `push: {private: false}` in "
-                "the recipe"
-            )
-    except Exception as error:  # noqa: BLE001 - whatever comes through may quote the token
-        problem = _advice(error, repo, host)
+    waits = list(WAITS)
+    while True:
+        try:
+            secret = (token or huggingface_hub.get_token() or "").strip()
+            problem = _unusable(secret, host)
+            if problem is None:
+                url = api.create_repo(
+                    repo, repo_type="dataset", private=private, exist_ok=True, token=secret
+                )
+                # A repository that exists keeps its visibility: private rows must not land in a
+                # public one.
+                if not private or api.dataset_info(repo, token=secret).private:
+                    _send(api, folder, repo, secret)
+                    return str(url)
+                problem = (
+                    "it exists and is public; choose another name, or say `push: {private: false}` "
+                    "in the recipe"
+                )
+        except Exception as error:  # noqa: BLE001 - whatever comes through may quote the token
+            refusal = Refusal.of(error)
+            seconds = refusal.wait(waits)
+            if seconds is not None:
+                log.warning("%s answered %s; asked again in %g s", host, refusal.status, seconds)
+                time.sleep(seconds)
+                continue
+            problem = advice(refusal, repo, host, folder)
+        break
     # Raised out here, so that no traceback shows the client's error with its unsearched text as the
     # context.
     raise HubError(
@@ -136,15 +174,16 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None = None) 
 
 def _send(api: HfApi, folder: Path, repo: str, token: str) -> None:
     """One commit: what ``prepare`` wrote and nothing else, and no split of an earlier push."""
-    api.upload_folder(
-        repo_id=repo,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=["README.md", RECIPE_FILE, *PARQUET],
-        delete_patterns=list(PARQUET),
-        commit_message="Replay data made with replaykit",
-        token=token,
-    )
+    with no_long_waits():
+        api.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=["README.md", RECIPE_FILE, *PARQUET],
+            delete_patterns=list(PARQUET),
+            commit_message="Replay data made with replaykit",
+            token=token,
+        )
 
 
 def check_repo(repo: str) -> None:
@@ -178,51 +217,6 @@ def _unusable(token: str, host: str) -> str | None:
     if not re.fullmatch(r"[!-~]+", token):
         return f"the token has a character that no token has; copy it again and {LOG_IN}"
     return None
-
-
-def _advice(error: Exception, repo: str, host: str) -> str:
-    """What went wrong, and what to do about it. The text may still have the token in it."""
-    causes = list(_causes(error))
-    answered = next((link for link in causes if getattr(link, "response", None) is not None), error)
-    status = getattr(getattr(answered, "response", None), "status_code", None)
-    # By module, since the client's releases use different ones.
-    network = any(
-        isinstance(link, ConnectionError) or type(link).__module__ in ("httpx", "httpx2")
-        for link in causes
-    )
-    # None: the Hub was not reached, or the error came from this side.
-    match status:
-        case 401:
-            advice = f"{host} does not accept the token; {LOG_IN}"
-        case 403:
-            owner = repo.partition("/")[0]
-            advice = (
-                f"the token has no right to write there; give one with write access ({LOG_IN}), "
-                f"and check that {owner} is you or your organisation (`hf auth whoami`)"
-            )
-        case 404:
-            advice = f"{host} has no such place; check the name, and HF_ENDPOINT if you set it"
-        case None if network:
-            advice = (
-                f"{host} cannot be reached; check the network, and HF_ENDPOINT if you set it, "
-                "then push again"
-            )
-        case None:
-            advice = (
-                "the upload failed; push again, and if it stays so, upload the folder with "
-                "`hf upload`"
-            )
-        case _:
-            advice = f"{host} answered {status}; wait a little and push again"
-    said = getattr(answered, "server_message", None) or str(answered) or type(answered).__name__
-    return f"{advice} ({' '.join(said.split())})"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised from or while handling."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _without(secret: str, text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from replaykit.result import Result
+from pydantic import Field
+
+from replaykit.result import Noted
 
 
-class PushResult(Result):
+class PushResult(Noted):
     """A data set that is ready in a folder, and where it was uploaded to."""
 
     repo: str
@@ -13,5 +15,9 @@ class PushResult(Result):
     rows: dict[str, int]
     """By source."""
     files: list[str]
+    left_out: list[str] = Field(default=[])
+    """Columns of the rows that are not published."""
+    license: str = "unknown"
+    """As the Hub names it."""
     url: str | None = None
     """None where nothing was uploaded."""

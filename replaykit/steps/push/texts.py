@@ -75,6 +75,7 @@ Take as many rows of `replay` as the share of it asks for; `replaykit mix` keeps
 optimiser step.
 """
 
+LICENCE = "## Licence\n\n`{licence}`.\n"
 NO_LICENCE = "## Licence\n\nThis card grants no licence of its own.\n"
 MODEL_LICENCE = "* What a model wrote: the licence of {model} applies."
 POOL_LICENCE = (

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from replaykit.runs import Watch
+from replaykit.text import printable
 
 if TYPE_CHECKING:
     from rich import progress as rich
@@ -27,7 +28,7 @@ def progress() -> Iterator[Watch]:
     starts and ends.
     """
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _plain(_lines())
         return
     from rich import progress as rich
     from rich.console import Console
@@ -44,7 +45,16 @@ def progress() -> Iterator[Watch]:
     )
     # A result printed meanwhile still belongs on stdout.
     with rich.Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bars:
-        yield _bars(bars)
+        yield _plain(_bars(bars))
+
+
+def _plain(watch: Watch) -> Watch:
+    """The Watch with control characters, which a file or a model may have, written out."""
+
+    def shown(what: str, done: int, total: int | None, note: str = "") -> None:
+        watch(printable(what), done, total, printable(note))
+
+    return shown
 
 
 def _bars(bars: rich.Progress) -> Watch:

@@ -8,10 +8,12 @@ from replaykit.errors import RunError
 from replaykit.recipe import Recipe
 from replaykit.steps.report.result import ReportResult
 from replaykit.steps.step import Context, Outcome, manifests
+from replaykit.written import refuse_foreign
 
 
 def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
     from replaykit.steps.report.html import write_report
+    from replaykit.steps.report.html.page import MARK
 
     found = manifests(recipe.folder)
     if not found:
@@ -21,6 +23,7 @@ def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
         )
     folder = context.out or recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(folder / "report.html", lambda page: MARK in page)
     path = write_report(
         folder / "report.html",
         title=recipe.folder.name,

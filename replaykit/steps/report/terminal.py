@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
@@ -40,12 +40,14 @@ from replaykit.steps.score.result import Perplexity, ScoreResult
 from replaykit.steps.select.result import Explanation, SelectResult
 from replaykit.steps.train.events import Event
 from replaykit.steps.train.result import TrainEstimate, TrainResult
+from replaykit.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+R = TypeVar("R", bound=Result)
 Row = tuple[str, str]  # a name and what is said of it
 SKILLS = 8  # of a mix, with the most rows, that are named
 WIDE = 110  # columns of a terminal from which on an interval stands beside its mean
@@ -59,6 +61,8 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
     from rich.text import Text
 
     console = console or Console(highlight=False)
+    step = printable(step)
+    result = _printable(result)
     if isinstance(result, EvalResult):  # two tables with headings of their own, so without the step
         _show_evaluation(result, console)
         return
@@ -83,6 +87,28 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
             _show_notes(result, console)
         case _:  # names and values
             console.print(_grid(_rows(result)))
+
+
+def _printable(result: R) -> R:
+    """The result as a terminal may show it: a row's or a model's control characters, in any text or
+    name in it, are written out.
+    """
+    found = result.to_json()
+    shown = _written_out(found)
+    if shown == found:
+        return result
+    text = json.dumps(shown, ensure_ascii=False)
+    return type(result).model_validate_json(text.encode("utf-8", "replace"))
+
+
+def _written_out(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(key)): _written_out(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_written_out(inner) for inner in value]
+    return value
 
 
 def _rows(result: Result) -> list[Row]:
@@ -110,6 +136,9 @@ def _rows(result: Result) -> list[Row]:
             found = result.model_dump(mode="json", exclude_none=True)
             # A row that was chosen has no reason, and that is worth a line.
             return _plain_rows({"id": None, "chosen": None, "reason": None} | found)
+        case Noted():
+            found = result.model_dump(mode="json", exclude_none=True, exclude={"notes"})
+            return [*_plain_rows(found), *_notes(result)]
         case _:
             return _plain_rows(result.model_dump(mode="json", exclude_none=True))
 

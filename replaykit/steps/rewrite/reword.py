@@ -41,6 +41,9 @@ from replaykit.recipe.rewrite import Rewrite
 from replaykit.runs import Watch, unwatched
 from replaykit.steps.rewrite.gate import cleaned, form_fault, leaked
 
+# What the meta of a record says under names of the step's own.
+OWN_META = frozenset({"parent", "path", "why", "edit", "reference_edit", "refused_edit"})
+
 # Our wording of the rules that 2402.11192 gives its editor.
 EDIT = """\
 Here are a question, its reference answer, and an earlier answer that needs correction. Correct \

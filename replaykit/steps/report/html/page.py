@@ -30,6 +30,7 @@ from replaykit.steps.results import result_of
 
 STEPS = ("select", "generate", "rewrite", "buffer", "mix", "train", "eval", "matrix")
 
+MARK = "· replaykit</title>"  # by which a page is known to be ours
 # The policy forbids the page to fetch or to run anything, whatever stands in it.
 PAGE = """\
 <!doctype html>

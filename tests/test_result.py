@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -44,7 +45,7 @@ SECTIONS: dict[type[Strict], list[Strict]] = {
 def result_classes() -> list[type[Result]]:
     """Every class of results in the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "(Result)" in path.read_text(encoding="utf-8"):
+        if re.search(r"\((Result|Noted)\)", path.read_text(encoding="utf-8")):
             import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
     found: list[type[Result]] = []
     waiting: list[type[Result]] = [Result]

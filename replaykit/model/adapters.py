@@ -33,10 +33,11 @@ def merge(network: Any) -> Any:
         if not isinstance(module, BaseTunerLayer):
             continue
         layer: Any = module.get_base_layer()
-        if owners[id(layer.weight)] > 1:
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-            config.tie_word_embeddings = False
-            config.get_text_config().tie_word_embeddings = False
+        for name, weight in list(layer.named_parameters(recurse=False)):
+            if owners[id(weight)] > 1:
+                setattr(layer, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+                config.tie_word_embeddings = False
+                config.get_text_config().tie_word_embeddings = False
     return network.merge_and_unload()
 
 

@@ -192,9 +192,9 @@ def main() -> None:
         length = options.answers
         one(options.out, options.arm, options.method, length, counts[length])
         return
+    words = " ".join(f"--{length} {count}" for length, count in counts.items())
     counts = {length: count for length, count in counts.items() if count}
     run(options.out, counts, options.threads)
-    words = " ".join(f"--{length} {count}" for length, count in counts.items())
     command = f"python benchmarks/train_real.py {words} --threads {options.threads}"
     text = report(options.out, counts, command)
     RESULTS.write_text(text)

@@ -158,6 +158,16 @@ class Step:
         return manifest
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder with those above it. Raises RunError where a file is in its way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(
+            f"{folder}: a file is in the way of this folder; choose another --out"
+        ) from error
+
+
 @contextmanager
 def open_step(
     name: str, folder: Path, inputs: Inputs, *, arm: str | None = None, force: bool = False
@@ -168,12 +178,7 @@ def open_step(
     somebody else's files are in it, or if the disk is full.
     """
     with _disk_errors(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise RunError(
-                f"{folder}: a file is in the way of this folder; choose another --out"
-            ) from error
+        make_folder(folder)
         # The lock is a file beside the folder, so that it stays valid while the folder itself is
         # moved aside.
         with ExitStack() as stack:

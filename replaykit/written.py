@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from replaykit.errors import RunError
 from replaykit.hashing import file_fingerprint
-from replaykit.runs import read_json, write_json
+from replaykit.runs import make_folder, read_json, write_json
 
 LIST = ".replaykit.json"
 
@@ -58,12 +58,7 @@ def replaced(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """
     names = list(names)
     _refuse_changed(folder, names)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise RunError(
-            f"{folder}: a file is in the way of this folder; choose another --out"
-        ) from error
+    make_folder(folder)
     with TemporaryDirectory(dir=folder, prefix=".replaykit-") as temporary:
         yield Path(temporary)
         before = _refuse_changed(folder, names)

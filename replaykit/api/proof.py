@@ -28,12 +28,12 @@ from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
 from replaykit.recipe import Recipe, load_recipe
+from replaykit.recipe.evaluate import MARGIN
 from replaykit.recipe.push import Push
 from replaykit.recipe.train import Train
 from replaykit.result import Result
 from replaykit.runs import Manifest, Step, Watch, machine, open_step, versions
 from replaykit.steps import pipeline
-from replaykit.steps.evaluate.interval import MARGIN
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.push.result import PushResult
 from replaykit.steps.results import RESULTS

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from replaykit.recipe.base import Strict
 from replaykit.recipe.data import Data, Part, from_path
 
+MARGIN = 0.02
 Score = Literal["exact", "numeric", "json", "tool_call", "label", "cross_entropy"]
 
 
@@ -50,6 +51,6 @@ class Eval(Strict):
     """Held-out rows of the new task; null: it is not tested."""
     old: dict[str, TestOrPath] = {}
     """Held-out rows of each old skill, by its name."""
-    margin: Annotated[float, Field(gt=0, le=1)] = 0.02
+    margin: Annotated[float, Field(gt=0, le=1)] = MARGIN
     """A drop below it is called no forgetting: two points of a score, and as many hundredths of a
     nat a token, which are two per cent of perplexity."""

@@ -13,10 +13,10 @@ from textwrap import shorten
 from replaykit.data.record import TARGET
 from replaykit.errors import DataError
 from replaykit.model.chat import Thought
-from replaykit.recipe.evaluate import Test
+from replaykit.recipe.evaluate import MARGIN, Test
 from replaykit.steps.evaluate.claims import claims_of
 from replaykit.steps.evaluate.classes import with_classes
-from replaykit.steps.evaluate.interval import MARGIN, Interval, average
+from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, Pair, SkillFacts, WorstSkill
 from replaykit.steps.evaluate.skills import Item
 from replaykit.steps.evaluate.statistics import (

@@ -6,10 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MARGIN = 0.02
-"""A drop below this, at the upper end of its interval, is called no forgetting: two points of a
-score, and as many hundredths of a nat a token, which are two per cent of perplexity."""
-
 
 @dataclass(frozen=True)
 class Interval:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from replaykit.recipe.evaluate import MARGIN
 from replaykit.result import Noted, Result
-from replaykit.steps.evaluate.interval import MARGIN, Interval
+from replaykit.steps.evaluate.interval import Interval
 
 
 class SkillFacts(Result):

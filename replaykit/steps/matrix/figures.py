@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from replaykit.recipe.evaluate import Test
+from replaykit.recipe.evaluate import MARGIN, Test
 from replaykit.steps.evaluate.claims import claims_of
 from replaykit.steps.evaluate.compare import (
     Items,
@@ -29,7 +29,7 @@ from replaykit.steps.evaluate.compare import (
     shared_items,
     skill_facts,
 )
-from replaykit.steps.evaluate.interval import MARGIN, Interval, average
+from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.statistics import paired_drop, proportion
 from replaykit.steps.matrix.result import Forgetting, MatrixResult, StageScores
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from replaykit.data.record import TARGET
 from replaykit.errors import DataError
-from replaykit.recipe.evaluate import Test
+from replaykit.recipe.evaluate import MARGIN, Test
 from replaykit.steps.evaluate.compare import Items, shared_items
-from replaykit.steps.evaluate.interval import MARGIN, Interval, average
+from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.statistics import paired_drop
 from replaykit.steps.merge.result import AlphaRow
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast, get_args
@@ -38,6 +39,7 @@ from replaykit.steps.inputs import (
     same_rows,
     split_note,
 )
+from replaykit.suites import ITEMS, is_suite
 
 Rows = str | Path | Iterable[Record | PlannedRow | Mapping[str, object]]
 """A file, a folder or a Hub data set by its name; or the rows themselves, as records, as the rows
@@ -147,6 +149,8 @@ def stream(
     check_rows(argument, rows)
     if isinstance(rows, (str, Path)):
         placed: Iterable[tuple[str, Any]] = raw_rows(rows, split=split, unparsed=unparsed)
+        if is_suite(rows):
+            placed = islice(placed, ITEMS)
     else:
         placed = ((f"row:{number}", row) for number, row in enumerate(in_memory(rows), 1))
     for number, (place, row) in enumerate(placed, 1):
@@ -234,14 +238,17 @@ def tests_of(
     notes: list[str] = []
     for skill, given in sorted((tests or {}).items(), key=lambda item: item[0] == TARGET):
         # Rows are no tuple, so a tuple is a pair of rows and score.
-        pair = given if isinstance(given, tuple) else (given, "exact")
-        if len(pair) != 2:
+        rows, *ways = given if isinstance(given, tuple) else (given,)
+        if isinstance(given, tuple) and len(ways) != 1:
             raise CallError(f"{argument}: {skill} is rows, or a pair of rows and score")
-        rows, score = pair
-        if score not in get_args(Score):
-            known = ", ".join(get_args(Score))
-            raise CallError(f"{argument}: {skill} is scored by {known}, not '{score}'")
-        values = {"path": name_of(rows), "score": score, "max_tokens": max_tokens}
+        values: dict[str, object] = {"path": name_of(rows)}
+        if not isinstance(rows, (str, Path)) or not is_suite(rows):
+            values["max_tokens"] = max_tokens  # a suite has its own
+        for score in ways:
+            if score not in get_args(Score):
+                known = ", ".join(get_args(Score))
+                raise CallError(f"{argument}: {skill} is scored by {known}, not '{score}'")
+            values["score"] = score
         test = validated(argument.partition("(")[0], Test, values)
         if _is_target(rows, test, target):
             raise CallError(

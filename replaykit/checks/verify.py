@@ -26,10 +26,10 @@ How = Literal["exact", "numeric", "json"]
 
 
 class Readings(NamedTuple):
-    """Whether an answer is right, read in two ways."""
+    """Whether an answer is right, read in two ways; between 0 and 1 where it is graded."""
 
-    strict: bool
-    lenient: bool
+    strict: float
+    lenient: float
 
 
 class _Marked(NamedTuple):
@@ -154,7 +154,7 @@ def is_right(answer: str, reference: str, *, how: How) -> bool:
     """Whether the final answers agree in the lenient reading: as text, as quantities or formulas,
     or as JSON values. Raises as ``readings`` does.
     """
-    return readings(answer, reference, how=how).lenient
+    return bool(readings(answer, reference, how=how).lenient)
 
 
 def readings(answer: str, reference: str, *, how: How) -> Readings:

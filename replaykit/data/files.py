@@ -29,6 +29,7 @@ from replaykit.data.streams import (
 )
 from replaykit.data.tables import BATCH_ROWS, arrow_rows, csv_rows, dataset_rows, parquet_rows
 from replaykit.errors import DataError
+from replaykit.suites import is_suite, stream
 
 if TYPE_CHECKING:
     import pyarrow
@@ -77,6 +78,10 @@ def raw_rows(
     whose lists' names do; a folder's files are read in order of their names. Raises DataError for
     what cannot be read; with ``unparsed``, a single bad row is passed to that.
     """
+    if is_suite(path):
+        rows = stream(str(path))
+        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
+        return
     local = Path(path)
     hub = hub or Hub()
     if local.is_dir():
@@ -99,6 +104,8 @@ def splits_of(path: str | Path, hub: Hub | None = None) -> list[str]:
 
     Raises DataError as ``raw_rows`` does.
     """
+    if is_suite(path):
+        return []
     local = Path(path)
     hub = hub or Hub()
     if local.is_dir():

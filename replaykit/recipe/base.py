@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from replaykit.hashing import file_fingerprint
+from replaykit.suites import fingerprint, is_suite
 
 Number = TypeVar("Number", int, float)
 
@@ -79,6 +80,8 @@ class Strict(BaseModel):
 
 def file_facts(name: str) -> dict[str, Any]:
     """What identifies the rows that a name stands for: the name, and the bytes of a local file."""
+    if is_suite(name):
+        return {"path": name, "content": fingerprint(name)}
     path = Path(name)
     if not path.exists():
         return {"path": name}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from replaykit.recipe.base import Strict, file_facts
+from replaykit.suites import ITEMS, is_suite
 
 
 class Prompts(Strict):
     """Questions of a file, a folder or a Hub data set. A bare path means ``{path: ...}``."""
 
     path: str
-    """A file, a folder or a Hub data set (owner/name), relative to the working directory."""
+    """A file, a folder or a Hub data set (owner/name), relative to the working directory; or
+    suite:NAME, of `replaykit suites`, whose first 200 items are taken where n is not given."""
     prompt: str | None = None
     """The column of the question, or several in a text: "{title}\\n{text}"; null: it is recognised
     by the usual names."""
@@ -31,6 +34,14 @@ class Prompts(Strict):
     """Rows passed over first, so that one file can serve as pool and as held-out rows."""
     n: PositiveInt | None = None
     """Rows read after those, at most; null: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _items_of_suite(cls, value: Any) -> Any:
+        """A suite's items have no end of their own."""
+        if isinstance(value, Mapping) and is_suite(str(value.get("path"))):
+            return {"n": ITEMS, **value}
+        return value
 
     def decisive(self) -> dict[str, Any]:
         """How the rows are read, and the bytes of local files."""

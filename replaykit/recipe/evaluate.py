@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
+from replaykit.errors import DataError
 from replaykit.recipe.base import Strict
 from replaykit.recipe.data import Data, Part, from_path
+from replaykit.suites import is_suite, suite_of
 
 MARGIN = 0.02
-Score = Literal["exact", "numeric", "json", "tool_call", "label", "cross_entropy"]
+Score = Literal[
+    "exact",
+    "numeric",
+    "json",
+    "contains",
+    "regex",
+    "f1",
+    "rouge_l",
+    "bleu",
+    "json_schema",
+    "instructions",
+    "code",
+    "refusal",
+    "language",
+    "choice",
+    "tool_call",
+    "label",
+    "judge",
+    "cross_entropy",
+]
 
 
 class Test(Data):
@@ -30,6 +52,18 @@ class Test(Data):
     thinking: bool | None = None
     """Whether the model is left to think before it answers; null: as chat.thinking says, or as it
     always does. A thought is no part of the answer that is scored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_suite(cls, value: Any) -> Any:
+        """A suite says how its answers are scored."""
+        if not isinstance(value, Mapping) or not is_suite(str(value.get("path"))):
+            return value
+        try:
+            suite = suite_of(value["path"])
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        return {"score": suite.score, "max_tokens": suite.max_tokens, **value}
 
     @model_validator(mode="after")
     def _thinks_to_answer(self) -> Test:

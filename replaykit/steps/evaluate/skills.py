@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from replaykit.checks.calls import begins_call
+from replaykit.checks.scoring import readings_of
 from replaykit.checks.tool_calls import readings_of_calls
-from replaykit.checks.verify import Readings, readings
+from replaykit.checks.verify import Readings
 from replaykit.data.record import TARGET, Message, Record, Tool
 from replaykit.engines import Completion, Engine, Request, Sampling
 from replaykit.errors import ChatError, DataError
@@ -281,7 +282,7 @@ def right_of(answer: Message, record: Record, test: Test) -> Readings:
         return Readings(strict=same, lenient=same)
     if test.score == "tool_call":
         return readings_of_calls(answer, record.messages[-1])
-    return readings(answer["content"], record.answer, how=test.score)
+    return readings_of(test.score, answer["content"], record)
 
 
 def is_answer(

@@ -287,6 +287,10 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
     found = _read(place, row, present, named)
     refuse_lost(place, present, found.columns, found.messages, _reading(found, named.prompt))
     meta = apart(_others(present, found.columns), [FINISH])
+    for name in CHOICES:
+        # They are in the question, and which there are cannot be read from there.
+        if name in found.columns and not is_empty(present.get(name)):
+            meta["choices"] = _choices(place, present, name)
     if named.classes is not None and named.answer in LABELS:
         # By which rows can be drawn, counted and capped.
         meta[named.answer] = found.messages[-1]["content"]

@@ -13,25 +13,27 @@ A right/wrong item is answered greedily and compared with its reference (``check
 reference's form too. The thought before an answer is no part of what is compared, and what became
 of it is told beside the score: answers alone hide that a model has stopped thinking (arXiv
 2605.21127). A cross_entropy item is the negative log-likelihood of its reference answer, in nats,
-and how many tokens that is; thoughts and calls of tools are parts of the reference.
+and how many tokens that is; thoughts and calls of tools are parts of the reference. A choice item
+is scored by the log-likelihoods of its options, and what the model writes is its strict reading.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from replaykit.checks.calls import begins_call
 from replaykit.checks.scoring import readings_of
+from replaykit.checks.scoring.choice import options_of
 from replaykit.checks.tool_calls import readings_of_calls
 from replaykit.checks.verify import Readings
 from replaykit.data.record import TARGET, Message, Record, Tool
 from replaykit.engines import Completion, Engine, Request, Sampling
 from replaykit.errors import ChatError, DataError
-from replaykit.model.chat import Chat, Reply, Thought
+from replaykit.model.chat import Chat, Example, Reply, Thought
 from replaykit.model.labels import labels_in
 from replaykit.model.logprobs import of_answer
 from replaykit.recipe.evaluate import Test
@@ -111,6 +113,8 @@ def measure(
     for skill, (test, records) in tests.items():
         if test.score == "cross_entropy":
             items = _cross_entropy(engine, chat, skill, records)
+        elif test.score == "choice":
+            items = _choices(engine, chat, skill, records, test)
         else:
             items = _answers(engine, chat, skill, records, test)
         # An engine gives its completions in the order in which they end; the rows come in theirs.
@@ -302,6 +306,45 @@ def is_answer(
     # A special token that is left over is a mark of a call.
     unread = reply.special or begins_call(reply.message["content"], chat.call_format, tools)
     return completion.finish_reason == "stop" and not unread
+
+
+# --- multiple choice ------------------------------------------------------------------------------
+
+
+def _choices(
+    engine: Engine, chat: Chat, skill: str, records: Sequence[Record], test: Test
+) -> Iterator[Item]:
+    """The items of a test whose options are compared by their log-likelihood.
+
+    The answer that the model writes is asked for too: it is the strict reading.
+    """
+    likely = dict(_likely(engine, chat, records))
+    for item in _answers(engine, chat, skill, records, test):
+        if item.score is None or item.row not in likely:
+            yield _too_long(skill, item.row)
+        else:
+            yield replace(item, score=likely[item.row], strict=item.score)
+
+
+def _likely(engine: Engine, chat: Chat, records: Sequence[Record]) -> Iterator[tuple[int, float]]:
+    """Of each row that the model can read with all its options: 1 where the right one is more
+    probable than each of the others, 0 where it is not.
+    """
+    asked: dict[int, list[Example]] = {}
+    for row, record in enumerate(records):
+        examples = [chat.example(_with_answer(record, text)) for text in options_of(record).texts]
+        if all(len(example.scored) < engine.limit for example in examples):
+            asked[row] = examples
+    scores = engine.score([example.scored for of_row in asked.values() for example in of_row])
+    for row, examples in asked.items():
+        sums = [sum(of_answer(example, next(scores))) for example in examples]
+        right = sums.pop(options_of(records[row]).right)
+        yield row, float(all(right > other for other in sums))
+
+
+def _with_answer(record: Record, text: str) -> Record:
+    answer: Message = {"role": "assistant", "content": text}
+    return replace(record, messages=(*record.messages[:-1], answer))
 
 
 # --- cross-entropy --------------------------------------------------------------------------------

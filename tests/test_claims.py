@@ -271,3 +271,77 @@ def test_two_arms_with_a_true_difference_are_seldom_called_equal(rows: int) -> N
         )
         wrong += re.search("equally well", verdict(found)) is not None
     assert wrong / 400 <= 0.05
+
+
+# --- form against knowledge, and the base scored twice --------------------------------------------
+
+
+def read_twice(scores: Right, strict: Right) -> list[Item]:
+    pairs = zip(scores, strict, strict=True)
+    return [
+        Item("any", row, score, answer="?", finish="stop", strict=own)
+        for row, (score, own) in enumerate(pairs)
+    ]
+
+
+def compared(base, tuned, again=None, margin=0.02):
+    tests = {"json": Scored(path="json.jsonl", score="json")}
+    second = None if again is None else {"json": again}
+    return compare(tests, {"base": {"json": base}, "tuned": {"json": tuned}}, {}, margin, second)
+
+
+def test_a_drop_in_the_strict_reading_is_split_into_form_and_knowledge():
+    base = read_twice(rights(90, 100), rights(90, 100))
+    tuned = read_twice(rights(80, 100), rights(30, 100))  # 10 no longer known, 50 written otherwise
+    model = compared(base, tuned).models[1]
+    claim = model.claims["json"]
+    strict_drop = compared(base, tuned).models[0].strict["json"].mean - model.strict["json"].mean
+    assert model.drop["json"].mean == pytest.approx(0.1)
+    assert claim.form.mean == pytest.approx(0.5)
+    assert model.drop["json"].mean + claim.form.mean == pytest.approx(strict_drop)
+    assert 0 < claim.form.low < 0.5 < claim.form.high
+    assert "json lost form: 50 points" in caution(compared(base, tuned))
+
+
+def test_knowledge_alone_is_not_called_form():
+    base = read_twice(rights(90, 100), rights(90, 100))
+    tuned = read_twice(rights(40, 100), rights(40, 100))
+    result = compared(base, tuned)
+    assert result.models[1].claims["json"].form.mean == 0
+    assert "form" not in caution(result)
+
+
+def test_what_one_scoring_of_the_base_alone_shows_is_not_claimed():
+    base = read_twice(rights(60, 100), rights(60, 100))
+    again = read_twice(rights(45, 100), rights(45, 100))
+    tuned = read_twice(rights(45, 100), rights(45, 100))
+    assert compared(base, tuned).models[1].state == "lost"
+    result = compared(base, tuned, again)
+    assert result.models[1].claims["json"].state == "unknown"
+    assert result.noise["json"].differ == 15
+    assert result.noise["json"].drop.mean == pytest.approx(0.15)
+    assert "15 of 100 items differ" in caution(result)
+
+
+def test_a_base_that_answers_the_same_twice_changes_no_claim():
+    base = read_twice(rights(60, 100), rights(60, 100))
+    tuned = read_twice(rights(20, 100), rights(20, 100))
+    once = compared(base, tuned).models[1].claims
+    assert compared(base, tuned, base).models[1].claims == once
+    assert once["json"].state == "lost"
+
+
+def test_the_detectable_drop_of_graded_scores_is_that_of_students_t():
+    rng = np.random.default_rng(1)
+    before = rng.uniform(0.3, 0.9, 200).tolist()
+    small = [score - 0.001 for score in before]
+    noisy = np.clip(np.array(before) + rng.normal(0, 0.2, 200), 0, 1).tolist()
+    tests = {"f1": Scored(path="f1.jsonl", score="exact")}
+
+    def detectable(after):
+        made = {"base": {"f1": items(before)}, "tuned": {"f1": items(after)}}
+        return compare(tests, made, {}).models[1].claims["f1"].detectable
+
+    assert detectable(small) < 0.001
+    # 0.2 / sqrt(200) is the error; 2.0 + 0.84 of it are found four times in five.
+    assert detectable(noisy) == pytest.approx(2.8 * 0.2 / math.sqrt(200), rel=0.25)

@@ -85,6 +85,10 @@ class Eval(Strict):
     """Held-out rows of the new task; null: it is not tested."""
     old: dict[str, TestOrPath] = {}
     """Held-out rows of each old skill, by its name."""
+    twice: bool | None = None
+    """Whether the base is scored twice, to see how much of a difference is the engine's: what is
+    claimed must hold against both. null: where the engine may answer differently another time, as
+    all do on a GPU, and servers."""
     margin: Annotated[float, Field(gt=0, le=1)] = MARGIN
     """A drop below it is called no forgetting: two points of a score, and as many hundredths of a
     nat a token, which are two per cent of perplexity."""

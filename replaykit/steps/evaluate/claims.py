@@ -20,10 +20,12 @@ from replaykit.recipe.evaluate import Test
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import Claim, State
 from replaykit.steps.evaluate.statistics import (
+    are_binary,
     detectable_drop,
     detectable_rise,
     holm,
     loss_p,
+    paired_drop,
     proportion,
     rise_p,
 )
@@ -53,6 +55,12 @@ def claims_of(
         if skill != TARGET and len(base[skill].scores) >= FLOOR
     }
     adjusted = holm(tested)
+    forms = {
+        skill: (form_kept(base[skill]), form_kept(tuned[skill]))
+        for skill in tested
+        if base[skill].strict
+    }
+    of_form = holm({skill: loss_p(*kept) for skill, kept in forms.items()})
     alpha = ALPHA / max(len(tested), 1)
     found = {}
     for skill, test in tests.items():
@@ -71,8 +79,39 @@ def claims_of(
             detectable=_rounded(_detectable(test, before, after, alpha)),
             lost=lost,
             gained=gained,
+            form=paired_drop(*forms[skill]).rounded() if skill in forms else None,
+            form_p=_rounded(of_form.get(skill)),
         )
     return found
+
+
+def holding(claims: Mapping[str, Claim], again: Mapping[str, Claim]) -> dict[str, Claim]:
+    """The claims that hold against both scorings of the base: what is said of a skill stays where
+    both say it, and is unknown where they differ.
+    """
+    found = {}
+    for skill, claim in claims.items():
+        other = again[skill]
+        update: dict[str, object] = {
+            name: _larger(getattr(claim, name), getattr(other, name))
+            for name in ("p", "detectable", "form_p")
+        }
+        if claim.state != other.state:
+            update["state"] = "unknown"
+        found[skill] = claim.model_copy(update=update)
+    return found
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return one if other is None or (one is not None and one >= other) else other
+
+
+def form_kept(items: Scored) -> list[float]:
+    """By item, how little of its score it owes to the lenient reading: 0 where only that finds the
+    answer right.
+    """
+    pairs = zip(items.scores, items.strict, strict=True)
+    return [1 - max(score - strict, 0.0) for score, strict in pairs]
 
 
 def flips(before: Scored, after: Scored) -> tuple[int, int]:
@@ -104,8 +143,13 @@ def _detectable(test: Test, before: Scored, after: Scored, alpha: float) -> floa
     """The smallest true drop that a test of so many rows finds four times in five."""
     if test.score == "cross_entropy":
         return detectable_rise(before.scores, after.scores, before.tokens, alpha=alpha)
-    lost, gained = flips(before, after)
     items = len(before.scores)
+    if not are_binary(before.scores, after.scores):
+        # A fall is a rise of what is missing, each item a token.
+        missing = [-score for score in before.scores]
+        now_missing = [-score for score in after.scores]
+        return detectable_rise(missing, now_missing, [1] * items, alpha=alpha)
+    lost, gained = flips(before, after)
     return detectable_drop(items, gained=min(lost, gained) / items, alpha=alpha)
 
 

@@ -14,10 +14,17 @@ from replaykit.data.record import TARGET
 from replaykit.errors import DataError
 from replaykit.model.chat import Thought
 from replaykit.recipe.evaluate import MARGIN, Test
-from replaykit.steps.evaluate.claims import claims_of
+from replaykit.steps.evaluate.claims import claims_of, holding
 from replaykit.steps.evaluate.classes import with_classes
 from replaykit.steps.evaluate.interval import Interval, average
-from replaykit.steps.evaluate.result import EvalResult, ModelScores, Pair, SkillFacts, WorstSkill
+from replaykit.steps.evaluate.result import (
+    EvalResult,
+    ModelScores,
+    Noise,
+    Pair,
+    SkillFacts,
+    WorstSkill,
+)
 from replaykit.steps.evaluate.skills import Item
 from replaykit.steps.evaluate.statistics import (
     paired_drop,
@@ -31,6 +38,8 @@ from replaykit.steps.mix.result import MixResult
 
 Items = Mapping[str, Sequence[Item]]  # skill -> its items in order
 Intervals = Mapping[str, Interval]  # by skill
+AGAIN = "base, again"
+"""What the second scoring of the base is called among the models; no model can be called so."""
 MANY_CUT = 0.05  # of a skill's answers
 SHOWN = 60  # characters of an answer in a note
 
@@ -53,29 +62,71 @@ def compare(
     items: Mapping[str, Items],
     mixed: Mapping[str, MixResult],
     margin: float = MARGIN,
+    again: Items | None = None,
 ) -> EvalResult:
     """Scores, drops and retention of every model in ``items``, and what may be claimed of it; the
     first is the base.
 
-    ``mixed`` says by model what it was trained on; a drop below ``margin`` is called none. The old
+    ``mixed`` says by model what it was trained on; a drop below ``margin`` is called none.
+    ``again`` are the base's items scored a second time: what is claimed holds against both. The old
     mean, retention and the worst skill are over the skills scored right or wrong; a cross-entropy
     skill has its own score and rise. Where many answers were cut, a note says so, and where the
     base has no item of a skill right, some of its answers. Raises DataError for a skill of which no
     item has a score under every model.
     """
-    shared = shared_items(items)
+    named = dict(items) if again is None else {**items, AGAIN: again}
+    shared = shared_items(named)
+    second = shared.pop(AGAIN, None)
     skills = skill_facts(tests, items, shared)
     states = {
         name: {skill: of_skill.thoughts for skill, of_skill in of_model.items()}
         for name, of_model in shared.items()
     }
-    models = with_thoughts(_models(tests, shared, mixed, margin), states)
+    models = _models(tests, shared, mixed, margin)
+    noise = {}
+    if second is not None:
+        noise = _noise(tests, next(iter(shared.values())), second)
+        models = _held_twice(tests, shared, second, models, margin)
+    models = with_thoughts(models, states)
     models = with_classes(models, _kept(items))
     notes = [cut_note(skill, test, items) for skill, test in tests.items()]
     notes += [_nothing_right_note(skill, next(iter(items.values()))[skill]) for skill in tests]
     return EvalResult(
-        skills=skills, models=models, margin=margin, pairs=_pairs(tests, shared)
+        skills=skills, models=models, margin=margin, pairs=_pairs(tests, shared), noise=noise
     ).noted(*notes)
+
+
+def _noise(
+    tests: Mapping[str, Test], base: Mapping[str, Scored], again: Mapping[str, Scored]
+) -> dict[str, Noise]:
+    """How far two scorings of the base are from one another, by skill."""
+    found = {}
+    for skill, test in tests.items():
+        pairs = list(zip(base[skill].scores, again[skill].scores, strict=True))
+        found[skill] = Noise(
+            n=len(pairs),
+            differ=sum(1 for one, other in pairs if one != other),
+            drop=drop_of(test, base[skill], again[skill]).rounded(),
+        )
+    return found
+
+
+def _held_twice(
+    tests: Mapping[str, Test],
+    shared: Mapping[str, Mapping[str, Scored]],
+    again: Mapping[str, Scored],
+    models: Sequence[ModelScores],
+    margin: float,
+) -> list[ModelScores]:
+    """The models, with the claims that hold against the second scoring of the base too."""
+    base, *tuned = models
+    found = [base]
+    for model in tuned:
+        own = shared[model.model]
+        drops = {skill: drop_of(test, again[skill], own[skill]) for skill, test in tests.items()}
+        claims = holding(model.claims, claims_of(tests, again, own, drops, margin))
+        found.append(model.model_copy(update={"claims": claims}))
+    return found
 
 
 def skill_facts(

@@ -43,6 +43,11 @@ class Claim(Result):
     """Items that the base has right and the model wrong; None for a cross_entropy skill."""
     gained: int | None
     """Items that the base has wrong and the model right."""
+    form: Interval | None = None
+    """Of the drop in the strict reading the part that is form alone: how many more answers count
+    only where they need not be written as asked. The rest is the drop of the score, knowledge."""
+    form_p: float | None = None
+    """Of a loss of form, one-sided, corrected as ``p`` is."""
 
 
 def state_of(claims: Mapping[str, Claim]) -> Literal["lost", "kept", "unknown"]:
@@ -62,6 +67,16 @@ class WorstSkill(Result):
 
     skill: str
     retention: float
+
+
+class Noise(Result):
+    """A skill under the base model, scored twice."""
+
+    n: int
+    differ: int
+    """Items whose score is not the same both times."""
+    drop: Interval
+    """How much lower it was the second time; of a cross_entropy skill the rise in nats."""
 
 
 class Pair(Result):
@@ -196,6 +211,8 @@ class EvalResult(Noted):
     """A drop below it, in points of a score or nats a token, is called none."""
     pairs: list[Pair] = Field(default=[])
     """The tuned models with one another."""
+    noise: dict[str, Noise] = Field(default={})
+    """By skill, where the base was scored twice (eval.twice): claims hold against both times."""
 
     def between(self, first: str, second: str) -> Pair:
         """How much better the first is than the second. Raises KeyError where they were not

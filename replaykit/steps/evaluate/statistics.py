@@ -31,7 +31,7 @@ def proportion(scores: Sequence[float]) -> Interval:
     """The mean score: of items that are right (1) or wrong (0) with Wilson's interval, of graded
     ones between 0 and 1 with Student's. At least one item is needed.
     """
-    if not _binary(scores):
+    if not are_binary(scores):
         found = _student(scores)
         return Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
     n = len(scores)
@@ -42,7 +42,7 @@ def proportion(scores: Sequence[float]) -> Interval:
     return Interval(p, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
 
 
-def _binary(*scores: Sequence[float]) -> bool:
+def are_binary(*scores: Sequence[float]) -> bool:
     return all(set(of_model) <= {0, 1} for of_model in scores)
 
 
@@ -55,7 +55,7 @@ def paired_drop(before: Sequence[float], after: Sequence[float]) -> Interval:
     """How much smaller the mean score is after than before, the items paired: of right/wrong items
     by Newcombe's method 10, of graded ones by Student's t of their differences.
     """
-    if not _binary(before, after):
+    if not are_binary(before, after):
         return _student([x - y for x, y in zip(before, after, strict=True)])
     first = proportion(before)
     second = proportion(after)
@@ -160,7 +160,7 @@ def loss_p(before: Sequence[float], after: Sequence[float]) -> float:
     """
     from scipy.stats import binom
 
-    if not _binary(before, after):
+    if not are_binary(before, after):
         # A fall is a rise of what is missing, each item a token.
         return rise_p([-x for x in before], [-y for y in after], [1] * len(before))
     lost = sum(1 for x, y in zip(before, after, strict=True) if x > y)

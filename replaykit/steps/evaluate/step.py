@@ -57,11 +57,12 @@ def todos(
         "engine": engine_fact(recipe.engine.here, recipe.model, recipe.revision),
         "eval": test_facts(recipe),
         "margin": recipe.eval.margin,
+        "twice": _is_scored_twice(recipe),
         "tuned": facts,
     }
 
     def work(step: Step) -> EvalResult:
-        from replaykit.steps.evaluate.compare import compare
+        from replaykit.steps.evaluate import compare as compared
         from replaykit.steps.evaluate.scorable import scorable
 
         held = scorable(chat_of(recipe), load_tests(recipe))
@@ -69,10 +70,30 @@ def todos(
             name: measured(recipe, step, name, model, held.rows, context.watch)
             for name, model in {BASE: str(recipe.model), **models}.items()
         }
-        found = compare(tests(recipe), items, mixed, recipe.eval.margin)
+        again = None
+        if inputs["twice"]:
+            name = compared.AGAIN
+            again = measured(recipe, step, name, str(recipe.model), held.rows, context.watch)
+        found = compared.compare(tests(recipe), items, mixed, recipe.eval.margin, again)
         return found.noted(*held.notes, _steered_note(folders, inputs["eval"]))
 
     yield Todo("eval", inputs, EvalResult, work)
+
+
+def _is_scored_twice(recipe: Recipe) -> bool:
+    """Whether the base is scored twice: where the recipe says so, or the engine may differ."""
+    from replaykit.engines import choose
+
+    if recipe.eval.twice is not None:
+        return recipe.eval.twice
+    here = recipe.engine.here
+    if here.batch_invariant:
+        return False
+    import torch
+
+    return (
+        choose(here, recipe.model, recipe.revision) != "transformers" or torch.cuda.is_available()
+    )
 
 
 def _trained(recipe: Recipe, context: Context, mixed: dict[str, MixResult]) -> dict[str, Path]:

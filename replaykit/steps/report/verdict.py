@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaykit.data.record import TARGET
-from replaykit.steps.evaluate.claims import FLOOR
+from replaykit.steps.evaluate.claims import ALPHA, FLOOR
 from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.result import EvalResult, ModelScores
 from replaykit.steps.report.numbers import (
@@ -265,6 +265,7 @@ def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
         said.append(_forgotten(evaluation, best, who))
     else:
         said.append(f"{who} no loss is measurable.")
+    said += _form_lost(evaluation, best)
     if of_state["unknown"]:
         said.append(_undecided(evaluation, best, of_state["unknown"]))
     facts = {skill.skill: skill for skill in evaluation.skills}
@@ -277,7 +278,40 @@ def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
             f"{name} ({number(base.scores[name].mean)})" for name in of_state["base_cannot"]
         )
         said.append(f"What the base hardly has, it can hardly lose: {scores}.")
+    said += _noise(evaluation)
     return " ".join(said)
+
+
+def _form_lost(evaluation: EvalResult, model: ModelScores) -> list[str]:
+    """Of skills whose answers are measurably less often written as asked, by how much, and how much
+    knowledge went beside it.
+    """
+    found = []
+    for name, claim in model.claims.items():
+        if claim.form is None or claim.form_p is None or claim.form_p > ALPHA:
+            continue
+        found.append(
+            f"{name} lost form: {points(claim.form.mean, 'score')} ({_bounds(claim.form)}) more of "
+            f"its right answers are not written as asked; of knowledge it lost "
+            f"{points(model.drop[name].mean, 'score')} ({_bounds(model.drop[name])})."
+        )
+    return found
+
+
+def _bounds(drop: Interval) -> str:
+    return f"{points(drop.low, 'score')} to {points(drop.high, 'score')}"
+
+
+def _noise(evaluation: EvalResult) -> list[str]:
+    """What differs where the base was scored twice."""
+    if not evaluation.noise:
+        return []
+    differ = sum(noise.differ for noise in evaluation.noise.values())
+    items = sum(noise.n for noise in evaluation.noise.values())
+    return [
+        f"The base was scored twice: {differ:,} of {items:,} items differ, and what is said here "
+        f"holds against both."
+    ]
 
 
 def _forgotten(evaluation: EvalResult, model: ModelScores, who: str) -> str:

@@ -170,6 +170,16 @@ GENERATE = Command(
         *COMMON,
     ),
 )
+MEMORY = Command(
+    "memory",
+    "Let the model write rows that are never trained on: by them eval measures how far a tuned "
+    "model has drifted.",
+    (
+        MODEL,
+        Option("-n", "eval.memory", int, "How many rows."),
+        ENGINE, SERVER, *COMMON,
+    ),
+)
 REWRITE = Command(
     "rewrite",
     "Put the target's answers into the model's own words, where they stay right.",
@@ -285,4 +295,4 @@ PUSH = Command(
     ),
 )
 # fmt: on
-STEPS = (PROBE, SELECT, GENERATE, REWRITE, MIX, SCORE, TRAIN, MERGE, EVAL, REPORT, PUSH)
+STEPS = (PROBE, SELECT, GENERATE, MEMORY, REWRITE, MIX, SCORE, TRAIN, MERGE, EVAL, REPORT, PUSH)

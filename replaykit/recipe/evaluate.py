@@ -13,6 +13,8 @@ from replaykit.recipe.data import Data, Part, from_path
 from replaykit.suites import is_suite, suite_of
 
 MARGIN = 0.02
+MEMORY = "memory"
+"""Among the tests, the rows of the step of this name."""
 Score = Literal[
     "exact",
     "numeric",
@@ -85,6 +87,10 @@ class Eval(Strict):
     """Held-out rows of the new task; null: it is not tested."""
     old: dict[str, TestOrPath] = {}
     """Held-out rows of each old skill, by its name."""
+    memory: PositiveInt | None = None
+    """So many rows that the base itself writes, at temperature 1 and never trained on: by how much
+    their loss rises is how far a tuned model has drifted, its KL divergence in nats a token; null:
+    that is not measured. A drift is no loss of a skill, so no claim rests on it."""
     twice: bool | None = None
     """Whether the base is scored twice, to see how much of a difference is the engine's: what is
     claimed must hold against both. null: where the engine may answer differently another time, as

@@ -117,6 +117,11 @@ class Recipe(Strict, metaclass=_Called):
         problems = [problem for arm in self.arms for problem in self._wrong_in_arm(arm)]
         problems += wrong_for_task(self)
         problems += wrong_for_tasks(self)
+        if self.eval.memory is not None and (self.tasks or self.task == "classification"):
+            whose = "a text classifier writes nothing"
+            if self.tasks:
+                whose = "with tasks, each stage has another base"
+            problems.append(f"eval.memory: {whose}; leave it out")
         if not self.tasks:
             problems += [f"train.{name}: {why}" for name, why in self.train.without_effect.items()]
         if self.train.controller is not None:
@@ -234,6 +239,7 @@ def need(recipe: Recipe, step: str, *keys: str) -> None:
         "target": "target: {path: my_task.jsonl} (--target)",
         "select": "select: {pool: old.jsonl} (--pool)",
         "eval": "eval: {target: ..., old: {skill: ...}}, the held-out rows",
+        "eval.memory": "eval: {memory: 100}, how many rows (-n)",
         "push.repo": "push: {repo: me/my-replay} (the first argument)",
     }
     missing = []

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from replaykit.data.files import Hub, Unparsed, splits_of, unread_note
 from replaykit.data.formats import Columns, read_prompts, read_records
 from replaykit.data.record import TARGET, Record, Source
-from replaykit.errors import DataError, RecipeError
+from replaykit.errors import DataError, RecipeError, RunError
 from replaykit.hashing import derive_seed, file_fingerprint
 from replaykit.model import loading
 from replaykit.recipe import Recipe
 from replaykit.recipe.data import Data, Prompts
-from replaykit.recipe.evaluate import Test
+from replaykit.recipe.evaluate import MEMORY, Test
 from replaykit.text import normalise
 
 if TYPE_CHECKING:
@@ -32,14 +32,23 @@ def tests(recipe: Recipe) -> dict[str, Test]:
     """The held-out tests by skill: the old ones first, then the tasks' in order, the target's under
     "target".
     """
-    if TARGET in recipe.eval.old:
-        problem = f"eval.old.{TARGET}: that name is the new skill's; call the old one otherwise"
-        raise RecipeError("the recipe", [problem])
+    whose = {TARGET: "the new skill's", MEMORY: "that of eval.memory's rows"}
+    for name, owner in whose.items():
+        if name in recipe.eval.old:
+            problem = f"eval.old.{name}: that name is {owner}; call the old skill otherwise"
+            raise RecipeError("the recipe", [problem])
     found = dict(recipe.eval.old)
+    if recipe.eval.memory is not None:
+        found[MEMORY] = Test(path=str(memory_rows(recipe)), score="cross_entropy")
     found |= {task.name: task.eval for task in recipe.tasks}
     if recipe.eval.target is not None:
         found[TARGET] = recipe.eval.target
     return {skill: for_task(recipe, test) for skill, test in found.items()}
+
+
+def memory_rows(recipe: Recipe) -> Path:
+    """The rows that the step ``memory`` leaves."""
+    return recipe.folder / MEMORY / "rows.jsonl"
 
 
 def for_task(recipe: Recipe, test: Test) -> Test:
@@ -232,10 +241,13 @@ class HeldOut:
 def load_tests(recipe: Recipe) -> HeldOut:
     """The rows of the held-out tests.
 
-    Raises RecipeError for a test of the rows that are trained on, DataError as ``readable`` does.
+    Raises RecipeError for a test of the rows that are trained on, DataError as ``readable`` does,
+    RunError where the step ``memory`` is asked for and not done.
     """
     rows = {}
     notes = []
+    if recipe.eval.memory is not None and not memory_rows(recipe).exists():
+        raise RunError(f"{memory_rows(recipe)} is not there; `replaykit memory` makes it")
     for skill, test in tests(recipe).items():
         if recipe.target is not None and same_rows(recipe.target, test):
             raise RecipeError("the recipe", [f"{section_of(recipe, skill)}: {trained_on(test)}"])
@@ -367,6 +379,9 @@ def _by_section(recipe: Recipe, facts_of: Callable[[Test], Facts]) -> Facts:
     facts: Facts = {"old": {s: facts_of(test) for s, test in recipe.eval.old.items()}}
     if recipe.tasks:
         facts["tasks"] = {task.name: facts_of(task.eval) for task in recipe.tasks}
+    if recipe.eval.memory is not None:
+        # The model decides the rest of it, and the steps have that among their own facts.
+        facts[MEMORY] = recipe.eval.memory
     if recipe.eval.target is not None:
         facts["target"] = facts_of(recipe.eval.target)
     return facts

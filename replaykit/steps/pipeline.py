@@ -30,6 +30,7 @@ from replaykit.steps.step import Context, Outcome, Todo, arms, chat_of, label_of
 # By name: the package under ``steps`` whose module ``step`` has ``run``.
 STEPS = {
     "probe": "probe",
+    "memory": "memory",
     "select": "select",
     "generate": "generate",
     "rewrite": "rewrite",
@@ -87,9 +88,11 @@ def planned(recipe: Recipe) -> Iterator[tuple[Recipe, str]]:
 def wanted(recipe: Recipe) -> list[str]:
     """The steps that ``run`` does for a recipe of one task, in order."""
     replay = {"select": recipe.select, "generate": recipe.generate, "rewrite": recipe.rewrite}
-    names = [name for name, section in replay.items() if section is not None]
+    # No row of training may repeat those of memory, so they come first.
+    names = [] if recipe.eval.memory is None else ["memory"]
+    names += [name for name, section in replay.items() if section is not None]
     names += ["mix", "train"]
-    if recipe.eval.target or recipe.eval.old:
+    if recipe.eval.target or recipe.eval.old or recipe.eval.memory:
         names.append("eval")
     return [*names, "report"]
 
@@ -100,13 +103,16 @@ def needed(recipe: Recipe, name: str, arm: str | None) -> list[str]:
         return _needed_in_stage(recipe, name, arm)
     # What is done once for all arms needs each of them.
     trained = [label_of("train", each) for each in arms(recipe, Context())]
+    memory = [] if recipe.eval.memory is None else ["memory"]
     match name:
+        case "select" | "generate" | "rewrite":
+            return memory
         case "mix":
-            return _needed_to_mix(recipe, arm)
+            return [*memory, *_needed_to_mix(recipe, arm)]
         case "train":
             return [label_of("mix", arm)]
         case "eval":
-            return trained
+            return [*memory, *trained]
         case "report":
             return ["eval"] if "eval" in wanted(recipe) else trained
         case _:

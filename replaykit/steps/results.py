@@ -27,6 +27,7 @@ from replaykit.steps.train.result import TrainResult
 # By ``Manifest.step``. The steps report and push leave no manifest.
 RESULTS: dict[str, type[Result]] = {
     "probe": ProbeResult,
+    "memory": GenerateResult,
     "select": SelectResult,
     "generate": GenerateResult,
     "rewrite": RewriteResult,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from replaykit.data.record import TARGET
-from replaykit.recipe.evaluate import Test
+from replaykit.recipe.evaluate import MEMORY, Test
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import Claim, State
 from replaykit.steps.evaluate.statistics import (
@@ -33,6 +33,8 @@ from replaykit.steps.evaluate.statistics import (
 if TYPE_CHECKING:
     from replaykit.steps.evaluate.compare import Scored
 
+NO_CLAIM = (TARGET, MEMORY)
+"""The tests of which nothing is claimed: a tuned model always learns, and always drifts."""
 ALPHA = 0.025  # one-sided, as the lower bound of a 95 % interval
 FLOOR = 20  # rows of a skill
 LEAST = 0.2  # the base's score, at the lower end of its interval, from which on a skill can be kept
@@ -52,7 +54,7 @@ def claims_of(
     tested = {
         skill: _p(test, base[skill], tuned[skill])
         for skill, test in tests.items()
-        if skill != TARGET and len(base[skill].scores) >= FLOOR
+        if skill not in NO_CLAIM and len(base[skill].scores) >= FLOOR
     }
     adjusted = holm(tested)
     forms = {
@@ -71,7 +73,7 @@ def claims_of(
         if test.score != "cross_entropy":
             lost, gained = flips(before, after)
         state: State | None = None
-        if skill != TARGET:
+        if skill not in NO_CLAIM:
             state = _state(test, before, drops[skill], adjusted.get(skill), margin)
         found[skill] = Claim(
             state=state,

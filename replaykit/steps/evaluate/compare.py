@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from textwrap import shorten
+from typing import Literal
 
 from replaykit.data.record import TARGET
 from replaykit.errors import DataError
 from replaykit.model.chat import Thought
-from replaykit.recipe.evaluate import MARGIN, Test
+from replaykit.recipe.evaluate import MARGIN, MEMORY, Test
 from replaykit.steps.evaluate.claims import claims_of, holding
 from replaykit.steps.evaluate.classes import with_classes
 from replaykit.steps.evaluate.interval import Interval, average
@@ -40,6 +41,8 @@ Items = Mapping[str, Sequence[Item]]  # skill -> its items in order
 Intervals = Mapping[str, Interval]  # by skill
 AGAIN = "base, again"
 """What the second scoring of the base is called among the models; no model can be called so."""
+ROLES: dict[str, Literal["target", "memory"]] = {TARGET: "target", MEMORY: "memory"}
+"""The tests that are of no old skill."""
 MANY_CUT = 0.05  # of a skill's answers
 SHOWN = 60  # characters of an answer in a note
 
@@ -191,7 +194,7 @@ def old_skills(tests: Mapping[str, Test], *, nats: bool) -> list[str]:
     return [
         skill
         for skill, test in tests.items()
-        if (test.score == "cross_entropy") == nats and skill != TARGET
+        if (test.score == "cross_entropy") == nats and skill not in ROLES
     ]
 
 
@@ -221,7 +224,7 @@ def _nothing_right_note(skill: str, items: Sequence[Item]) -> str:
     for the new skill.
     """
     answers = [item.answer for item in items if item.answer is not None]
-    if skill == TARGET or not answers or any(item.score for item in items):
+    if skill in ROLES or not answers or any(item.score for item in items):
         return ""
     shown = ", ".join(repr(shorten(answer, SHOWN, placeholder=" ...")) for answer in answers[:3])
     return (
@@ -284,11 +287,7 @@ def _kept(items: Mapping[str, Items]) -> dict[str, dict[str, list[Item]]]:
 
 def _facts(skill: str, test: Test, n: int, rows: int) -> SkillFacts:
     return SkillFacts(
-        skill=skill,
-        role="target" if skill == TARGET else "old",
-        score=test.score,
-        n=n,
-        unscored=rows - n,
+        skill=skill, role=ROLES.get(skill, "old"), score=test.score, n=n, unscored=rows - n
     )
 
 

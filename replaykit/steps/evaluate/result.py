@@ -16,7 +16,7 @@ class SkillFacts(Result):
     """A skill that was tested."""
 
     skill: str
-    role: Literal["old", "target"]
+    role: Literal["old", "target", "memory"]
     score: str
     """How answers are scored: exact, numeric, json, tool_call, label or cross_entropy."""
     n: int

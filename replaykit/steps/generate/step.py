@@ -37,21 +37,7 @@ from replaykit.steps.step import (
 
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[GenerateResult]]:
     need(recipe, "generate", "model")
-    settings = recipe.generate or Generate()
-    check_can_ask(recipe, settings)
-    given = _prompts(settings)
-    prompts = None if given is None else given.records
-    settings = settings.model_copy(update={"n": wanted(settings, prompts)})
-    inputs = generate_inputs(recipe, settings)
-
-    def work(step: Step) -> GenerateResult:
-        made = _generate(recipe, settings, prompts, context.watch, step)
-        return made if given is None else made.noted(given.note)
-
-    def lacking(result: GenerateResult) -> list[str]:
-        return differences({"generate.n": result.n}, {"generate.n": settings.n})
-
-    yield Todo("generate", inputs, GenerateResult, work, lacking=lacking)
+    yield from drawn(recipe, context, "generate")
 
 
 def run(
@@ -68,6 +54,27 @@ def run(
         return
     for todo in todos(recipe, context):
         yield do_step(todo, recipe, context)
+
+
+def drawn(recipe: Recipe, context: Context, name: str) -> Iterator[Todo[GenerateResult]]:
+    """What the model writes itself as ``recipe.generate`` says, in the folder of the step of this
+    name.
+    """
+    settings = recipe.generate or Generate()
+    check_can_ask(recipe, settings)
+    given = _prompts(settings)
+    prompts = None if given is None else given.records
+    settings = settings.model_copy(update={"n": wanted(settings, prompts)})
+    inputs = generate_inputs(recipe, settings)
+
+    def work(step: Step) -> GenerateResult:
+        made = _generate(recipe, settings, prompts, context.watch, step)
+        return made if given is None else made.noted(given.note)
+
+    def lacking(result: GenerateResult) -> list[str]:
+        return differences({"generate.n": result.n}, {"generate.n": settings.n})
+
+    yield Todo(name, inputs, GenerateResult, work, lacking=lacking)
 
 
 def generate_inputs(recipe: Recipe, settings: Generate) -> dict[str, Any]:

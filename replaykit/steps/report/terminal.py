@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Result)
 Row = tuple[str, str]  # a name and what is said of it
+WHAT = {"target": " (new)", "memory": " (drift)"}  # of a test that is of no old skill
 SKILLS = 8  # of a mix, with the most rows, that are named
 WIDE = 110  # columns of a terminal from which on an interval stands beside its mean
 
@@ -454,8 +455,8 @@ def _by_skill(evaluation: EvalResult, models: Sequence[ModelScores]) -> Table:
     table = _table("skill", [model.model for model in models])
     for skill in evaluation.skills:
         label = skill.skill
-        if skill.role == "target":
-            label += " (new)"
+        if skill.role != "old":
+            label += WHAT[skill.role]
         if unit_of(skill) == "nats":
             label += ", nats"
         table.add_row(Text(label), *(_score(model, base, skill) for model in models))

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaykit.data.record import TARGET
+from replaykit.recipe.evaluate import MEMORY
 from replaykit.steps.evaluate.claims import ALPHA, FLOOR
 from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.result import EvalResult, ModelScores
@@ -243,7 +244,8 @@ def caution(evaluation: EvalResult) -> str:
 def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
     """The same for any tuned model; "" where no drop of an old skill is known."""
     if not any(skill.role == "old" for skill in evaluation.skills):
-        return "No old skill was tested (eval.old), so what was lost is not known."
+        untested = "No old skill was tested (eval.old), so what was lost is not known."
+        return " ".join([untested, *_drift(best)])
     if not old_drops(evaluation, best):
         return ""
     who = _with(best)
@@ -278,6 +280,7 @@ def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
             f"{name} ({number(base.scores[name].mean)})" for name in of_state["base_cannot"]
         )
         said.append(f"What the base hardly has, it can hardly lose: {scores}.")
+    said += _drift(best)
     said += _noise(evaluation)
     return " ".join(said)
 
@@ -300,6 +303,17 @@ def _form_lost(evaluation: EvalResult, model: ModelScores) -> list[str]:
 
 def _bounds(drop: Interval) -> str:
     return f"{points(drop.low, 'score')} to {points(drop.high, 'score')}"
+
+
+def _drift(model: ModelScores) -> list[str]:
+    """How far the model is from the base on what the base says itself, where that was measured."""
+    drift = model.drop.get(MEMORY)
+    if not known(drift):
+        return []
+    return [
+        f"Its drift from the base is {with_unit(drift.mean, 'nats')} a token "
+        f"({interval(drift, 'nats')}), measured on rows that the base wrote."
+    ]
 
 
 def _noise(evaluation: EvalResult) -> list[str]:

@@ -16,6 +16,7 @@ from replaykit.data.planned import PlannedRow, read_plan
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import ChatError, DataError
 from replaykit.recipe import Recipe, need
+from replaykit.recipe.evaluate import MEMORY
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.remedies import StmSettings
 from replaykit.recipe.train import Train
@@ -207,7 +208,8 @@ class Job:
             return None
         from replaykit.steps.train.controller import ControllerInputs
 
-        old = {skill: test for skill, test in held.rows.items() if skill != TARGET}
+        # What the base wrote is no skill that could be lost.
+        old = {skill: test for skill, test in held.rows.items() if skill not in (TARGET, MEMORY)}
         _, target = held.rows.get(TARGET, (None, []))
         return ControllerInputs(
             self.training.controller, old, target, replay=self.replay, mix=self.mix

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 from replaykit.data.record import TARGET
+from replaykit.recipe.evaluate import MEMORY
 from replaykit.result import Result
 from replaykit.steps.evaluate.result import EvalResult, ModelScores
 from replaykit.steps.report.html.blocks import BASE, PALETTE, Colours, card, label
@@ -197,6 +198,8 @@ def dumbbells(evaluation: EvalResult, colours: Colours) -> str:
             shown = skill.skill
             if skill.role == TARGET:
                 shown += " (new)"
+            if skill.role == MEMORY:
+                shown += " (drift)"
             parts.append(text(0, y + 14, shown, 'class="halo"'))
             parts += lines.draw(x, y + 20, skill.skill)
         top = bottom + 48  # room for the numbers and the title of the axis

@@ -84,8 +84,10 @@ def _skill(skill: SkillFacts) -> str:
         facts.insert(0, "nats, fewer are better")
     else:
         facts.insert(0, escape(skill.score))
-    if skill.role != "old":
+    if skill.role == "target":
         facts.insert(0, "new skill")
+    if skill.role == "memory":
+        facts.insert(0, "the base's own rows: the rise is the drift")
     if skill.unscored:
         facts.append(f"{skill.unscored:,} more too long for the model")
     return f"{escape(skill.skill)}<small>{', '.join(facts)}</small>"
@@ -95,7 +97,7 @@ def _score(model: ModelScores, skill: SkillFacts) -> str:
     unit = unit_of(skill)
     text = _estimate(model.scores.get(skill.skill), unit)
     drop = model.drop.get(skill.skill)
-    if drop is None or skill.role != "old":
+    if drop is None or skill.role == "target":
         return text
     change = "rise" if unit == "nats" else "drop"
     shown = f"{change} {number(drop.mean, unit)}"

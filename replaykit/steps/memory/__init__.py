@@ -1,0 +1,1 @@
+"""The model's own rows by which its drift is measured."""

@@ -7,27 +7,31 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
 
 import yaml
 from pydantic import ValidationError
 
-from replaykit.checks.verify import ONLY_A_NUMBER
-from replaykit.data.formats import read_records
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import Record, Source, dialogue
-from replaykit.errors import DataError, RecipeError
+from replaykit.errors import RecipeError
 from replaykit.model import loading
 from replaykit.nano import world
 from replaykit.recipe import Recipe
-from replaykit.recipe.evaluate import Score
-from replaykit.recipe.generate import Generate
 from replaykit.recipe.messages import explain
 from replaykit.recipe.schema import FIRST_LINE, write_schema, write_text
-from replaykit.recipe.train import Train
+from replaykit.suited import (
+    MEMORY_ROWS,
+    MOST_LOOKED_AT,
+    NANO,
+    Held,
+    first_rows,
+    held_of,
+    limits_of,
+    settings_of,
+    suites_of,
+)
+from replaykit.suites import PREFIX
 from replaykit.written import refuse_foreign
 
 # A backslash joins two lines of the code to one of the recipe.
@@ -45,7 +49,7 @@ target:                   # the new task
 
 {select}
 generate:                 # the model's own questions and answers (Magpie)
-  n: 2000
+  n: {generated:<19} # {generated_reason}
   max_question_tokens: {question_tokens}
   max_answer_tokens: {answer_tokens}   # {reason}
 
@@ -55,30 +59,34 @@ generate:                 # the model's own questions and answers (Magpie)
 mix:
   ratio: 0.05             # replay's share of the rows, the same in every optimiser step
 
-# arms:                   # the proof: the same training without replay beside it
-#   no-replay: {{ratio: 0}}
-#   replay: {{}}
+arms:                     # the proof: two trainings, with replay and without
+  replay: {{}}
+  no-replay: {{ratio: 0}}   # the control; it costs a training of the same length
 
 train:
-  method: full            # or lora
-  epochs: 1               # passes over the target
-  batch_rows: 32
+  method: {method:<15} # {method_reason}
+  learning_rate: {rate:<8} # {rate_reason}
+  epochs: {epochs:<15} # passes over the target
+  batch_rows: {batch:<11} # {batch_reason}
+  packing: false          # rows of like length share a pass, so that little is padded
 
 {eval}
 # push: {{repo: me/my-replay}}
 """
-NO_EVAL = """\
-# eval:                   # held-out rows: the new task, and what must not drop
-#   target: {path: my_task_test.jsonl, score: exact}        \
-# exact, numeric, json, tool_call or cross_entropy
-#   old:
-#     chat: {path: general.jsonl, score: cross_entropy, n: 200}
-"""
 EVAL = """\
 eval:                     # held-out rows: the new task, and what must not drop
   target: {{score: {score}}}   # {reason}
-  # old:                  # without these nobody knows what was lost
-  #   chat: {{path: general.jsonl, score: cross_entropy, n: 200}}
+{suites}
+"""
+NO_TARGET = """\
+eval:                     # held-out rows: the new task, and what must not drop
+  # target: {{path: my_task_test.jsonl, score: exact}}   # too few rows to hold some out
+{suites}
+"""
+SUITES = """\
+  memory: {memory:<15} # rows that the model writes itself: how far it drifts
+  old:                    # its skills: suites write their own items (`replaykit suites`)
+{old}\
 """
 HOLD_OUT = """\
   hold_out: {part}         # of its rows this part is tested and not trained on: about {rows}
@@ -114,10 +122,6 @@ eval:
   old:
 {old}
 """
-SHORT = 8  # words of an answer that is compared word for word
-MOST_LOOKED_AT = 20_000  # rows of the target, by init
-FEWEST_TO_HOLD_OUT = 100  # rows: of fewer a fifth tells nothing
-HELD_ROWS = 200  # rows, about, that init holds out of a large target
 TARGET_ROWS = 8_000
 POOL_ROWS = 3_000
 SELECTED = 1_500
@@ -128,18 +132,6 @@ NEW_TEST_ROWS = 200
 STEPS = 420
 BATCH_ROWS = 32
 LEARNING_RATE = "1.0e-3"
-
-# What config.json calls the tokens that a model reads: most models, GPT-2, BLOOM, MPT.
-CONTEXT = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
-HEADER_TOKENS = 64  # of a row's special tokens, role names and system prompt, roughly
-
-
-class Limits(NamedTuple):
-    """Tokens of a generated question and answer, at most, and why."""
-
-    question: int
-    answer: int
-    reason: str
 
 
 def write_recipe(
@@ -162,29 +154,36 @@ def write_recipe(
         )
     loading.resolve(model or "llama3")
     if pool is not None:
-        _first_rows(pool, 1)
-    hold_out = ""
-    tested = NO_EVAL
-    if target is not None:
-        rows = _first_rows(target, MOST_LOOKED_AT)
-        if len(rows) >= FEWEST_TO_HOLD_OUT:
-            part = max(0.01, round(min(0.2, HELD_ROWS / len(rows)), 3))
-            hold_out = HOLD_OUT.format(part=part, rows=round(part * len(rows)))
-            tested = EVAL.format(**score_of(rows)._asdict())
-    limits = limits_of(model or "llama3")
+        first_rows(pool, 1)
+    name = model or "llama3"
+    held = None if target is None else held_of(target)
+    rows = None if target is None else len(first_rows(target, MOST_LOOKED_AT))
+    if held is not None and rows is not None:
+        rows -= held.rows
+    limits = limits_of(name)
+    fitting = settings_of(name, rows)
     stem = Path(target).name.split(".")[0] if target else ""
     text = FIRST_LINE + STARTER.format(
         path=shlex.quote(str(path)),
         name=_name(stem, "my-task"),
-        model=_plain(model or "llama3"),
+        model=_plain(name),
         target=_plain(target or "my_task.jsonl"),
         seed=1 if seed is None else seed,
         question_tokens=limits.question,
         answer_tokens=limits.answer,
         reason=limits.reason,
         select=SELECT.format(pool=_plain(pool)) if pool else NO_SELECT,
-        hold_out=hold_out,
-        eval=tested,
+        hold_out="" if held is None else HOLD_OUT.format(part=held.part, rows=held.rows),
+        eval=_tests(name, held),
+        generated=fitting.generated,
+        generated_reason="more than the mixture takes",
+        method=fitting.method,
+        method_reason=fitting.method_reason,
+        rate=f"{fitting.learning_rate:.1e}",
+        rate_reason=fitting.rate_reason,
+        epochs=fitting.epochs,
+        batch=fitting.batch_rows,
+        batch_reason=fitting.batch_reason,
     )
     try:
         Recipe.model_validate(yaml.safe_load(text))
@@ -195,124 +194,13 @@ def write_recipe(
     return path
 
 
-def _first_rows(path: str, most: int) -> list[Record]:
-    """The first rows that can be read. Raises DataError where there is none. Some that cannot be
-    are left out when it runs.
-    """
-    refused: list[DataError] = []
-
-    def passed_over(_: str, error: DataError) -> None:
-        if not refused:
-            refused.append(error)
-
-    found = list(islice(read_records(path, "target", unparsed=passed_over), most))
-    if found:
-        return found
-    if refused:
-        raise DataError(f"{path}: none of its rows can be read; the first: {refused[0]}")
-    raise DataError(f"{path}: there is no row in it")
-
-
-class Scoring(NamedTuple):
-    """How answers such as some rows have are scored, and why."""
-
-    score: Score
-    reason: str
-
-
-def score_of(rows: Sequence[Record]) -> Scoring:
-    """The scorer that fits the answers of all rows; where none does, the loss of the answers."""
-    answers = [row.answer.strip() for row in rows]
-    if any(row.messages[-1]["role"] == "text" for row in rows):
-        return Scoring("cross_entropy", "rows are plain texts")
-    if any("tool_calls" in row.messages[-1] for row in rows):
-        return Scoring("tool_call", "answers call tools")
-    if all(map(_is_structure, answers)):
-        return Scoring("json", "every answer is a JSON object or list")
-    if all(map(ONLY_A_NUMBER.fullmatch, answers)):
-        return Scoring("numeric", "every answer is a number")
-    if max(len(answer.split()) for answer in answers) <= SHORT:
-        return Scoring(
-            "exact", f"no answer has more than {SHORT} words; or numeric, json, tool_call"
-        )
-    return Scoring(
-        "cross_entropy",
-        "answers are in free words, so their loss is measured; or exact, numeric, json",
-    )
-
-
-def _is_structure(answer: str) -> bool:
-    try:
-        return isinstance(json.loads(answer), (dict, list))
-    except ValueError:
-        return False
-
-
-def limits_of(model: str) -> Limits:
-    """Limits that cut as few answers as may be, and make no row that the training leaves out.
-
-    The longest question and answer together fill the model's context, or a training row, whichever
-    is shorter; where the model's generation_config names a limit (max_new_tokens), it is not
-    passed. Nothing is fetched: of a model that is not here the recipe's defaults are taken. Raises
-    EngineError for a name that stands for no model, DataError for a config that is no JSON.
-    """
-    defaults = Generate()
-    row = Train().max_tokens
-    config = _config_of(model, "config.json")
-    read = context_of(config)
-    if read is None:
-        return Limits(
-            defaults.max_question_tokens,
-            defaults.max_answer_tokens,
-            "the default: how much the model reads is not known here",
-        )
-    reason = f"with its question it fills a training row (train.max_tokens: {row})"
-    if read < row:
-        row = read
-        reason = f"with its question it fills the {read} tokens that the model reads"
-    question = max(1, min(defaults.max_question_tokens, row // 4))
-    answer = max(1, row - question - HEADER_TOKENS)
-    named = _config_of(model, "generation_config.json").get("max_new_tokens")
-    if _is_count(named) and named < answer:
-        answer = named
-        reason = "max_new_tokens of the model's generation_config.json"
-    return Limits(question, answer, reason)
-
-
-def context_of(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model reads by its config.json; None where that does not say.
-
-    A model of text and images has a config within the config for its text.
-    """
-    for part in (config, config.get("text_config")):
-        if not isinstance(part, Mapping):
-            continue
-        found = [part[name] for name in CONTEXT if _is_count(part.get(name))]
-        if found:
-            return int(found[0])
-    return None
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _config_of(model: str, name: str) -> Mapping[str, Any]:
-    """A config file of a model that is here, a folder or in the cache of the Hub; else nothing."""
-    from huggingface_hub import try_to_load_from_cache
-
-    place = loading.resolve(model)
-    found: object = Path(place) / name
-    if not Path(place).is_dir():
-        found = try_to_load_from_cache(place, name)
-    # Of a file that is known to be absent the cache gives a mark of its own.
-    if not isinstance(found, (str, Path)) or not Path(found).is_file():
-        return {}
-    try:
-        config = json.loads(Path(found).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{found}: it is no JSON ({error}); fetch the model again") from error
-    return config if isinstance(config, Mapping) else {}
+def _tests(model: str, held: Held | None) -> str:
+    """The section eval."""
+    old = [f"    {name.removeprefix(NANO)}: {PREFIX}{name}\n" for name in suites_of(model)]
+    suites = SUITES.format(memory=MEMORY_ROWS, old="".join(old))
+    if held is None:
+        return NO_TARGET.format(suites=suites)
+    return EVAL.format(suites=suites, **held.scoring._asdict())
 
 
 def write_quickstart(folder: Path, *, seed: int) -> Path:

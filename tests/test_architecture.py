@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "replaykit"
 # From the ground up; a module may import what stands before it (and its own folder).
 ORDER = [
     "errors", "hashing", "locks", "devices", "mixing", "text", "result", "nano", "suites", "recipe", "data", "model", "runs", "written", "engines", "parallel", "checks",
-    "steps", "starter", "api", "cli", "__main__",
+    "steps", "suited", "starter", "api", "cli", "__main__",
 ]  # fmt: skip
 # The same for what is under steps.
 STEPS = [

@@ -148,12 +148,20 @@ def _init(flags: Flags) -> None:
 
 def _run(flags: Flags) -> None:
     from replaykit.recipe import load_recipe
+    from replaykit.suited import whole
 
     if flags["file"] and flags["recipe"]:
         problem = f"the recipe is given twice: {flags['file']} and --recipe {flags['recipe']}"
         raise RecipeError("the command line", [f"{problem}; leave one out"])
-    path = flags["file"] or flags["recipe"] or RECIPE_FILE
-    _show(_run_all(load_recipe(path, flags.changes()), flags), flags)
+    path = flags["file"] or flags["recipe"]
+    # A model and a target are enough.
+    alone = flags["model"] is not None and flags["target"] is not None
+    if path is None and (RECIPE_FILE.exists() or not alone):
+        path = RECIPE_FILE
+    found = whole(load_recipe(path, flags.changes()))
+    for said in found.said:
+        _say(said, err=True)
+    _show(_run_all(found.recipe, flags), flags)
 
 
 def _run_all(recipe: Recipe, flags: Flags) -> list[Outcome[Any]]:
@@ -215,8 +223,12 @@ def _gate(flags: Flags) -> None:
 
 def _status(flags: Flags) -> None:
     from replaykit.steps.status import status
+    from replaykit.suited import whole
 
-    found = status(_recipe(flags))
+    recipe = _recipe(flags)
+    if recipe.model is not None and (recipe.folder / "memory").exists():
+        recipe = whole(recipe).recipe  # as `run` began it
+    found = status(recipe)
     if flags["json"]:
         _print_json(found.to_json())
         return

@@ -77,7 +77,7 @@ RUN = Command(
     (
         Option("FILE", "", Path, "The recipe; replaykit.yaml by default."),
         Option("--recipe -r", "", Path, "The same as FILE."),
-        SET, MODEL, ENGINE, SERVER, RUN_OUT, SEED, FORCE, AS_JSON,
+        SET, MODEL, TARGET, ENGINE, SERVER, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
 STATUS = Command(

@@ -1,0 +1,385 @@
+"""Settings that suit a model and the rows of a task: what ``init`` writes, and what ``run`` does
+where a recipe says nothing of replay and of tests.
+
+    settings_of("nano", rows=300).learning_rate      ->  5.5e-04, of 1.97 million parameters
+    score_of(rows)                                   ->  Scoring("exact", "no answer has more ...")
+    whole(recipe)                                    ->  with replay and tests, and what was added
+
+All are rules of thumb, written down with their reason, so that a reader can judge them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from replaykit.checks.verify import ONLY_A_NUMBER
+from replaykit.data.formats import read_records
+from replaykit.data.record import Record
+from replaykit.devices import short
+from replaykit.errors import ChatError, DataError, EngineError
+from replaykit.model import loading
+from replaykit.recipe import Recipe
+from replaykit.recipe.data import Target
+from replaykit.recipe.evaluate import Score
+from replaykit.recipe.generate import ROWS, Generate
+from replaykit.recipe.train import Train
+from replaykit.suites import MODULES, PREFIX, suite_of
+
+SHORT = 8  # words of an answer that is compared word for word
+MOST_LOOKED_AT = 20_000  # rows of the target
+FEWEST_TO_HOLD_OUT = 100  # rows: of fewer a fifth tells nothing
+HELD_ROWS = 200  # rows, about, that are held out of a large target
+MEMORY_ROWS = 100
+FULL_PARAMETERS = 1.6e9  # up to which all parameters learn: AdamW holds 16 bytes for each
+RATE = 2e-5  # of full fine-tuning at RATE_PARAMETERS
+RATE_PARAMETERS = 1.5e9
+RATES = (1e-5, 1e-3)
+LORA_RATE = 2e-4
+LARGE = 13e9  # parameters from which on an adapter learns half as fast
+NANO = "nano-"  # the suites of the embedded world begin so
+
+# What config.json calls the tokens that a model reads: most models, GPT-2, BLOOM, MPT.
+CONTEXT = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
+HEADER_TOKENS = 64  # of a row's special tokens, role names and system prompt, roughly
+
+
+class Limits(NamedTuple):
+    """Tokens of a generated question and answer, at most, and why."""
+
+    question: int
+    answer: int
+    reason: str
+
+
+class Scoring(NamedTuple):
+    """How answers such as some rows have are scored, and why."""
+
+    score: Score
+    reason: str
+
+
+def score_of(rows: Sequence[Record]) -> Scoring:
+    """The scorer that fits the answers of all rows; where none does, the loss of the answers."""
+    answers = [row.answer.strip() for row in rows]
+    if any(row.messages[-1]["role"] == "text" for row in rows):
+        return Scoring("cross_entropy", "rows are plain texts")
+    if any("tool_calls" in row.messages[-1] for row in rows):
+        return Scoring("tool_call", "answers call tools")
+    if all(map(_is_structure, answers)):
+        return Scoring("json", "every answer is a JSON object or list")
+    if all(map(ONLY_A_NUMBER.fullmatch, answers)):
+        return Scoring("numeric", "every answer is a number")
+    if max(len(answer.split()) for answer in answers) <= SHORT:
+        return Scoring(
+            "exact", f"no answer has more than {SHORT} words; or numeric, json, tool_call"
+        )
+    return Scoring(
+        "cross_entropy",
+        "answers are in free words, so their loss is measured; or exact, numeric, json",
+    )
+
+
+def _is_structure(answer: str) -> bool:
+    try:
+        return isinstance(json.loads(answer), (dict, list))
+    except ValueError:
+        return False
+
+
+def limits_of(model: str) -> Limits:
+    """Limits that cut as few answers as may be, and make no row that the training leaves out.
+
+    The longest question and answer together fill the model's context, or a training row, whichever
+    is shorter; where the model's generation_config names a limit (max_new_tokens), it is not
+    passed. Nothing is fetched: of a model that is not here the recipe's defaults are taken. Raises
+    EngineError for a name that stands for no model, DataError for a config that is no JSON.
+    """
+    defaults = Generate()
+    row = Train().max_tokens
+    config = _config_of(model, "config.json")
+    read = context_of(config)
+    if read is None:
+        return Limits(
+            defaults.max_question_tokens,
+            defaults.max_answer_tokens,
+            "the default: how much the model reads is not known here",
+        )
+    reason = f"with its question it fills a training row (train.max_tokens: {row})"
+    if read < row:
+        row = read
+        reason = f"with its question it fills the {read} tokens that the model reads"
+    question = max(1, min(defaults.max_question_tokens, row // 4))
+    answer = max(1, row - question - HEADER_TOKENS)
+    named = _config_of(model, "generation_config.json").get("max_new_tokens")
+    if _is_count(named) and named < answer:
+        answer = named
+        reason = "max_new_tokens of the model's generation_config.json"
+    return Limits(question, answer, reason)
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model reads by its config.json; None where that does not say.
+
+    A model of text and images has a config within the config for its text.
+    """
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, Mapping):
+            continue
+        found = [part[name] for name in CONTEXT if _is_count(part.get(name))]
+        if found:
+            return int(found[0])
+    return None
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _config_of(model: str, name: str) -> Mapping[str, Any]:
+    """A config file of a model that is here, a folder or in the cache of the Hub; else nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place = loading.resolve(model)
+    found: object = Path(place) / name
+    if not Path(place).is_dir():
+        found = try_to_load_from_cache(place, name)
+    # Of a file that is known to be absent the cache gives a mark of its own.
+    if not isinstance(found, (str, Path)) or not Path(found).is_file():
+        return {}
+    try:
+        config = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{found}: it is no JSON ({error}); fetch the model again") from error
+    return config if isinstance(config, Mapping) else {}
+
+
+class Fitting(NamedTuple):
+    """How a model is trained on so many rows, with the reason of each choice."""
+
+    method: str
+    method_reason: str
+    learning_rate: float
+    rate_reason: str
+    epochs: int
+    batch_rows: int
+    batch_reason: str
+    generated: int
+    """Rows that the model writes."""
+
+
+def settings_of(model: str, rows: int | None, ratio: float = 0.05) -> Fitting:
+    """Settings for a model by its size, and for so many rows of a target; None: not known.
+
+    The size is that of its config, where the model is here, or what its name says. A rate of full
+    fine-tuning falls with the root of the parameters, through 2e-5 at 1.5 billion.
+    """
+    parameters = parameters_of(model)
+    if parameters is None:
+        method = "lora"
+        method_reason = "how large the model is is not known here; an adapter fits most machines"
+    elif parameters <= FULL_PARAMETERS:
+        method = "full"
+        method_reason = f"all of {short(parameters)} parameters; or lora, dora, qlora"
+    else:
+        method = "lora"
+        need = 16 * parameters / 1e9
+        method_reason = f"full would hold {need:,.0f} GB for {short(parameters)} parameters"
+    if method == "full":
+        assert parameters is not None
+        rate = RATE * math.sqrt(RATE_PARAMETERS / parameters)
+        rate = min(max(rate, RATES[0]), RATES[1])
+        rate_reason = "falls with the root of the parameters, 2e-5 at 1.5 billion"
+    else:
+        large = parameters is not None and parameters >= LARGE
+        rate = LORA_RATE / 2 if large else LORA_RATE
+        rate_reason = "of an adapter; more learns faster and forgets more"
+    epochs, batch, batch_reason = _passes(rows)
+    wanted = ROWS
+    if rows is not None:
+        # As many as the mixture takes, in hundreds, so that none is repeated.
+        replayed = rows * epochs * ratio / (1 - ratio)
+        wanted = min(ROWS, 100 * math.ceil(replayed / 100))
+    return Fitting(
+        method=method,
+        method_reason=method_reason,
+        learning_rate=float(f"{rate:.1e}"),
+        rate_reason=rate_reason,
+        epochs=epochs,
+        batch_rows=batch,
+        batch_reason=batch_reason,
+        generated=wanted,
+    )
+
+
+def _passes(rows: int | None) -> tuple[int, int, str]:
+    """Epochs, rows of a step, and why."""
+    if rows is None:
+        return 1, 32, "rows of one optimiser step"
+    batch = 32
+    epochs = 1
+    if rows < 5_000:
+        batch = 16
+        epochs = 3
+    if rows < 1_000:
+        batch = 8
+    steps = math.ceil(rows * epochs / batch)
+    return epochs, batch, f"{steps:,} optimiser steps on about {rows:,} rows"
+
+
+def parameters_of(model: str) -> int | None:
+    """By its config where the model is here, else by its name, such as 8B; None: not known."""
+    place = loading.resolve(model)
+    if _config_of(model, "config.json"):
+        try:
+            return loading.parameter_count(model)
+        except EngineError:
+            return None
+    named = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z])", place.rpartition("/")[2])
+    if not named:
+        return None
+    number, unit = named[0]
+    return round(float(number) * (1e9 if unit in "bB" else 1e6))
+
+
+def first_rows(path: str, most: int) -> list[Record]:
+    """The first rows that can be read. Raises DataError where there is none. Some that cannot be
+    are left out when it runs.
+    """
+    refused: list[DataError] = []
+
+    def passed_over(_: str, error: DataError) -> None:
+        if not refused:
+            refused.append(error)
+
+    found = list(islice(read_records(path, "target", unparsed=passed_over), most))
+    if found:
+        return found
+    if refused:
+        raise DataError(f"{path}: none of its rows can be read; the first: {refused[0]}")
+    raise DataError(f"{path}: there is no row in it")
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+class Held(NamedTuple):
+    """What of a target is tested."""
+
+    part: float
+    rows: int
+    """How many that is, about."""
+    scoring: Scoring
+
+
+def held_of(target: str) -> Held | None:
+    """What is held out of the rows of a target; None of fewer than FEWEST_TO_HOLD_OUT. Raises
+    DataError where none can be read.
+    """
+    rows = first_rows(target, MOST_LOOKED_AT)
+    if len(rows) < FEWEST_TO_HOLD_OUT:
+        return None
+    part = max(0.01, round(min(0.2, HELD_ROWS / len(rows)), 3))
+    return Held(part, round(part * len(rows)), score_of(rows))
+
+
+def suites_of(model: str) -> list[str]:
+    """The suites by which a model's old skills are tested: the embedded model's are those of its
+    own world. Of tools only where the model's template is here and shows them; those whose answers
+    are run as programs are never taken unasked.
+    """
+    nano = loading.resolve(model) == loading.resolve("nano")
+    found = []
+    for name in MODULES:
+        score = suite_of(PREFIX + name).score
+        if name.startswith(NANO) != nano or score in ("code", "judge"):
+            continue
+        if score == "tool_call" and not _shows_tools(model):
+            continue
+        found.append(name)
+    return found
+
+
+def _shows_tools(model: str) -> bool:
+    """Whether a model's template is here and can ask for calls of tools."""
+    from replaykit.model.chat import Chat
+
+    if not _config_of(model, "tokenizer_config.json"):
+        return False
+    try:
+        Chat.load(model).check_tools()
+    except (ChatError, EngineError):
+        return False
+    return True
+
+
+class Whole(NamedTuple):
+    """A recipe that makes replay and tests what it does, and what was added for it."""
+
+    recipe: Recipe
+    said: Sequence[str]
+
+
+def whole(recipe: Recipe) -> Whole:
+    """The recipe with what ``init`` would write of replay and of tests, where it says nothing of
+    either.
+
+    ``eval: {}`` tests nothing, and a ratio of 0 replays nothing. Raises DataError for a target that
+    cannot be read.
+    """
+    if recipe.target is None or recipe.model is None or recipe.task == "classification":
+        return Whole(recipe, ())
+    sections: dict[str, Any] = {}
+    said = []
+    given = recipe.model_fields_set
+    if given.isdisjoint({"select", "generate", "rewrite", "mix", "arms"}):
+        rows = len(first_rows(recipe.target.path, MOST_LOOKED_AT))
+        sections["generate"] = {"n": settings_of(recipe.model, rows).generated}
+        said.append(
+            f"the recipe names no replay, so the model writes {sections['generate']['n']:,} rows "
+            f"of its own; `mix: {{ratio: 0}}` trains without"
+        )
+    if "eval" not in given:
+        tests = _tests_of(recipe.model, recipe.target)
+        sections |= tests.sections
+        said.append(
+            f"the recipe has no section eval, so these are tested: {tests.said}. `eval: {{}}` "
+            f"tests none"
+        )
+    if not sections:
+        return Whole(recipe, ())
+    settings = recipe.model_dump(exclude_unset=True)
+    return Whole(Recipe.model_validate(settings | sections), said)
+
+
+class _Tests(NamedTuple):
+    sections: dict[str, Any]
+    said: str
+
+
+def _tests_of(model: str, target: Target) -> _Tests:
+    """The sections that hold out rows of the target and test them and the suites."""
+    suites = suites_of(model)
+    tested: dict[str, Any] = {
+        "old": {name.removeprefix(NANO): PREFIX + name for name in suites},
+        "memory": MEMORY_ROWS,
+    }
+    said = (
+        f"{len(suites)} suites (`replaykit suites` tells of them) and {MEMORY_ROWS} rows that the "
+        f"model writes itself"
+    )
+    held = None if target.hold_out else held_of(target.path)
+    if held is None:
+        return _Tests({"eval": tested}, said)
+    tested["target"] = {"score": held.scoring.score}
+    part = target.model_dump(exclude_unset=True) | {"hold_out": held.part}
+    said = (
+        f"about {held.rows:,} rows of the target, which are not trained on, scored by "
+        f"{held.scoring.score} ({held.scoring.reason}); {said}"
+    )
+    return _Tests({"target": part, "eval": tested}, said)

@@ -40,6 +40,7 @@ STEPS = {
     "merge": "merge",
     "eval": "evaluate",
     "matrix": "matrix",
+    "suites": "suites",
     "report": "report",
     "push": "push",
 }

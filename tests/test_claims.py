@@ -125,6 +125,17 @@ def test_what_the_base_cannot_do_is_not_called_kept(right: int) -> None:
     )
 
 
+@pytest.mark.parametrize(("right", "state"), [(135, "base_cannot"), (190, "kept")])
+def test_what_the_base_does_no_better_than_by_chance_is_not_called_kept(
+    right: int, state: str
+) -> None:
+    """Of nano-refusal one and the same answer to all is right in two of three."""
+    test = Scored(path="suite:nano-refusal")
+    made = {"refusal": items(rights(right, 200))}
+    found = compare({"refusal": test}, {"base": made, "tuned": made}, {})
+    assert found.models[1].claims["refusal"].state == state
+
+
 def test_a_little_that_the_base_had_and_that_is_gone_is_lost_all_the_same() -> None:
     found = evaluated({"nli": {"base": rights(20, 200), "tuned": rights(0, 200)}}, ratios={})
     assert found.models[1].claims["nli"].state == "lost"

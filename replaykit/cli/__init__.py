@@ -13,7 +13,7 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -221,6 +221,51 @@ def _gate(flags: Flags) -> None:
     raise typer.Exit(found.code)
 
 
+def _suites(flags: Flags) -> None:
+    """Measures suites on a model, or prints items of those that are named, or lists all."""
+    from replaykit.suites import ITEMS
+
+    names = flags["name"] or []
+    n = ITEMS if flags["n"] is None else flags["n"]
+    if flags["model"] is not None:
+        _measure_suites(names, n, flags)
+        return
+    from replaykit.steps.report.terminal import show
+    from replaykit.steps.suites.step import listed, tests_of
+    from replaykit.suites import rows
+
+    if names:
+        found = {
+            name: rows(test.path, n) for name, test in tests_of(names, n, flags["seed"]).items()
+        }
+        if flags["json"]:
+            _print_json(found)
+            return
+        for of_suite in found.values():
+            for row in of_suite:
+                typer.echo(printable(json.dumps(row, ensure_ascii=False), r"\u{:04x}"))
+        return
+    result = listed(names, n, flags["seed"])
+    if flags["json"]:
+        _print_json(result.to_json())
+        return
+    show("suites", result)
+
+
+def _measure_suites(names: Sequence[str], n: int, flags: Flags) -> None:
+    from replaykit.steps.step import Context
+    from replaykit.steps.suites.step import run
+
+    recipe = _recipe(flags)
+    force = bool(flags["force"])
+
+    def do(watch: Watch) -> Iterable[Outcome[Any]]:
+        context = Context(out=flags["out"], force=force, watch=watch)
+        return run(recipe, context, names, n, flags["seed"])
+
+    _show(_done(do), flags)
+
+
 def _status(flags: Flags) -> None:
     from replaykit.steps.status import status
     from replaykit.suited import whole
@@ -255,6 +300,7 @@ _add(commands.INIT, _init)
 for _command in commands.STEPS:
     _add(_command, partial(_step, _command.name))
 _add(commands.GATE, _gate)
+_add(commands.SUITES, _suites)
 _add(commands.RUN, _run)
 _add(commands.STATUS, _status)
 _add(commands.SCHEMA, _schema)

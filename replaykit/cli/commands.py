@@ -278,6 +278,17 @@ GATE = Command(
         *MEASURED,
     ),
 )
+SUITES = Command(
+    "suites",
+    "List the suites, old skills whose items replaykit writes itself. With names, print their "
+    "items as JSON Lines; with --model, measure what a base can do of them.",
+    (
+        Option("NAME", "", list[str], "Of these suites; of all by default."),
+        Option("-n", "", int, "Items of each; 200 by default, fewer where a suite has no more."),
+        Option("--seed", "", int, "Of the items; 0 by default."),
+        MODEL, OWN_ENGINE, RECIPE, SET, OUT, FORCE, AS_JSON,
+    ),
+)
 REPORT = Command("report", "Write one self-contained report.html of what is finished.", COMMON)
 PUSH = Command(
     "push",

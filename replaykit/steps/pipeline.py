@@ -41,6 +41,7 @@ STEPS = {
     "merge": "merge",
     "eval": "evaluate",
     "matrix": "matrix",
+    "suites": "suites",
     "report": "report",
     "push": "push",
 }

@@ -53,7 +53,15 @@ class Suite:
 
 
 # By name: the module under ``suites`` whose SUITES has it.
-MODULES = {"sums": "arithmetic"}
+MODULES = {
+    "sums": "arithmetic",
+    "nano-nli": "nano",
+    "nano-capital": "nano",
+    "nano-json": "nano",
+    "nano-topic": "nano",
+    "nano-refusal": "nano",
+    "nano-reverse": "nano",
+}
 
 
 def is_suite(path: str | Path) -> bool:

@@ -6,13 +6,14 @@ A skill is **lost** where a one-sided test finds a loss at ALPHA, corrected by H
 old skills of the model: with nothing lost anywhere, one is called lost in at most 2.5 % of runs,
 and in as many the mean of them, which is tested beside them. It is **kept** where the 95 % interval
 of its drop ends below the margin; no correction is needed for "all are kept", which needs every one
-of them. Of fewer than FLOOR rows nothing is said, and of a skill that the base hardly has it is not
-said that it was kept. Everything else is unknown, with the drop that so many rows would have shown.
+of them. Of fewer than FLOOR rows nothing is said, and of a skill that the base hardly has, or has
+no better than by chance, it is not said that it was kept. Everything else is unknown, with the drop
+that so many rows would have shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from replaykit.data.record import TARGET
@@ -29,6 +30,7 @@ from replaykit.steps.evaluate.statistics import (
     proportion,
     rise_p,
 )
+from replaykit.suites import is_suite, suite_of
 
 if TYPE_CHECKING:
     from replaykit.steps.evaluate.compare import Scored
@@ -116,6 +118,17 @@ def form_kept(items: Scored) -> list[float]:
     return [1 - max(score - strict, 0.0) for score, strict in pairs]
 
 
+def can_do(test: Test, scores: Sequence[float]) -> bool:
+    """Whether a model can do a skill, by its scores: the lower end of the interval is LEAST or
+    more, and above what knows nothing of the question scores in the suite.
+    """
+    low = proportion(scores).low
+    chance = 0.0
+    if is_suite(test.path) and suite_of(test.path).score == test.score:
+        chance = suite_of(test.path).chance
+    return low >= LEAST and low > chance
+
+
 def flips(before: Scored, after: Scored) -> tuple[int, int]:
     """How many items went from right to wrong, and from wrong to right."""
     pairs = list(zip(before.scores, after.scores, strict=True))
@@ -133,7 +146,7 @@ def _state(test: Test, before: Scored, drop: Interval, p: float | None, margin: 
         return "too_few"
     if not drop.known:
         return "unknown"
-    able = test.score == "cross_entropy" or proportion(before.scores).low >= LEAST
+    able = test.score == "cross_entropy" or can_do(test, before.scores)
     if able and drop.high < margin:
         return "kept"
     if p <= ALPHA:

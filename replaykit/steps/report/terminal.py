@@ -38,6 +38,7 @@ from replaykit.steps.report.verdict import base_of, caution, new_side, old_side,
 from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.score.result import Perplexity, ScoreResult
 from replaykit.steps.select.result import Explanation, SelectResult
+from replaykit.steps.suites.result import SuitesResult
 from replaykit.steps.train.events import Event
 from replaykit.steps.train.result import TrainEstimate, TrainResult
 from replaykit.text import printable
@@ -81,6 +82,8 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
                 "column is the part of the tokens that are less probable than 1 / "
                 f"{result.max_perplexity:g}."
             )
+        case SuitesResult():
+            _show_suites(result, console)
         case MergeResult(table=list(table)):  # a sweep; a single average has no table
             console.print(_averages(table))
             words = "Chosen by these very scores: other items tell how good it is."
@@ -332,6 +335,37 @@ def _averages(rows: Sequence[AlphaRow]) -> Table:
         cells = (f"{row.alpha:g}", number(row.target), number(row.old))
         table.add_row(*map(Text, cells), drop, Text(word))
     return table
+
+
+def _show_suites(result: SuitesResult, console: Console) -> None:
+    """One row a suite, and under which assumption the last column holds."""
+    from rich.text import Text
+
+    measured = result.model is not None
+    table = _table("suite", ["scored by", "chance", "drop shown"])
+    if measured:
+        table = _table("suite", ["items", "score, with its interval", "chance", "drop shown", ""])
+    else:
+        table.add_column(Text("what"), overflow="fold")
+    for suite in result.suites:
+        numbers = (number(suite.chance), number(suite.detectable))
+        if not measured:
+            table.add_row(*map(Text, (suite.suite, suite.how, *numbers, suite.what)))
+            continue
+        score = Text(mean(suite.score)).append(f" {interval(suite.score)}", style="dim")
+        word = {None: "not asked", True: "", False: "cannot"}[suite.can]
+        cells = map(Text, (suite.suite, f"{suite.n:,}"))
+        table.add_row(*cells, score, *map(Text, (*numbers, word)))
+    console.print(table)
+    words = (
+        f"drop shown: the smallest that so many items ({result.items:,}, where there are as many) "
+        f"show four times in five, at 2.5 % one-sided, if {percent(result.gained)} of them turn "
+        f"right by chance."
+    )
+    if measured:
+        words += " cannot: the interval begins below 0.2 or not above chance; nothing is claimed."
+    console.print(Text(words, style="dim"))
+    _show_notes(result, console)
 
 
 def _probe(found: ProbeResult) -> Table:

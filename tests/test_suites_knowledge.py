@@ -9,6 +9,7 @@ import pytest
 from commands import type_in
 
 from replaykit.checks.scoring import SCORERS, readings_of
+from replaykit.checks.scoring.choice import options_of, written
 from replaykit.data.formats import record_of
 from replaykit.nano import world
 from replaykit.suites import MODULES, code, common_sense, facts, rows, suite_of
@@ -29,7 +30,7 @@ def test_there_are_two_hundred_items_and_more(name):
     assert len(rows(f"suite:{name}", 200)) == (160 if name == "nano-capital" else 200)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [name for name in OWN if name not in ("code", "common_sense")])
 def test_the_reference_is_right(name):
     score = suite_of(f"suite:{name}").score
     if score not in SCORERS:
@@ -88,11 +89,15 @@ def test_a_choice_keeps_its_options_beside_the_question_that_shows_them():
     found = records("common_sense", n=2_000)
     places = Counter()
     for record in found:
-        choices = record.meta["choices"]
+        choices = list(record.meta["choices"].values())
         assert len(set(choices)) == 4
         assert all(choice in record.prompt for choice in choices)
         assert "A." not in record.prompt
-        places[choices.index(record.answer)] += 1
+        right = choices.index(record.answer)
+        assert options_of(record) == (choices, right)
+        assert [written(choice, record).lenient for choice in choices].index(1) == right
+        assert sum(written(choice, record).lenient for choice in choices) == 1
+        places[right] += 1
     # By chance each place has 500 of 2,000 items, give or take 58 at three standard deviations.
     assert all(440 <= places[place] <= 560 for place in range(4)), places
 

@@ -7,8 +7,8 @@
 The options stand in the question without letters, and the answer is the text of one. So both
 readings ask the same: which option is likeliest, and which one is written. With letters a small
 model's answer tells whether it ties letters to texts, which is another skill than this one. A row
-holds turns, beside which its ``choices`` stay as they are; next to a ``prompt`` they would be put
-into the question once more, with letters.
+holds turns, beside which its ``choices``, by letter, stay as they are; next to a ``prompt`` they
+would be put into the question once more, with letters.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _item(rng: Random, question: str, right: str, wrong: Sequence[str]) -> Row:
         f"{question}\nOptions: {'; '.join(choices)}\nAnswer with one of the options, in its words."
     )
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": right}]
-    return {"messages": messages, "choices": choices}
+    return {"messages": messages, "choices": dict(zip("ABCD", choices, strict=True))}
 
 
 def _of_table(rng: Random, question: str, facts: dict[str, list[str]]) -> Row:

@@ -182,44 +182,43 @@ the air? = nitrogen; Which liquid turns into ice when it freezes? = water; Which
 room temperature? = mercury / gallium; What do caterpillars turn into? = butterflies / butterfly /
 moths / moth; Which insect makes honey? = the bee / bee / bees / honeybee / honeybees; Which animal
 is known as the king of the jungle? = the lion / lion / lions; Which is the tallest living land
-animal? = the giraffe / giraffe / giraffes; Which is the largest animal that has ever lived? = the
-blue whale / whale / whales; Which is the fastest land animal? = the cheetah / cheetah / cheetahs;
-Which is the largest living bird? = the ostrich / ostrich / ostriches; Which organ pumps blood
-through the body? = the heart / heart; Which organ do we think with? = the brain / brain; Which
-organs do people breathe with? = the lungs / lungs / lung; Which organ do we see with? = the eye /
-eye / eyes; Which organ do we hear with? = the ear / ear / ears; Who painted the Mona Lisa? =
-Leonardo da Vinci / da Vinci / Leonardo; Who painted The Starry Night? = Vincent van Gogh / van
-Gogh; Who painted Guernica? = Pablo Picasso / Picasso; Who painted the ceiling of the Sistine
-Chapel? = Michelangelo; Who developed the theory of relativity? = Albert Einstein / Einstein; Who
-published On the Origin of Species in 1859? = Charles Darwin / Darwin; Who was the first person on
-the Moon? = Neil Armstrong / Armstrong; Who was the first human in space? = Yuri Gagarin / Gagarin;
-Who was the first president of the United States? = George Washington / Washington; Who composed The
-Magic Flute? = Wolfgang Amadeus Mozart / Mozart; Who composed the Moonlight Sonata? = Ludwig van
-Beethoven / Beethoven; Who composed the Brandenburg Concertos? = Johann Sebastian Bach / Bach; Who
-composed The Four Seasons, the violin concertos? = Antonio Vivaldi / Vivaldi; Which ocean lies
-between Europe and North America? = the Atlantic Ocean / Atlantic; Which is the largest ocean? = the
-Pacific Ocean / Pacific; Which is the highest mountain above sea level? = Mount Everest / Everest;
-Which river flows through Cairo? = the Nile / Nile; Which river flows through London? = the Thames /
-Thames; Which river flows through Paris? = the Seine / Seine; Which is the largest hot desert? = the
-Sahara / Sahara; Which river flows through the largest rainforest? = the Amazon / Amazon; In which
-country are the pyramids of Giza? = Egypt; In which country is the Taj Mahal? = India; In which city
-is the Eiffel Tower? = Paris; In which city is the Colosseum? = Rome; In which city is Big Ben? =
-London; In which city is the Brandenburg Gate? = Berlin; In which city is the Statue of Liberty? =
-New York / New York City; In which country is Machu Picchu? = Peru; What colour is a ripe banana? =
-yellow; What colour is fresh grass? = green; What colour is snow? = white; What colour is coal? =
-black; What colour is the daytime sky without clouds? = blue; What colour does blue paint mixed with
-yellow paint give? = green; What colour does red paint mixed with yellow paint give? = orange; What
-colour does red paint mixed with blue paint give? = purple / violet; What colour does black paint
-mixed with white paint give? = grey / gray; What colour does red paint mixed with white paint give?
-= pink; Which day comes right after Monday? = Tuesday; Which day comes right after Wednesday? =
-Thursday; Which day comes right after Friday? = Saturday; Which day comes right before Monday? =
-Sunday; Which month comes right after March? = April; Which month comes right after July? = August;
-Which month comes right before January? = December; Which month comes right before October? =
-September; Which season comes right after spring? = summer; Which season comes right after autumn? =
-winter; What is the chemical formula of water? = H2O / H₂O; What is the chemical name of table salt?
-= sodium chloride; What does a thermometer measure? = temperature; Which instrument shows where
-north is? = the compass / compass; What do we call frozen water? = ice; What do we call the shape
-with three sides? = triangle
+animal? = the giraffe / giraffe / giraffes; Which is the largest animal alive today? = the blue
+whale / whale / whales; Which is the fastest land animal? = the cheetah / cheetah / cheetahs; Which
+is the largest living bird? = the ostrich / ostrich / ostriches; Which organ pumps blood through the
+body? = the heart / heart; Which organ do we think with? = the brain / brain; Which organs do people
+breathe with? = the lungs / lungs / lung; Which organ do we see with? = the eye / eye / eyes; Which
+organ do we hear with? = the ear / ear / ears; Who painted the Mona Lisa? = Leonardo da Vinci / da
+Vinci / Leonardo; Who painted The Starry Night? = Vincent van Gogh / van Gogh; Who painted Guernica?
+= Pablo Picasso / Picasso; Who painted the ceiling of the Sistine Chapel? = Michelangelo; Who
+developed the theory of relativity? = Albert Einstein / Einstein; Who wrote On the Origin of
+Species? = Charles Darwin / Darwin; Who was the first person on the Moon? = Neil Armstrong /
+Armstrong; Who was the first human in space? = Yuri Gagarin / Gagarin; Who was the first president
+of the United States? = George Washington / Washington; Who composed The Magic Flute? = Wolfgang
+Amadeus Mozart / Mozart; Who composed the Moonlight Sonata? = Ludwig van Beethoven / Beethoven; Who
+composed the Brandenburg Concertos? = Johann Sebastian Bach / Bach; Who composed The Four Seasons,
+the violin concertos? = Antonio Vivaldi / Vivaldi; Which ocean lies between Europe and North
+America? = the Atlantic Ocean / Atlantic; Which is the largest ocean? = the Pacific Ocean / Pacific;
+Which is the highest mountain above sea level? = Mount Everest / Everest; Which river flows through
+Cairo? = the Nile / Nile; Which river flows through London? = the Thames / Thames; Which river flows
+through Paris? = the Seine / Seine; Which is the largest hot desert? = the Sahara / Sahara; Which
+river flows through the largest rainforest? = the Amazon / Amazon; In which country are the pyramids
+of Giza? = Egypt; In which country is the Taj Mahal? = India; In which city is the Eiffel Tower? =
+Paris; In which city is the Colosseum? = Rome; In which city is Big Ben? = London; In which city is
+the Brandenburg Gate? = Berlin; In which city is the Statue of Liberty? = New York / New York City;
+In which country is Machu Picchu? = Peru; What colour is a ripe banana? = yellow; What colour is
+fresh grass? = green; What colour is snow? = white; What colour is coal? = black; What colour is the
+daytime sky without clouds? = blue; What colour does blue paint mixed with yellow paint give? =
+green; What colour does red paint mixed with yellow paint give? = orange; What colour does red paint
+mixed with blue paint give? = purple / violet; What colour does black paint mixed with white paint
+give? = grey / gray; What colour does red paint mixed with white paint give? = pink; Which day comes
+right after Monday? = Tuesday; Which day comes right after Wednesday? = Thursday; Which day comes
+right after Friday? = Saturday; Which day comes right before Monday? = Sunday; Which month comes
+right after March? = April; Which month comes right after July? = August; Which month comes right
+before January? = December; Which month comes right before October? = September; Which season comes
+right after spring? = summer; Which season comes right after autumn? = winter; What is the chemical
+formula of water? = H2O / H₂O; What is the chemical name of table salt? = sodium chloride; What does
+a thermometer measure? = temperature; Which instrument shows where north is? = the compass /
+compass; What do we call frozen water? = ice; What do we call the shape with three sides? = triangle
 """)
 
 

@@ -55,6 +55,13 @@ class Suite:
 # By name: the module under ``suites`` whose SUITES has it.
 MODULES = {
     "sums": "arithmetic",
+    "facts": "facts",
+    "reading": "reading",
+    "common_sense": "common_sense",
+    "translation": "translation",
+    "sentiment": "sentiment",
+    "word_problems": "word_problems",
+    "code": "code",
     "nano-nli": "nano",
     "nano-capital": "nano",
     "nano-json": "nano",

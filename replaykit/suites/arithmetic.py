@@ -31,7 +31,7 @@ SUITES = {
         what="sums, differences and products of whole numbers up to 100",
         cannot_say="It says nothing of word problems or of long calculations.",
         score="numeric",
-        chance=0.0,
+        chance=0.04,
         max_tokens=64,
         draw=_sum,
     )

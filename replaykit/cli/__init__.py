@@ -174,6 +174,7 @@ def _run_all(recipe: Recipe, flags: Flags) -> list[Outcome[Any]]:
 
 def _step(name: str, flags: Flags) -> None:
     """One step with the recipe there is, and the flags on top of it."""
+    from replaykit.recipe.evaluate import MEMORY
     from replaykit.steps import pipeline
     from replaykit.steps.step import Context
 
@@ -184,9 +185,12 @@ def _step(name: str, flags: Flags) -> None:
 
     def do(watch: Watch) -> Iterable[Outcome[Any]]:
         context = Context(out=flags["out"], force=force, arm=arm, watch=watch)
-        return run(recipe, context, **flags.own())
+        if not flags.own().get("dry_run"):
+            yield from pipeline.first(recipe, name, watch)
+        yield from run(recipe, context, **flags.own())
 
-    _show(_done(do), flags)
+    outcomes = _done(do)
+    _show([outcome for outcome in outcomes if name == MEMORY or outcome.step != MEMORY], flags)
 
 
 def _gate(flags: Flags) -> None:

@@ -23,6 +23,8 @@ from replaykit.errors import RecipeError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.mix import is_made
 from replaykit.recipe.tasks import stage_train
+from replaykit.runs import Watch
+from replaykit.steps.inputs import memory_rows
 from replaykit.steps.mix.step import replay_label, replay_sources, takes_rewritten
 from replaykit.steps.stages import check_tasks, number_of, reads_buffer, stage, stages
 from replaykit.steps.step import Context, Outcome, Todo, arms, chat_of, label_of
@@ -149,6 +151,15 @@ def _needed_in_stage(recipe: Recipe, name: str, arm: str | None) -> list[str]:
             return [label_of("train", arm), *(label_of("matrix", task) for task in before)]
         case _:
             return []
+
+
+def first(recipe: Recipe, name: str, watch: Watch) -> Iterator[Outcome[Any]]:
+    """What a step typed alone needs and nobody chooses: the rows of memory, where there are none
+    yet, since no row of training may repeat theirs.
+    """
+    drawn = "memory" in needed(recipe, name, None) or name == "merge"
+    if recipe.eval.memory is not None and drawn and not memory_rows(recipe).exists():
+        yield from step_of("memory")(recipe, Context(watch=watch))
 
 
 def of_arm(recipe: Recipe, name: str, arm: str | None) -> Recipe:

@@ -146,8 +146,9 @@ def _score_nothing(task: Any, numbers: Sequence[int]) -> None:
     """
     if task.OUTPUT_TYPE != "generate_until" or not callable(task.get_config("process_results")):
         return
+    documents = task.eval_docs  # read anew each time
     for number in numbers:
-        task.process_results(task.eval_docs[number], [""])
+        task.process_results(documents[number], [""])
 
 
 def _asks_what_is_greedy(task: Any) -> bool:

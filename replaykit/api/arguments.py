@@ -27,6 +27,7 @@ from replaykit.recipe import Recipe
 from replaykit.recipe.base import Strict
 from replaykit.recipe.data import Data
 from replaykit.recipe.evaluate import Score, Test
+from replaykit.recipe.lm_eval import identity, is_task
 from replaykit.recipe.messages import explain
 from replaykit.runs import Watch, unwatched
 from replaykit.steps.inputs import (
@@ -35,6 +36,7 @@ from replaykit.steps.inputs import (
     classes_of,
     default_split,
     for_task,
+    load,
     readable,
     same_rows,
     split_note,
@@ -242,8 +244,9 @@ def tests_of(
         if isinstance(given, tuple) and len(ways) != 1:
             raise CallError(f"{argument}: {skill} is rows, or a pair of rows and score")
         values: dict[str, object] = {"path": name_of(rows)}
-        if not isinstance(rows, (str, Path)) or not is_suite(rows):
-            values["max_tokens"] = max_tokens  # a suite has its own
+        named_here = isinstance(rows, (str, Path)) and (is_suite(rows) or is_task(rows))
+        if not named_here:
+            values["max_tokens"] = max_tokens  # a suite and a task have their own
         for score in ways:
             if score not in get_args(Score):
                 known = ", ".join(get_args(Score))
@@ -255,6 +258,11 @@ def tests_of(
                 f"{argument}: {skill} has the very rows of the target ({test.path}), which would "
                 "be tested on what it is trained on; give held-out rows"
             )
+        if is_task(test.path):
+            asked = _documents(argument, skill, test, recipe)
+            found[skill] = (test, asked.records)
+            notes.append(asked.note)
+            continue
         split = None
         if isinstance(rows, (str, Path)):
             split = default_split(test)
@@ -272,6 +280,15 @@ def tests_of(
     return HeldOut(found, [note for note in notes if note])
 
 
+def _documents(argument: str, skill: str, test: Test, recipe: Recipe | None) -> Readable:
+    """What a task of lm-eval asks. Raises CallError for the ``recipe`` of a text classifier."""
+    if recipe is not None and recipe.task == "classification":
+        raise CallError(
+            f"{argument}: {skill}: tasks of lm-eval ask language models; give rows with labels"
+        )
+    return load(test, TARGET)
+
+
 def _is_target(rows: object, test: Test, target: Rows | None) -> bool:
     """Whether the rows of a test are those of the target."""
     if isinstance(rows, (str, Path)) and isinstance(target, (str, Path)):
@@ -282,9 +299,14 @@ def _is_target(rows: object, test: Test, target: Rows | None) -> bool:
 def facts_of(tests: HeldOut) -> dict[str, object]:
     """What identifies held-out rows and how they are scored, for a step's inputs."""
     return {
-        skill: test.model_dump() | {"rows": [row.id for row in rows]}
+        skill: {**test.model_dump(), **_task_facts(test), "rows": [row.id for row in rows]}
         for skill, (test, rows) in tests.rows.items()
     }
+
+
+def _task_facts(test: Test) -> dict[str, object]:
+    """What identifies a task of lm-eval beside its documents; empty for rows."""
+    return identity(test.path) if is_task(test.path) else {}
 
 
 def kept_apart(tests: HeldOut, against: Iterable[str]) -> Decontamination | None:

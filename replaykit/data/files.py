@@ -29,6 +29,7 @@ from replaykit.data.streams import (
 )
 from replaykit.data.tables import BATCH_ROWS, arrow_rows, csv_rows, dataset_rows, parquet_rows
 from replaykit.errors import DataError
+from replaykit.recipe.lm_eval import is_task
 from replaykit.suites import is_suite, stream
 
 if TYPE_CHECKING:
@@ -82,6 +83,11 @@ def raw_rows(
         rows = stream(str(path))
         yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
         return
+    if is_task(path):
+        raise DataError(
+            f"{path}: a task of lm-eval is a test (eval.old, eval.target) or what is kept out of "
+            f"training (against); its documents are no rows to train on"
+        )
     local = Path(path)
     hub = hub or Hub()
     if local.is_dir():
@@ -104,7 +110,7 @@ def splits_of(path: str | Path, hub: Hub | None = None) -> list[str]:
 
     Raises DataError as ``raw_rows`` does.
     """
-    if is_suite(path):
+    if is_suite(path) or is_task(path):
         return []
     local = Path(path)
     hub = hub or Hub()

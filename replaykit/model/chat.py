@@ -306,6 +306,30 @@ class Chat:
         if self.seq2seq:
             self._check_text_alone(messages, tools)
             return self._question(messages)
+        return self._tokens(self._asked(messages, thinking, tools).rstrip(" "))
+
+    def begun(
+        self, messages: Sequence[Message], begun: str, thinking: bool | None = None
+    ) -> tuple[int, ...]:
+        """The same up to where the model goes on with an answer that is ``begun``."""
+        return self._tokens((self._asked(messages, thinking) + self._veil(begun)).rstrip(" "))
+
+    def continued(
+        self, messages: Sequence[Message], begun: str, said: str, thinking: bool | None = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids up to an answer that is ``begun``, and those of what it goes on with.
+
+        White space between the two belongs to the second, as lm-eval has it, so that both together
+        are the tokens of the whole text. Raises ChatError as ``prompt`` does.
+        """
+        asked = self._asked(messages, thinking) + self._veil(begun)
+        before = self._tokens(asked.rstrip())
+        return before, self._tokens(asked + self._veil(said))[len(before) :]
+
+    def _asked(
+        self, messages: Sequence[Message], thinking: bool | None, tools: Sequence[Tool] = ()
+    ) -> str:
+        """The text up to where the model answers, what messages say veiled."""
         assert self.template
         thoughts = self._renderer.thoughts
         if thinking is False and thoughts is not None and thoughts.always:
@@ -315,8 +339,7 @@ class Chat:
             )
         turns = self._veiled(messages)
         self._renderer.check_shows(turns, tools)
-        asked = self._renderer.asked(turns, thinking=thinking, tools=self._veiled_tools(tools))
-        return self._tokens(asked.rstrip(" "))
+        return self._renderer.asked(turns, thinking=thinking, tools=self._veiled_tools(tools))
 
     def asking(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Token ids up to where a user would go on: the pre-query where nothing was said yet.

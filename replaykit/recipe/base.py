@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from replaykit.hashing import file_fingerprint
+from replaykit.recipe.lm_eval import identity, is_task
 from replaykit.suites import fingerprint, is_suite
 
 Number = TypeVar("Number", int, float)
@@ -82,6 +83,8 @@ def file_facts(name: str) -> dict[str, Any]:
     """What identifies the rows that a name stands for: the name, and the bytes of a local file."""
     if is_suite(name):
         return {"path": name, "content": fingerprint(name)}
+    if is_task(name):
+        return identity(name)
     path = Path(name)
     if not path.exists():
         return {"path": name}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import field_validator
 
 from replaykit.recipe.base import Strict
+from replaykit.recipe.lm_eval import is_task
 
 if TYPE_CHECKING:
     from replaykit.recipe.recipe import Recipe
@@ -69,7 +70,9 @@ def wrong_for_task(recipe: Recipe) -> Iterator[str]:
     if recipe.eval.target is not None:
         tests["eval.target"] = recipe.eval.target
     for section, test in tests.items():
-        if "score" in test.model_fields_set and test.score != "label":
+        if is_task(test.path):
+            yield f"{section}: tasks of lm-eval ask language models; name rows with labels"
+        elif "score" in test.model_fields_set and test.score != "label":
             yield f"{section}.score: labels are scored as labels; leave it out"
 
 

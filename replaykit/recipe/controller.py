@@ -8,6 +8,13 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from replaykit.recipe.base import Share, Strict
 
+NO_TASKS = (
+    "train.controller tests rows while it trains, and a task of lm-eval cannot be asked there; "
+    "name held-out rows in a file, and measure the task after the training, by `replaykit eval "
+    "--base MODEL --tuned MODEL` with a recipe whose eval.old has it"
+)
+"""What is said of a task of lm-eval beside a controller."""
+
 
 class ControllerSettings(Strict):
     """Old skills are tested while training, and the share of replay follows.

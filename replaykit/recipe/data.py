@@ -16,7 +16,8 @@ class Prompts(Strict):
 
     path: str
     """A file, a folder or a Hub data set (owner/name), relative to the working directory; or
-    suite:NAME, of `replaykit suites`, whose first 200 items are taken where n is not given."""
+    suite:NAME, of `replaykit suites`, whose first 200 items are taken where n is not given; in eval
+    also lm_eval:TASK, a task of lm-eval by its name or its YAML file."""
     prompt: str | None = None
     """The column of the question, or several in a text: "{title}\\n{text}"; null: it is recognised
     by the usual names."""

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from replaykit.errors import DataError
 from replaykit.recipe.base import Strict
 from replaykit.recipe.data import Data, Part, from_path
+from replaykit.recipe.lm_eval import PREFIX, is_task
 from replaykit.suites import is_suite, suite_of
 
 MARGIN = 0.02
@@ -33,8 +34,11 @@ Score = Literal[
     "tool_call",
     "label",
     "judge",
+    "lm_eval",
     "cross_entropy",
 ]
+# What a task of lm-eval says itself.
+OF_TASKS = ("hold_out", "prompt", "answer", "labels", "preferred", "split", "subset", "revision")
 
 
 class Test(Data):
@@ -48,9 +52,15 @@ class Test(Data):
     validation, else the only one."""
     score: Score = "exact"
     """The same text, the same last number, the same JSON, the same calls of tools, a classifier's
-    label, or the loss of the reference answer."""
+    label, or the loss of the reference answer; lm_eval is the score of a task of lm-eval, and of
+    nothing else."""
+    metric: str | None = None
+    """Of a task of lm-eval: which of its metrics is the score, as its tables name it, such as
+    exact_match or "exact_match,strict-match"; null: the lenient one of a strict and a lenient one,
+    else the first that every item has. It is said which that is."""
     max_tokens: PositiveInt = 256
-    """Tokens of an answer with the thought before it, at most."""
+    """Tokens of an answer with the thought before it, at most; a task of lm-eval that sets
+    max_gen_toks has its own."""
     thinking: bool | None = None
     """Whether the model is left to think before it answers; null: as chat.thinking says, or as it
     always does. A thought is no part of the answer that is scored."""
@@ -66,6 +76,31 @@ class Test(Data):
         except DataError as error:
             raise ValueError(str(error)) from error
         return {"score": suite.score, "max_tokens": suite.max_tokens, **value}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_task(cls, value: Any) -> Any:
+        """A task of lm-eval scores its answers itself."""
+        if not isinstance(value, Mapping) or not is_task(str(value.get("path"))):
+            return value
+        return {"score": "lm_eval", **value}
+
+    @model_validator(mode="after")
+    def _of_lm_eval(self) -> Test:
+        task = is_task(self.path)
+        if task and self.score != "lm_eval":
+            raise ValueError(f"score: a task of lm-eval is scored by lm-eval, not {self.score}")
+        if not task and self.score == "lm_eval":
+            raise ValueError(f"score: lm_eval is for tasks of lm-eval: `path: {PREFIX}TASK`")
+        if not task and self.metric is not None:
+            raise ValueError("metric: only a task of lm-eval has several; leave it out")
+        given = [key for key in OF_TASKS if getattr(self, key) is not None]
+        if task and given:
+            raise ValueError(
+                f"{', '.join(given)}: a task of lm-eval says itself what is read, and how; leave "
+                f"{'it' if len(given) == 1 else 'them'} out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _thinks_to_answer(self) -> Test:

@@ -25,11 +25,12 @@ from replaykit.recipe.arms import Arm
 from replaykit.recipe.base import FolderName, Strict, TunedName
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import NO_TEXT, WRITING, Classification, Task, wrong_for_task
-from replaykit.recipe.controller import ControllerSettings
+from replaykit.recipe.controller import NO_TASKS, ControllerSettings
 from replaykit.recipe.data import TargetOrPath
 from replaykit.recipe.engine import EngineOptions, EngineOrName
 from replaykit.recipe.evaluate import Eval
 from replaykit.recipe.generate import Generate
+from replaykit.recipe.lm_eval import is_task
 from replaykit.recipe.messages import explain
 from replaykit.recipe.mix import Mix, Replay
 from replaykit.recipe.push import Push
@@ -163,6 +164,12 @@ class Recipe(Strict, metaclass=_Called):
                 "one out"
             )
         held_out = self.eval
+        tested = {f"eval.old.{skill}": test for skill, test in held_out.old.items()}
+        if held_out.target is not None:
+            tested["eval.target"] = held_out.target
+        problems += [
+            f"{section}: {NO_TASKS}" for section, test in tested.items() if is_task(test.path)
+        ]
         problems += controller.missing(old=bool(held_out.old), target=held_out.target is not None)
         return problems
 

@@ -16,6 +16,7 @@ from replaykit.model import loading
 from replaykit.recipe import Recipe
 from replaykit.recipe.data import Data, Prompts
 from replaykit.recipe.evaluate import MEMORY, Test
+from replaykit.recipe.lm_eval import is_task
 from replaykit.text import normalise
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def load(
 
     ``classes`` are the labels that their numbers stand for (``classes_of``).
     """
+    if isinstance(data, Test) and is_task(data.path):
+        return _task_rows(data)
     split = _named_split(data)
     if isinstance(data, Test):
         split = split or default_split(data)  # ``split_note`` says it
@@ -158,6 +161,18 @@ def load(
         split=split,
         hub=Hub(data.subset, data.revision),
     )
+
+
+def _task_rows(test: Test) -> Readable:
+    """What a task of lm-eval asks, and by which metric it is scored. Raises DataError, or
+    MissingExtra, as ``load_tasks`` and ``scored_by`` do.
+    """
+    from replaykit.checks.lm_eval_tasks import load_tasks, scored_by, scored_note, task_records
+
+    tasks = load_tasks(test.path)
+    scored = scored_by(test.path, tasks, test.metric)
+    rows = task_records(test.path, tasks, skip=test.skip, limit=test.n)
+    return Readable(rows, scored_note(test.path, scored))
 
 
 def rows_of(
@@ -327,7 +342,7 @@ def trained_on(test: Test) -> str:
 Facts = dict[str, Any]
 
 
-SCORING = ("score", "max_tokens", "thinking")
+SCORING = ("score", "metric", "max_tokens", "thinking")
 """The settings of a test that decide none of its rows."""
 
 

@@ -244,6 +244,12 @@ def cut_note(skill: str, test: Test, items: Mapping[str, Items]) -> str:
         said.append(f"{cut:,} of {len(ends):,} of {name}")
     if not many:
         return ""
+    if test.score == "lm_eval":
+        return (
+            f"{skill}: answers that were cut at the task's max_gen_toks, or at max_tokens "
+            f"({test.max_tokens:,}) where it sets none, thoughts counted: {', '.join(said)}; the "
+            f"score tells of the limit"
+        )
     return (
         f"{skill}: answers that were cut at max_tokens ({test.max_tokens:,}), thoughts counted: "
         f"{', '.join(said)}; raise max_tokens, or the score tells of the limit"

@@ -18,7 +18,8 @@ class SkillFacts(Result):
     skill: str
     role: Literal["old", "target", "memory"]
     score: str
-    """How answers are scored: exact, numeric, json, tool_call, label or cross_entropy."""
+    """How answers are scored: exact, numeric, json, tool_call, label, cross_entropy, ...; lm_eval
+    is the metric of the task that a note names."""
     n: int
     """Items that have a score under every model."""
     unscored: int

@@ -73,6 +73,8 @@ def not_asked(chat: Chat, test: Test) -> bool:
 
 def unscorable(chat: Chat, test: Test, record: Record) -> str:
     """Why a row cannot be scored; "" where it can."""
+    if test.score == "lm_eval":
+        return ""  # its documents are what lm-eval makes of them
     if test.score == "cross_entropy":
         return _without_loss(chat, record)
     reason = problem(record, test)

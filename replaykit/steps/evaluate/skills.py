@@ -111,7 +111,11 @@ def measure(
     total = sum(len(records) for _, records in tests.values())
     done = 0
     for skill, (test, records) in tests.items():
-        if test.score == "cross_entropy":
+        if test.score == "lm_eval":
+            from replaykit.steps.evaluate.lm_eval_tasks import task_items
+
+            items = task_items(engine, chat, skill, records, test, watch)
+        elif test.score == "cross_entropy":
             items = _cross_entropy(engine, chat, skill, records)
         elif test.score == "choice":
             items = _choices(engine, chat, skill, records, test)
@@ -135,7 +139,7 @@ def check_tests(chat: Chat, tests: Mapping[str, tuple[Test, Sequence[Record]]]) 
     """
     check_ways(chat, {skill: test for skill, (test, _) in tests.items()})
     for test, records in tests.values():
-        if test.score == "cross_entropy":
+        if test.score in ("cross_entropy", "lm_eval"):
             continue
         for record in records:
             found = problem(record, test)
@@ -149,6 +153,11 @@ def check_ways(chat: Chat, tests: Mapping[str, Test]) -> None:
         if test.score == "cross_entropy":
             continue
         _check_thinking(chat, skill, test)
+        if test.score == "lm_eval" and chat.seq2seq:
+            raise ChatError(
+                f"{skill}: tasks of lm-eval are asked of causal models, and {chat.name} is an "
+                f"encoder-decoder; name rows in a file instead"
+            )
         if test.score == "tool_call":
             _check_calls(chat, skill)
 

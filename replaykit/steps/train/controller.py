@@ -39,7 +39,7 @@ from replaykit.model.classifier import TextClassifier
 from replaykit.model.lm_head import Batch, Head, as_trained, evaluating, split_head
 from replaykit.model.logprobs import IGNORED, target_logits
 from replaykit.model.reads import stated_length
-from replaykit.recipe.controller import ControllerSettings
+from replaykit.recipe.controller import NO_TASKS, ControllerSettings
 from replaykit.recipe.evaluate import Test
 from replaykit.recipe.mix import Mix
 from replaykit.runs import Watch, unwatched
@@ -363,6 +363,11 @@ def _check(inputs: ControllerInputs) -> None:
         f"eval.old.{skill}: it has no rows to test"
         for skill, (_, records) in inputs.old.items()
         if not records
+    ]
+    problems += [
+        f"eval.old.{skill}: {NO_TASKS}"
+        for skill, (test, _) in inputs.old.items()
+        if test.score == "lm_eval"
     ]
     if problems:
         raise RecipeError("the recipe", problems)

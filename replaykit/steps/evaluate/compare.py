@@ -17,6 +17,7 @@ from replaykit.recipe.evaluate import MARGIN, Test
 from replaykit.steps.evaluate.claims import claims_of
 from replaykit.steps.evaluate.classes import with_classes
 from replaykit.steps.evaluate.interval import Interval, average
+from replaykit.steps.evaluate.rates import with_rates
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, Pair, SkillFacts, WorstSkill
 from replaykit.steps.evaluate.skills import Item
 from replaykit.steps.evaluate.statistics import (
@@ -70,7 +71,7 @@ def compare(
         for name, of_model in shared.items()
     }
     models = with_thoughts(_models(tests, shared, mixed, margin), states)
-    models = with_classes(models, _kept(items))
+    models = with_rates(with_classes(models, _kept(items)), _kept(items))
     notes = [cut_note(skill, test, items) for skill, test in tests.items()]
     notes += [_nothing_right_note(skill, next(iter(items.values()))[skill]) for skill in tests]
     return EvalResult(

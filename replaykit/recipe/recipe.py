@@ -158,6 +158,13 @@ class Recipe(Strict, metaclass=_Called):
                 "one out"
             )
         held_out = self.eval
+        tests = {"target": held_out.target, **held_out.old}
+        problems += [
+            f"eval: {name} is scored by a judge, and train.controller asks none while it trains; "
+            f"score it in another way"
+            for name, test in tests.items()
+            if test is not None and test.score == "judge"
+        ]
         problems += controller.missing(old=bool(held_out.old), target=held_out.target is not None)
         return problems
 

@@ -92,6 +92,12 @@ def skill_facts(
     for skill, test in tests.items():
         if not shared[base][skill].scores:
             rows = len(items[base][skill])
+            if test.score == "judge":
+                raise DataError(
+                    f"{test.path}: the judge's reply could be read of none of its {rows} rows "
+                    f"under every model, so {skill} cannot be scored; name another judge with "
+                    f"eval.judge"
+                )
             raise DataError(
                 f"{test.path}: none of its {rows} rows fits the model, so {skill} cannot be scored"
             )

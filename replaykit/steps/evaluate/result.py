@@ -22,7 +22,7 @@ class SkillFacts(Result):
     n: int
     """Items that have a score under every model."""
     unscored: int
-    """Items that are too long for a model."""
+    """Items that are too long for a model, or of which a judge's reply could not be read."""
 
 
 State = Literal["lost", "kept", "unknown", "too_few", "base_cannot"]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ from replaykit.model.labels import labels_in
 from replaykit.model.logprobs import of_answer
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Watch, unwatched
+
+UNJUDGED = "unjudged"
+"""The reason of an item whose answer a judge has not read yet."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ def _answered(chat: Chat, skill: str, record: Record, test: Test, completion: Co
     thought = None
     if left_to_think(chat, test) or reply.thought != "missing":
         thought = reply.thought
-    return Item(
+    item = Item(
         skill,
         completion.row,
         float(right.lenient),
@@ -263,6 +266,11 @@ def _answered(chat: Chat, skill: str, record: Record, test: Test, completion: Co
         calls=calls,
         label=record.answer if test.score == "label" else None,
     )
+    if test.score != "judge":
+        return item
+    if right.lenient:
+        return replace(item, score=None, strict=None, reason=UNJUDGED)
+    return replace(item, strict=None)  # no answer has no use for a judge
 
 
 def left_to_think(chat: Chat, test: Test) -> bool:
@@ -282,6 +290,9 @@ def right_of(answer: Message, record: Record, test: Test) -> Readings:
         return Readings(strict=same, lenient=same)
     if test.score == "tool_call":
         return readings_of_calls(answer, record.messages[-1])
+    if test.score == "judge":
+        said = bool(answer["content"].strip())
+        return Readings(strict=said, lenient=said)  # the judge says how right it is
     return readings_of(test.score, answer["content"], record)
 
 

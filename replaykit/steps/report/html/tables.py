@@ -87,7 +87,10 @@ def _skill(skill: SkillFacts) -> str:
     if skill.role != "old":
         facts.insert(0, "new skill")
     if skill.unscored:
-        facts.append(f"{skill.unscored:,} more too long for the model")
+        why = "too long for the model"
+        if skill.score == "judge":
+            why = "that the judge did not grade"
+        facts.append(f"{skill.unscored:,} more {why}")
     return f"{escape(skill.skill)}<small>{', '.join(facts)}</small>"
 
 

@@ -247,6 +247,17 @@ PLACES = {
         ({"revision": "hf_abcdefgh12345678"}, ["hf_abcdefgh12345678"]),
         ({"generate": {"tags": {"judge": "http://ada:pw@judge.internal/v1"}}}, ["judge.internal"]),
         ({"select": {"method": "stratified", "column": "ada@acme.example"}}, ["acme.example"]),
+        (
+            {
+                "eval": {
+                    "judge": {
+                        "model": "/home/ada/judge",
+                        "server": "http://ada:pw@judge.internal/v1",
+                    }
+                }
+            },
+            ["judge.internal", "/home", "server:"],
+        ),
     ],
 )
 def test_no_server_user_token_or_folder_of_the_recipe_is_published(

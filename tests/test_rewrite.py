@@ -10,6 +10,7 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 from test_templates import shipped
 
+from replaykit.checks.texts import loops
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record, dialogue
 from replaykit.engines import Completion, Request, load_engine
@@ -17,7 +18,7 @@ from replaykit.errors import RunError
 from replaykit.model.chat import Chat
 from replaykit.nano import world
 from replaykit.recipe.rewrite import Rewrite
-from replaykit.steps.rewrite.gate import LEAKS, cleaned, leaked, loops
+from replaykit.steps.rewrite.gate import LEAKS, cleaned, leaked
 from replaykit.steps.rewrite.reword import EDIT, PARAPHRASE, counts, reword
 
 distance = Levenshtein.normalized_distance

@@ -55,6 +55,36 @@ def repetitive(text: str, *, max_share: float) -> str | None:
     return "repetitive"
 
 
+MAX_REPEAT = 0.5  # of 20-character windows, as select and generate have it
+TIMES = 3  # from which on one thing again and again is a loop
+TIMES_AT_END = 6  # from which on it is one behind other words
+TIMES_OF_SIGN = 10  # from which on a single letter or digit is
+BETWEEN_WORDS = re.compile(r"[\s.,;:!?。，、；：！？]+")
+
+
+def loops(text: str) -> bool:
+    """Whether the text is one thing at least three times, ends in a line that is there three times
+    in a row or in words that are there six times, or says mostly what it has said before.
+
+    A single letter or digit counts from ten times on: "0 0 0" is a row of a matrix.
+    """
+    words = [word for word in BETWEEN_WORDS.split(text) if word]
+    for period in range(1, len(words) // TIMES + 1):
+        unit = words[-period:]
+        short = len("".join(unit)) == 1
+        times = TIMES_OF_SIGN if short else TIMES
+        whole = len(words) // period
+        if len(words) % period == 0 and whole >= times and words == unit * whole:
+            return True
+        times = TIMES_OF_SIGN if short else TIMES_AT_END
+        if words[-period * times :] == unit * times:
+            return True
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if len(lines) >= TIMES and len(set(lines[-TIMES:])) == 1 and len(lines[-1]) > 1:
+        return True
+    return repetitive(text, max_share=MAX_REPEAT) is not None
+
+
 # --- role headers ---------------------------------------------------------------------------------
 
 # What opens or closes a turn in the templates of well-known families. None has another use in
@@ -166,6 +196,17 @@ def language(text: str) -> str:
     probabilities = _probabilities(text)
     code = max(probabilities, key=probabilities.__getitem__, default="zxx")
     return code if probabilities.get(code, 0.0) >= SURE else "zxx"
+
+
+def code_of(text: str) -> str | None:
+    """The code that a text is: "en", also "iw" for "he"; None where it is none that is known."""
+    code = OTHER_CODES.get(text.lower(), text.lower())
+    return code if code in _identifier().labels else None
+
+
+def parts_of(code: str) -> frozenset[str]:
+    """The codes of a language and of its parts. Raises RecipeError for one that is not known."""
+    return _wanted((code,)) - {"zxx"}
 
 
 def wrong_language(text: str, languages: list[str]) -> str | None:

@@ -356,12 +356,17 @@ FENCE = re.compile(
 )
 
 
+def fences(text: str) -> list[str]:
+    """What stands in each code fence, in order."""
+    return [block or inline for block, inline in FENCE.findall(text)]
+
+
 def _json(answer: str, reference: str) -> Readings:
     expected = json.loads(reference)
     strict = _is_value(answer, expected)
-    fences = [block or inline for block, inline in FENCE.findall(answer)]
+    found = fences(answer)
     # Of two fences none is the answer.
-    fenced = len(fences) == 1 and _is_value(fences[0], expected)
+    fenced = len(found) == 1 and _is_value(found[0], expected)
     return Readings(strict, strict or fenced)
 
 

@@ -285,8 +285,13 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
         raise DataError("prompt and answer are given together: the names of the two columns")
     present = _present(row)
     found = _read(place, row, present, named)
-    refuse_lost(place, present, found.columns, found.messages, _reading(found, named.prompt))
-    meta = apart(_others(present, found.columns), [FINISH])
+    reading = _reading(found, named.prompt)
+    refuse_lost(place, present, found.columns, found.messages, reading)
+    used = found.columns
+    if reading == "template":
+        # A list that a template shows stays whole beside it, for a scorer that reads it.
+        used = tuple(name for name in used if not _is_list(row.get(name)))
+    meta = apart(_others(present, used), [FINISH])
     for name in CHOICES:
         # They are in the question, and which there are cannot be read from there.
         if name in found.columns and not is_empty(present.get(name)):
@@ -654,10 +659,14 @@ def _filled(place: str, row: Row, name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _cell(place: str, row: Row, column: str) -> str:
-    """What a template has for a column: text, a number, or choices with their letters."""
+    """What a template has for a column: text, a number, choices with their letters, or the texts
+    of another list, one a line.
+    """
     value = row.get(column)
     if column in CHOICES and not is_empty(value):
         return _lettered(_choices(place, row, column))
+    if _is_list(value) and value and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return _string(place, row, column)
     return str(value)

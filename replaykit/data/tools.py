@@ -121,13 +121,13 @@ def fault_of(tool: Tool) -> str | None:
             f"tool {name}: parameters has no word of a JSON schema, but {', '.join(schema)}; "
             f'arguments stand under "properties": {{"type": "object", "properties": {{...}}}}'
         )
-    missing = _missing(schema)
+    missing = missing_reference(schema)
     if missing is not None:
         return f"tool {name}: parameters refers to {missing}, which is not in it; put it there"
     return None
 
 
-def _missing(schema: Mapping[str, Any]) -> str | None:
+def missing_reference(schema: Mapping[str, Any]) -> str | None:
     """The first reference that leads out of the schema, or to nothing in it."""
     from referencing import Registry
     from referencing.exceptions import Unresolvable

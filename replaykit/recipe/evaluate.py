@@ -52,8 +52,8 @@ class Test(Data):
     validation, else the only one."""
     score: Score = "exact"
     """The same text, the same last number, the same JSON, the same calls of tools, a classifier's
-    label, or the loss of the reference answer; lm_eval is the score of a task of lm-eval, and of
-    nothing else."""
+    label, the loss of the reference answer, or one of the README's table "How answers are scored";
+    lm_eval is the score of a task of lm-eval, and of nothing else."""
     metric: str | None = None
     """Of a task of lm-eval: which of its metrics is the score, as its tables name it, such as
     exact_match or "exact_match,strict-match"; null: the lenient one of a strict and a lenient one,
@@ -115,6 +115,22 @@ class Test(Data):
 TestOrPath = Annotated[Test, BeforeValidator(from_path, json_schema_input_type=str | Test)]
 
 
+NO_JUDGE = (
+    "score: judge needs a judge model, the same for all; name it with `judge: {model: ...}` in the "
+    "section eval, and `server:` beside it where it is on one"
+)
+
+
+class Judge(Strict):
+    """The model that grades the answers to tests with ``score: judge``."""
+
+    model: str
+    """A folder, or a name on the Hub: not the model that is tested, whose taste is its own."""
+    server: str | None = None
+    """The address of the OpenAI-compatible server that has it; null: it is loaded here. The rows'
+    questions, references and answers go there."""
+
+
 class Eval(Strict):
     """The target's held-out rows, and the old skills that must not drop."""
 
@@ -133,3 +149,12 @@ class Eval(Strict):
     margin: Annotated[float, Field(gt=0, le=1)] = MARGIN
     """A drop below it is called no forgetting: two points of a score, and as many hundredths of a
     nat a token, which are two per cent of perplexity."""
+    judge: Judge | None = None
+    """Of the tests with ``score: judge``; null: there are none."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> Eval:
+        tests = [*self.old.values(), *([] if self.target is None else [self.target])]
+        if self.judge is None and any(test.score == "judge" for test in tests):
+            raise ValueError(NO_JUDGE)
+        return self

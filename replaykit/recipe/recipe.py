@@ -170,6 +170,12 @@ class Recipe(Strict, metaclass=_Called):
         problems += [
             f"{section}: {NO_TASKS}" for section, test in tested.items() if is_task(test.path)
         ]
+        problems += [
+            f"{section}: a judge scores it, and train.controller asks none while it trains; score "
+            f"it in another way"
+            for section, test in tested.items()
+            if test.score == "judge"
+        ]
         problems += controller.missing(old=bool(held_out.old), target=held_out.target is not None)
         return problems
 

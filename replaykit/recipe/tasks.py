@@ -47,7 +47,7 @@ class NewTask(Strict):
 
     @model_validator(mode="after")
     def _right_or_wrong(self) -> NewTask:
-        if self.eval.score == "cross_entropy":
+        if self.eval.score in ("cross_entropy", "judge"):
             raise ValueError(
                 "eval.score: the accuracy matrix is of answers that are right or wrong; say exact, "
                 "numeric, json or tool_call"

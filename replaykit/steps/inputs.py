@@ -384,8 +384,11 @@ def held_out_facts(recipe: Recipe, own: bool = True) -> Facts:
 
 
 def test_facts(recipe: Recipe) -> Facts:
-    """What identifies the held-out tests: their rows, and how answers are scored."""
-    return _by_section(recipe, Test.decisive)
+    """What identifies the held-out tests: their rows, and how answers are scored, by what judge."""
+    facts = _by_section(recipe, Test.decisive)
+    if recipe.eval.judge is not None:
+        facts["judge"] = recipe.eval.judge.model
+    return facts
 
 
 def _by_section(recipe: Recipe, facts_of: Callable[[Test], Facts]) -> Facts:

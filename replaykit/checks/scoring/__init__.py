@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from replaykit.checks.verify import Readings
 from replaykit.data.record import Record
@@ -23,13 +24,37 @@ SCORERS = {
     "numeric": "replaykit.checks.scoring.answers:numeric",
     "json": "replaykit.checks.scoring.answers:as_json",
     "choice": "replaykit.checks.scoring.choice:written",
+    "contains": "replaykit.checks.scoring.words:contains",
+    "regex": "replaykit.checks.scoring.words:matches",
+    "f1": "replaykit.checks.scoring.words:f1",
+    "rouge_l": "replaykit.checks.scoring.overlap:rouge_l",
+    "bleu": "replaykit.checks.scoring.overlap:bleu",
+    "json_schema": "replaykit.checks.scoring.schema:json_schema",
+    "code": "replaykit.checks.scoring.code:code",
+    "refusal": "replaykit.checks.scoring.behaviour:refuses",
+    "language": "replaykit.checks.scoring.behaviour:language",
 }
+# Whether a row can be read, where that is not seen by scoring its reference: a function from the
+# row that raises as the scorer does.
+CHECKS = {"code": "replaykit.checks.scoring.code:check"}
 
 
 def readings_of(score: str, answer: str, record: Record) -> Readings:
     """Both readings of an answer without its thought. Raises ValueError for a row whose reference
     cannot be read in the way of the scorer, MissingExtra for a package that is not installed.
     """
-    module, _, function = SCORERS[score].partition(":")
-    scorer: Scorer = getattr(import_module(module), function)
+    scorer: Scorer = _function(SCORERS[score])
     return scorer(answer, record)
+
+
+def check(score: str, record: Record) -> None:
+    """Raises as ``readings_of`` does for a row that cannot be scored, whatever is answered."""
+    if score in CHECKS:
+        _function(CHECKS[score])(record)
+    else:
+        readings_of(score, record.answer, record)
+
+
+def _function(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)

@@ -18,6 +18,7 @@ from replaykit.recipe.evaluate import MARGIN, MEMORY, Test
 from replaykit.steps.evaluate.claims import claims_of, holding
 from replaykit.steps.evaluate.classes import with_classes
 from replaykit.steps.evaluate.interval import Interval, average
+from replaykit.steps.evaluate.rates import with_rates
 from replaykit.steps.evaluate.result import (
     EvalResult,
     ModelScores,
@@ -91,7 +92,7 @@ def compare(
         noise = _noise(tests, next(iter(shared.values())), second)
         models = _held_twice(tests, shared, second, models, margin)
     models = with_thoughts(models, states)
-    models = with_classes(models, _kept(items))
+    models = with_rates(with_classes(models, _kept(items)), _kept(items))
     notes = [cut_note(skill, test, items) for skill, test in tests.items()]
     notes += [_nothing_right_note(skill, next(iter(items.values()))[skill]) for skill in tests]
     return EvalResult(
@@ -145,6 +146,12 @@ def skill_facts(
     for skill, test in tests.items():
         if not shared[base][skill].scores:
             rows = len(items[base][skill])
+            if test.score == "judge":
+                raise DataError(
+                    f"{test.path}: the judge's reply could be read of none of its {rows} rows "
+                    f"under every model, so {skill} cannot be scored; name another judge with "
+                    f"eval.judge"
+                )
             raise DataError(
                 f"{test.path}: none of its {rows} rows fits the model, so {skill} cannot be scored"
             )

@@ -23,7 +23,7 @@ class SkillFacts(Result):
     n: int
     """Items that have a score under every model."""
     unscored: int
-    """Items that are too long for a model."""
+    """Items that are too long for a model, or of which a judge's reply could not be read."""
 
 
 State = Literal["lost", "kept", "unknown", "too_few", "base_cannot"]
@@ -156,6 +156,19 @@ class ClassScores(Result):
         return found
 
 
+class Rate(Result):
+    """How many of one model's answers to one skill decline, or repeat themselves."""
+
+    rate: Interval
+    drop: Interval | None = None
+    """How much smaller it is than the base's, the items paired: below 0 where more do so."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the 95 % interval of the drop leaves out 0."""
+        return self.drop is not None and (self.drop.low > 0 or self.drop.high < 0)
+
+
 class ModelScores(Result):
     """One model on all skills. What compares it with the base is absent from the base itself."""
 
@@ -174,6 +187,9 @@ class ModelScores(Result):
     """By skill that some model thought about, or was left to."""
     classes: dict[str, ClassScores] = Field(default={})
     """By skill whose answers are labels."""
+    rates: dict[str, dict[str, Rate]] = Field(default={})
+    """By skill, the rate of answers that do so by its name, "declines" or "repeats"; absent where
+    no model's answers do, or where there are too few."""
     thinks: Interval | None = None
     """The part of answers with a valid thought, the mean of those skills."""
     thinks_drop: Interval | None = None
@@ -214,6 +230,19 @@ class EvalResult(Noted):
     """The tuned models with one another."""
     noise: dict[str, Noise] = Field(default={})
     """By skill, where the base was scored twice (eval.twice): claims hold against both times."""
+
+    @property
+    def changed_rates(self) -> list[tuple[str, str]]:
+        """Skill and name of the rates that some model has changed."""
+        return list(
+            dict.fromkeys(
+                (skill, name)
+                for model in self.models
+                for skill, rates in model.rates.items()
+                for name, rate in rates.items()
+                if rate.changed
+            )
+        )
 
     def between(self, first: str, second: str) -> Pair:
         """How much better the first is than the second. Raises KeyError where they were not

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from replaykit.checks.scoring import SCORERS, check
 from replaykit.data.record import Record, emptiness
 from replaykit.errors import ChatError
 from replaykit.recipe.evaluate import Test
@@ -92,7 +93,10 @@ def unscorable(chat: Chat, test: Test, record: Record) -> str:
         chat.prompt(record.messages[:-1], test.thinking, record.tools)
         if test.score == "label":
             chat.example(record)  # refuses a label that is none
-        right_of(answer, record, test)
+        if test.score in SCORERS:
+            check(test.score, record)
+        else:
+            right_of(answer, record, test)
         reason = read_back(chat, test, record)
     except ChatError as error:
         return str(error)

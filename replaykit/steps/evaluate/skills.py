@@ -39,6 +39,9 @@ from replaykit.model.logprobs import of_answer
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Watch, unwatched
 
+UNJUDGED = "unjudged"
+"""The reason of an item whose answer a judge has not read yet."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -264,7 +267,7 @@ def _answered(chat: Chat, skill: str, record: Record, test: Test, completion: Co
     thought = None
     if left_to_think(chat, test) or reply.thought != "missing":
         thought = reply.thought
-    return Item(
+    item = Item(
         skill,
         completion.row,
         float(right.lenient),
@@ -276,6 +279,11 @@ def _answered(chat: Chat, skill: str, record: Record, test: Test, completion: Co
         calls=calls,
         label=record.answer if test.score == "label" else None,
     )
+    if test.score != "judge":
+        return item
+    if right.lenient:
+        return replace(item, score=None, strict=None, reason=UNJUDGED)
+    return replace(item, strict=None)  # no answer has no use for a judge
 
 
 def left_to_think(chat: Chat, test: Test) -> bool:
@@ -295,6 +303,9 @@ def right_of(answer: Message, record: Record, test: Test) -> Readings:
         return Readings(strict=same, lenient=same)
     if test.score == "tool_call":
         return readings_of_calls(answer, record.messages[-1])
+    if test.score == "judge":
+        said = bool(answer["content"].strip())
+        return Readings(strict=said, lenient=said)  # the judge says how right it is
     return readings_of(test.score, answer["content"], record)
 
 

@@ -12,6 +12,7 @@ from replaykit.errors import RecipeError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.evaluate import Test
 from replaykit.runs import Step, Watch, read_manifest
+from replaykit.steps.evaluate.judged import judge_of, judged
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.evaluate.skills import Item, read_items
 from replaykit.steps.inputs import Facts, load_tests, other_facts, test_facts, tests, tuned_facts
@@ -161,12 +162,14 @@ def measured(
     watch: Watch,
 ) -> dict[str, list[Item]]:
     """The items of one model by skill, from its file in the step's folder if it was measured
-    before.
+    before. Answers that wait for a judge get its score. Raises RecipeError where a test is scored
+    by a judge and none is named.
     """
     from replaykit.model.adapters import merged
     from replaykit.steps.evaluate.skills import measure
 
     path = step.folder / f"items-{name}.jsonl"
+    judge = judge_of(recipe, rows)
     if not path.exists():
         whole = merged(model, str(recipe.model), recipe.revision, step.folder)
         with (
@@ -175,4 +178,8 @@ def measured(
         ):
             made = measure(engine, chat, rows, what=f"eval {name}", watch=watch)
             write_jsonl(path, (item.to_json() for item in made))
-    return read_items(path, list(rows))
+    items = read_items(path, list(rows))
+    if judge is not None:
+        items = judged(recipe, judge, rows, items, f"judge {name}", watch)
+        write_jsonl(path, (item.to_json() for of_skill in items.values() for item in of_skill))
+    return items

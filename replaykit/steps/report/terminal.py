@@ -433,6 +433,10 @@ def _show_evaluation(evaluation: EvalResult, console: Console) -> None:
         console.print(Text("thoughts before the answers, valid ones of all", style="bold"))
         for first in range(0, len(models), per_table):
             console.print(_by_thought(models[first : first + per_table]))
+    if evaluation.changed_rates:
+        console.print(Text("answers that decline or repeat themselves", style="bold"))
+        for first in range(0, len(models), per_table):
+            console.print(_by_rate(evaluation, models[first : first + per_table]))
     for skill in models[0].classes:
         console.print(Text(f"{skill}, label by label", style="bold"))
         for first in range(0, len(models), per_table):
@@ -508,6 +512,25 @@ def _by_thought(models: Sequence[ModelScores]) -> Table:
             found = model.thoughts[skill]
             cells.append(Text(percent(round(found.share, 3))).append(_wanting(found), style="dim"))
         table.add_row(Text(skill), *cells)
+    return table
+
+
+def _by_rate(evaluation: EvalResult, models: Sequence[ModelScores]) -> Table:
+    """One row a rate that some model has changed, one column a model; beside it the change against
+    base.
+    """
+    from rich.text import Text
+
+    table = _table("skill", [model.model for model in models])
+    for skill, name in evaluation.changed_rates:
+        cells = []
+        for model in models:
+            found = model.rates[skill][name]
+            text = Text(number(found.rate.mean))
+            if found.drop is not None:
+                text.append(f" {_change(-found.drop.mean, 'score', found.drop)}", style="dim")
+            cells.append(text)
+        table.add_row(Text(f"{skill} {name}"), *cells)
     return table
 
 

@@ -19,6 +19,7 @@ from replaykit.steps.report.html.style import STYLE
 from replaykit.steps.report.html.tables import (
     by_label,
     by_model,
+    by_rate,
     by_skill,
     by_thought,
     made,
@@ -117,6 +118,7 @@ def _body(
         "Skill by skill": by_skill(evaluation, colours),
         "Label by label": by_label(evaluation, colours),
         "Thoughts before the answers": by_thought(evaluation, colours),
+        "Answers that decline or repeat themselves": by_rate(evaluation, colours),
         "Training loss": grid(losses(results), "grid three"),
         "What the controller decided": grid(decisions(results)),
         "The replay data": grid(replay),

@@ -8,7 +8,7 @@ from html import escape
 from replaykit.result import Result
 from replaykit.runs import Manifest
 from replaykit.steps.evaluate.interval import Interval
-from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, Thoughts
+from replaykit.steps.evaluate.result import EvalResult, ModelScores, Rate, SkillFacts, Thoughts
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.report.html.blocks import Colours, Lost, card, label, table
 from replaykit.steps.report.numbers import (
@@ -89,7 +89,10 @@ def _skill(skill: SkillFacts) -> str:
     if skill.role == "memory":
         facts.insert(0, "the base's own rows: the rise is the drift")
     if skill.unscored:
-        facts.append(f"{skill.unscored:,} more too long for the model")
+        why = "too long for the model"
+        if skill.score == "judge":
+            why = "that the judge did not grade"
+        facts.append(f"{skill.unscored:,} more {why}")
     return f"{escape(skill.skill)}<small>{', '.join(facts)}</small>"
 
 
@@ -124,6 +127,35 @@ def by_thought(evaluation: EvalResult, colours: Colours) -> str:
         "A thought that was cut has no answer. Tinted: all of the interval of the drop is a loss."
     )
     return table(head, rows, note)
+
+
+def by_rate(evaluation: EvalResult, colours: Colours) -> str:
+    """A row a rate of answers that some model has changed, a column a model."""
+    head = ["Answers that", *(label(model.model, colours) for model in evaluation.models)]
+    rows = []
+    for skill, name in evaluation.changed_rates:
+        found = [model.rates[skill][name] for model in evaluation.models]
+        what = {"declines": "decline to help", "repeats": "repeat themselves"}[name]
+        rows.append([f"{what}<small>{escape(skill)}</small>", *map(_rate, found)])
+    note = (
+        "The part of answers, whatever they are scored by; below, by how much it has fallen or "
+        "risen against base. Bold: the 95 % interval of the change leaves out 0."
+    )
+    return table(head, rows, note)
+
+
+def _rate(found: Rate) -> str:
+    text = _estimate(found.rate)
+    if found.drop is None:
+        return text
+    rise = -found.drop
+    shown = f"rise {number(rise.mean)}"
+    if rise.mean < 0:
+        rise = found.drop
+        shown = f"fall {number(rise.mean)}"
+    if found.changed:
+        shown = f"<b>{shown}</b>"
+    return f"{text}<small>{shown} <span>({interval(rise)})</span></small>"
 
 
 def by_label(evaluation: EvalResult, colours: Colours) -> str:

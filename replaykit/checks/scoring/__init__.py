@@ -22,6 +22,7 @@ SCORERS = {
     "exact": "replaykit.checks.scoring.answers:exact",
     "numeric": "replaykit.checks.scoring.answers:numeric",
     "json": "replaykit.checks.scoring.answers:as_json",
+    "instructions": "replaykit.checks.scoring.instructions:instructions",
 }
 
 

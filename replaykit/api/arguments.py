@@ -139,11 +139,11 @@ def stream(
     unparsed: Unparsed | None = None,
     *,
     split: str = "train",
-    classes: Sequence[str] | None = None,
+    columns: Columns | None = None,
 ) -> Iterator[Record]:
     """The rows as records of this source; None: each of the source that it names, and without one
-    old data, as of select. ``split`` is that of a folder or a Hub data set, ``classes`` are the
-    labels of texts (``classes_of``).
+    old data, as of select. ``split`` is that of a folder or a Hub data set; ``columns`` say how
+    rows are read.
 
     Raises CallError, which names the ``argument`` of the call, for what are no rows, DataError for
     one that is of no known format, or calls ``unparsed`` with its place and the error.
@@ -161,10 +161,9 @@ def stream(
             # Old rows that a model once generated are "select" rows here: what counts is their use.
             yield record if source is None else replace(record, source=source)
             continue
-        columns = mapping_of(argument, number, row)
+        values = mapping_of(argument, number, row)
         try:
-            named = Columns(classes=classes)
-            record = record_of(place, columns, source or _named_source(columns), named)
+            record = record_of(place, values, source or _named_source(values), columns)
         except DataError as error:
             tell(unparsed, place, error)
             continue
@@ -200,14 +199,14 @@ def records_of(
     unparsed: Unparsed | None = None,
     *,
     split: str | None = None,
-    classes: Sequence[str] | None = None,
+    columns: Columns | None = None,
 ) -> Readable:
     """The rows that can be read. Raises CallError as ``stream`` does, DataError as ``readable``
     does, which calls ``unparsed`` too.
     """
     return readable(
         name_of(rows),
-        lambda told: stream(argument, rows, source, told, split=split or "train", classes=classes),
+        lambda told: stream(argument, rows, source, told, split=split or "train", columns=columns),
         unparsed,
         split=split,
     )
@@ -271,8 +270,9 @@ def tests_of(
         if recipe is not None:
             test = for_task(recipe, test)
             classes = classes_of(recipe, old=skill != TARGET)
+        columns = Columns(classes=classes, constraints=test.score == "instructions")
         records, note = records_of(
-            f"{argument}: {skill}", rows, TARGET, split=split, classes=classes
+            f"{argument}: {skill}", rows, TARGET, split=split, columns=columns
         )
         named = test.model_copy(update={"path": f"{skill}: {test.path}"})
         found[skill] = (named, records)

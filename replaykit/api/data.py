@@ -38,7 +38,7 @@ from replaykit.api.keywords import (
     SelectOptions,
 )
 from replaykit.checks.funnel import Funnel
-from replaykit.data.formats import prompt_of, read_prompts
+from replaykit.data.formats import Columns, prompt_of, read_prompts
 from replaykit.data.ledger import Ledger
 from replaykit.data.planned import PlannedRow, write_plan
 from replaykit.data.record import TARGET, Record, dialogue, up_to_question
@@ -341,9 +341,8 @@ def mix(
     lengths = settings_of("mix", Train, given)
     chosen = settings_of("mix", Mix, own)
     funnel = Funnel()
-    learned = records_of(
-        "mix(): target", target, TARGET, funnel.unparsed, classes=classes_of(recipe, old=False)
-    )
+    columns = Columns(classes=classes_of(recipe, old=False))
+    learned = records_of("mix(): target", target, TARGET, funnel.unparsed, columns=columns)
     _check_sources(pools, chosen)
     tests = tests_of("mix(): held_out", held_out, target=target, recipe=recipe)
     apart = kept_apart(tests, chosen.against)
@@ -442,9 +441,13 @@ def _replay_rows(source: str, rows: Rows, funnel: Funnel, labels: Sequence[str] 
     if source == "generate":
         return records_of(argument, rows, "generate", funnel.unparsed)
     if is_made(source):
-        return records_of(argument, rows, "select", funnel.unparsed, classes=labels)
+        return records_of(
+            argument, rows, "select", funnel.unparsed, columns=Columns(classes=labels)
+        )
     return own_replay(
         source,
-        lambda unparsed: stream(argument, rows, "select", unparsed, classes=labels),
+        lambda unparsed: stream(
+            argument, rows, "select", unparsed, columns=Columns(classes=labels)
+        ),
         funnel.unparsed,
     )

@@ -31,6 +31,7 @@ from replaykit.data.columns import (
     is_empty,
     refuse_lost,
 )
+from replaykit.data.constrained import INSTRUCTIONS, constrained
 from replaykit.data.files import (
     Hub,
     Lines,
@@ -88,6 +89,9 @@ class Columns:
     classes: Sequence[str] | None = None
     """The labels of a text classifier, in the order of their numbers; None where the rows are no
     texts with labels."""
+    constraints: bool = False
+    """Whether a row of IFEval is read, its instructions as its answer (``constrained``). Nobody
+    would be trained on such an answer."""
 
 
 RECOGNISED = Columns()
@@ -277,6 +281,8 @@ def record_of(place: str, row: Row, source: Source, columns: Columns | None = No
     named = columns or RECOGNISED
     if named.classes is not None:
         named = _of_classes(place, row, named)
+    if named.constraints:
+        row = constrained(place, row)
     if named.prompt is None and named.answer is None:
         own = _own(row)
         if own is not None:
@@ -403,6 +409,8 @@ def _unrecognised(place: str, row: Row, present: Row) -> DataError:
     labels = ""
     if "label" in present:
         labels = '; `labels: ["no", "yes", ...]` says the word for each number of an answer'
+    if present.keys() >= set(INSTRUCTIONS):
+        labels = "; `score: instructions` beside the path of a test reads its instructions"
     return DataError(
         f"{place}: no messages, conversations, instruction/output, prompt/completion, "
         f"question/answer or text among the columns {sorted(map(str, present))}; `prompt: NAME` "

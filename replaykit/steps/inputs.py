@@ -189,10 +189,11 @@ def rows_of(
     if data.labels is not None:
         prompt = prompt or "text"
         answer = answer or "label"
+    constraints = isinstance(data, Test) and data.score == "instructions"
     records = read_records(
         data.path,
         source,
-        columns=Columns(prompt, answer, data.labels, data.preferred, classes),
+        columns=Columns(prompt, answer, data.labels, data.preferred, classes, constraints),
         split=data.split or default_split(data),
         hub=Hub(data.subset, data.revision),
         skip=data.skip,

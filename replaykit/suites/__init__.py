@@ -68,6 +68,12 @@ MODULES = {
     "nano-topic": "nano",
     "nano-refusal": "nano",
     "nano-reverse": "nano",
+    "instructions": "instructions",
+    "json": "structured",
+    "json_schema": "structured",
+    "tools": "tools",
+    "refusals": "refusals",
+    "language": "language",
 }
 
 

@@ -33,6 +33,7 @@ SCORERS = {
     "code": "replaykit.checks.scoring.code:code",
     "refusal": "replaykit.checks.scoring.behaviour:refuses",
     "language": "replaykit.checks.scoring.behaviour:language",
+    "instructions": "replaykit.checks.scoring.instructions:instructions",
 }
 # Whether a row can be read, where that is not seen by scoring its reference: a function from the
 # row that raises as the scorer does.

@@ -53,7 +53,15 @@ class Suite:
 
 
 # By name: the module under ``suites`` whose SUITES has it.
-MODULES = {"sums": "arithmetic"}
+MODULES = {
+    "sums": "arithmetic",
+    "instructions": "instructions",
+    "json": "structured",
+    "json_schema": "structured",
+    "tools": "tools",
+    "refusals": "refusals",
+    "language": "language",
+}
 
 
 def is_suite(path: str | Path) -> bool:

@@ -16,8 +16,8 @@ from replaykit.errors import RecipeError
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.data import Target
 from replaykit.recipe.evaluate import Test as Scored
-from replaykit.starter import score_of
 from replaykit.steps.inputs import is_held, load, load_tests
+from replaykit.suited import score_of
 
 
 def rows(path: Path, count: int, answer: str = "REFUND {}") -> Path:
@@ -111,7 +111,7 @@ def test_init_holds_out_rows_of_ones_own_and_says_why_it_scores_them_so(here: Pa
     text = Path("replaykit.yaml").read_text()
     made = yaml.safe_load(text)
     assert made["target"] == {"path": "mine.jsonl", "hold_out": 0.2}
-    assert made["eval"] == {"target": {"score": "numeric"}}
+    assert made["eval"]["target"] == {"score": "numeric"}
     assert "# every answer is a number" in text
 
 

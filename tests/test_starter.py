@@ -13,7 +13,8 @@ from replaykit.errors import DataError
 from replaykit.model import loading
 from replaykit.recipe.generate import Generate
 from replaykit.recipe.train import Train
-from replaykit.starter import HEADER_TOKENS, context_of, limits_of, write_recipe
+from replaykit.starter import write_recipe
+from replaykit.suited import HEADER_TOKENS, context_of, limits_of
 
 
 def model(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> str:

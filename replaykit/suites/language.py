@@ -239,7 +239,8 @@ SUITES = {
     "language": Suite(
         name="language",
         what="questions in nine languages, to be answered in the same",
-        cannot_say="It says nothing of whether the answers are right.",
+        cannot_say="It says nothing of whether the answers are right: the question itself, said "
+        "again, is in its language.",
         score="instructions",
         chance=round(1 / len(LANGUAGES), 2),
         max_tokens=128,

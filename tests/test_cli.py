@@ -34,8 +34,8 @@ from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "eval", "gate", "generate", "init", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "schema",
-    "score", "select", "status", "train",
+    "advise", "eval", "gate", "generate", "init", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run",
+    "schema", "score", "select", "status", "sweep", "train",
 ]  # fmt: skip
 MAKING = sorted({*COMMANDS} - {"schema", "status"})
 

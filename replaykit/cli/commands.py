@@ -283,7 +283,7 @@ SWEEP = Command(
     "what cost. Goes on where it was stopped.",
     (
         *SWEPT,
-        Option("--over", "sweep.over.*", list[str], "KEY=V1,V2: another key of the recipe with "
+        Option("--over", "sweep.over", list[str], "KEY=V1,V2: another key of the recipe with "
                "its values in YAML, such as mix.sources=[select],[generate]; may be given again.",
                read.over),
         Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default as "

@@ -65,6 +65,19 @@ class Point(Result):
     """By seed that failed: why."""
 
     @property
+    def others(self) -> str:
+        """What is swept beside the ratio, as a recipe has it: ``sources [generate]``."""
+        import yaml
+
+        said = []
+        for key, value in self.values.items():
+            if key != "mix.ratio":
+                text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+                written = text.removesuffix("...\n").strip()
+                said.append(f"{key.rpartition('.')[2]} {written}")
+        return ", ".join(said)
+
+    @property
     def measured(self) -> bool:
         return self.drop is not None
 

@@ -81,7 +81,7 @@ def curve(
     mixed = {model_of(*each): mixture for each, mixture in taken.mixed.items()}
     evaluation = compare(tests(recipe), taken.models, mixed, recipe.eval.margin)
     old = old_of(evaluation)
-    made = [_point(point, points, taken, evaluation, old) for point in points]
+    made = [_point(point, taken, evaluation, old) for point in points]
     units = {skill.skill: unit_of(skill) for skill in evaluation.skills}
     telling = any(skill not in old.left_out for skill in old.skills)
     decision, chosen = decide(made, evaluation.margin, telling=telling)
@@ -104,9 +104,7 @@ def curve(
     return found.model_copy(update={"words": sentence(found)})
 
 
-def _point(
-    point: Planned, points: Sequence[Planned], taken: Taken, evaluation: EvalResult, old: Old
-) -> Point:
+def _point(point: Planned, taken: Taken, evaluation: EvalResult, old: Old) -> Point:
     models = {model.model: model for model in evaluation.models}
     seeds = [seed for name, seed in taken.items if name == point.name]
     own = {seed: models[model_of(point.name, seed)] for seed in seeds}
@@ -136,16 +134,13 @@ def _point(
         "drop": pooled(means),
         "worst": SkillDrop(skill=worst, drop=drops[worst]),
         "drops": drops,
-        **_new_skill(point, points, own, evaluation),
+        **_new_skill(point, own, evaluation),
     }
     return made.model_copy(update=found)
 
 
 def _new_skill(
-    point: Planned,
-    points: Sequence[Planned],
-    own: Mapping[int, ModelScores],
-    evaluation: EvalResult,
+    point: Planned, own: Mapping[int, ModelScores], evaluation: EvalResult
 ) -> dict[str, object]:
     """The new skill, and what it gains against the control without replay; empty where it is not
     tested.
@@ -157,15 +152,13 @@ def _new_skill(
         "new": pooled([model.scores[TARGET] for model in tuned]),
         "new_drop": pooled([model.drop[TARGET] for model in tuned]),
     }
-    without = {**point.baseline()}
-    control = next((each for each in points if dict(each.values) == without), None)
-    if control is None or control.name == point.name:
+    if point.against is None:
         return found
     there = {model.model for model in evaluation.models}
     gains = [
-        evaluation.between(model.model, model_of(control.name, seed)).gain[TARGET]
+        evaluation.between(model.model, model_of(point.against, seed)).gain[TARGET]
         for seed, model in own.items()
-        if model_of(control.name, seed) in there
+        if model_of(point.against, seed) in there
     ]
     if gains:
         found["new_gain"] = pooled(gains)

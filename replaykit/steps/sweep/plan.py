@@ -18,16 +18,17 @@ whole pool, or more where a share of the sweep is larger.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from replaykit.errors import RecipeError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.load import changed
-from replaykit.recipe.sweep import SWEPT, Sweep
+from replaykit.recipe.sweep import SWEPT
 from replaykit.steps.swept import Control
 
 RATIOS = (0.0, 0.01, 0.05, 0.1)
@@ -37,7 +38,7 @@ OF_REPLAY = ("mix", "select", "generate")  # sections without meaning where noth
 OF_SOURCES = ("select", "generate", "rewrite")  # sections by which replay or target are made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planned:
     """A point before it is trained."""
 
@@ -47,6 +48,8 @@ class Planned:
     control: Control | None = None
     more: Mapping[str, Any] | None = None
     """What is changed besides, to make it what it is."""
+    against: str | None = None
+    """The name of its control: the same training without replay."""
 
     @property
     def ratio(self) -> float:
@@ -96,19 +99,43 @@ def planned(recipe: Recipe) -> list[Planned]:
     grid = [
         dict(zip(settings.over, each, strict=True)) for each in product(*settings.over.values())
     ]
-    points: list[Planned] = []
-    for ratio in ratios:
+    controls = _without(recipe, grid)
+    points = list(dict.fromkeys(controls.values()))  # in order, each once
+    for ratio in ratios[1:]:
         for others in grid:
-            values = {"mix.ratio": ratio, **others}
-            control: Control | None = None
-            if ratio == 0:
-                values = Planned("", values).baseline()
-                control = "no-replay"
-            if all(point.values != values for point in points):
-                points.append(Planned(_name(values, points), values, control))
+            point = Planned("", {"mix.ratio": ratio, **others})
+            name = _name(point.values, points)
+            against = controls[_key(point.baseline())].name
+            points.append(replace(point, name=name, against=against))
     if settings.controls:
-        points += _controls(recipe, settings, max(ratios))
+        plain = controls.get(_key({"mix.ratio": 0.0}))
+        without = None if plain is None else plain.name
+        points += (replace(each, against=without) for each in _controls(recipe, max(ratios)))
     return points
+
+
+def _without(recipe: Recipe, grid: Sequence[Mapping[str, Any]]) -> dict[str, Planned]:
+    """The controls without replay by their values; one and the same for values that make the same
+    training.
+    """
+    found: dict[str, Planned] = {}
+    trainings: dict[str, Planned] = {}
+    for others in grid:
+        values = Planned("", {"mix.ratio": 0.0, **others}).baseline()
+        if _key(values) in found:
+            continue
+        point = Planned(_name(values, list(trainings.values())), values, "no-replay")
+        try:
+            training = _key(point.recipe(recipe, steps=1).model_dump())
+        except RecipeError:
+            training = point.name  # why is said where it is trained
+        found[_key(values)] = trainings.setdefault(training, point)
+    return found
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    """Values as a text, by which they are told from others."""
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def ratios_of(recipe: Recipe) -> list[float]:
@@ -119,8 +146,8 @@ def ratios_of(recipe: Recipe) -> list[float]:
     return sorted({0.0, *given})
 
 
-def _controls(recipe: Recipe, settings: Sweep, highest: float) -> Iterator[Planned]:
-    stated = settings.steps is not None or recipe.train.steps is not None
+def _controls(recipe: Recipe, highest: float) -> Iterator[Planned]:
+    stated = recipe.sweep.steps is not None or recipe.train.steps is not None
     if not stated and recipe.mix.budget == "add" and highest > 0:
         yield Planned("target-alone", {"mix.ratio": 0.0}, "target-alone")
     if recipe.select is not None:

@@ -14,6 +14,7 @@ generates otherwise has its own. Points come one after the other, each with all 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,12 +41,14 @@ from replaykit.steps.inputs import (
     tuned_facts,
 )
 from replaykit.steps.mix.result import MixResult
-from replaykit.steps.mix.step import replay_sources
+from replaykit.steps.mix.step import replay_sources, takes_rewritten
 from replaykit.steps.step import Context, Outcome, Todo, chat_of, do_step, model_facts, typed
 from replaykit.steps.sweep.advise import advice, short_ratios
 from replaykit.steps.sweep.curve import Taken, curve
 from replaykit.steps.sweep.plan import OF_SOURCES, Planned, check, planned
 from replaykit.steps.swept import AdviseResult, MeasureResult, SweepResult
+
+log = logging.getLogger(__name__)
 
 MEASURED = "measured"
 QUARTER = 4  # what advise divides the steps by
@@ -93,15 +96,17 @@ class Sweeping:
         yield from self._length(points)
         for point in points:
             for seed in self.seeds:
-                if (point.name, seed) in self.taken.items:
-                    continue
+                if {(point.name, seed)} & (self.taken.items.keys() | self.taken.errors.keys()):
+                    continue  # advise comes back with a share more
                 try:
                     yield from self._trained(point, seed)
                 except Stopped:
                     raise
                 except ReplaykitError as error:
                     self.taken.errors[point.name, seed] = str(error)
-                    self.context.watch(f"{point.name} seed {seed}", 0, None, f"failed: {error}")
+                    log.warning(
+                        "%s, seed %d, failed; the others go on: %s", point.name, seed, error
+                    )
         if not self.taken.items:
             first = next(iter(self.taken.errors.values()))
             raise RunError(f"no point could be trained and measured; the first: {first}")
@@ -125,6 +130,8 @@ class Sweeping:
         """How many steps every point has: as stated, or as many as the point with the most would
         have by its own length. That is one of the largest share.
         """
+        if self.full_steps:
+            return  # advise comes back with a share more, of the same length
         stated = self.recipe.sweep.steps or self.recipe.train.steps
         if stated is not None:
             self.full_steps = stated
@@ -172,15 +179,16 @@ class Sweeping:
         made = point.recipe(self.recipe, steps=None, out=str(home))
         touched = {key.partition(".")[0] for key in (*point.values, *(point.more or {}))}
         needed = [source for source in replay_sources(made, made.mix) if is_made(source)]
-        if made.rewrite is not None:
+        if takes_rewritten(self.recipe):
             needed.append("rewrite")
         for name in needed:
             there = self.recipe.folder / name
             copied = name not in touched and read_manifest(there) is not None
             if copied and not (home / name).exists():
                 shutil.copytree(there, home / name)
-            (outcome,) = pipeline.step_of(name)(made, replace(self.context, force=False))
-            yield replace(outcome, step=self._label(home / name))
+            if getattr(made, name) is not None:
+                (outcome,) = pipeline.step_of(name)(made, replace(self.context, force=False))
+                yield replace(outcome, step=self._label(home / name))
 
     def _trained(self, point: Planned, seed: int) -> Iterator[Outcome[Any]]:
         """One training and its measurement."""

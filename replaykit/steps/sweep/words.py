@@ -8,6 +8,8 @@ What is said follows from the bounds, as ``curve.decide`` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from replaykit.steps.evaluate.claims import FLOOR
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.report.numbers import NOTHING, Unit, known, number, percent, points
@@ -29,7 +31,8 @@ def sentence(sweep: SweepResult) -> str:
             f"{measured} seeds are few: the bounds are those of the items alone; from {SPREAD} "
             "seeds on they hold the seeds' spread too."
         )
-    said += [_failure(point) for point in sweep.failed]
+    if sweep.failed:
+        said.append(_failures(sweep.failed))
     return " ".join(said)
 
 
@@ -97,12 +100,7 @@ def called(point: Point) -> str:
     what = "replay"
     if len(point.sources) == 1:
         what = SOURCES.get(point.sources[0], f"of {point.sources[0]}")
-    others = [
-        f"{key.rpartition('.')[2]} {value}"
-        for key, value in point.values.items()
-        if key not in ("mix.ratio", "mix.sources")
-    ]
-    beside = f" ({', '.join(others)})" if others else ""
+    beside = f" ({point.others})" if point.others else ""
     return f"{percent(point.ratio)} {what}{beside}"
 
 
@@ -150,9 +148,12 @@ def _cost(point: Point, sweep: SweepResult) -> str:
     return f" at a cost of {between(-point.new_gain, sweep.new_unit)} in the new one"
 
 
-def _failure(point: Point) -> str:
-    seed, error = next(iter(point.errors.items()))
+def _failures(failed: Sequence[Point]) -> str:
+    """Which points failed, and why the first did."""
+    names = ", ".join(point.name for point in failed)
+    seed, error = next(iter(failed[0].errors.items()))
     first = " ".join(error.split())
     if len(first) > SHOWN:
         first = f"{first[: SHOWN - 3]}..."
-    return f"{point.name} failed (seed {seed}): {first.rstrip('.')}."
+    which = "" if len(failed) == 1 else "the first, "
+    return f"Failed: {names} ({which}seed {seed}: {first.rstrip('.')})."

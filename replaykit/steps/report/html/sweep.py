@@ -62,10 +62,8 @@ def series_of(sweep: SweepResult) -> dict[str, list[Point]]:
     controls = [each for each in sweep.points if each.control == "no-replay"]
     found: dict[str, list[Point]] = {}
     for point in sweep.points:
-        if point.control is None:
-            others = {key: value for key, value in point.values.items() if key != "mix.ratio"}
-            words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in others.items())
-            found.setdefault(words or "replay", []).append(point)
+        if point.control is None and known(point.drop):
+            found.setdefault(point.others or "replay", []).append(point)
     for curve in found.values():
         own = curve[0].values
         curve += [
@@ -114,14 +112,14 @@ def _picture(
     fit: Places,
     margin: bool,
 ) -> str:
-    """Curves over the share; with ``margin`` what is below its line is kept."""
+    """Curves over the share; with ``margin`` what is above its line is kept."""
     every = [place for curve in [*curves.values(), fit] for place in curve]
     if not every:
         return ""
     right = max(share for share, _ in every) or 0.1
     x = Scale(0, right, 50, 386)
     y = _scale([found for _, found in every], sweep, margin=margin)
-    parts = x_axis(x, 28, 330, "share of replay") + y_axis(y, 50, 394, title)
+    parts = x_axis(x, 28, 330, "share of replay") + y_axis(y, 50, 394, f"{title} ↑ better")
     if margin:
         at = y(sweep.margin)
         parts.append(line(50, at, 394, at, f'style="stroke:{RED}" stroke-dasharray="5 4"'))
@@ -138,13 +136,13 @@ def _picture(
 
 
 def _scale(values: Sequence[Interval], sweep: SweepResult, *, margin: bool) -> Scale:
-    """Of drops the least is at the bottom; of the new skill the best is at the top."""
+    """The best is at the top: of drops the least."""
     if not margin:
         return scale_of(values, sweep.new_unit or "score", 322, 36)
     low = min(0.0, *(value.low for value in values))
     high = max(sweep.margin, *(value.high for value in values))
     room = 0.06 * (high - low)
-    return Scale(low - room, high + room, 322, 36)
+    return Scale(high + room, low - room, 322, 36)
 
 
 def _band(curve: Places, x: Scale, y: Scale, colour: str) -> str:

@@ -100,8 +100,14 @@ def called(point: Point) -> str:
     what = "replay"
     if len(point.sources) == 1:
         what = SOURCES.get(point.sources[0], f"of {point.sources[0]}")
+        point = _without_sources(point)  # they are said already
     beside = f" ({point.others})" if point.others else ""
     return f"{percent(point.ratio)} {what}{beside}"
+
+
+def _without_sources(point: Point) -> Point:
+    values = {key: value for key, value in point.values.items() if key != "mix.sources"}
+    return point.model_copy(update={"values": values})
 
 
 def plain(value: float, unit: Unit) -> str:

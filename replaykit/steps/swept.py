@@ -142,8 +142,9 @@ class AdviseResult(Noted):
     """The share that short trainings recommend."""
 
     sweep: SweepResult
-    full_steps: int
-    """Of the whole training; those of the short ones are in ``sweep``."""
+    full_steps: int | None
+    """Of the whole training; those of the short ones are in ``sweep``. None where their number was
+    stated."""
     fitted: list[Fitted]
     """The least share first."""
     ratio: float | None

@@ -33,7 +33,9 @@ def short_ratios(recipe: Recipe) -> Iterator[list[float]]:
     yield [*SHORT, ONE_MORE]
 
 
-def advice(recipe: Recipe, taken: Taken, sweep: SweepResult, *, full_steps: int) -> AdviseResult:
+def advice(
+    recipe: Recipe, taken: Taken, sweep: SweepResult, *, full_steps: int | None
+) -> AdviseResult:
     """What the short trainings recommend."""
     measured = sorted(
         (point for point in sweep.points if known(point.drop)), key=lambda point: point.ratio
@@ -42,7 +44,9 @@ def advice(recipe: Recipe, taken: Taken, sweep: SweepResult, *, full_steps: int)
     if len(measured) > 1:
         found = fit(recipe, taken, sweep, measured)
     ratio, words = recommend(sweep, found)
-    steps = f"by trainings of {sweep.steps:,} steps, of {full_steps:,} of a whole one"
+    steps = f"by trainings of {sweep.steps:,} steps"
+    if full_steps is not None:
+        steps += f", of {full_steps:,} of a whole one"
     words = f"{words} ({steps}). {seeds_words(sweep)}".strip()
     return AdviseResult(
         sweep=sweep,

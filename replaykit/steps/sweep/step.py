@@ -289,7 +289,8 @@ def advise(recipe: Recipe, context: Context) -> Iterator[Outcome[Any]]:
         points = planned(changed(recipe, own))
         yield from sweeping.run(points)
         sweep = sweeping.result(points)
-        found = advice(recipe, sweeping.taken, sweep, full_steps=sweeping.full_steps)
+        full = None if recipe.sweep.steps is not None else sweeping.full_steps
+        found = advice(recipe, sweeping.taken, sweep, full_steps=full)
         if found.ratio is not None or not sweep.could_do_more:
             break
     result = found

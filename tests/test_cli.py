@@ -34,7 +34,7 @@ from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "eval", "gate", "generate", "init", "memory", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "suites", "train",
+    "advise", "eval", "gate", "generate", "init", "memory", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "sweep", "suites", "train",
 ]  # fmt: skip
 MAKING = sorted({*COMMANDS} - {"schema", "status"})
 

@@ -147,6 +147,11 @@ def _init(flags: Flags) -> None:
 
 
 def _run(flags: Flags) -> None:
+    _show(_run_all(_recipe_of_file(flags), flags), flags)
+
+
+def _recipe_of_file(flags: Flags) -> Recipe:
+    """The recipe that the argument names, with the flags on top of it."""
     from replaykit.recipe import load_recipe
     from replaykit.suited import whole
 
@@ -161,7 +166,21 @@ def _run(flags: Flags) -> None:
     found = whole(load_recipe(path, flags.changes()))
     for said in found.said:
         _say(said, err=True)
-    _show(_run_all(found.recipe, flags), flags)
+    return found.recipe
+
+
+def _sweep(flags: Flags, *, short: bool) -> None:
+    """Several trainings and one result; with ``short`` the line for the recipe too."""
+    from replaykit.steps.step import Context
+    from replaykit.steps.sweep.step import advise, run
+
+    recipe = _recipe_of_file(flags)
+    do = advise if short else run
+    force = bool(flags["force"])
+    *_, outcome = _done(lambda watch: do(recipe, Context(force=force, watch=watch)))
+    _show([outcome], flags)
+    if short and outcome.result.line is not None and not flags["json"]:
+        _say(outcome.result.line)
 
 
 def _run_all(recipe: Recipe, flags: Flags) -> list[Outcome[Any]]:
@@ -306,6 +325,8 @@ for _command in commands.STEPS:
 _add(commands.GATE, _gate)
 _add(commands.SUITES, _suites)
 _add(commands.RUN, _run)
+_add(commands.SWEEP, partial(_sweep, short=False))
+_add(commands.ADVISE, partial(_sweep, short=True))
 _add(commands.STATUS, _status)
 _add(commands.SCHEMA, _schema)
 

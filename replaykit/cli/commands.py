@@ -289,6 +289,39 @@ SUITES = Command(
         MODEL, OWN_ENGINE, RECIPE, SET, OUT, FORCE, AS_JSON,
     ),
 )
+SWEPT = (
+    Option("FILE", "", Path, "The recipe; replaykit.yaml by default."),
+    Option("--recipe -r", "", Path, "The same as FILE."),
+    SET,
+    Option("--ratio", "sweep.ratio", str, "The shares of replay, such as 0,0.01,0.05,0.1.",
+           read.shares),
+    Option("--seeds", "sweep.seeds", str, "Train each with each of these, such as 1,2,3.",
+           read.seeds),
+)
+SWEEP = Command(
+    "sweep",
+    "Compare shares of replay, or other settings, at the same compute: how much is enough, and at "
+    "what cost. Goes on where it was stopped.",
+    (
+        *SWEPT,
+        Option("--over", "sweep.over", list[str], "KEY=V1,V2: another key of the recipe with "
+               "its values in YAML, such as mix.sources=[select],[generate]; may be given again.",
+               read.over),
+        Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default as "
+               "many as the longest has."),
+        MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
+    ),
+)
+ADVISE = Command(
+    "advise",
+    "Recommend a share of replay by a few short trainings, or say why that cannot be told.",
+    (
+        *SWEPT,
+        Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default a "
+               "quarter of the whole."),
+        MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
+    ),
+)
 REPORT = Command("report", "Write one self-contained report.html of what is finished.", COMMON)
 PUSH = Command(
     "push",

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 
-def setting(text: str) -> tuple[str, object]:
+def setting(text: str, flag: str = "--set") -> tuple[str, object]:
     """``mix.ratio=0.1`` is a key of the recipe and its value, in YAML."""
     import yaml
 
@@ -17,14 +17,14 @@ def setting(text: str) -> tuple[str, object]:
 
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise _misuse("--set", f"'{text}' is not KEY=VALUE, such as mix.ratio=0.1")
+        raise _misuse(flag, f"'{text}' is not KEY=VALUE, such as mix.ratio=0.1")
     try:
         return key.strip(), yaml.load(value, Loader=UniqueSafeLoader)
     except RecursionError:
-        raise _misuse("--set", f"{key}: {TOO_DEEP}") from None
+        raise _misuse(flag, f"{key}: {TOO_DEEP}") from None
     except (yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())
-        raise _misuse("--set", f"{key}: {said}") from None
+        raise _misuse(flag, f"{key}: {said}") from None
 
 
 def unescaped(text: str) -> str:
@@ -131,6 +131,33 @@ def alphas(text: str) -> list[float]:
     except (ValueError, IndexError, ZeroDivisionError, OverflowError):
         raise _misuse("--sweep", f"'{text}' is no list such as 0,0.5,1 or 0,0.1,...,1") from None
     return sorted(set(found))
+
+
+def shares(text: str) -> list[float]:
+    """``0,0.05,0.1`` as numbers."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise _misuse("--ratio", f"'{text}' is no list of shares such as 0,0.05,0.1") from None
+
+
+def seeds(text: str) -> list[int]:
+    """``1,2,3`` as whole numbers."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise _misuse("--seeds", f"'{text}' is no list of whole numbers such as 1,2,3")
+    return [int(word) for word in words]
+
+
+def over(texts: Sequence[str]) -> dict[str, object]:
+    """``mix.unit=rows,tokens`` is a key of the recipe and its values, each in YAML."""
+    found = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not key or not equals or not values.strip():
+            raise _misuse("--over", f"'{text}' is not KEY=V1,V2, such as mix.unit=rows,tokens")
+        _, found[key.strip()] = setting(f"{key}=[{values}]", flag="--over")
+    return found
 
 
 def _misuse(flag: str, problem: str) -> typer.BadParameter:

@@ -30,8 +30,16 @@ def load_recipe(path: str | Path | None = None, changes: Mapping[str, Any] | Non
     raw: dict[str, Any] = {}
     if path is not None:
         raw = _read_yaml(Path(path))
-    refused = [_change(raw, key, value) for key, value in (changes or {}).items()]
-    where = str(path or "the command line")
+    return _made(raw, changes or {}, str(path or "the command line"))
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with changes as ``load_recipe`` takes them. Raises RecipeError as it does."""
+    return _made(recipe.model_dump(exclude_unset=True), changes, "the recipe so changed")
+
+
+def _made(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
+    refused = [_change(raw, key, value) for key, value in changes.items()]
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:

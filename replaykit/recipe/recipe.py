@@ -36,6 +36,7 @@ from replaykit.recipe.mix import Mix, Replay
 from replaykit.recipe.push import Push
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.recipe.select import Select
+from replaykit.recipe.sweep import Sweep
 from replaykit.recipe.tasks import Buffer, NewTask, wrong_for_tasks
 from replaykit.recipe.train import Train
 
@@ -95,6 +96,8 @@ class Recipe(Strict, metaclass=_Called):
     """Supervised fine-tuning."""
     eval: Eval = Eval()
     """Held-out rows: of the new task, and of the old skills that must not drop."""
+    sweep: Sweep = Sweep()
+    """How much replay is enough: what `replaykit sweep` and `replaykit advise` train."""
     push: Push = Push()
     """Where the replay data is published."""
 

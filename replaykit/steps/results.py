@@ -22,6 +22,7 @@ from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.score.result import ScoreResult
 from replaykit.steps.select.result import SelectResult
 from replaykit.steps.step import typed
+from replaykit.steps.swept import AdviseResult, SweepResult
 from replaykit.steps.train.result import TrainResult
 
 # By ``Manifest.step``. The steps report and push leave no manifest.
@@ -38,6 +39,8 @@ RESULTS: dict[str, type[Result]] = {
     "merge": MergeResult,
     "eval": EvalResult,
     "matrix": MatrixResult,
+    "sweep": SweepResult,
+    "advise": AdviseResult,
 }
 
 

@@ -34,11 +34,13 @@ from replaykit.steps.report.numbers import (
     unit_of,
 )
 from replaykit.steps.report.sequence import buffer_rows, estimate, old_verdict, tasks_verdict
+from replaykit.steps.report.sweeps import show_advice, show_sweep
 from replaykit.steps.report.verdict import base_of, caution, new_side, old_side, share_of, verdict
 from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.score.result import Perplexity, ScoreResult
 from replaykit.steps.select.result import Explanation, SelectResult
 from replaykit.steps.suites.result import SuitesResult
+from replaykit.steps.swept import AdviseResult, SweepResult
 from replaykit.steps.train.events import Event
 from replaykit.steps.train.result import TrainEstimate, TrainResult
 from replaykit.text import printable
@@ -72,6 +74,10 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
     match result:
         case MatrixResult():
             _show_matrix(result, console)
+        case SweepResult():
+            show_sweep(result, console)
+        case AdviseResult():
+            show_advice(result, console)
         case ProbeResult():
             console.print(_probe(result))
             console.print(Text(result.verdict))

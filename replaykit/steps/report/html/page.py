@@ -16,6 +16,7 @@ from replaykit.steps.report.html.matrix import accuracy_matrix, figures
 from replaykit.steps.report.html.pictures import dumbbells, losses, scatter
 from replaykit.steps.report.html.samples import replay_cards
 from replaykit.steps.report.html.style import STYLE
+from replaykit.steps.report.html.sweep import sweeps
 from replaykit.steps.report.html.tables import (
     by_label,
     by_model,
@@ -114,6 +115,7 @@ def _body(
         "Accuracy matrix": "" if matrix is None else accuracy_matrix(matrix),
         "Transfer and forgetting": "" if matrix is None else figures(matrix),
         "What was learned, what was kept": pictures,
+        "How much replay is enough": sweeps(results),
         "Model by model": by_model(evaluation, colours),
         "Skill by skill": by_skill(evaluation, colours),
         "Label by label": by_label(evaluation, colours),

@@ -1,15 +1,20 @@
-"""The page's style sheet: light and dark mode, narrow and wide screens."""
+"""The page's style sheet: light and dark mode, narrow and wide screens.
+
+A card is as wide as its column even where it is the only one (auto-fill), so a single picture is
+not blown up. A table that is wider than the screen scrolls by itself; a shadow says that there is
+more.
+"""
 
 STYLE = """
 :root{
   color-scheme:light dark;--page:#f7f6f3;--card:#fff;--ink:#1f2428;--soft:#5f6a73;--line:#dfdfda;
   --base:#7b858d;--red:#c8452b;--c1:#2467b8;--c2:#0e8070;--c3:#a63d8b;--c4:#96690b;--c5:#6450c4;
-  --c6:#4d7c1a;--tint:#c8452b17}
+  --c6:#4d7c1a;--tint:#c8452b17;--shade:#1f242830}
 @media(prefers-color-scheme:dark){
   :root{
     --page:#131619;--card:#1b1f23;--ink:#e4e7e9;--soft:#9aa5ad;--line:#30363c;--base:#98a3ab;
     --red:#f0795d;--c1:#6caaf2;--c2:#45c3b0;--c3:#e685cb;--c4:#dcab4a;--c5:#a898f5;--c6:#9bc95c;
-    --tint:#f0795d22}
+    --tint:#f0795d22;--shade:#0009}
 }
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
@@ -25,9 +30,9 @@ header .verdict{
   font-size:clamp(1.2rem,2.6vw,1.6rem);line-height:1.4;font-weight:600;color:var(--ink);
   margin:0 0 1rem}
 .grid{
-  display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.25rem;
+  display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:1.25rem;
   align-items:start}
-.three{grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr))}
+.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}
 .card p:last-child{margin:.6rem 0 0}
 .card{
   background:var(--card);min-width:0;border:1px solid var(--line);border-radius:10px;
@@ -54,13 +59,18 @@ table{
 th,td{
   text-align:right;padding:.5rem .75rem;border-top:1px solid var(--line);vertical-align:top;
   white-space:nowrap}
-thead th{border:0;color:var(--soft);font-weight:500;vertical-align:bottom}
+thead th{
+  border:0;color:var(--soft);font-weight:500;vertical-align:bottom;white-space:normal}
 td small,th small{display:block}
 th:first-child{
   text-align:left;position:sticky;left:0;background:var(--card);min-width:7.5rem;padding-left:0;
   white-space:normal;overflow-wrap:anywhere}
 th small{font-weight:400}
 .scroll,pre{overflow-x:auto}
+.scroll{
+  background:
+    linear-gradient(to left,var(--card) 30%,transparent) right/2.5rem 100% no-repeat local,
+    linear-gradient(to left,var(--shade),transparent) right/1rem 100% no-repeat scroll}
 .bars{
   display:grid;gap:.35rem .8rem;align-items:center;
   grid-template-columns:minmax(6rem,auto) 1fr auto;font-size:.9rem;overflow-wrap:anywhere}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from replaykit.errors import RunError
 from replaykit.recipe import Recipe
+from replaykit.steps.public.settings import private_names, public_recipe
 from replaykit.steps.report.result import ReportResult
 from replaykit.steps.step import Context, Outcome, manifests
 from replaykit.written import refuse_foreign
@@ -13,7 +14,8 @@ from replaykit.written import refuse_foreign
 
 def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
     from replaykit.steps.report.html import write_report
-    from replaykit.steps.report.html.page import MARK
+    from replaykit.steps.report.html.page import MARK, results_of
+    from replaykit.steps.report.rows import rows_of
 
     found = manifests(recipe.folder)
     if not found:
@@ -28,6 +30,9 @@ def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
         folder / "report.html",
         title=recipe.folder.name,
         manifests=found,
-        recipe_yaml=recipe.to_yaml(),
+        # A page is sent around, so of the recipe it has what may leave.
+        recipe_yaml=public_recipe(recipe),
+        private=private_names(recipe),
+        rows=rows_of(recipe, found, results_of(found)),
     )
     yield Outcome("report", folder, ReportResult(report=str(path)))

@@ -88,11 +88,42 @@ dd{margin:0}
 dl{
   display:grid;grid-template-columns:auto 1fr;gap:.2rem 1.2rem;margin:0;font-size:.9rem;
   overflow-wrap:anywhere}
+[hidden]{display:none!important}
+.filters{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:end;margin:.2rem 0 .9rem}
+.filters label{display:grid;gap:.15rem;font-size:.8rem;color:var(--soft);min-width:0}
+.filters select,.filters input{
+  font:inherit;font-size:.95rem;color:var(--ink);background:var(--page);padding:.3rem .45rem;
+  border:1px solid var(--line);border-radius:6px;max-width:min(15rem,78vw);height:2.2rem}
+output{font-size:.85rem;color:var(--soft);padding-bottom:.35rem}
+.list{max-height:min(44rem,80vh);overflow-y:auto;border-bottom:1px solid var(--line)}
+.case{border-top:1px solid var(--line)}
+summary{
+  cursor:pointer;padding:.55rem 0;display:flex;flex-wrap:wrap;gap:.15rem .7rem;
+  align-items:baseline;font-size:.9rem;overflow-wrap:anywhere}
+summary span{color:var(--soft)}
+summary .first{flex:1 1 16rem;min-width:0}
+summary .way{color:var(--c2);white-space:nowrap;min-width:7.2rem}
+summary::before{content:"▸";color:var(--soft)}
+details[open]>summary::before{content:"▾"}
+details[open]>summary .first{display:none}
+summary .lost{color:var(--red);background:none}
+.case[open]{padding-bottom:1rem}
+h4{font-size:.8rem;font-weight:600;color:var(--soft);margin:.6rem 0 .15rem}
+.said{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.9rem;unicode-bidi:isolate}
+.said.empty,.said small{color:var(--soft)}
+.said small{display:block}
+.thought,.call{border-left:3px solid var(--line);padding-left:.7rem;margin:.3rem 0}
+.thought .said{color:var(--soft)}
+.sides{display:grid;grid-template-columns:1fr 1fr;gap:1rem;margin-top:.6rem}
+.side{min-width:0;background:var(--page);border-radius:8px;padding:.1rem .8rem .6rem}
+.side.wrong h4{color:var(--red)}
+.side.right h4{color:var(--c2)}
 pre{font:.85rem/1.5 ui-monospace,monospace;margin:0}
 @media(max-width:600px){
   main{padding:1.5rem .8rem 3rem}
   .card{padding:1rem .9rem}
   th,td{padding:.5rem}
+  .sides{grid-template-columns:1fr}
   td small+small{white-space:normal}
   td small *{display:inline-block;white-space:nowrap}
   th:first-child{min-width:6.5rem}

@@ -268,7 +268,14 @@ GATE = Command(
         *MEASURED,
     ),
 )
-REPORT = Command("report", "Write one self-contained report.html of what is finished.", COMMON)
+REPORT = Command(
+    "report",
+    "Write one self-contained report.html of what is finished.",
+    (
+        Option("--price-per-hour", "", float, "Of one device, to say what the steps cost."),
+        *COMMON,
+    ),
+)
 PUSH = Command(
     "push",
     "Publish the replay data and its card to the Hugging Face Hub.",

@@ -12,7 +12,9 @@ from replaykit.steps.step import Context, Outcome, manifests
 from replaykit.written import refuse_foreign
 
 
-def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
+def run(
+    recipe: Recipe, context: Context, *, price_per_hour: float | None = None
+) -> Iterator[Outcome[ReportResult]]:
     from replaykit.steps.report.html import write_report
     from replaykit.steps.report.html.page import MARK, results_of
     from replaykit.steps.report.rows import rows_of
@@ -34,5 +36,6 @@ def run(recipe: Recipe, context: Context) -> Iterator[Outcome[ReportResult]]:
         recipe_yaml=public_recipe(recipe),
         private=private_names(recipe),
         rows=rows_of(recipe, found, results_of(found)),
+        price_per_hour=price_per_hour,
     )
     yield Outcome("report", folder, ReportResult(report=str(path)))

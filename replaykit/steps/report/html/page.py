@@ -63,11 +63,13 @@ def write_report(
     recipe_yaml: str,
     private: Mapping[str, str] | None = None,
     rows: Rows | None = None,
+    price_per_hour: float | None = None,
 ) -> Path:
     """Writes the page and returns its path.
 
     ``manifests`` are the finished steps' by folder name; ``private`` are texts that notes and rows
     may hold and the page must not, each with what stands in its place; ``rows`` are to be browsed.
+    With the price of a device the page says what the steps cost.
     Raises RunError for a result that another version of replaykit wrote.
     """
     results = results_of(manifests)
@@ -93,6 +95,7 @@ def write_report(
         {name: manifests[name] for name in order},
         recipe_yaml,
         rows,
+        price_per_hour,
     )
     policy = POLICY
     script = ""
@@ -131,6 +134,7 @@ def _body(
     manifests: Mapping[str, Manifest],
     recipe_yaml: str,
     rows: Rows,
+    price_per_hour: float | None,
 ) -> str:
     """All sections that have something to show, steps in order."""
     colours = colours_of(evaluation)
@@ -153,7 +157,7 @@ def _body(
         "The replay data": grid(replay),
         "The replay rows that were used": replay_rows(rows.replayed),
         "The mix": mixtures(results),
-        "How it was made": grid([recipe, made(manifests)]),
+        "How it was made": grid([recipe, made(manifests, results, price_per_hour)]),
     }
     return "\n".join(
         f"<section><h2>{heading}</h2>\n{content}</section>"

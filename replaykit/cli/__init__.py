@@ -225,6 +225,24 @@ def _status(flags: Flags) -> None:
         _say(f"{step.name:<{width}}  {step.words}")
 
 
+def _peek(flags: Flags) -> None:
+    from replaykit.steps.peek import Wanted, lines, peek
+
+    if flags["what"] is None or flags["n"] < 1:
+        problem = "name what to look at, and at least one row: `replaykit peek select -n 5`"
+        raise RecipeError("the command line", [problem])
+    wanted = Wanted(flags["n"], flags["source"], flags["reason"], flags["seed"])
+    dropped = bool(flags["dropped"]) or flags["reason"] is not None
+    found = peek(
+        flags["what"], _recipe(flags).folder, wanted, dropped=dropped, split=flags["split"]
+    )
+    if flags["json"]:
+        _print_json(found.to_json())
+        return
+    for line in lines(found):
+        _say(line)
+
+
 def _schema(flags: Flags) -> None:
     from replaykit.recipe.schema import schema_text, write_text
     from replaykit.written import has_keys, refuse_foreign
@@ -245,6 +263,7 @@ for _command in commands.STEPS:
 _add(commands.GATE, _gate)
 _add(commands.RUN, _run)
 _add(commands.STATUS, _status)
+_add(commands.PEEK, _peek)
 _add(commands.SCHEMA, _schema)
 
 

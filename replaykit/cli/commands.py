@@ -276,6 +276,21 @@ REPORT = Command(
         *COMMON,
     ),
 )
+PEEK = Command(
+    "peek",
+    "Show rows: of a file, of a suite, or of a step of the run.",
+    (
+        Option("WHAT", "", str, "A file, a folder or a Hub data set in any format that replaykit "
+               "reads; suite:NAME; a step's folder, or its name, such as select."),
+        Option("-n", "", int, "How many rows.", default=5),
+        Option("--source", "", str, "Only rows of this source, such as generate."),
+        Option("--dropped", "", bool, "Rows that the step left out, each with its reason."),
+        Option("--reason", "", str, "Of these only those that were left out for this reason."),
+        Option("--split", "", str, "Of a folder or a Hub data set.", default="train"),
+        Option("--seed", "", int, "Draw the rows at random; without it they are the first."),
+        RECIPE, SET, RUN_OUT, AS_JSON,
+    ),
+)
 PUSH = Command(
     "push",
     "Publish the replay data and its card to the Hugging Face Hub.",

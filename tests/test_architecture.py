@@ -18,7 +18,7 @@ ORDER = [
 # The same for what is under steps.
 STEPS = [
     "inputs", "step", "stages", "probe", "select", "generate", "rewrite", "mix", "score", "evaluate", "train", "merge",
-    "buffer", "matrix", "results", "public", "report", "peek", "push", "pipeline", "status",
+    "buffer", "matrix", "results", "public", "report", "peek", "diff", "push", "pipeline", "status",
 ]  # fmt: skip
 HEAVY = "torch transformers datasets vllm sklearn numpy scipy pydantic yaml huggingface_hub".split()
 MODULES = sorted(PACKAGE.rglob("*.py"))

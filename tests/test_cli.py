@@ -34,10 +34,10 @@ from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "eval", "gate", "generate", "init", "merge", "mix", "peek", "probe", "push", "quickstart", "report", "rewrite", "run", "schema",
+    "diff", "eval", "gate", "generate", "init", "merge", "mix", "peek", "probe", "push", "quickstart", "report", "rewrite", "run", "schema",
     "score", "select", "status", "train",
 ]  # fmt: skip
-MAKING = sorted({*COMMANDS} - {"peek", "schema", "status"})
+MAKING = sorted({*COMMANDS} - {"diff", "peek", "schema", "status"})
 
 
 def plain_tokenizer(folder):

@@ -243,6 +243,25 @@ def _peek(flags: Flags) -> None:
         _say(line)
 
 
+def _diff(flags: Flags) -> None:
+    from replaykit.runs import write_json
+    from replaykit.steps.diff import DiffResult, diff, lines
+    from replaykit.written import has_keys, refuse_foreign
+
+    if flags["before"] is None or flags["now"] is None:
+        problem = "name two folders of runs: `replaykit diff runs/a runs/b`"
+        raise RecipeError("the command line", [problem])
+    found = diff(flags["before"], flags["now"])
+    if flags["out"] is not None:
+        refuse_foreign(flags["out"], has_keys(DiffResult.model_fields))
+        write_json(flags["out"], found.to_json())
+    if flags["json"]:
+        _print_json(found.to_json())
+        return
+    for line in lines(found):
+        _say(line)
+
+
 def _schema(flags: Flags) -> None:
     from replaykit.recipe.schema import schema_text, write_text
     from replaykit.written import has_keys, refuse_foreign
@@ -264,6 +283,7 @@ _add(commands.GATE, _gate)
 _add(commands.RUN, _run)
 _add(commands.STATUS, _status)
 _add(commands.PEEK, _peek)
+_add(commands.DIFF, _diff)
 _add(commands.SCHEMA, _schema)
 
 

@@ -291,6 +291,16 @@ PEEK = Command(
         RECIPE, SET, RUN_OUT, AS_JSON,
     ),
 )
+DIFF = Command(
+    "diff",
+    "Show in what two runs differ: settings, files and versions, scores, rows, losses and seconds.",
+    (
+        Option("BEFORE", "", Path, "The folder of a run, such as runs/a."),
+        Option("NOW", "", Path, "The folder of the other."),
+        Option("--out", "", Path, "Write it to this file as JSON too."),
+        AS_JSON,
+    ),
+)
 PUSH = Command(
     "push",
     "Publish the replay data and its card to the Hugging Face Hub.",

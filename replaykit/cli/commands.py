@@ -270,8 +270,9 @@ GATE = Command(
 )
 REPORT = Command(
     "report",
-    "Write one self-contained report.html of what is finished.",
+    "Write one self-contained report.html of what is finished, and its pictures as SVG files.",
     (
+        Option("--png", "", bool, "Write the pictures as PNG too, beside the SVG."),
         Option("--price-per-hour", "", float, "Of one device, to say what the steps cost."),
         *COMMON,
     ),

@@ -79,7 +79,7 @@ class DiffResult(Result):
     scores: list[ScoreChange]
     """Of all skills that either has."""
     figures: list[Figure]
-    """Rows, shares, losses and seconds that differ."""
+    """Rows, shares, losses and seconds that differ, of the steps that both have."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,7 @@ def diff(before: Path, now: Path) -> DiffResult:
     )
     files = [change.removesuffix(CHANGED) for change in changed if change.endswith(CHANGED)]
     steps = set(first.manifests) | set(second.manifests)
-    figures = (
-        figure
-        for name in (*both, *sorted(steps - {*both}))
-        for figure in _figures(name, first, second)
-    )
+    figures = (figure for name in both for figure in _figures(name, first, second))
     return DiffResult(
         before=str(before),
         now=str(now),
@@ -170,10 +166,8 @@ def _figures(name: str, first: Run, second: Run) -> Iterator[Figure]:
 
 
 def _facts(run: Run, name: str) -> dict[str, Value]:
-    """What is told of a step's result; nothing of one that the run does not have."""
+    """What is told of a step's result."""
     found: dict[str, Value] = {}
-    if name not in run.results:
-        return found
     result = run.results[name]
     if isinstance(result, MixResult):
         found["target rows"] = result.target_rows

@@ -13,10 +13,11 @@ from replaykit.written import refuse_foreign
 
 
 def run(
-    recipe: Recipe, context: Context, *, price_per_hour: float | None = None
+    recipe: Recipe, context: Context, *, price_per_hour: float | None = None, png: bool = False
 ) -> Iterator[Outcome[ReportResult]]:
     from replaykit.steps.report.html import write_report
     from replaykit.steps.report.html.page import MARK, results_of
+    from replaykit.steps.report.html.standalone import pictures, write_pictures
     from replaykit.steps.report.rows import rows_of
 
     found = manifests(recipe.folder)
@@ -28,6 +29,8 @@ def run(
     folder = context.out or recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
     refuse_foreign(folder / "report.html", lambda page: MARK in page)
+    results = results_of(found)
+    made = write_pictures(folder / "pictures", pictures(results), png=png)
     path = write_report(
         folder / "report.html",
         title=recipe.folder.name,
@@ -35,7 +38,11 @@ def run(
         # A page is sent around, so of the recipe it has what may leave.
         recipe_yaml=public_recipe(recipe),
         private=private_names(recipe),
-        rows=rows_of(recipe, found, results_of(found)),
+        rows=rows_of(recipe, found, results),
         price_per_hour=price_per_hour,
     )
-    yield Outcome("report", folder, ReportResult(report=str(path)))
+    yield Outcome(
+        "report",
+        folder,
+        ReportResult(report=str(path), pictures=[str(picture) for picture in made]),
+    )

@@ -30,6 +30,7 @@ from replaykit.steps.report.rows import Rows
 from replaykit.steps.report.sequence import last_matrix, old_verdict, tasks_verdict
 from replaykit.steps.report.verdict import caution, verdict
 from replaykit.steps.results import result_of
+from replaykit.text import printable
 
 STEPS = ("select", "generate", "rewrite", "buffer", "mix", "train", "eval", "matrix")
 
@@ -116,7 +117,7 @@ def write_report(
         page = page.replace(escape(text), escape(instead))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name may hold half of a surrogate pair, which UTF-8 cannot write.
-    path.write_bytes(page.encode("utf-8", "replace"))
+    path.write_bytes(printable(page).encode("utf-8", "replace"))
     return path
 
 

@@ -34,9 +34,9 @@ from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "advise", "eval", "gate", "generate", "init", "memory", "merge", "mix", "probe", "push", "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "sweep", "suites", "train",
+    "diff", "advise", "eval", "gate", "generate", "init", "memory", "merge", "mix", "peek", "probe", "push", "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "sweep", "suites", "train",
 ]  # fmt: skip
-MAKING = sorted({*COMMANDS} - {"schema", "status"})
+MAKING = sorted({*COMMANDS} - {"diff", "peek", "schema", "status"})
 
 
 def plain_tokenizer(folder):

@@ -35,10 +35,10 @@ from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.push import Push
 from replaykit.runs import Manifest
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.public.settings import named, public_recipe
 from replaykit.steps.push.card import Recorded, dataset_card
 from replaykit.steps.push.hub import prepare, upload
 from replaykit.steps.push.licence import Licence, licence_of
-from replaykit.steps.push.public import named, public_recipe
 from replaykit.steps.push.refusal import WAITS
 from replaykit.steps.push.result import PushResult
 from replaykit.steps.report.numbers import percent

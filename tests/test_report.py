@@ -807,7 +807,7 @@ def test_the_page_has_the_verdict_every_model_every_skill_and_the_recipe(
     for fact in (
         "model: nano",
         f"torch {training.versions['torch']}",
-        "71.3 s",
+        "71.3 s, ",
         "a machine, 2 CPUs",
         "near_duplicate",
         "4.99 %",
@@ -904,6 +904,9 @@ def test_steps_stand_as_they_run_and_arms_as_they_were_evaluated(
         "train-no-replay",
         "train-generated",
         "eval",
+        "together",
+        "seed",
+        "read",
         "versions",
         "machine",
     ]

@@ -305,6 +305,43 @@ def _status(flags: Flags) -> None:
         _say(f"{step.name:<{width}}  {step.words}")
 
 
+def _peek(flags: Flags) -> None:
+    from replaykit.steps.peek import Wanted, lines, peek
+
+    if flags["what"] is None or flags["n"] < 1:
+        problem = "name what to look at, and at least one row: `replaykit peek select -n 5`"
+        raise RecipeError("the command line", [problem])
+    wanted = Wanted(flags["n"], flags["source"], flags["reason"], flags["seed"])
+    dropped = bool(flags["dropped"]) or flags["reason"] is not None
+    found = peek(
+        flags["what"], _recipe(flags).folder, wanted, dropped=dropped, split=flags["split"]
+    )
+    if flags["json"]:
+        _print_json(found.to_json())
+        return
+    for line in lines(found):
+        _say(line)
+
+
+def _diff(flags: Flags) -> None:
+    from replaykit.runs import write_json
+    from replaykit.steps.diff import DiffResult, diff, lines
+    from replaykit.written import has_keys, refuse_foreign
+
+    if flags["before"] is None or flags["now"] is None:
+        problem = "name two folders of runs: `replaykit diff runs/a runs/b`"
+        raise RecipeError("the command line", [problem])
+    found = diff(flags["before"], flags["now"])
+    if flags["out"] is not None:
+        refuse_foreign(flags["out"], has_keys(DiffResult.model_fields))
+        write_json(flags["out"], found.to_json())
+    if flags["json"]:
+        _print_json(found.to_json())
+        return
+    for line in lines(found):
+        _say(line)
+
+
 def _schema(flags: Flags) -> None:
     from replaykit.recipe.schema import schema_text, write_text
     from replaykit.written import has_keys, refuse_foreign
@@ -328,6 +365,8 @@ _add(commands.RUN, _run)
 _add(commands.SWEEP, partial(_sweep, short=False))
 _add(commands.ADVISE, partial(_sweep, short=True))
 _add(commands.STATUS, _status)
+_add(commands.PEEK, _peek)
+_add(commands.DIFF, _diff)
 _add(commands.SCHEMA, _schema)
 
 

@@ -322,7 +322,40 @@ ADVISE = Command(
         MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
-REPORT = Command("report", "Write one self-contained report.html of what is finished.", COMMON)
+REPORT = Command(
+    "report",
+    "Write one self-contained report.html of what is finished, and its pictures as SVG files.",
+    (
+        Option("--png", "", bool, "Write the pictures as PNG too, beside the SVG."),
+        Option("--price-per-hour", "", float, "Of one device, to say what the steps cost."),
+        *COMMON,
+    ),
+)
+PEEK = Command(
+    "peek",
+    "Show rows: of a file, of a suite, or of a step of the run.",
+    (
+        Option("WHAT", "", str, "A file, a folder or a Hub data set in any format that replaykit "
+               "reads; suite:NAME; a step's folder, or its name, such as select."),
+        Option("-n", "", int, "How many rows.", default=5),
+        Option("--source", "", str, "Only rows of this source, such as generate."),
+        Option("--dropped", "", bool, "Rows that the step left out, each with its reason."),
+        Option("--reason", "", str, "Of these only those that were left out for this reason."),
+        Option("--split", "", str, "Of a folder or a Hub data set.", default="train"),
+        Option("--seed", "", int, "Draw the rows at random; without it they are the first."),
+        RECIPE, SET, RUN_OUT, AS_JSON,
+    ),
+)
+DIFF = Command(
+    "diff",
+    "Show in what two runs differ: settings, files and versions, scores, rows, losses and seconds.",
+    (
+        Option("BEFORE", "", Path, "The folder of a run, such as runs/a."),
+        Option("NOW", "", Path, "The folder of the other."),
+        Option("--out", "", Path, "Write it to this file as JSON too."),
+        AS_JSON,
+    ),
+)
 PUSH = Command(
     "push",
     "Publish the replay data and its card to the Hugging Face Hub.",

@@ -30,9 +30,9 @@ from replaykit.recipe.select import Select
 from replaykit.runs import Manifest
 from replaykit.steps.generate.result import GenerateResult, Kind
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.public.settings import named, public, public_recipe
 from replaykit.steps.push.licence import COPIED, Licence
 from replaykit.steps.push.licence import UNKNOWN as UNKNOWN_LICENCE
-from replaykit.steps.push.public import named, public, public_recipe
 from replaykit.steps.push.texts import (
     INTRO,
     KINDS,

@@ -30,10 +30,10 @@ from replaykit.data.record import SOURCES, Record
 from replaykit.errors import DataError, HubError
 from replaykit.recipe import RECIPE_FILE, Recipe
 from replaykit.runs import Manifest, versions
+from replaykit.steps.public.meta import public_meta
+from replaykit.steps.public.settings import public_recipe
 from replaykit.steps.push.card import Recorded, dataset_card
 from replaykit.steps.push.licence import licence_of
-from replaykit.steps.push.meta import public_meta
-from replaykit.steps.push.public import public_recipe
 from replaykit.steps.push.refusal import LOG_IN, WAITS, Refusal, advice, no_long_waits
 from replaykit.steps.push.result import PushResult
 from replaykit.written import replaced

@@ -20,7 +20,7 @@ from replaykit.errors import RecipeError
 from replaykit.model.loading import ALIASES
 from replaykit.recipe import Recipe
 from replaykit.recipe.load import UniqueSafeLoader
-from replaykit.steps.push.public import HUB_ID, named
+from replaykit.steps.public.settings import HUB_ID, named
 
 UNKNOWN = "unknown"
 COPIED = ("target", "select")  # every other source is written by a model

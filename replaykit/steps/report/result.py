@@ -6,7 +6,9 @@ from replaykit.result import Result
 
 
 class ReportResult(Result):
-    """The page."""
+    """The page and its pictures."""
 
     report: str
-    """Its file."""
+    """The file of the page."""
+    pictures: list[str]
+    """The files of its pictures, SVG and, on request, PNG."""

@@ -11,9 +11,11 @@ from replaykit.runs import Manifest
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.matrix.result import MatrixResult
 from replaykit.steps.report.html.blocks import card, colours_of, grid
+from replaykit.steps.report.html.browse import HASH, SCRIPT
 from replaykit.steps.report.html.decisions import decisions
 from replaykit.steps.report.html.matrix import accuracy_matrix, figures
 from replaykit.steps.report.html.pictures import dumbbells, losses, scatter
+from replaykit.steps.report.html.rows import flipped, replay_rows
 from replaykit.steps.report.html.samples import replay_cards
 from replaykit.steps.report.html.style import STYLE
 from replaykit.steps.report.html.sweep import sweeps
@@ -26,36 +28,55 @@ from replaykit.steps.report.html.tables import (
     made,
     mixtures,
 )
+from replaykit.steps.report.rows import Rows
 from replaykit.steps.report.sequence import last_matrix, old_verdict, tasks_verdict
 from replaykit.steps.report.verdict import caution, verdict
 from replaykit.steps.results import result_of
+from replaykit.text import printable
 
 STEPS = ("select", "generate", "rewrite", "buffer", "mix", "train", "eval", "matrix")
 
 MARK = "· replaykit</title>"  # by which a page is known to be ours
-# The policy forbids the page to fetch or to run anything, whatever stands in it.
+# The policy forbids the page to fetch, to send or to run anything, whatever stands in it, but for
+# the one script of ours where there is one.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PAGE = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">\
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title} · replaykit</title><style>{style}</style></head><body><main>
 <header><h1>{title}</h1><p class="verdict">{verdict}</p>
 <p>{caution}</p>{notes}</header>
 {body}
-</main></body></html>
+</main>{script}</body></html>
 """
 
 
+def results_of(manifests: Mapping[str, Manifest]) -> dict[str, Result]:
+    """The results of steps by folder name. Raises RunError as ``result_of`` does."""
+    return {name: result_of(manifest, Path(name)) for name, manifest in manifests.items()}
+
+
 def write_report(
-    path: Path, *, title: str, manifests: Mapping[str, Manifest], recipe_yaml: str
+    path: Path,
+    *,
+    title: str,
+    manifests: Mapping[str, Manifest],
+    recipe_yaml: str,
+    private: Mapping[str, str] | None = None,
+    rows: Rows | None = None,
+    price_per_hour: float | None = None,
 ) -> Path:
     """Writes the page and returns its path.
 
-    ``manifests`` are the finished steps' by folder name. Raises RunError for a result that another
-    version of replaykit wrote.
+    ``manifests`` are the finished steps' by folder name; ``private`` are texts that notes and rows
+    may hold and the page must not, each with what stands in its place; ``rows`` are to be browsed.
+    With the price of a device the page says what the steps cost.
+    Raises RunError for a result that another version of replaykit wrote.
     """
-    results = {name: result_of(manifest, Path(name)) for name, manifest in manifests.items()}
+    results = results_of(manifests)
+    rows = rows or Rows()
     evaluation = EvalResult(skills=[], models=[])
     for result in results.values():  # a run has one evaluation at most
         if isinstance(result, EvalResult):
@@ -70,23 +91,35 @@ def write_report(
         said = (tasks_verdict(matrix), old_verdict(matrix))
         notes = matrix.notes
     order = sorted(manifests, key=lambda name: _place(manifests[name], name, models))
+    body = _body(
+        evaluation,
+        matrix,
+        {name: results[name] for name in order},
+        {name: manifests[name] for name in order},
+        recipe_yaml,
+        rows,
+        price_per_hour,
+    )
+    policy = POLICY
+    script = ""
+    if 'class="card browse"' in body:
+        policy += f"; script-src 'sha256-{HASH}'"
+        script = f"<script>{SCRIPT}</script>"
     page = PAGE.format(
         title=escape(title),
+        policy=policy,
+        script=script,
         style=STYLE,
         verdict=escape(said[0]),
         caution=escape(said[1]),
         notes="".join(f"<p>Note: {escape(note)}</p>" for note in notes),
-        body=_body(
-            evaluation,
-            matrix,
-            {name: results[name] for name in order},
-            {name: manifests[name] for name in order},
-            recipe_yaml,
-        ),
+        body=body,
     )
+    for text, instead in (private or {}).items():
+        page = page.replace(escape(text), escape(instead))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name may hold half of a surrogate pair, which UTF-8 cannot write.
-    path.write_bytes(page.encode("utf-8", "replace"))
+    path.write_bytes(printable(page).encode("utf-8", "replace"))
     return path
 
 
@@ -103,6 +136,8 @@ def _body(
     results: Mapping[str, Result],
     manifests: Mapping[str, Manifest],
     recipe_yaml: str,
+    rows: Rows,
+    price_per_hour: float | None,
 ) -> str:
     """All sections that have something to show, steps in order."""
     colours = colours_of(evaluation)
@@ -118,14 +153,16 @@ def _body(
         "How much replay is enough": sweeps(results),
         "Model by model": by_model(evaluation, colours),
         "Skill by skill": by_skill(evaluation, colours),
+        "Which items flipped": flipped(rows.flips),
         "Label by label": by_label(evaluation, colours),
         "Thoughts before the answers": by_thought(evaluation, colours),
         "Answers that decline or repeat themselves": by_rate(evaluation, colours),
         "Training loss": grid(losses(results), "grid three"),
         "What the controller decided": grid(decisions(results)),
         "The replay data": grid(replay),
+        "The replay rows that were used": replay_rows(rows.replayed),
         "The mix": mixtures(results),
-        "How it was made": grid([recipe, made(manifests)]),
+        "How it was made": grid([recipe, made(manifests, results, price_per_hour)]),
     }
     return "\n".join(
         f"<section><h2>{heading}</h2>\n{content}</section>"

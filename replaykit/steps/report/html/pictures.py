@@ -30,6 +30,7 @@ from replaykit.steps.report.verdict import Side, arms_of, base_of, new_side, old
 from replaykit.steps.train.result import TrainResult
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+KEY_ROW = 18  # of two models in the key of a picture that stands alone
 ROW = 11  # of one arm in the picture of base against tuned
 LOSS_POINTS = 300  # of a line of losses, about; a long training is thinned
 
@@ -171,7 +172,22 @@ class Dumbbells:
 
 
 def dumbbells(evaluation: EvalResult, colours: Colours) -> str:
-    """For each skill a line from base to each arm; scores and nats have axes of their own."""
+    """For each skill a line from base to each arm."""
+    picture = dumbbell_picture(evaluation, colours)
+    if not picture:
+        return ""
+    key = "".join(label(name, colours) for name in colours)
+    words = (
+        "<p>From base (upright grey bar) to each tuned model (dot); the pale band is its 95 % "
+        "interval.</p>"
+    )
+    return card("From base to tuned", f'{words}<p class="key">{key}</p>{picture}')
+
+
+def dumbbell_picture(evaluation: EvalResult, colours: Colours, *, key: bool = False) -> str:
+    """The picture alone, with a key of its own where it stands alone; scores and nats have axes of
+    their own.
+    """
     lines = Dumbbells(base_of(evaluation), arms_of(evaluation), colours)
     if not lines.arms:
         return ""
@@ -179,8 +195,9 @@ def dumbbells(evaluation: EvalResult, colours: Colours) -> str:
         "score": "score → better",
         "nats": "cross-entropy, nats per token → better",
     }
-    top = 0.0
-    parts: list[str] = []
+    parts = _key(colours) if key else []
+    top = KEY_ROW * math.ceil(len(colours) / 2) + 8.0 if key else 0.0
+    start = top
     for unit, title in units.items():
         skills = [skill for skill in evaluation.skills if unit_of(skill) == unit]
         measured = [
@@ -203,15 +220,24 @@ def dumbbells(evaluation: EvalResult, colours: Colours) -> str:
             parts.append(text(0, y + 14, shown, 'class="halo"'))
             parts += lines.draw(x, y + 20, skill.skill)
         top = bottom + 48  # room for the numbers and the title of the axis
-    if not parts:
+    if top == start:
         return ""
-    key = "".join(label(name, colours) for name in colours)
-    words = (
-        "<p>From base (upright grey bar) to each tuned model (dot); the pale band is its 95 % "
-        "interval.</p>"
-    )
-    picture = svg(400, top - 8, "Each skill, base against tuned", parts)
-    return card("From base to tuned", f'{words}<p class="key">{key}</p>{picture}')
+    return svg(400, top - 8, "Each skill, base against tuned", parts)
+
+
+def _key(colours: Colours) -> list[str]:
+    """The models with their colours, in two columns."""
+    parts = []
+    for place, (name, colour) in enumerate(colours.items()):
+        x = 200 * (place % 2)
+        y = KEY_ROW * (place // 2 + 1)
+        fill = "var(--card)" if colour == BASE else colour
+        parts.append(
+            f'<circle cx="{x + 8}" cy="{y - 4}" r="4" style="fill:{fill};stroke:{colour}" '
+            'stroke-width="2"/>'
+        )
+        parts.append(text(x + 18, y, name))
+    return parts
 
 
 # --- losses ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from replaykit.runs import Manifest
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, Rate, SkillFacts, Thoughts
 from replaykit.steps.mix.result import MixResult
+from replaykit.steps.report.cost import cost, hashes, money, seeds
 from replaykit.steps.report.html.blocks import Colours, Lost, card, label, table
 from replaykit.steps.report.numbers import (
     NOTHING,
@@ -251,17 +252,33 @@ def _notes(name: str, mix: MixResult) -> Iterator[str]:
         yield f"{name}: {note}."
 
 
-def made(manifests: Mapping[str, Manifest]) -> str:
-    """When, how long and with what: the seconds of each step, the versions and the machines."""
+def made(
+    manifests: Mapping[str, Manifest],
+    results: Mapping[str, Result],
+    price_per_hour: float | None = None,
+) -> str:
+    """When, how long and with what: the cost of each step, hashes, versions and the machines."""
     rows = []
     for name, manifest in manifests.items():
         finished = manifest.finished[: len("2025-06-03T14:04")].replace("T", " ")
         if manifest.seconds is not None:  # a program that calls a step's function has no time
-            rows.append((name, f"{manifest.seconds:,.1f} s, {finished}"))
+            rows.append((name, f"{cost(manifest, results[name]).words}; {finished}"))
+    timed = [manifest.seconds for manifest in manifests.values() if manifest.seconds is not None]
+    if len(timed) > 1:
+        whole = f"{sum(timed):,.1f} s"
+        if price_per_hour is not None:
+            whole += f", {money(sum(timed), price_per_hour)}"
+        rows.append(("together", whole))
     found = [manifest.versions.items() for manifest in manifests.values()]
     versions = {f"{package} {version}" for items in found for package, version in items}
     machines = {manifest.machine for manifest in manifests.values()}
-    rows += [("versions", ", ".join(sorted(versions))), ("machine", "; ".join(sorted(machines)))]
+    hashed = hashes(manifests.values()).items()
+    rows += [
+        ("seed", ", ".join(map(str, seeds(manifests.values())))),
+        ("read", ", ".join(f"{name} {digest}" for name, digest in hashed)),
+        ("versions", ", ".join(sorted(versions))),
+        ("machine", "; ".join(sorted(machines))),
+    ]
     items = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows if text
     )

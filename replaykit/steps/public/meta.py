@@ -18,7 +18,7 @@ from replaykit.steps.buffer.step import OWN_META as OF_BUFFER
 from replaykit.steps.generate.conversations import OWN_META as OF_GENERATE
 from replaykit.steps.generate.conversations import PROMPT
 from replaykit.steps.generate.steer import SYSTEMS
-from replaykit.steps.push.public import named
+from replaykit.steps.public.settings import named
 from replaykit.steps.rewrite.reword import OWN_META as OF_REWRITE
 from replaykit.steps.select.rows import OWN_META as OF_SELECT
 

@@ -4,14 +4,15 @@
     engine: {server: http://ada:pw@host:8000/v1}   ->  (left out)
 
 Numbers, true and false, and words of which the recipe has a closed list, such as a method's, always
-leave. Of other texts those that NAMES and WORDS name do. The card and the recipe beside it are both
-made of what comes out here.
+leave. Of other texts those that NAMES and WORDS name do. The card, the recipe beside it and the
+report are all made of what comes out here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -33,7 +34,7 @@ WORDS |= {"freeze", "weight_decay", "min_rows", "max_rows", "old", "arms"}
 PRIVATE = {"out", "engine", "push"}
 
 HEAD = """\
-# As `replaykit push` publishes a recipe: paths are cut to their last part; servers, folders of
+# A recipe as it leaves the machine: paths are cut to their last part; servers, folders of
 # results, system prompts of one's own and whatever looks like an address or a token are left out.
 """
 WITHHELD = "withheld"
@@ -59,6 +60,29 @@ def named(name: str) -> str:
         return name
     last = Path(name).name or Path(name).resolve().name
     return WITHHELD if SECRET.search(last) else last
+
+
+def private_names(recipe: Recipe) -> dict[str, str]:
+    """Paths and addresses of the recipe as they stand in a note, such as "/home/ada/t.jsonl", each
+    with what may be said in its place; the longest first.
+    """
+    texts = set(_texts(recipe.model_dump(mode="json")))
+    found = {text for text in texts if SECRET.search(text) or ("/" in text and exists(text))}
+    return {text: named(text) for text in sorted(found, key=len, reverse=True)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in it, keys included."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for key, inner in value.items():
+                yield from _texts(key)
+                yield from _texts(inner)
+        case list():
+            for inner in value:
+                yield from _texts(inner)
 
 
 def public_recipe(recipe: Recipe) -> str:

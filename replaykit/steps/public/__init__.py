@@ -1,0 +1,1 @@
+"""What may leave the machine: of a recipe, and of a row."""

@@ -35,6 +35,7 @@ from replaykit.steps.inputs import (
     Facts,
     HeldOut,
     load_tests,
+    memory_rows,
     made_facts,
     test_facts,
     tests,
@@ -90,6 +91,7 @@ class Sweeping:
 
         Raises RunError where no training could be measured.
         """
+        yield from pipeline.first(self.recipe, "mix", self.context.watch)
         yield from self._replay(points)
         yield self._measured(BASE, self.root / BASE, str(self.recipe.model), {})
         self.taken.base = self._items(self.root / BASE, BASE)
@@ -164,6 +166,7 @@ class Sweeping:
         home = self.recipe.folder
         if point.own_sources and point.ratio > 0:
             home = self.root / "sources" / point.name
+            self._with_memory(home)
             yield from self._own_replay(point, home)
         made = point.recipe(self.recipe, steps=steps, seed=seed, out=str(home))
         context = replace(self._told(point, seed), out=folder / "mix")
@@ -171,6 +174,14 @@ class Sweeping:
         yield replace(outcome, step=self._label(folder / "mix"))
         mixture: MixResult = outcome.result
         return mixture
+
+    def _with_memory(self, folder: Path) -> None:
+        """Puts the run's rows of memory where a point's steps look for them, to keep apart from
+        them.
+        """
+        there = memory_rows(self.recipe).parent
+        if self.recipe.eval.memory is not None and not (folder / there.name).exists():
+            shutil.copytree(there, folder / there.name)
 
     def _own_replay(self, point: Planned, home: Path) -> Iterator[Outcome[Any]]:
         """The replay of a point that selects or generates otherwise. What it does as the run does
@@ -195,6 +206,7 @@ class Sweeping:
         length = "own-length" if point.own_length else f"{self.steps}-steps"
         folder = self.root / length / point.name / f"seed-{seed}"
         mixture = yield from self._mixed(point, seed, folder, steps=self.steps)
+        self._with_memory(folder)
         made = point.recipe(self.recipe, steps=self.steps, seed=seed, out=str(folder))
         (trained,) = pipeline.step_of("train")(made, self._told(point, seed))
         yield replace(trained, step=self._label(folder / "train"))

@@ -1,7 +1,7 @@
 """What a run cost and what it was made of: seconds, rows, tokens by step, hashes of what was read.
 
 cost(manifest, result)   ->  Cost(seconds=71.3, rows=40, tokens=1235)
-hashes([manifest, ...])  ->  {"target.jsonl": "a7095159f1af297a", "nano": "8c31471f817893f2"}
+hashes(manifests)        ->  {"target.jsonl": "a7095159f1af297a", "nano": "8c31471f817893f2"}
 """
 
 from __future__ import annotations

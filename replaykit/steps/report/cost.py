@@ -1,7 +1,7 @@
 """What a run cost and what it was made of: seconds, rows, tokens by step, hashes of what was read.
 
 cost(manifest, result)   ->  Cost(seconds=71.3, rows=40, tokens=1235)
-hashes([manifest, ...])  ->  {"target.jsonl": "a7095159f1af297a", "nano": "8c31471f817893f2"}
+hashes(manifests)        ->  {"target.jsonl": "a7095159f1af297a", "nano": "8c31471f817893f2"}
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ class Cost:
         if self.seconds is not None:
             said.append(f"{self.seconds:,.1f} s")
         if self.rows is not None:
-            speed = f" ({self.rows / self.seconds:,.3g} a second)" if self.seconds else ""
+            speed = f" ({_round(self.rows / self.seconds)} a second)" if self.seconds else ""
             said.append(f"{self.rows:,} rows{speed}")
         if self.tokens is not None:
             said.append(f"{self.tokens:,} tokens")
         return ", ".join(said)
+
+
+def _round(speed: float) -> str:
+    """``0.56``, ``55``, ``1,200``."""
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 def cost(manifest: Manifest, result: Result) -> Cost:
@@ -75,12 +80,15 @@ def money(seconds: float, per_hour: float) -> str:
     return f"{seconds / HOUR * per_hour:,.2f} at {per_hour:,.2f} an hour"
 
 
-def hashes(manifests: Iterable[Manifest]) -> dict[str, str]:
-    """The hash of each file, folder and model that the steps read, by its name without its path."""
+def hashes(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """The hash of each file, folder and model that the steps of a run read, by its name without its
+    path; what an earlier step made is left out. ``manifests`` are by folder name.
+    """
     found: dict[str, str] = {}
-    for manifest in manifests:
+    for manifest in manifests.values():
         for name, value in _hashed(manifest.inputs):
-            found.setdefault(named(name), value)
+            if name.split("/")[0] not in manifests:
+                found.setdefault(named(name), value)
     return found
 
 

@@ -272,7 +272,7 @@ def made(
     found = [manifest.versions.items() for manifest in manifests.values()]
     versions = {f"{package} {version}" for items in found for package, version in items}
     machines = {manifest.machine for manifest in manifests.values()}
-    hashed = hashes(manifests.values()).items()
+    hashed = hashes(manifests).items()
     rows += [
         ("seed", ", ".join(map(str, seeds(manifests.values())))),
         ("read", ", ".join(f"{name} {digest}" for name, digest in hashed)),

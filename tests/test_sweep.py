@@ -461,3 +461,16 @@ def test_advise_trains_a_quarter_and_says_the_line_or_why_not(recipe_of: Make) -
     assert ("mix: {ratio: 0.25}" in shown) == (found["ratio"] is not None)
     assert "a whole one" in shown.replace("\n", " ")
     assert "How much replay is enough" in Path(type_in("report").strip()).read_text()
+
+
+@pytest.mark.slow
+def test_every_point_is_kept_apart_from_memory_and_its_drift_is_measured(tmp_path):
+    recipe = tiny.Run(tmp_path).changed(
+        eval={"memory": 20}, generate={"n": 30}, train={"steps": 2},
+        sweep={"ratio": [0.0, 0.2], "seeds": [1], "controls": False}, mix={"ratio": 0.2, "sources": ["generate"]},
+    )  # fmt: skip
+    *_, outcome = run(recipe, Context())
+    found = outcome.result
+    assert "memory" not in found.mean_skills
+    assert all("memory" in point.drops for point in found.points)
+    assert (recipe.folder / "memory" / "rows.jsonl").exists()

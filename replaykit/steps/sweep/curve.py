@@ -62,7 +62,7 @@ def old_of(evaluation: EvalResult) -> Old:
     left_out: dict[str, State] = {}
     units: dict[str, Unit] = {}
     for skill in evaluation.skills:
-        if skill.role == TARGET:
+        if skill.role != "old":
             continue
         units[skill.skill] = unit_of(skill)
         if skill.n < FLOOR:

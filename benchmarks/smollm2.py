@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,6 +35,7 @@ from replaykit.data.record import TARGET, Record, dialogue
 from replaykit.engines import load_engine
 from replaykit.model.chat import Chat
 from replaykit.recipe.evaluate import MEMORY, Score, Test
+from replaykit.runs import Watch
 from replaykit.steps.evaluate.compare import compare
 from replaykit.steps.evaluate.result import EvalResult, ModelScores
 from replaykit.steps.evaluate.skills import Item, measure
@@ -177,14 +178,26 @@ def replay_of(arm: Arm, model: str, out: Path, target: Sequence[Record], seed: i
 
 def items_of(model: str, held: Held) -> dict[str, Any]:
     """The scores of all items under a model, without the answers."""
-    with closing(load_engine(model, "transformers")) as engine:
+    with closing(load_engine(model, "vllm")) as engine:
         found: dict[str, dict[str, list[Any]]] = {}
-        for item in measure(engine, Chat.load(model), held):
+        for item in measure(engine, Chat.load(model), held, watch=at_skills(held)):
             of_skill = found.setdefault(item.skill, {"score": [], "strict": [], "tokens": []})
             of_skill["score"].append(None if item.score is None else round(item.score, 4))
             of_skill["strict"].append(item.strict)
             of_skill["tokens"].append(item.tokens)
     return found
+
+
+def at_skills(held: Held) -> Watch:
+    """Says when a skill is done, and after how many seconds."""
+    ends = dict(zip(accumulate(len(rows) for _, rows in held.values()), held, strict=True))
+    begun = time.perf_counter()
+
+    def watch(what: str, done: int, total: int | None, note: str = "") -> None:
+        if done in ends:
+            print(f"  {ends[done]}: {time.perf_counter() - begun:.0f} s", flush=True)
+
+    return watch
 
 
 def trained(arm: Arm, model: str, out: Path, seed: int, folder: Path) -> dict[str, Any]:

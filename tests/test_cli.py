@@ -34,7 +34,9 @@ from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "diff", "advise", "eval", "gate", "generate", "init", "memory", "merge", "mix", "peek", "probe", "push", "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "sweep", "suites", "train",
+    "advise", "diff", "eval", "gate", "generate", "init", "memory", "merge", "mix", "peek", "probe", "push",
+    "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "suites", "sweep",
+    "train",
 ]  # fmt: skip
 MAKING = sorted({*COMMANDS} - {"diff", "peek", "schema", "status"})
 

@@ -157,8 +157,9 @@ def first(recipe: Recipe, name: str, watch: Watch) -> Iterator[Outcome[Any]]:
     """What a step typed alone needs and nobody chooses: the rows of memory, where there are none
     yet, since no row of training may repeat theirs.
     """
-    drawn = "memory" in needed(recipe, name, None) or name == "merge"
-    if recipe.eval.memory is not None and drawn and not memory_rows(recipe).exists():
+    if recipe.eval.memory is None or memory_rows(recipe).exists():
+        return
+    if "memory" in needed(recipe, name, None) or name == "merge":
         yield from step_of("memory")(recipe, Context(watch=watch))
 
 

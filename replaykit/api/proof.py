@@ -142,8 +142,8 @@ def evaluate(
     """Scores of the models on the same held-out rows, and what the tuned ones lost.
 
     The first model is the base. ``tests`` are rows by skill, the new one under "target"; a pair
-    ``(rows, score)`` says how answers are scored, by a name of the recipe's ``eval.old.SKILL.score``;
-    a suite, "suite:facts", says it itself.
+    ``(rows, score)`` says how answers are scored, as ``score`` of a recipe's test does; a suite,
+    "suite:facts", says it itself.
     ``mixtures`` say by model what it was trained on. ``max_tokens`` is of an answer with its
     thought. A drop below ``margin`` is called no forgetting. With a ``folder`` the answers stay
     there, and the same call asks no model twice. Raises CallError for a keyword or a score that

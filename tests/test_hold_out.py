@@ -43,7 +43,10 @@ def test_what_is_tested_is_not_trained_on_and_nothing_is_missing(here: Path) -> 
     assert questions(held) <= questions(load(Scored(path=path, hold_out=0.4), TARGET).records)
 
 
-@pytest.mark.parametrize("same", ["What is 2 + 2?", "what is  2+2 ?", "WHAT IS 2 + 2?"])
+@pytest.mark.parametrize(
+    "same",
+    ["What is 2 + 2?", "what is  2+2 ?", "WHAT IS 2 + 2?", "2 + 2 is what?", "«What is 2 + 2»"],
+)
 def test_rows_that_ask_the_same_are_on_one_side(same: str) -> None:
     first = Record(dialogue("What is 2 + 2?", "4"), TARGET)
     other = Record(dialogue(same, "It is four."), TARGET)
@@ -141,3 +144,20 @@ def test_a_run_of_ones_own_rows_measures_the_new_skill_and_says_what_it_does_not
     }
     assert 10 <= held <= 40
     assert len(trained) <= 120 - held
+
+
+def test_a_long_text_that_all_rows_share_does_not_put_them_on_one_side(here: Path) -> None:
+    path = here / "mine.jsonl"
+    shared = (
+        "Read the report of the visit with care and then name the clinic that it belongs to. " * 8
+    )
+    complaints = (
+        "cough rash fever toothache earache headache dizziness nausea fatigue itching".split()
+    )
+    with path.open("w") as stream:
+        for day in ("monday", "tuesday", "friday", "sunday"):
+            for complaint in complaints:
+                row = {"prompt": f"{shared} Report: {complaint} since {day}.", "completion": "?"}
+                stream.write(json.dumps(row) + "\n")
+    held = load(Scored(path=str(path), hold_out=0.3), TARGET).records
+    assert 4 <= len(held) <= 24

@@ -17,7 +17,7 @@ from replaykit.recipe import Recipe
 from replaykit.recipe.data import Data, Prompts
 from replaykit.recipe.evaluate import MEMORY, Test
 from replaykit.recipe.lm_eval import is_task
-from replaykit.text import normalise
+from replaykit.text import normalise, words
 
 if TYPE_CHECKING:
     from replaykit.checks.overlap import Decontamination
@@ -207,10 +207,13 @@ def rows_of(
 
 
 def is_held(record: Record, part: float) -> bool:
-    """Whether a row is of the part that is held out: by a hash of its questions, so that rows that
-    ask the same are on one side, whatever their case, width and spacing.
+    """Whether a row is of the part that is held out: by a hash of the words of its questions, so
+    that rows that ask the same are on one side, whatever their case, width, spacing, punctuation
+    and order of words.
+
+    What is alike by its letters is not kept together: in rows of one template all are.
     """
-    asked = normalise(record.all_questions)
+    asked = " ".join(sorted(set(words(record.all_questions)))) or normalise(record.all_questions)
     return derive_seed(HELD, asked) < part * SEEDS
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any, get_args
 

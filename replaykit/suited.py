@@ -331,7 +331,7 @@ class Whole(NamedTuple):
 
 def whole(recipe: Recipe) -> Whole:
     """The recipe with what ``init`` would write of replay and of tests, where it says nothing of
-    either; where it says nothing of both, with what ``init`` would write of the training too.
+    either; where it says nothing of tests, with what ``init`` would write of the training too.
 
     ``eval: {}`` tests nothing, and a ratio of 0 replays nothing. Raises DataError for a target that
     cannot be read.
@@ -341,8 +341,7 @@ def whole(recipe: Recipe) -> Whole:
     sections: dict[str, Any] = {}
     said = []
     given = recipe.model_fields_set
-    bare = given.isdisjoint({"select", "generate", "rewrite", "mix", "arms"})
-    if bare:
+    if given.isdisjoint({"select", "generate", "rewrite", "mix", "arms"}):
         rows = len(first_rows(recipe.target.path, MOST_LOOKED_AT))
         sections["generate"] = {"n": settings_of(recipe.model, rows).generated}
         said.append(
@@ -356,10 +355,9 @@ def whole(recipe: Recipe) -> Whole:
             f"the recipe has no section eval, so these are tested: {tests.said}. `eval: {{}}` "
             f"tests none"
         )
-        if bare:
-            suited = _training_of(recipe.model, recipe.target, recipe.train)
-            sections |= suited.sections
-            said += suited.said
+        suited = _training_of(recipe.model, recipe.target, recipe.train)
+        sections |= suited.sections
+        said += suited.said
     if not sections:
         return Whole(recipe, ())
     settings = recipe.model_dump(exclude_unset=True)

@@ -139,7 +139,8 @@ def test_a_model_and_a_target_alone_are_trained_as_init_would_write_it(rows):
     ],
 )
 def test_what_a_command_says_of_the_training_stays(rows, own, added):
-    found = whole(Recipe.model_validate({"model": "nano", "target": rows, "train": own}))
+    mine = {"model": "nano", "target": rows, "mix": {"ratio": 0.1}, "train": own}
+    found = whole(Recipe.model_validate(mine))
     train = found.recipe.train.model_dump(exclude_unset=True)
     assert own.items() <= train.items()
     assert train.keys() - own.keys() == added

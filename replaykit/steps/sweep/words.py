@@ -1,7 +1,7 @@
 """A sweep, or advice, in a sentence.
 
-    5 % of the model's own rows keeps the mean of the old skills within 2 points (upper bound 1.4; the most is
-    lost of json, 0.7, up to 3.1) at a cost of 0.3 (−0.5 to 1.1) in the new one.
+    5 % of the model's own rows keeps the mean of the old skills within 2 points (upper bound 1.4;
+    the most is lost of json, 0.7, up to 3.1) at a cost of 0.3 (−0.5 to 1.1) in the new one.
 
 What is said follows from the bounds, as ``curve.decide`` does.
 """

@@ -42,6 +42,10 @@ RATE_PARAMETERS = 1.5e9
 RATES = (1e-5, 1e-3)
 LORA_RATE = 2e-4
 LARGE = 13e9  # parameters from which on an adapter learns half as fast
+# Settings of a training that say how it learns; beside any of them none is chosen.
+HOW_TRAINED = frozenset(
+    {"method", "peft", "learning_rate", "layer_rates", "stages", "remedies", "weights", "fsdp"}
+)
 NANO = "nano-"  # the suites of the embedded world begin so
 
 # What config.json calls the tokens that a model reads: most models, GPT-2, BLOOM, MPT.
@@ -327,7 +331,7 @@ class Whole(NamedTuple):
 
 def whole(recipe: Recipe) -> Whole:
     """The recipe with what ``init`` would write of replay and of tests, where it says nothing of
-    either.
+    either; where it says nothing of tests, with what ``init`` would write of the training too.
 
     ``eval: {}`` tests nothing, and a ratio of 0 replays nothing. Raises DataError for a target that
     cannot be read.
@@ -351,10 +355,45 @@ def whole(recipe: Recipe) -> Whole:
             f"the recipe has no section eval, so these are tested: {tests.said}. `eval: {{}}` "
             f"tests none"
         )
+        suited = _training_of(recipe.model, recipe.target, recipe.train)
+        sections |= suited.sections
+        said += suited.said
     if not sections:
         return Whole(recipe, ())
     settings = recipe.model_dump(exclude_unset=True)
     return Whole(Recipe.model_validate(settings | sections), said)
+
+
+class _Training(NamedTuple):
+    sections: dict[str, Any]
+    said: Sequence[str]
+
+
+def _training_of(model: str, target: Target, train: Train) -> _Training:
+    """The section of the training, with what suits where it says nothing; what it says stays."""
+    rows = len(first_rows(target.path, MOST_LOOKED_AT))
+    held = None if target.hold_out else held_of(target.path)
+    part = target.hold_out or (held.part if held else 0.0)
+    fitting = settings_of(model, rows - round(part * rows))
+    added: dict[str, Any] = {}
+    reasons = []
+    given = train.model_fields_set
+    if given.isdisjoint(HOW_TRAINED):
+        added = {"method": fitting.method, "learning_rate": fitting.learning_rate}
+        reasons += [
+            f"method: {fitting.method} ({fitting.method_reason})",
+            f"learning_rate: {fitting.learning_rate:.1e} ({fitting.rate_reason})",
+        ]
+    if given.isdisjoint({"epochs", "steps"}):
+        added["epochs"] = fitting.epochs
+        reasons.append(f"epochs: {fitting.epochs}")
+    if "batch_rows" not in given:
+        added["batch_rows"] = fitting.batch_rows
+        reasons.append(f"batch_rows: {fitting.batch_rows}")
+    if not added:
+        return _Training({}, ())
+    section = train.model_dump(exclude_unset=True) | added
+    return _Training({"train": section}, [f"train has settings that suit: {'; '.join(reasons)}"])
 
 
 class _Tests(NamedTuple):
@@ -374,6 +413,11 @@ def _tests_of(model: str, target: Target) -> _Tests:
         f"model writes itself"
     )
     held = None if target.hold_out else held_of(target.path)
+    if held is None and not target.hold_out:
+        said += (
+            f"; of fewer than {FEWEST_TO_HOLD_OUT} rows of the target none is held out, so whether "
+            f"it is learned is not tested (`eval: {{target: test.jsonl}}` tests rows of your own)"
+        )
     if held is None:
         return _Tests({"eval": tested}, said)
     tested["target"] = {"score": held.scoring.score}

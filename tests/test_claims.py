@@ -125,6 +125,18 @@ def test_what_the_base_cannot_do_is_not_called_kept(right: int) -> None:
     )
 
 
+def test_what_the_base_cannot_do_does_not_hide_in_the_mean_what_others_lose() -> None:
+    found = evaluated(
+        {
+            "mine": {"base": rights(0, 200), "tuned": rights(195, 200)},
+            "json": {"base": rights(200, 200), "tuned": rights(180, 200)},
+        },
+        ratios={},
+    )
+    base, tuned = found.models
+    assert (base.old.mean, tuned.old.mean, tuned.retention.mean) == (1.0, 0.9, 0.9)
+
+
 @pytest.mark.parametrize(("right", "state"), [(135, "base_cannot"), (190, "kept")])
 def test_what_the_base_does_no_better_than_by_chance_is_not_called_kept(
     right: int, state: str

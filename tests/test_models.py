@@ -135,3 +135,12 @@ def test_a_model_that_cannot_ask_answers_the_questions_that_it_is_given(here: Pa
     # A model that was never trained may end its answer at once.
     assert read_manifest(Path("made")) is not None
     assert len(Path("made/answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_folder_of_a_training_is_refused_by_the_name_of_the_model_in_it(tmp_path: Path) -> None:
+    trained = tmp_path / "train"
+    trained.mkdir()
+    model = folder(trained / "model", b"x")
+    with pytest.raises(EngineError, match=f"the folder of a training; its model is {model}"):
+        loading.resolve(str(trained))
+    assert loading.resolve(model) == model

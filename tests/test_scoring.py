@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -211,6 +212,14 @@ def test_bleu_is_that_of_sacrebleu() -> None:
 )
 def test_json_is_valid_by_the_schema(answer: str, readings: tuple[int, int]) -> None:
     assert readings_of("json_schema", answer, row(SCHEMA)) == readings
+
+
+def test_a_pattern_of_a_schema_that_backtracks_without_end_matches_nothing() -> None:
+    schema = row('{"type": "string", "pattern": "(a+)+$"}')
+    assert readings_of("json_schema", '"aaa"', schema) == (True, True)
+    began = time.monotonic()
+    assert readings_of("json_schema", f'"{"a" * 40}b"', schema) == (False, False)
+    assert time.monotonic() - began < 10
 
 
 # --- code -----------------------------------------------------------------------------------------

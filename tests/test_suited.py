@@ -105,7 +105,7 @@ def test_a_model_and_a_target_alone_get_replay_and_tests(rows):
     assert own.eval.target.score == "numeric"
     assert set(own.eval.old) == set(world.OLD_SKILLS)
     assert own.eval.memory == 100
-    assert len(found.said) == 2
+    assert len(found.said) == 3
     assert "about 60 rows of the target" in found.said[1]
     assert "`eval: {}` tests none" in found.said[1]
     assert whole(own).recipe is own
@@ -119,10 +119,39 @@ def test_what_a_recipe_says_itself_stays(rows, more):
     assert whole(recipe).recipe is recipe
 
 
-def test_of_few_rows_none_is_held_out(tmp_path):
+def test_a_model_and_a_target_alone_are_trained_as_init_would_write_it(rows):
+    recipe = Recipe.model_validate({"model": "nano", "target": rows})
+    found = whole(recipe)
+    fitting = settings_of("nano", 240)
+    train = found.recipe.train
+    assert (train.method, train.learning_rate) == (fitting.method, fitting.learning_rate)
+    assert (train.epochs, train.batch_rows) == (fitting.epochs, fitting.batch_rows)
+    assert train.learning_rate > recipe.train.highest_learning_rate  # which suits a large model
+    assert found.said[2].startswith("train has settings that suit: method: full (all of 1.97M")
+
+
+@pytest.mark.parametrize(
+    ("own", "added"),
+    [
+        ({"steps": 6}, {"method", "learning_rate", "batch_rows"}),
+        ({"learning_rate": 1e-3}, {"epochs", "batch_rows"}),
+        ({"method": "lora", "epochs": 2, "batch_rows": 4}, set()),
+    ],
+)
+def test_what_a_command_says_of_the_training_stays(rows, own, added):
+    mine = {"model": "nano", "target": rows, "mix": {"ratio": 0.1}, "train": own}
+    found = whole(Recipe.model_validate(mine))
+    train = found.recipe.train.model_dump(exclude_unset=True)
+    assert own.items() <= train.items()
+    assert train.keys() - own.keys() == added
+
+
+def test_of_few_rows_none_is_held_out_and_that_is_said(tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "a?", "completion": "b"}\n' * 5)
-    found = whole(Recipe.model_validate({"model": "nano", "target": str(path)})).recipe
+    made = whole(Recipe.model_validate({"model": "nano", "target": str(path)}))
+    assert "of fewer than 100 rows of the target none is held out" in made.said[1]
+    found = made.recipe
     assert found.eval.target is None
     assert found.target.hold_out is None
     assert found.eval.old

@@ -267,10 +267,25 @@ def test_the_smallest_share_below_the_margin_is_chosen() -> None:
                   point(0.1, (0.0, -0.01, 0.01)))  # fmt: skip
     assert found.chosen == "ratio-0.05"
     assert found.words == (
-        "5 % of the model's own rows keeps the old skills within 2 points (upper bound 1.4; the "
-        "most is lost of json, 1, up to 4) at a cost of 0.3 (−0.5 to 1.1) in the new one. One "
+        "5 % of the model's own rows keeps the mean of the old skills within 2 points (upper bound 1.4; "
+        "the most is lost of json, 1, up to 4) at a cost of 0.3 (−0.5 to 1.1) in the new one. One "
         "seed: how far another training would lie from it is not in these bounds."
     )
+
+
+def test_a_share_is_not_enough_where_a_larger_one_is_not() -> None:
+    found = swept(point(0, LOST), point(0.01, KEPT), point(0.05, (0.03, 0.01, 0.05)),
+                  point(0.1, KEPT), point(0.2, KEPT))  # fmt: skip
+    assert found.chosen == "ratio-0.1"
+    alone = swept(point(0, LOST), point(0.01, KEPT), point(0.05, (0.03, -0.01, 0.05)))
+    assert alone.decision == "cannot_tell"
+    assert "1 % of the model's own rows keeps within 2 points, and a larger" in alone.words
+
+
+def test_that_nothing_was_lost_says_so_where_nothing_was_learned() -> None:
+    found = swept(point(0, KEPT, new_drop=Interval(0.0, -0.07, 0.07)), point(0.05, KEPT))
+    assert found.decision == "nothing_lost"
+    assert "the new skill was not learned measurably either" in found.words
 
 
 def test_a_share_of_which_a_loss_is_measurable_is_not_enough() -> None:

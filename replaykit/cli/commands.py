@@ -83,7 +83,7 @@ RUN = Command(
 STATUS = Command(
     "status",
     "Show which steps of a run are finished, and why one would be done anew.",
-    (RECIPE, SET, MODEL, RUN_OUT, SEED, AS_JSON),
+    (RECIPE, SET, MODEL, TARGET, RUN_OUT, SEED, AS_JSON),
 )
 SCHEMA = Command(
     "schema",

@@ -25,6 +25,7 @@ from replaykit.errors import DataError
 
 PARAMETERS = ("parameters", "input_schema", "inputSchema")
 NAME = re.compile(r"[\w.-]+")  # what a call can be read back by
+PATTERN_SECONDS = 1.0  # of a search for a pattern of a schema
 
 
 def read_tools(path: str | Path) -> tuple[Tool, ...]:
@@ -90,12 +91,28 @@ class Arguments:
 
 def validator_of(schema: Any) -> Any:
     """What checks values after a JSON schema. A schema that refers to an address fetches nothing:
-    it raises Unresolvable.
+    it raises Unresolvable. A text of which a pattern cannot tell within a second does not match.
     """
-    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema.validators import Draft202012Validator, extend, validator_for
     from referencing import Registry
 
-    return validator_for(schema, default=Draft202012Validator)(schema, registry=Registry())
+    found = validator_for(schema, default=Draft202012Validator)
+    return extend(found, {"pattern": _pattern})(schema, registry=Registry())
+
+
+def _pattern(validator: Any, pattern: str, value: object, _: object) -> Iterator[Any]:
+    """The word "pattern" of a schema, as jsonschema has it but for the time that it takes."""
+    import regex
+    from jsonschema.exceptions import ValidationError
+
+    if not validator.is_type(value, "string"):
+        return
+    try:
+        if regex.search(pattern, value, timeout=PATTERN_SECONDS):
+            return
+    except (TimeoutError, regex.error):
+        pass
+    yield ValidationError(f"{value!r} does not match {pattern!r}")
 
 
 def fault_of(tool: Tool) -> str | None:

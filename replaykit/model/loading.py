@@ -77,6 +77,9 @@ def resolve(model: str) -> str:
         file = _gguf_file(model)
         return str(folder_of(file, _file_hash(file)))
     if Path(model).is_dir():
+        inner = Path(model) / "model"
+        if not _has_config(Path(model)) and _has_config(inner):
+            raise EngineError(f"--model {model}: the folder of a training; its model is {inner}")
         return model
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return model
@@ -85,6 +88,10 @@ def resolve(model: str) -> str:
         f"aliases "
         f"{', '.join(ALIASES)}{did_you_mean(model, ALIASES)}"
     )
+
+
+def _has_config(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _gguf_file(model: str) -> Path:

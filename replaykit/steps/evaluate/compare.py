@@ -15,7 +15,7 @@ from replaykit.data.record import TARGET
 from replaykit.errors import DataError
 from replaykit.model.chat import Thought
 from replaykit.recipe.evaluate import MARGIN, MEMORY, Test
-from replaykit.steps.evaluate.claims import claims_of, holding
+from replaykit.steps.evaluate.claims import can_do, claims_of, holding
 from replaykit.steps.evaluate.classes import with_classes
 from replaykit.steps.evaluate.interval import Interval, average
 from replaykit.steps.evaluate.rates import with_rates
@@ -73,10 +73,10 @@ def compare(
 
     ``mixed`` says by model what it was trained on; a drop below ``margin`` is called none.
     ``again`` are the base's items scored a second time: what is claimed holds against both. The old
-    mean, retention and the worst skill are over the skills scored right or wrong; a cross-entropy
-    skill has its own score and rise. Where many answers were cut, a note says so, and where the
-    base has no item of a skill right, some of its answers. Raises DataError for a skill of which no
-    item has a score under every model.
+    mean, retention and the worst skill are over the skills scored right or wrong that the base can
+    do; a cross-entropy skill has its own score and rise. Where many answers were cut, a note says
+    so, and where the base has no item of a skill right, some of its answers. Raises DataError for a
+    skill of which no item has a score under every model.
     """
     named = dict(items) if again is None else {**items, AGAIN: again}
     shared = shared_items(named)
@@ -173,7 +173,7 @@ def _models(
         name: {skill: score_of(test, of_model[skill]) for skill, test in tests.items()}
         for name, of_model in shared.items()
     }
-    binary = old_skills(tests, nats=False)
+    binary = _in_mean(tests, shared[base])
     # What compares a model with the base is absent from the base itself.
     models = [
         ModelScores(
@@ -205,9 +205,17 @@ def old_skills(tests: Mapping[str, Test], *, nats: bool) -> list[str]:
     ]
 
 
+def _in_mean(tests: Mapping[str, Test], base: Mapping[str, Scored]) -> list[str]:
+    """The old skills of the mean: those scored right or wrong that the base can do, since what it
+    hardly has can only gain and would hide what the others lose. All of them, where it has none.
+    """
+    scored = old_skills(tests, nats=False)
+    return [skill for skill in scored if can_do(tests[skill], base[skill].scores)] or scored
+
+
 def _pairs(tests: Mapping[str, Test], shared: Mapping[str, Mapping[str, Scored]]) -> list[Pair]:
     """Every two tuned models on the same items."""
-    _, *tuned = shared
+    base, *tuned = shared
     found = []
     for first, second in combinations(tuned, 2):
         # What the second lacks of the first is a drop from the one to the other.
@@ -219,7 +227,7 @@ def _pairs(tests: Mapping[str, Test], shared: Mapping[str, Mapping[str, Scored]]
             first=first,
             second=second,
             gain=rounded(gain),
-            old=mean_of(gain, old_skills(tests, nats=False)),
+            old=mean_of(gain, _in_mean(tests, shared[base])),
             old_nats=mean_of(gain, old_skills(tests, nats=True)),
         )
         found.append(pair)

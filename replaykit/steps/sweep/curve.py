@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from replaykit.data.record import TARGET
 from replaykit.recipe import Recipe
@@ -17,7 +18,7 @@ from replaykit.steps.mix.result import MixResult
 from replaykit.steps.report.numbers import Unit, known, unit_of
 from replaykit.steps.sweep.plan import Planned
 from replaykit.steps.sweep.pool import pooled
-from replaykit.steps.sweep.words import sentence
+from replaykit.steps.sweep.words import sentence, surely_within
 from replaykit.steps.swept import Decision, Point, SkillDrop, SweepResult
 
 Training = tuple[str, int]  # the name of a point, and a seed
@@ -167,7 +168,11 @@ def _new_skill(
 
 def decide(points: Sequence[Point], margin: float, *, telling: bool) -> tuple[Decision, str | None]:
     """The smallest share whose upper bound of the drop is below the margin, and of which no loss of
-    a skill is measurable; of equal shares the one that learned more.
+    a skill is measurable, as of every larger one; of equal shares the one that learned more.
+
+    Shares are gone through from the largest down to the first that does not keep, so that several
+    of them are no several chances: with the smallest of any, of four shares that all lost exactly
+    the margin one was said to keep in 8 % of simulated sweeps, of eight in 12 %.
 
     ``telling`` is whether there is a skill of which something can be told.
     """
@@ -176,9 +181,9 @@ def decide(points: Sequence[Point], margin: float, *, telling: bool) -> tuple[De
     replayed = [point for point in known_ones if point.control is None]
     if not telling:
         return "cannot_tell", None
-    if controls and all(keeps(point, margin) for point in controls):
+    if controls and all(surely_within(point, margin) for point in controls):
         return "nothing_lost", None
-    enough = [point for point in replayed if keeps(point, margin)]
+    enough = [point for line in _lines(replayed) for point in _kept_from_above(line, margin)]
     if enough:
         least = min(enough, key=lambda point: (point.ratio, _lag(point)))
         return "keeps", least.name
@@ -187,9 +192,16 @@ def decide(points: Sequence[Point], margin: float, *, telling: bool) -> tuple[De
     return "cannot_tell", None
 
 
-def keeps(point: Point, margin: float) -> bool:
-    """Whether the mean drop is below the margin for sure, and no loss is measurable beside it."""
-    return known(point.drop) and point.drop.high < margin and not point.lost
+def _lines(points: Sequence[Point]) -> list[list[Point]]:
+    """The points that differ in nothing but the share, the largest first."""
+    found: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: -point.ratio):
+        found.setdefault(point.others, []).append(point)
+    return list(found.values())
+
+
+def _kept_from_above(line: Sequence[Point], margin: float) -> list[Point]:
+    return list(takewhile(lambda point: surely_within(point, margin), line))
 
 
 def _loses(point: Point, margin: float) -> bool:

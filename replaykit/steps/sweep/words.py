@@ -1,7 +1,7 @@
 """A sweep, or advice, in a sentence.
 
-    5 % of the model's own rows keeps the old skills within 2 points (upper bound 1.4; the most is
-    lost of json, 0.7, up to 3.1) at a cost of 0.3 (−0.5 to 1.1) in the new one.
+    5 % of the model's own rows keeps the mean of the old skills within 2 points (upper bound 1.4;
+    the most is lost of json, 0.7, up to 3.1) at a cost of 0.3 (−0.5 to 1.1) in the new one.
 
 What is said follows from the bounds, as ``curve.decide`` does.
 """
@@ -42,12 +42,13 @@ def _finding(sweep: SweepResult) -> str:
     replayed = [point for point in sweep.points if point.control is None and known(point.drop)]
     if sweep.decision == "keeps" and sweep.chosen is not None:
         chosen = sweep.point(sweep.chosen)
-        kept = f"{called(chosen)} keeps the old skills within {margin} ({_bounds(chosen, sweep)})"
+        mean = "the mean of the old skills" if len(chosen.drops) > 1 else "the old skills"
+        kept = f"{called(chosen)} keeps {mean} within {margin} ({_bounds(chosen, sweep)})"
         return f"{kept}{_cost(chosen, sweep)}."
     if sweep.decision == "nothing_lost":
         return (
             f"Without replay the old skills stay within {margin} ({_bounds(controls[0], sweep)}), "
-            "so there is nothing to protect here."
+            f"so there is nothing to protect here{_unlearned(controls[0])}."
         )
     if sweep.decision == "none_keeps":
         best = least(replayed)
@@ -67,12 +68,33 @@ def reason(sweep: SweepResult) -> str:
     if not replayed:
         return "no training with replay could be measured"
     best = least(replayed)
+    within = [point for point in replayed if surely_within(point, sweep.margin)]
+    if within:
+        return (
+            f"{called(within[0])} keeps within {points(sweep.margin, sweep.unit)}, and a larger "
+            "share does not, so it may be by chance; more items a skill, or more seeds, tell"
+        )
     items = min(skill.n for skill in old if skill.skill not in sweep.left_out)
     return (
         f"no bound is below {points(sweep.margin, sweep.unit)}: the best, {called(best)}, loses "
         f"{drop_words(best, sweep)}; more than {items:,} items a skill, or more seeds, make the "
         "bounds narrower"
     )
+
+
+def surely_within(point: Point, margin: float) -> bool:
+    """Whether the mean drop is below the margin for sure, and no loss is measurable beside it."""
+    return known(point.drop) and point.drop.high < margin and not point.lost
+
+
+def _unlearned(control: Point) -> str:
+    """That the new skill was not learned, where it was not, so that nothing was lost for it."""
+    if known(control.new_drop) and control.new_drop.high >= 0:
+        return (
+            "; but the new skill was not learned measurably either: ask for more steps (--steps), "
+            "since what is not learned displaces nothing"
+        )
+    return ""
 
 
 def untold(sweep: SweepResult) -> str:

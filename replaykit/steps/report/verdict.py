@@ -411,7 +411,7 @@ def _one_arm(evaluation: EvalResult, arm: ModelScores, old: Side, new: Side) -> 
         parts.append(_moved(evaluation, arm, old))
     if name in new.of:
         parts.append(f"the new skill went from {new.text(base)} to {new.text(name)}")
-    moved = " and ".join(parts) or "nothing was measured"
+    moved = " and ".join(parts) or "no skill was tested"
     control = control_of(evaluation)
     other = "no run with" if control is not None else "no run without"
     who = _with(arm, replayed(evaluation))

@@ -4,7 +4,7 @@
     python benchmarks/smollm2.py --seeds 1 2 3         # as often as it says that units are left
     python benchmarks/smollm2.py --report              # the tables alone
 
-SmolLM2-135M-Instruct learns the section of 640 rows of AG News, in one word: 40 steps of 16 rows in
+SmolLM2-135M-Instruct learns the section of 320 rows of AG News, in one word: 40 steps of 8 rows in
 every arm, whatever the replay is. Its old skills are the suites that it can do, IFEval's prompts, and
 its drift on rows of its own. All models are measured on the same items. Each unit of work leaves one
 file in ``benchmarks/results/smollm2``, the scores of every item without the answers, so a run that is
@@ -47,23 +47,20 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "smollm2"
 TOPICS = ("World", "Sports", "Business", "Technology")
 ASK = "What is this news about: World, Sports, Business or Technology? Answer with one word.\n\n"
-LEARNED = 640  # rows of the new task
+LEARNED = 320  # rows of the new task
 NEW_ITEMS = 120
 STEPS = 40
-BATCH = 16
+BATCH = 8
 OWN_ROWS = 120  # the model's own, for the mixtures
 MEMORY_ROWS = 60  # the model's own, for its drift
+# What the base can do. On 60 or 100 items of the others it had, in the lenient reading: word problems
+# 0.10, common sense 0.20, translation 0.06, JSON 0.08, refusals 0.50, which is chance.
 SUITES = {
     "facts": 100,
     "sums": 100,
-    "word_problems": 60,
     "reading": 100,
-    "common_sense": 100,
     "sentiment": 100,
-    "translation": 100,
-    "json": 60,
     "instructions": 60,
-    "refusals": 60,
     "language": 60,
 }
 IFEVAL = 100  # prompts of the 541, drawn once

@@ -23,13 +23,16 @@ from replaykit.data.formats import read_records
 from replaykit.data.record import Record
 from replaykit.devices import short
 from replaykit.errors import ChatError, DataError, EngineError
+from replaykit.hashing import fingerprint
 from replaykit.model import loading
-from replaykit.recipe import Recipe
+from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.data import Target
 from replaykit.recipe.evaluate import Score
 from replaykit.recipe.generate import ROWS, Generate
+from replaykit.recipe.schema import write_text
 from replaykit.recipe.train import Train
 from replaykit.suites import MODULES, PREFIX, suite_of
+from replaykit.written import refuse_foreign
 
 SHORT = 8  # words of an answer that is compared word for word
 MOST_LOOKED_AT = 20_000  # rows of the target
@@ -46,6 +49,7 @@ LARGE = 13e9  # parameters from which on an adapter learns half as fast
 HOW_TRAINED = frozenset(
     {"method", "peft", "learning_rate", "layer_rates", "stages", "remedies", "weights", "fsdp"}
 )
+MARK = "# Written by `replaykit run`, of the recipe "
 NANO = "nano-"  # the suites of the embedded world begin so
 
 # What config.json calls the tokens that a model reads: most models, GPT-2, BLOOM, MPT.
@@ -341,9 +345,11 @@ def whole(recipe: Recipe) -> Whole:
     sections: dict[str, Any] = {}
     said = []
     given = recipe.model_fields_set
-    if given.isdisjoint({"select", "generate", "rewrite", "mix", "arms"}):
+    mix = recipe.mix
+    wanted = mix.sources is None and (mix.ratio > 0 or mix.schedule is not None)
+    if wanted and given.isdisjoint({"select", "generate", "rewrite", "arms"}):
         rows = len(first_rows(recipe.target.path, MOST_LOOKED_AT))
-        sections["generate"] = {"n": settings_of(recipe.model, rows).generated}
+        sections["generate"] = {"n": settings_of(recipe.model, rows, mix.ratio).generated}
         said.append(
             f"the recipe names no replay, so the model writes {sections['generate']['n']:,} rows "
             f"of its own; `mix: {{ratio: 0}}` trains without"
@@ -362,6 +368,24 @@ def whole(recipe: Recipe) -> Whole:
         return Whole(recipe, ())
     settings = recipe.model_dump(exclude_unset=True)
     return Whole(Recipe.model_validate(settings | sections), said)
+
+
+def kept(recipe: Recipe, *, write: bool) -> Whole:
+    """The ``whole`` recipe, as recipe.yaml in the run's folder has it where it was made of this one
+    before: what is known of a model may change, as when it is fetched, and a run goes on as it
+    began. ``write`` puts it there. Raises RunError where a file of that name is not ours.
+    """
+    path = recipe.folder / "recipe.yaml"
+    mark = MARK + fingerprint(recipe.to_yaml())
+    if path.exists() and path.read_text(encoding="utf-8").startswith(f"{mark}\n"):
+        return Whole(load_recipe(path), (f"{path} says what this run does",))
+    found = whole(recipe)
+    if not found.said or not write:
+        return found
+    refuse_foreign(path, lambda text: text.startswith(MARK))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, f"{mark}\n{found.recipe.to_yaml()}")
+    return Whole(found.recipe, (*found.said, f"all of it is in {path}; `-r` gives it to a command"))
 
 
 class _Training(NamedTuple):

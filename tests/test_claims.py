@@ -368,3 +368,16 @@ def test_the_detectable_drop_of_graded_scores_is_that_of_students_t():
     assert detectable(small) < 0.001
     # 0.2 / sqrt(200) is the error; 2.0 + 0.84 of it are found four times in five.
     assert detectable(noisy) == pytest.approx(2.8 * 0.2 / math.sqrt(200), rel=0.25)
+
+
+def test_form_and_knowledge_sum_to_the_strict_drop_of_choices_too():
+    rng = np.random.default_rng(3)
+    made = [rng.integers(0, 2, 60).astype(float).tolist() for _ in range(4)]
+    tests = {"mc": Scored(path="mc.jsonl", score="choice")}
+    base = {"mc": read_twice(made[0], made[1])}
+    tuned = {"mc": read_twice(made[2], made[3])}
+    result = compare(tests, {"base": base, "tuned": tuned}, {})
+    strict = [model.strict["mc"].mean for model in result.models]
+    model = result.models[1]
+    parts = model.drop["mc"].mean + model.claims["mc"].form.mean
+    assert parts == pytest.approx(strict[0] - strict[1], abs=2e-6)

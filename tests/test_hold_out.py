@@ -130,13 +130,15 @@ def test_a_run_of_ones_own_rows_measures_the_new_skill_and_says_what_it_does_not
 ) -> None:
     rows(here / "mine.jsonl", 120)
     type_in("init", "--model", "nano", "--target", "mine.jsonl")
-    settings = ["engine=transformers", "generate.n=4", "train.steps=2", "train.batch_rows=8"]
+    settings = ["engine=transformers", "generate.n=30", "train.steps=2", "train.batch_rows=8"]
+    settings += ["eval.memory=null", "eval.old={}", "arms={}"]
     said = type_in("run", *(word for each in settings for word in ("--set", each)))
     assert "No old skill was tested (eval.old), so what was lost is not known." in " ".join(
         said.split()
     )
     made = tiny.manifests(Path("runs/mine"))
-    held = made["eval"].result["skills"][0]["n"]
+    (skill,) = made["eval"].result["skills"]
+    held = skill["n"]
     trained = {
         json.loads(line)["messages"][0]["content"]
         for line in Path("runs/mine/mix/rows.jsonl").read_text().splitlines()

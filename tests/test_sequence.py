@@ -365,7 +365,7 @@ def test_the_page_has_the_matrix_with_shaded_cells_and_the_figures(run: Done) ->
     assert "<h2>Accuracy matrix</h2>" in page
     assert page.count('class="shade') == 4 * 4
     assert page.count('class="shade framed"') == 3
-    assert "<script" not in page
+    assert page.count("<script") <= 1  # the filters' own
     assert tasks_verdict(matrix) in unescape(page)
     assert old_verdict(matrix) in unescape(page)
     for name in matrix.figures:

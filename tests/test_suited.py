@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from replaykit.errors import RunError
 from replaykit.nano import world
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.starter import write_recipe
-from replaykit.suited import parameters_of, settings_of, suites_of, whole
+from replaykit.suited import kept, parameters_of, settings_of, suites_of, whole
 
 
 @pytest.fixture
@@ -173,3 +174,37 @@ def test_init_writes_arms_settings_and_tests_with_their_reasons(here, rows):
     assert recipe.generate.n == 100
     assert recipe.eval.memory == 100
     assert yaml.safe_load(text)["eval"]["old"]["nli"] == "suite:nano-nli"
+
+
+def test_what_run_decides_is_written_down_and_stays_as_it_began(here, rows, monkeypatch):
+    recipe = Recipe.model_validate({"model": "nano", "target": rows, "name": "mine"})
+    first = kept(recipe, write=True)
+    path = Path("runs/mine/recipe.yaml")
+    assert load_recipe(path) == first.recipe
+    assert f"all of it is in {path}" in first.said[-1]
+    # As when a model is fetched: what is known of its size is another.
+    monkeypatch.setattr("replaykit.suited.parameters_of", lambda model: 70_000_000_000)
+    again = kept(recipe, write=True)
+    assert again.recipe == first.recipe
+    assert again.said == (f"{path} says what this run does",)
+    # Another recipe is another decision.
+    other = recipe.model_copy(update={"seed": 5})
+    assert kept(other, write=False).recipe.train.method == "lora"
+    assert load_recipe(path) == first.recipe
+
+
+def test_a_recipe_of_ones_own_in_the_runs_folder_is_not_overwritten(here, rows):
+    path = Path("runs/mine/recipe.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text("model: nano\n")
+    with pytest.raises(RunError, match="replaykit did not write it"):
+        kept(Recipe.model_validate({"model": "nano", "target": rows, "name": "mine"}), write=True)
+    assert path.read_text() == "model: nano\n"
+
+
+@pytest.mark.parametrize(
+    ("mix", "n"), [({"ratio": 0.1}, 100), ({"ratio": 0.5}, 900), ({"ratio": 0.0}, None)]
+)
+def test_another_share_is_another_number_of_rows(rows, mix, n):
+    found = whole(Recipe.model_validate({"model": "nano", "target": rows, "mix": mix})).recipe
+    assert (found.generate and found.generate.n) == n

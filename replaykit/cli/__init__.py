@@ -153,7 +153,7 @@ def _run(flags: Flags) -> None:
 def _recipe_of_file(flags: Flags) -> Recipe:
     """The recipe that the argument names, with the flags on top of it."""
     from replaykit.recipe import load_recipe
-    from replaykit.suited import whole
+    from replaykit.suited import kept
 
     if flags["file"] and flags["recipe"]:
         problem = f"the recipe is given twice: {flags['file']} and --recipe {flags['recipe']}"
@@ -163,7 +163,7 @@ def _recipe_of_file(flags: Flags) -> Recipe:
     alone = flags["model"] is not None and flags["target"] is not None
     if path is None and (RECIPE_FILE.exists() or not alone):
         path = RECIPE_FILE
-    found = whole(load_recipe(path, flags.changes()))
+    found = kept(load_recipe(path, flags.changes()), write=True)
     for said in found.said:
         _say(said, err=True)
     return found.recipe
@@ -228,7 +228,7 @@ def _gate(flags: Flags) -> None:
 
     def do(watch: Watch) -> Iterable[Outcome[Any]]:
         context = Context(out=flags["out"], force=bool(flags["force"]), arm=arm, watch=watch)
-        return evaluate(recipe, context, tuned=flags["tuned"])
+        return evaluate(recipe, context, tuned=flags["tuned"], more=flags["more"])
 
     (outcome,) = _done(do)
     found = gate(outcome, flags["judge"])
@@ -291,11 +291,11 @@ def _measure_suites(names: Sequence[str], n: int, flags: Flags) -> None:
 
 def _status(flags: Flags) -> None:
     from replaykit.steps.status import status
-    from replaykit.suited import whole
+    from replaykit.suited import kept
 
     recipe = _recipe(flags)
     if recipe.model is not None and (recipe.folder / "memory").exists():
-        recipe = whole(recipe).recipe  # as `run` began it
+        recipe = kept(recipe, write=False).recipe  # as `run` began it
     found = status(recipe)
     if flags["json"]:
         _print_json(found.to_json())

@@ -257,6 +257,7 @@ MEASURED = (
     Option("--base --model", "model", str, "What was tuned: an alias, a Hub id or a folder."),
     Option("--tuned", "", list[str], "A model that was trained anywhere, as PATH or NAME=PATH; by "
            "default what `train` left. May be given again."),
+    Option("MORE", "", list[str], "Further tuned models, after one of --tuned."),
     Option("--old", "eval.old.*", list[str], "SKILL=FILE: held-out rows of an old skill; may be "
            "given again.", read.named),
     Option("--new", "eval.target.path", str, "Held-out rows of the new task."),

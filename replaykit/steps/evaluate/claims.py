@@ -112,10 +112,10 @@ def _larger(one: float | None, other: float | None) -> float | None:
 
 def form_kept(items: Scored) -> list[float]:
     """By item, how little of its score it owes to the lenient reading: 0 where only that finds the
-    answer right.
+    answer right, 1 where both agree, and 2 of a choice that is written right and not most probable.
     """
     pairs = zip(items.scores, items.strict, strict=True)
-    return [1 - max(score - strict, 0.0) for score, strict in pairs]
+    return [1 - (score - strict) for score, strict in pairs]
 
 
 def can_do(test: Test, scores: Sequence[float]) -> bool:

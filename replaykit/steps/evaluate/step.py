@@ -147,9 +147,14 @@ def _steered_note(folders: Mapping[str, Path], tested: Facts) -> str:
 
 
 def run(
-    recipe: Recipe, context: Context, tuned: Sequence[str] | None = None
+    recipe: Recipe,
+    context: Context,
+    tuned: Sequence[str] | None = None,
+    more: Sequence[str] | None = None,
 ) -> Iterator[Outcome[EvalResult]]:
-    for todo in todos(recipe, context, tuned):
+    """``tuned`` and ``more`` as of ``todos``, the one behind the other."""
+    every = [*(tuned or ()), *(more or ())]
+    for todo in todos(recipe, context, every or None):
         yield do_step(todo, recipe, context)
 
 

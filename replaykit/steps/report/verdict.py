@@ -245,7 +245,7 @@ def caution_on(evaluation: EvalResult, best: ModelScores) -> str:
     """The same for any tuned model; "" where no drop of an old skill is known."""
     if not any(skill.role == "old" for skill in evaluation.skills):
         untested = "No old skill was tested (eval.old), so what was lost is not known."
-        return " ".join([untested, *_drift(best)])
+        return " ".join([untested, *_drift(best), *_noise(evaluation)])
     if not old_drops(evaluation, best):
         return ""
     who = _with(best)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from replaykit.recipe.evaluate import Test as Scored
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import SkillFacts
 from replaykit.steps.evaluate.statistics import paired_drop
+from replaykit.steps.pipeline import step_of
 from replaykit.steps.report.html.sweep import advice_block, sweep_block
 from replaykit.steps.step import Context, Outcome
 from replaykit.steps.sweep.advise import recommend
@@ -489,3 +491,7 @@ def test_every_point_is_kept_apart_from_memory_and_its_drift_is_measured(tmp_pat
     assert "memory" not in found.mean_skills
     assert all("memory" in point.drops for point in found.points)
     assert (recipe.folder / "memory" / "rows.jsonl").exists()
+    list(step_of("report")(recipe, Context()))
+    page = (recipe.folder / "report.html").read_text()
+    assert f'<p class="verdict">{escape(found.words)}</p>' in page
+    assert "memory: drawn against kept" not in page

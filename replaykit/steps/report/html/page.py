@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from replaykit.recipe.evaluate import MEMORY
 from replaykit.result import Result
 from replaykit.runs import Manifest
 from replaykit.steps.evaluate.result import EvalResult
@@ -32,6 +33,7 @@ from replaykit.steps.report.rows import Rows
 from replaykit.steps.report.sequence import last_matrix, old_verdict, tasks_verdict
 from replaykit.steps.report.verdict import caution, verdict
 from replaykit.steps.results import result_of
+from replaykit.steps.swept import SweepResult
 from replaykit.text import printable
 
 STEPS = ("select", "generate", "rewrite", "buffer", "mix", "train", "eval", "matrix")
@@ -86,6 +88,9 @@ def write_report(
     models = [model.model for model in evaluation.models]
     said = (verdict(evaluation), caution(evaluation))
     notes = evaluation.notes
+    swept = [result for result in results.values() if isinstance(result, SweepResult)]
+    if swept and not evaluation.models:
+        said = (swept[0].words, "")
     if matrix is not None:
         models = matrix.tasks
         said = (tasks_verdict(matrix), old_verdict(matrix))
@@ -144,7 +149,12 @@ def _body(
     recipe = ""
     if recipe_yaml.strip():
         recipe = card("Recipe", f"<pre>{escape(recipe_yaml)}</pre>")
-    replay = [made for name, result in results.items() for made in replay_cards(name, result)]
+    replay = [
+        made
+        for name, result in results.items()
+        if manifests[name].step != MEMORY  # whose rows are tests
+        for made in replay_cards(name, result)
+    ]
     pictures = grid([scatter(evaluation, colours), dumbbells(evaluation, colours)])
     sections = {
         "Accuracy matrix": "" if matrix is None else accuracy_matrix(matrix),

@@ -30,6 +30,7 @@ from replaykit.suited import (
     limits_of,
     settings_of,
     suites_of,
+    writes,
 )
 from replaykit.suites import PREFIX
 from replaykit.written import refuse_foreign
@@ -84,7 +85,7 @@ eval:                     # held-out rows: the new task, and what must not drop
 {suites}
 """
 SUITES = """\
-  memory: {memory:<15} # rows that the model writes itself: how far it drifts
+{memory}\
   old:                    # its skills: suites write their own items (`replaykit suites`)
 {old}\
 """
@@ -197,7 +198,12 @@ def write_recipe(
 def _tests(model: str, held: Held | None) -> str:
     """The section eval."""
     old = [f"    {name.removeprefix(NANO)}: {PREFIX}{name}\n" for name in suites_of(model)]
-    suites = SUITES.format(memory=MEMORY_ROWS, old="".join(old))
+    memory = ""
+    if writes(model):
+        memory = (
+            f"  memory: {MEMORY_ROWS:<15} # rows that the model writes itself: how far it drifts\n"
+        )
+    suites = SUITES.format(memory=memory, old="".join(old))
     if held is None:
         return NO_TARGET.format(suites=suites)
     return EVAL.format(suites=suites, **held.scoring._asdict())

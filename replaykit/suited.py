@@ -313,6 +313,11 @@ def suites_of(model: str) -> list[str]:
     return found
 
 
+def writes(model: str) -> bool:
+    """Whether a model can write questions itself, as one that has an encoder cannot."""
+    return not _config_of(model, "config.json").get("is_encoder_decoder", False)
+
+
 def _shows_tools(model: str) -> bool:
     """Whether a model's template is here and can ask for calls of tools."""
     from replaykit.model.chat import Chat
@@ -347,7 +352,11 @@ def whole(recipe: Recipe) -> Whole:
     given = recipe.model_fields_set
     mix = recipe.mix
     wanted = mix.sources is None and (mix.ratio > 0 or mix.schedule is not None)
-    if wanted and given.isdisjoint({"select", "generate", "rewrite", "arms"}):
+    if (
+        wanted
+        and given.isdisjoint({"select", "generate", "rewrite", "arms"})
+        and writes(recipe.model)
+    ):
         rows = len(first_rows(recipe.target.path, MOST_LOOKED_AT))
         sections["generate"] = {"n": settings_of(recipe.model, rows, mix.ratio).generated}
         said.append(
@@ -428,14 +437,11 @@ class _Tests(NamedTuple):
 def _tests_of(model: str, target: Target) -> _Tests:
     """The sections that hold out rows of the target and test them and the suites."""
     suites = suites_of(model)
-    tested: dict[str, Any] = {
-        "old": {name.removeprefix(NANO): PREFIX + name for name in suites},
-        "memory": MEMORY_ROWS,
-    }
-    said = (
-        f"{len(suites)} suites (`replaykit suites` tells of them) and {MEMORY_ROWS} rows that the "
-        f"model writes itself"
-    )
+    tested: dict[str, Any] = {"old": {name.removeprefix(NANO): PREFIX + name for name in suites}}
+    said = f"{len(suites)} suites (`replaykit suites` tells of them)"
+    if writes(model):
+        tested["memory"] = MEMORY_ROWS
+        said += f" and {MEMORY_ROWS} rows that the model writes itself"
     held = None if target.hold_out else held_of(target.path)
     if held is None and not target.hold_out:
         said += (

@@ -12,7 +12,7 @@ from replaykit.errors import RunError
 from replaykit.nano import world
 from replaykit.recipe import Recipe, load_recipe
 from replaykit.starter import write_recipe
-from replaykit.suited import kept, parameters_of, settings_of, suites_of, whole
+from replaykit.suited import kept, parameters_of, settings_of, suites_of, whole, writes
 
 
 @pytest.fixture
@@ -208,3 +208,19 @@ def test_a_recipe_of_ones_own_in_the_runs_folder_is_not_overwritten(here, rows):
 def test_another_share_is_another_number_of_rows(rows, mix, n):
     found = whole(Recipe.model_validate({"model": "nano", "target": rows, "mix": mix})).recipe
     assert (found.generate and found.generate.n) == n
+
+
+def test_a_model_with_an_encoder_writes_no_rows_of_its_own(tmp_path, rows, here):
+    folder = Path(config(tmp_path / "t5", 64, 2))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "is_encoder_decoder": True}))
+    assert not writes(str(folder))
+    found = whole(
+        Recipe.model_validate({"model": str(folder), "target": rows, "mix": {"ratio": 0.0}})
+    ).recipe
+    assert found.eval.memory is None
+    assert found.generate is None
+    path = write_recipe(
+        here / "r.yaml", model=str(folder), target=rows, pool=None, seed=None, force=False
+    )
+    assert load_recipe(path).eval.memory is None

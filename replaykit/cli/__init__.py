@@ -147,11 +147,15 @@ def _init(flags: Flags) -> None:
 
 
 def _run(flags: Flags) -> None:
-    _show(_run_all(_recipe_of_file(flags), flags), flags)
+    from replaykit.steps import pipeline
+
+    _show(_run_all(_recipe_of_file(flags, pipeline.check), flags), flags)
 
 
-def _recipe_of_file(flags: Flags) -> Recipe:
-    """The recipe that the argument names, with the flags on top of it."""
+def _recipe_of_file(flags: Flags, check: Callable[[Recipe], None] | None = None) -> Recipe:
+    """The recipe that the argument names, with the flags on top of it, and with what is taken where
+    it says nothing. What is wrong with it, ``check`` says before anything is written.
+    """
     from replaykit.recipe import load_recipe
     from replaykit.suited import kept
 
@@ -163,7 +167,10 @@ def _recipe_of_file(flags: Flags) -> Recipe:
     alone = flags["model"] is not None and flags["target"] is not None
     if path is None and (RECIPE_FILE.exists() or not alone):
         path = RECIPE_FILE
-    found = kept(load_recipe(path, flags.changes()), write=True)
+    recipe = load_recipe(path, flags.changes())
+    if check is not None:
+        check(recipe)
+    found = kept(recipe, write=True)
     for said in found.said:
         _say(said, err=True)
     return found.recipe

@@ -181,9 +181,17 @@ def of_arm(recipe: Recipe, name: str, arm: str | None) -> Recipe:
 
 
 def run(recipe: Recipe, context: Context) -> Iterator[Outcome[Any]]:
-    """All steps that the recipe asks for, in order.
+    """All steps that the recipe asks for, in order. Raises as ``check`` does, before any replay is
+    made.
+    """
+    check(recipe)
+    for own, name in planned(recipe):
+        yield from step_of(name)(own, context)
 
-    Raises RecipeError for what training would refuse of such a model, before any replay is made.
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError for what a run cannot do without, and for what training would refuse of
+    such a model.
     """
     if recipe.tasks:
         need(recipe, "run", "model")
@@ -191,8 +199,6 @@ def run(recipe: Recipe, context: Context) -> Iterator[Outcome[Any]]:
     else:
         need(recipe, "run", "model", "target")
     _check_training(recipe)
-    for own, name in planned(recipe):
-        yield from step_of(name)(own, context)
 
 
 def _check_training(recipe: Recipe) -> None:

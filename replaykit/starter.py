@@ -157,10 +157,12 @@ def write_recipe(
     if pool is not None:
         first_rows(pool, 1)
     name = model or "llama3"
-    held = None if target is None else held_of(target)
-    rows = None if target is None else len(first_rows(target, MOST_LOOKED_AT))
-    if held is not None and rows is not None:
-        rows -= held.rows
+    held: Held | None = None
+    rows: int | None = None
+    if target is not None:
+        found = first_rows(target, MOST_LOOKED_AT)
+        held = held_of(found)
+        rows = len(found) - (held.rows if held else 0)
     limits = limits_of(name)
     fitting = settings_of(name, rows)
     stem = Path(target).name.split(".")[0] if target else ""

@@ -285,11 +285,8 @@ class Held(NamedTuple):
     scoring: Scoring
 
 
-def held_of(target: str) -> Held | None:
-    """What is held out of the rows of a target; None of fewer than FEWEST_TO_HOLD_OUT. Raises
-    DataError where none can be read.
-    """
-    rows = first_rows(target, MOST_LOOKED_AT)
+def held_of(rows: Sequence[Record]) -> Held | None:
+    """What is held out of the rows of a target; None of fewer than FEWEST_TO_HOLD_OUT."""
     if len(rows) < FEWEST_TO_HOLD_OUT:
         return None
     part = max(0.01, round(min(0.2, HELD_ROWS / len(rows)), 3))
@@ -347,34 +344,35 @@ def whole(recipe: Recipe) -> Whole:
     """
     if recipe.target is None or recipe.model is None or recipe.task == "classification":
         return Whole(recipe, ())
-    sections: dict[str, Any] = {}
-    said = []
     given = recipe.model_fields_set
     mix = recipe.mix
-    wanted = mix.sources is None and (mix.ratio > 0 or mix.schedule is not None)
-    if (
-        wanted
-        and given.isdisjoint({"select", "generate", "rewrite", "arms"})
-        and writes(recipe.model)
-    ):
-        rows = len(first_rows(recipe.target.path, MOST_LOOKED_AT))
-        sections["generate"] = {"n": settings_of(recipe.model, rows, mix.ratio).generated}
+    replays = mix.sources is None and (mix.ratio > 0 or mix.schedule is not None)
+    unnamed = replays and given.isdisjoint({"select", "generate", "rewrite", "arms"})
+    writing = unnamed and writes(recipe.model)
+    untested = "eval" not in given
+    if not writing and not untested:
+        return Whole(recipe, ())
+    sections: dict[str, Any] = {}
+    said = []
+    rows = first_rows(recipe.target.path, MOST_LOOKED_AT)
+    if writing:
+        sections["generate"] = {"n": settings_of(recipe.model, len(rows), mix.ratio).generated}
         said.append(
             f"the recipe names no replay, so the model writes {sections['generate']['n']:,} rows "
             f"of its own; `mix: {{ratio: 0}}` trains without"
         )
-    if "eval" not in given:
-        tests = _tests_of(recipe.model, recipe.target)
+    if untested:
+        held = None if recipe.target.hold_out else held_of(rows)
+        tests = _tests_of(recipe.model, recipe.target, held)
         sections |= tests.sections
         said.append(
             f"the recipe has no section eval, so these are tested: {tests.said}. `eval: {{}}` "
             f"tests none"
         )
-        suited = _training_of(recipe.model, recipe.target, recipe.train)
+        part = recipe.target.hold_out or (held.part if held else 0.0)
+        suited = _training_of(recipe.model, len(rows) - round(part * len(rows)), recipe.train)
         sections |= suited.sections
         said += suited.said
-    if not sections:
-        return Whole(recipe, ())
     settings = recipe.model_dump(exclude_unset=True)
     return Whole(Recipe.model_validate(settings | sections), said)
 
@@ -392,7 +390,6 @@ def kept(recipe: Recipe, *, write: bool) -> Whole:
     if not found.said or not write:
         return found
     refuse_foreign(path, lambda text: text.startswith(MARK))
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f"{mark}\n{found.recipe.to_yaml()}")
     return Whole(found.recipe, (*found.said, f"all of it is in {path}; `-r` gives it to a command"))
 
@@ -402,12 +399,11 @@ class _Training(NamedTuple):
     said: Sequence[str]
 
 
-def _training_of(model: str, target: Target, train: Train) -> _Training:
-    """The section of the training, with what suits where it says nothing; what it says stays."""
-    rows = len(first_rows(target.path, MOST_LOOKED_AT))
-    held = None if target.hold_out else held_of(target.path)
-    part = target.hold_out or (held.part if held else 0.0)
-    fitting = settings_of(model, rows - round(part * rows))
+def _training_of(model: str, rows: int, train: Train) -> _Training:
+    """The section of the training on so many rows, with what suits where it says nothing; what it
+    says stays.
+    """
+    fitting = settings_of(model, rows)
     added: dict[str, Any] = {}
     reasons = []
     given = train.model_fields_set
@@ -434,7 +430,7 @@ class _Tests(NamedTuple):
     said: str
 
 
-def _tests_of(model: str, target: Target) -> _Tests:
+def _tests_of(model: str, target: Target, held: Held | None) -> _Tests:
     """The sections that hold out rows of the target and test them and the suites."""
     suites = suites_of(model)
     tested: dict[str, Any] = {"old": {name.removeprefix(NANO): PREFIX + name for name in suites}}
@@ -442,7 +438,6 @@ def _tests_of(model: str, target: Target) -> _Tests:
     if writes(model):
         tested["memory"] = MEMORY_ROWS
         said += f" and {MEMORY_ROWS} rows that the model writes itself"
-    held = None if target.hold_out else held_of(target.path)
     if held is None and not target.hold_out:
         said += (
             f"; of fewer than {FEWEST_TO_HOLD_OUT} rows of the target none is held out, so whether "

@@ -24,6 +24,10 @@ class Command:
 RECIPE = Option("--recipe -r", "", Path, "The recipe; replaykit.yaml where there is one.")
 SET = Option("--set", "", list[str], "KEY=VALUE: any key of the recipe, its value in YAML, such as "
              "train.epochs=2; may be given again.")
+BY_FILE = (
+    Option("FILE", "", Path, "The recipe; replaykit.yaml by default."),
+    Option("--recipe -r", "", Path, "The same as FILE."),
+)
 OUT = Option("--out", "", Path, "Write here instead of under runs/.")
 RUN_OUT = Option("--out", "out", str, "The run's folder instead of runs/<name>.")
 SEED = Option("--seed", "seed", int, "Of everything drawn at random; 1 by default.")
@@ -75,8 +79,7 @@ RUN = Command(
     "run",
     "Do all that a recipe asks for: replay, mix, train, eval, report. Finished steps are skipped.",
     (
-        Option("FILE", "", Path, "The recipe; replaykit.yaml by default."),
-        Option("--recipe -r", "", Path, "The same as FILE."),
+        *BY_FILE,
         SET, MODEL, TARGET, ENGINE, SERVER, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
@@ -291,8 +294,7 @@ SUITES = Command(
     ),
 )
 SWEPT = (
-    Option("FILE", "", Path, "The recipe; replaykit.yaml by default."),
-    Option("--recipe -r", "", Path, "The same as FILE."),
+    *BY_FILE,
     SET,
     Option("--ratio", "sweep.ratio", str, "The shares of replay, such as 0,0.01,0.05,0.1.",
            read.shares),

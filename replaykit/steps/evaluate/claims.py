@@ -23,6 +23,7 @@ from replaykit.steps.evaluate.result import Claim, State
 from replaykit.steps.evaluate.statistics import (
     are_binary,
     detectable_drop,
+    detectable_fall,
     detectable_rise,
     holm,
     loss_p,
@@ -160,10 +161,7 @@ def _detectable(test: Test, before: Scored, after: Scored, alpha: float) -> floa
         return detectable_rise(before.scores, after.scores, before.tokens, alpha=alpha)
     items = len(before.scores)
     if not are_binary(before.scores, after.scores):
-        # A fall is a rise of what is missing, each item a token.
-        missing = [-score for score in before.scores]
-        now_missing = [-score for score in after.scores]
-        return detectable_rise(missing, now_missing, [1] * items, alpha=alpha)
+        return detectable_fall(before.scores, after.scores, alpha=alpha)
     lost, gained = flips(before, after)
     return detectable_drop(items, gained=min(lost, gained) / items, alpha=alpha)
 

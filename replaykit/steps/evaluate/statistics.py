@@ -161,8 +161,7 @@ def loss_p(before: Sequence[float], after: Sequence[float]) -> float:
     from scipy.stats import binom
 
     if not are_binary(before, after):
-        # A fall is a rise of what is missing, each item a token.
-        return rise_p([-x for x in before], [-y for y in after], [1] * len(before))
+        return rise_p(*_missing(before, after))
     lost = sum(1 for x, y in zip(before, after, strict=True) if x > y)
     changed = lost + sum(1 for x, y in zip(before, after, strict=True) if y > x)
     return float(binom.sf(lost, changed, 0.5) + 0.5 * binom.pmf(lost, changed, 0.5))
@@ -201,6 +200,22 @@ def detectable_rise(
     counts = np.asarray(tokens, np.float64)
     error, freedom = _jackknife(_left_out(sums, counts), counts)
     return float(t.ppf(1 - alpha, freedom) + t.ppf(power, freedom)) * error
+
+
+def detectable_fall(
+    before: Sequence[float], after: Sequence[float], *, alpha: float
+) -> float | None:
+    """The smallest true fall of graded scores that ``loss_p`` finds four times in five among items
+    that lie as far apart as these; None where that is not known.
+    """
+    return detectable_rise(*_missing(before, after), alpha=alpha)
+
+
+def _missing(
+    before: Sequence[float], after: Sequence[float]
+) -> tuple[list[float], list[float], list[int]]:
+    """A fall of scores as a rise of what is missing, each item a token."""
+    return [-x for x in before], [-y for y in after], [1] * len(before)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

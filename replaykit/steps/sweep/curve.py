@@ -8,8 +8,9 @@ from itertools import takewhile
 
 from replaykit.data.record import TARGET
 from replaykit.recipe import Recipe
-from replaykit.steps.evaluate.claims import FLOOR, LEAST
-from replaykit.steps.evaluate.compare import Items, compare
+from replaykit.recipe.evaluate import Test
+from replaykit.steps.evaluate.claims import FLOOR, can_do
+from replaykit.steps.evaluate.compare import Items, Scored, compare, shared_items
 from replaykit.steps.evaluate.interval import average
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, State
 from replaykit.steps.evaluate.step import BASE
@@ -53,13 +54,13 @@ def model_of(name: str, seed: int) -> str:
     return f"{name}/{seed}"
 
 
-def old_of(evaluation: EvalResult) -> Old:
+def old_of(evaluation: EvalResult, wanted: Mapping[str, Test], base: Mapping[str, Scored]) -> Old:
     """The mean is over the old skills that are scored right or wrong, or where there are none over
-    those in nats; without skills of too few rows, or that the base hardly has.
+    those in nats; without skills of too few rows, or that the base, of the items ``base``, cannot
+    do.
 
     Where nothing else is left, they are in it, and nothing is claimed.
     """
-    base = evaluation.models[0].scores
     left_out: dict[str, State] = {}
     units: dict[str, Unit] = {}
     for skill in evaluation.skills:
@@ -68,7 +69,9 @@ def old_of(evaluation: EvalResult) -> Old:
         units[skill.skill] = unit_of(skill)
         if skill.n < FLOOR:
             left_out[skill.skill] = "too_few"
-        elif unit_of(skill) == "score" and base[skill.skill].low < LEAST:
+        elif unit_of(skill) == "score" and not can_do(
+            wanted[skill.skill], base[skill.skill].scores
+        ):
             left_out[skill.skill] = "base_cannot"
     able = {skill: unit for skill, unit in units.items() if skill not in left_out} or units
     unit: Unit = "score" if "score" in able.values() else "nats"
@@ -80,8 +83,9 @@ def curve(
 ) -> SweepResult:
     """What was found at every point. At least one training was measured."""
     mixed = {model_of(*each): mixture for each, mixture in taken.mixed.items()}
-    evaluation = compare(tests(recipe), taken.models, mixed, recipe.eval.margin)
-    old = old_of(evaluation)
+    wanted = tests(recipe)
+    evaluation = compare(wanted, taken.models, mixed, recipe.eval.margin)
+    old = old_of(evaluation, wanted, shared_items(taken.models)[BASE])
     made = [_point(point, taken, evaluation, old) for point in points]
     units = {skill.skill: unit_of(skill) for skill in evaluation.skills}
     telling = any(skill not in old.left_out for skill in old.skills)

@@ -202,9 +202,10 @@ def trained(arm: Arm, model: str, out: Path, seed: int, folder: Path) -> dict[st
     """The arm's model in ``folder``/model; returns what it was trained on."""
     target = learned(seed)
     replay = replay_of(arm, model, out, target, seed) if arm.share else []
+    source = "generate" if arm.replay == "own" else "select"
     mixed = replaykit.mix(
         target,
-        {"own": replay} if replay else {},
+        {source: replay} if replay else {},
         model=model,
         ratio=arm.share,
         unit="rows",

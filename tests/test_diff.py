@@ -91,6 +91,21 @@ def test_other_rows_and_lost_items_are_not_paired(runs: tuple[Path, Path], tmp_p
     assert "not the same items" in "\n".join(lines(found))
 
 
+def test_a_step_is_compared_with_the_arms_of_it(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with_arms = tmp_path / "arms"
+    shutil.copytree(runs[1], with_arms)
+    for step in ("mix", "train"):
+        shutil.copytree(with_arms / step, with_arms / f"{step}-no-replay")
+        (with_arms / step).rename(with_arms / f"{step}-replay")
+    found = diff(runs[0], with_arms)
+    assert "train.learning_rate was 0.001, is 0.003" in found.settings
+    names = {figure.name: (figure.before, figure.now) for figure in found.figures}
+    for arm in ("replay", "no-replay"):
+        assert names[f"train → train-{arm}: steps"] == (3, 8)
+    assert f"train-replay is only in {with_arms}" in found.steps
+    assert diff(with_arms, runs[0]).settings
+
+
 def test_a_run_differs_from_itself_in_nothing(runs: tuple[Path, Path]) -> None:
     found = diff(runs[0], runs[0])
     assert found.settings == found.files == found.figures == found.steps == []

@@ -78,6 +78,7 @@ def test_a_row_that_can_be_scored_is_found_so_and_says_nothing_to_an_empty_answe
         ("json_schema", "[]", {}, "an object, not a list"),
         ("json_schema", '{"type": "text"}', {}, "no JSON schema: type: 'text' is not valid"),
         ("json_schema", '{"age": "integer"}', {}, "no word of a JSON schema"),
+        ("json_schema", '{"$ref": "#"}', {}, "refers to itself without end"),
         ("json_schema", '{"$ref": "http://127.0.0.1:9/x.json"}', {}, "which is not in it"),
         ("code", "def double(x): return 2 * x", {}, "tests nothing"),
         ("code", "It is double.", {}, "the reference answer is no Python"),

@@ -115,15 +115,15 @@ def diff(before: Path, now: Path) -> DiffResult:
     """
     first = Run.read(before)
     second = Run.read(now)
-    both = [name for name in first.manifests if name in second.manifests]
+    pairs = list(_pairs([*first.manifests], [*second.manifests]))
     changed = dict.fromkeys(
         change
-        for name in both
-        for change in differences(first.manifests[name].inputs, second.manifests[name].inputs)
+        for name, other in pairs
+        for change in differences(first.manifests[name].inputs, second.manifests[other].inputs)
     )
     files = [change.removesuffix(CHANGED) for change in changed if change.endswith(CHANGED)]
     steps = set(first.manifests) | set(second.manifests)
-    figures = (figure for name in both for figure in _figures(name, first, second))
+    figures = (figure for pair in pairs for figure in _figures(pair, first, second))
     return DiffResult(
         before=str(before),
         now=str(now),
@@ -132,12 +132,26 @@ def diff(before: Path, now: Path) -> DiffResult:
         files=[name for name in files if name.split("/")[0] not in steps],
         steps=[
             f"{name} is only in {before if name in first.manifests else now}"
-            for name in sorted(steps - {*both})
+            for name in sorted({*first.manifests} ^ {*second.manifests})
         ],
         versions=list(_different("", _versions(first), _versions(second))),
         scores=list(_scores(first, second)),
         figures=list(figures),
     )
+
+
+def _pairs(before: list[str], now: list[str]) -> Iterator[tuple[str, str]]:
+    """The steps to compare. A step that one run alone has, such as ``train``, is compared with the
+    arms of it that the other has, such as ``train-replay`` and ``train-no-replay``.
+    """
+    for name in before:
+        if name in now:
+            yield name, name
+            continue
+        kind = name.split("-")[0]
+        arms = [other for other in now if other.split("-")[0] == kind and other not in before]
+        if kind in (name, *arms):
+            yield from ((name, other) for other in arms)
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -161,8 +175,10 @@ def _different(
             yield Figure(name=f"{prefix}{name}", before=before.get(name), now=now.get(name))
 
 
-def _figures(name: str, first: Run, second: Run) -> Iterator[Figure]:
-    yield from _different(f"{name}: ", _facts(first, name), _facts(second, name))
+def _figures(pair: tuple[str, str], first: Run, second: Run) -> Iterator[Figure]:
+    name, other = pair
+    title = name if name == other else f"{name} → {other}"
+    yield from _different(f"{title}: ", _facts(first, name), _facts(second, other))
 
 
 def _facts(run: Run, name: str) -> dict[str, Value]:

@@ -13,6 +13,9 @@ from replaykit.checks.verify import Readings, fences
 from replaykit.data.record import Record
 from replaykit.data.tools import missing_reference, validator_of
 
+KINDS: tuple[Any, ...] = ({}, [], "", 0, True, None)
+"""A value of each kind that JSON has."""
+
 
 def json_schema(answer: str, record: Record) -> Readings:
     """Whether the answer is one JSON value that the reference, a JSON schema, allows; leniently it
@@ -47,6 +50,11 @@ def _validator(text: str) -> Any:
     missing = missing_reference(schema)
     if missing is not None:
         raise ValueError(f"the schema refers to {missing}, which is not in it; put it there")
+    try:
+        for value in KINDS:
+            validator.is_valid(value)
+    except RecursionError as error:
+        raise ValueError("the schema refers to itself without end, so no value is valid") from error
     return validator
 
 

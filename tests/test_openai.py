@@ -26,7 +26,7 @@ import httpx2
 import pytest
 
 from replaykit.data.record import dialogue
-from replaykit.engines import Completion, Engine, Request, Sampling, openai
+from replaykit.engines import Completion, Engine, Request, Sampling, http
 from replaykit.engines.openai import OpenAIEngine
 from replaykit.errors import EngineError
 from replaykit.model.chat import Chat
@@ -186,8 +186,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(openai, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http, "LONGEST_WAIT", 0.05)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -517,7 +517,7 @@ def test_completions_come_as_they_finish_and_requests_are_read_as_they_are_neede
     server.faults, server.stall_seconds = iter(["stalled"]), 8.0
     with load(server) as engine, closing(engine.complete(counted())) as completions:
         rows = [next(completions).row for _ in range(100)]
-    assert read <= 100 + openai.READ_AHEAD * 8
+    assert read <= 100 + http.READ_AHEAD * 8
     assert sorted(rows) != list(range(100)) and len(set(rows)) == 100
 
 
@@ -598,8 +598,8 @@ def test_an_iteration_that_is_left_does_not_disturb_the_one_that_it_feeds(server
 def test_close_waits_neither_for_an_answer_nor_for_the_next_try(
     waiting_for: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai, "FIRST_WAIT", 60.0)
-    monkeypatch.setattr(openai, "LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(http, "FIRST_WAIT", 60.0)
+    monkeypatch.setattr(http, "LONGEST_WAIT", 60.0)
     with serving(iter([None, *[waiting_for] * 100])) as server, load(server) as engine:
         server.stall_seconds = 8.0
         completions = engine.complete(requests(20))
@@ -609,7 +609,7 @@ def test_close_waits_neither_for_an_answer_nor_for_the_next_try(
         engine.close()
         assert time.monotonic() - begun < server.stall_seconds / 2
     assert not [
-        thread for thread in threading.enumerate() if thread.name.startswith("replaykit-openai")
+        thread for thread in threading.enumerate() if thread.name.startswith("replaykit-server")
     ]
 
 

@@ -12,45 +12,28 @@ Thoughts and calls of tools are among the answer's token ids: vLLM's parsers of 
 (--reasoning-parser, --tool-call-parser) work on its chat endpoint alone. A server that takes a
 thought out of a completion is refused.
 
-What may pass (a busy server, a dropped connection, half an answer) is tried again after a random
-wait that doubles in length, "full jitter"
-(aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter); each row has its own seed, so a
-second try gives the same tokens. What will not pass ends the step with the server's own words.
+Requests that fail are tried again as ``engines.http`` says; each row has its own seed, so a second
+try gives the same tokens.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import socket
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from threading import Event, Lock
-from typing import Annotated, Any, Literal
-from weakref import WeakSet
+from threading import Event
+from typing import Annotated, Literal
 
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from replaykit.engines import Completion, Request, in_order, room_for, to_score, until_none
+from replaykit.engines import Completion, Request, in_order, room_for, to_score
+from replaykit.engines.http import KEY, Body, Client, Fault, Patience, key_in, problem
 from replaykit.errors import EngineError
 from replaykit.model import loading
 from replaykit.model.pair import Scored
 from replaykit.recipe.engine import EngineOptions
 
-Body = dict[str, Any]
-"""The JSON of a request to the server."""
-
-# Requests for each that the server may have at a time: one on its way and one at the door.
-READ_AHEAD = 2
-# Seconds: the longest wait before the second try, which doubles from try to try, and its bound.
-FIRST_WAIT = 0.5
-LONGEST_WAIT = 30.0
-CONNECT_SECONDS = 10.0
-# HTTP's codes of what may pass, beside all of 500 and above.
-TRANSIENT = {408, 425, 429}
 CHAT_ONLY = (
     "a chat endpoint applies the template itself and ends it with the assistant's header, so the "
     "model cannot be given "
@@ -74,10 +57,8 @@ class OpenAIEngine:
 
     def __init__(self, model: str, *, revision: str | None = None, options: EngineOptions):
         self._url = _base(options.server or "")
-        self._options = options
-        self._sockets: WeakSet[socket.socket] = WeakSet()
-        self._lock = Lock()  # of the sockets, which the threads add to
-        self._client = _client(options)
+        patience = Patience(options.concurrency, options.timeout_seconds, options.retries)
+        self._client = Client(patience, key=key_in(KEY))
         try:
             self._served, limit = self._find(model)
             self._vocabulary = loading.vocabulary_size(model, revision)
@@ -89,11 +70,6 @@ class OpenAIEngine:
         except BaseException:
             self._client.close()
             raise
-        self._threads = ThreadPoolExecutor(
-            options.concurrency, thread_name_prefix="replaykit-openai"
-        )
-        # One for each iteration that is not over, set when it is.
-        self._running: set[Event] = set()
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         with closing(self._run(requests, {})) as answers:
@@ -113,46 +89,21 @@ class OpenAIEngine:
             yield from in_order(scored)
 
     def close(self) -> None:
-        # Threads that wait for the server are hung up on, since a request may take ten minutes.
-        for left in self._running:
-            left.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._hang_up()
-        self._threads.shutdown()
         self._client.close()
 
     def _run(
         self, requests: Iterable[Request | None], more: Body
     ) -> Generator[tuple[Request, _Choice]]:
-        """Each request with the server's answer, as they finish.
-
-        ``more`` is added to each request's JSON. One iteration may feed another, and may be left
-        early.
+        """Each request with the server's answer, as they finish; ``more`` is added to each
+        request's JSON.
         """
-        most = READ_AHEAD * self._options.concurrency
-        waiting = iter(requests)
-        flying: dict[Future[_Choice], Request] = {}
-        left = Event()
-        self._running.add(left)
-        try:
-            while True:
-                room = most - len(flying)
-                for request in until_none(waiting, room, unanswered=bool(flying)):
-                    body = self._body(request) | more
-                    future = self._threads.submit(self._ask, request, body, left)
-                    flying[future] = request
-                if not flying:
-                    return
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                    yield flying.pop(future), future.result()
-        finally:
-            left.set()
-            self._running.discard(left)
-            unfinished = [future for future in flying if not future.cancel() and not future.done()]
-            # Nobody reads their answers, so the server need not make them. Connections cannot be
-            # told apart, so another iteration that runs keeps all of them.
-            if unfinished and not self._running:
-                self._hang_up()
+
+        def ask(request: Request, left: Event) -> _Choice:
+            body = self._body(request) | more
+            what = f"row {request.row}: {self._url}/completions"
+            return self._client.patiently(lambda: self._post(request, body), left, what)
+
+        return self._client.each(requests, ask)
 
     def _body(self, request: Request) -> Body:
         sampling = request.sampling
@@ -182,63 +133,24 @@ class OpenAIEngine:
             body["structured_outputs"] = {"json": sampling.schema}
         return body
 
-    def _ask(self, request: Request, body: Body, left: Event) -> _Choice:
-        """The server's answer, in a thread; tried again while the fault may pass.
-
-        It ends when ``left`` is set: then nobody waits for the answer.
-        """
-        for tried in range(1, self._options.retries + 2):
-            if left.is_set():
-                raise CancelledError
-            try:
-                return self._post(request, body)
-            except _Fault as error:
-                fault = error
-            if tried <= self._options.retries:
-                # Random, so that many clients do not come back all at once.
-                pause = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tried - 1)))
-                wanted = min(fault.retry_after, self._options.timeout_seconds)
-                left.wait(max(pause, wanted))
-        times = "once" if tried == 1 else f"{tried} times"
-        raise EngineError(
-            f"row {request.row}: {self._url}/completions was tried {times}; the last time: {fault}"
-        )
-
     def _post(self, request: Request, body: Body) -> _Choice:
-        """One try. Raises _Fault for what may pass, EngineError for what will not."""
-        try:
-            response = self._client.post(
-                f"{self._url}/completions", json=body, extensions={"trace": self._trace}
-            )
-        except httpx2.RequestError as error:
-            raise _Fault(f"{type(error).__name__} {error}") from error
-        if response.status_code != 200:
-            raise _refusal(request, response)
+        """One try. Raises Fault for what may pass, EngineError for what will not."""
+        # /models answered, or there would be no engine.
+        hint = f"Does it serve chat alone? {CHAT_ONLY}."
+        response = self._client.post(
+            f"{self._url}/completions", body, f"row {request.row}", hint=hint
+        )
         try:
             choice = _Answer.model_validate_json(response.content).choices[0]
         except ValidationError as error:
-            raise _Fault(_problem(error)) from error
+            raise Fault(problem(error)) from error
         choice.check(body, self._vocabulary)
         return choice
-
-    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Notes the socket of a connection that is made, by httpx's hook, for ``_hang_up``."""
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            with self._lock:
-                self._sockets.add(info["return_value"].get_extra_info("socket"))
-
-    def _hang_up(self) -> None:
-        """Ends every connection, so no thread waits any more, and the server can stop its work."""
-        with self._lock:
-            for each in self._sockets:
-                with suppress(OSError):  # it is closed already
-                    # Not TLS's own, which takes its state from under the thread that reads.
-                    socket.socket.shutdown(each, socket.SHUT_RDWR)
 
     def _find(self, model: str) -> tuple[str, int | None]:
         """The server's name for the model, and its max_model_len if the server says it."""
         try:
-            response = self._client.get(f"{self._url}/models", extensions={"trace": self._trace})
+            response = self._client.get(f"{self._url}/models")
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             start = (
                 f"start one with `vllm serve {loading.resolve(model)}`, or correct the address "
@@ -246,12 +158,12 @@ class OpenAIEngine:
             )
             raise EngineError(f"no server at {self._url}: {error}\n  {start}.") from error
         if response.status_code != 200:
-            raise EngineError(f"{self._url}/models answers {_said(response)}")
+            raise EngineError(f"{self._url}/models answers {self._client.said(response)}")
         try:
             cards = _Models.model_validate_json(response.content).data
         except ValidationError as error:
             raise EngineError(
-                f"{self._url}/models is no list of models: {_problem(error)}"
+                f"{self._url}/models is no list of models: {problem(error)}"
             ) from error
         own = _names(model)
         found = [card for card in cards if card.id in own]
@@ -266,14 +178,6 @@ class OpenAIEngine:
                 f"`--served-model-name {resolved}`."
             )
         return found[0].id, found[0].max_model_len
-
-
-class _Fault(Exception):
-    """What may not happen again. ``retry_after``: the seconds that the server asks for."""
-
-    def __init__(self, what: str, retry_after: float = 0.0):
-        super().__init__(what)
-        self.retry_after = retry_after
 
 
 class _Card(BaseModel):
@@ -314,7 +218,7 @@ class _Choice(BaseModel):
         return [by_token[token].logprob for token, by_token in pairs if by_token]
 
     def check(self, body: Body, vocabulary: int) -> None:
-        """Raises _Fault if it is not a whole answer to the request.
+        """Raises Fault if it is not a whole answer to the request.
 
         Raises EngineError if such a server never gives one. The model has ``vocabulary`` token ids.
         """
@@ -338,7 +242,7 @@ class _Choice(BaseModel):
         got = len(self.token_ids)
         most = body["max_tokens"]
         if self.finish_reason == "length" and got != most:
-            raise _Fault(f"{got} tokens of {most}, and yet finish_reason is 'length'")
+            raise Fault(f"{got} tokens of {most}, and yet finish_reason is 'length'")
         if "prompt_logprobs" in body:
             if self.prompt_logprobs is None:
                 raise EngineError(
@@ -349,26 +253,13 @@ class _Choice(BaseModel):
             pairs = list(zip(prompt[1:], positions, strict=False))
             known = all(token in (by_token or {}) for token, by_token in pairs)
             if not known or len(pairs) != len(prompt) - 1:
-                raise _Fault("prompt_logprobs are not of the prompt's tokens")
+                raise Fault("prompt_logprobs are not of the prompt's tokens")
 
 
 class _Answer(BaseModel):
     """The answer of /completions."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
-
-
-def _client(options: EngineOptions) -> httpx2.Client:
-    """A client with a connection for each request at a time, and the user's key, if any."""
-    key = os.environ.get("OPENAI_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    n = options.concurrency
-    seconds = options.timeout_seconds
-    return httpx2.Client(
-        headers=headers,
-        limits=httpx2.Limits(max_connections=n, max_keepalive_connections=n),
-        timeout=httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
-    )
 
 
 def _base(server: str) -> str:
@@ -394,46 +285,3 @@ def _names_of_folder(name: str) -> set[str]:
     if not folder.is_dir():
         return {name}
     return {str(folder.resolve())}
-
-
-def _problem(error: ValidationError) -> str:
-    """The first thing that is wrong with an answer: choices.0.finish_reason: Field required."""
-    problem = error.errors(include_url=False)[0]
-    place = ".".join(map(str, problem["loc"]))
-    return f"{place or 'the answer'}: {problem['msg']}"
-
-
-def _refusal(request: Request, response: httpx2.Response) -> _Fault | EngineError:
-    """The error for an answer that is not 200."""
-    status = response.status_code
-    said = _said(response)
-    if status in TRANSIENT or status >= 500:
-        return _Fault(said, _seconds(response.headers.get("Retry-After", "")))
-    if status in (404, 405):  # /models answered, or there would be no engine
-        said += f"\n  Does it serve chat alone? {CHAT_ONLY}."
-    return EngineError(f"row {request.row}: {response.url} answers {said}")
-
-
-def _said(response: httpx2.Response) -> str:
-    """The status and the server's message."""
-    text = response.text
-    status = response.status_code
-    with suppress(ValueError, AttributeError):  # it is not such JSON
-        # vLLM and OpenAI wrap the message as error.message, FastAPI as detail.
-        found = response.json().get("error") or response.json().get("detail") or text
-        if isinstance(found, dict):
-            found = found.get("message", found)
-        text = str(found)
-    short = " ".join(text.split())[:500]
-    said = f"{status} {response.reason_phrase}: {short}".removesuffix(": ")
-    if status in (401, 403):
-        said += "\n  The environment variable OPENAI_API_KEY is what the server is given."
-    return said
-
-
-def _seconds(retry_after: str) -> float:
-    """What the header asks for; 0 where it is absent or a date."""
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        return 0.0

@@ -12,8 +12,8 @@
 What may pass (a busy server, a dropped connection, half an answer) is tried again after a random
 wait that doubles in length, "full jitter"
 (aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter), and after the time that the
-server asks for. What will not pass is an EngineError with the server's own words. The key is in no
-message: where a server repeats it, it is taken out.
+server asks for. What will not pass is Refused, an EngineError with the server's own words. The key
+is in no message: where a server repeats it, it is taken out.
 """
 
 from __future__ import annotations
@@ -75,6 +75,15 @@ class Fault(Exception):
 
 class Exhausted(EngineError):
     """All tries of a request failed, each for a fault that might have passed."""
+
+
+class Refused(EngineError):
+    """The server will not answer such a request, however often it is asked."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+        """HTTP's code."""
 
 
 def key_in(variable: str) -> str | None:
@@ -167,8 +176,10 @@ class Client:
         raise Exhausted(f"{what} was tried {times}; the last time: {fault}")
 
     def post(self, url: str, body: Body, what: str, hint: str = "") -> httpx2.Response:
-        """The server's answer to one try. Raises Fault for what may pass, EngineError for what will
-        not, with ``hint`` where there is no such address.
+        """The server's answer to one try.
+
+        Raises Fault for what may pass, Refused for what will not, with ``hint`` where there is no
+        such address.
         """
         try:
             response = self._http.post(url, json=body, extensions={"trace": self._trace})
@@ -181,7 +192,7 @@ class Client:
             raise Fault(said, _seconds(response.headers.get("Retry-After", "")))
         if response.status_code in (404, 405) and hint:
             said += f"\n  {hint}"
-        raise EngineError(f"{what}: {response.url} answers {said}")
+        raise Refused(f"{what}: {response.url} answers {said}", response.status_code)
 
     def get(self, url: str) -> httpx2.Response:
         """Raises httpx2.RequestError or httpx2.InvalidURL where there is no answer."""

@@ -18,7 +18,9 @@ MEMORY = "memory"
 """Among the tests, the rows of the step of this name."""
 Score = Literal[
     "exact",
+    "normalised",
     "numeric",
+    "symbolic",
     "json",
     "contains",
     "regex",

@@ -21,7 +21,9 @@ Scorer = Callable[[str, Record], Readings]
 
 SCORERS = {
     "exact": "replaykit.checks.scoring.answers:exact",
+    "normalised": "replaykit.checks.scoring.words:normalised",
     "numeric": "replaykit.checks.scoring.answers:numeric",
+    "symbolic": "replaykit.checks.scoring.answers:symbolic",
     "json": "replaykit.checks.scoring.answers:as_json",
     "choice": "replaykit.checks.scoring.choice:written",
     "contains": "replaykit.checks.scoring.words:contains",

@@ -13,10 +13,13 @@ from collections import Counter
 import regex
 
 from replaykit.checks.scoring.references import UNSPACED, references, units
-from replaykit.checks.verify import Readings
+from replaykit.checks.verify import Readings, final_answer
 from replaykit.data.record import Record
 
 PATTERN_SECONDS = 1.0  # of a search; patterns that backtrack without end take longer
+NOTHING_LEFT = (
+    "nothing is left of a reference without articles and punctuation; score it by exact"
+)
 ARTICLES = regex.compile(r"\b(?:a|an|the)\b")
 CHARACTER = regex.compile(rf"([{UNSPACED}]\p{{M}}*)")
 
@@ -63,6 +66,20 @@ def matches(answer: str, record: Record) -> Readings:
     return Readings(strict=whole, lenient=found or whole)
 
 
+def normalised(answer: str, record: Record) -> Readings:
+    """Whether the final answer has the words of a reference in their order, as SQuAD's exact match
+    compares them: case, punctuation and the articles a, an, the aside. Strictly, the whole answer
+    has no others.
+
+    Raises ValueError for a reference of which nothing is left, as ``f1`` does.
+    """
+    wanted = [_normalised(final_answer(reference)) for reference in references(record)]
+    if not all(wanted):
+        raise ValueError(NOTHING_LEFT)
+    strict = _normalised(answer) in wanted
+    return Readings(strict=strict, lenient=strict or _normalised(final_answer(answer)) in wanted)
+
+
 def f1(answer: str, record: Record) -> Readings:
     """F1 of the words that answer and reference share, of the reference that is nearest; strictly,
     whether they are the same words in the same order.
@@ -76,9 +93,7 @@ def f1(answer: str, record: Record) -> Readings:
     given = _normalised(answer)
     wanted = [_normalised(reference) for reference in references(record)]
     if not all(wanted):
-        raise ValueError(
-            "nothing is left of a reference without articles and punctuation; score it by exact"
-        )
+        raise ValueError(NOTHING_LEFT)
     best = max(_f1(given, reference) for reference in wanted)
     return Readings(strict=given in wanted, lenient=best)
 

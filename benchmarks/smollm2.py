@@ -168,7 +168,7 @@ def replay_of(arm: Arm, model: str, out: Path, target: Sequence[Record], seed: i
     method = "tfidf" if arm.replay == "near" else "random"
     dolly = list(lines("dolly_train.jsonl.gz"))
     wanted = {} if method == "random" else {"target": target}
-    return list(replaykit.select(dolly, n=OWN_ROWS, method=method, seed=seed, **wanted))
+    return replaykit.select(dolly, n=OWN_ROWS, method=method, seed=seed, **wanted).records
 
 
 # --- units of work --------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from replaykit.steps.evaluate.result import EvalResult, ModelScores
 from replaykit.steps.evaluate.skills import Item, measure
 from replaykit.steps.inputs import load
 from replaykit.steps.memory.step import EVERY
+from replaykit.steps.sweep.pool import pooled
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "smollm2"
@@ -258,15 +259,48 @@ def arm_unit(arm: Arm, model: str, out: Path, seed: int, held: Held) -> dict[str
 
 
 def report(seeds: Sequence[int]) -> str:
-    """The tables in Markdown: of all finished units."""
+    """The tables in Markdown of all finished units: over the seeds, and each seed's."""
     base = read_unit("base", 0)
     assert base is not None
-    parts = []
+    results = {}
     for seed in seeds:
         of_seed = {name: found for name in ARMS if (found := read_unit(name, seed)) is not None}
         if of_seed:
-            parts.append(f"Seed {seed}:\n\n{table(base, of_seed)}")
+            results[seed] = compared(base, of_seed)
+    parts = [over_seeds(list(results.values()))]
+    parts += [f"Seed {seed}:\n\n{table(result)}" for seed, result in results.items()]
     return "\n\n".join(parts)
+
+
+def over_seeds(results: Sequence[EvalResult]) -> str:
+    """A line an arm, over the seeds that it was trained with: means with 95 % intervals."""
+    base = results[0].models[0]
+    assert base.old is not None
+    skills = [skill.skill for skill in results[0].skills if skill.role == "old"]
+    lines = [
+        "| arm | seeds | new skill | old skills, mean | lost of it, points | IFEval, strict | "
+        "drift, nats a token | skills lost |",
+        "| --- " * 8 + "|",
+        f"| base | | {base.scores[TARGET].mean:.2f} | {base.old.mean:.3f} | | "
+        f"{base.scores['ifeval'].mean:.2f} | | |",
+    ]
+    for name in ARMS:
+        of_arm = [model for result in results for model in result.models if model.model == name]
+        if not of_arm:
+            continue
+        new = pooled([model.scores[TARGET] for model in of_arm])
+        old = pooled([model.old for model in of_arm if model.old is not None])
+        drop = pooled([model.old_drop for model in of_arm if model.old_drop is not None])
+        ifeval = pooled([model.scores["ifeval"] for model in of_arm])
+        drift = pooled([model.drop[MEMORY] for model in of_arm])
+        lost = [sum(model.claims[skill].state == "lost" for skill in skills) for model in of_arm]
+        points = f"{100 * drop.mean:.1f} ({100 * drop.low:.1f} to {100 * drop.high:.1f})"
+        lines.append(
+            f"| {name} | {len(of_arm)} | {new.mean:.2f} | {old.mean:.3f} | {points} | "
+            f"{ifeval.mean:.2f} | {drift.mean:.2f} ({drift.low:.2f} to {drift.high:.2f}) | "
+            f"{', '.join(map(str, lost))} of {len(skills)} |"
+        )
+    return "\n".join(lines)
 
 
 def read_unit(name: str, seed: int) -> dict[str, Any] | None:
@@ -305,9 +339,8 @@ def scored(found: Mapping[str, Any]) -> dict[str, list[Item]]:
     return made
 
 
-def table(base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Base and arms of one seed: scores by skill, and below what may be claimed."""
-    result = compared(base, arms)
+def table(result: EvalResult) -> str:
+    """Base and arms of one seed: scores by skill, and how many are lost and kept."""
     facts = {skill.skill: skill for skill in result.skills}
     skills = list(facts)
     first, *tuned = result.models

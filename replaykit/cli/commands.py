@@ -140,6 +140,9 @@ GENERATE = Command(
         Option("--turns", "generate.turns", int, "Questions of one conversation."),
         Option("--answers", "generate.answers", int, "Answers to each question."),
         Option("--prompts", "generate.prompts", str, "Answer the questions of this file instead."),
+        Option("--verify", "generate.verify", str, "Of prompts with answers keep the model's own "
+               "where it is right by this verifier (exact, numeric, json, choice, code, ...), else "
+               "the row as it is."),
         Option("--system", "generate.systems", list[str], "Steer by a system prompt: math, code, "
                "translation, chinese, json, refusal, or a text; code=2 gives it the weight 2. May "
                "be given again.", read.weighted),

@@ -217,6 +217,8 @@ def _sample_rows(result: GenerateResult) -> Iterator[Row]:
             yield "warning", result.thoughts.warning
     if result.calls is not None:
         yield "calls", result.calls.words
+    if result.verified is not None:
+        yield "answers", result.verified.words
     yield from _fidelity_rows(result.fidelity)
     for tag, counts in (result.tags or {}).items():
         yield f"tag {tag}", ", ".join(f"{word} {count:,}" for word, count in counts.items())

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from replaykit.api.arguments import (
     Rows,
@@ -207,7 +207,7 @@ def generate(
     references = None
     answered = None
     if prompts is not None and chosen.verify is not None:
-        references = records_of("generate(): prompts", prompts, "generate").records
+        references = records_of("generate(): prompts", cast(Rows, prompts), "generate").records
         answered = asked(references)
     elif prompts is not None:
         answered = _prompts(prompts)

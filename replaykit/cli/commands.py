@@ -230,7 +230,8 @@ TRAIN = Command(
         Option("--learning-rate", "train.learning_rate", float,
                "The highest; 1e-5 by default, 2e-4 for adapters."),
         Option("--remedy", "train.remedies.*", list[str], "stm, flow, dft, eaft, ewc, l2sp, "
-               "distill, project or ema, as by default; may be given again.", read.remedies),
+               "distill, project, ema or self_distill, as by default; may be given again.",
+               read.remedies),
         Option("--ewc-auto", "train.remedies.ewc.auto", float,
                "ewc, with its gradient's norm held at this part of the loss's."),
         Option("--dry-run", "", bool,

@@ -204,11 +204,16 @@ def check(recipe: Recipe) -> None:
 def _check_training(recipe: Recipe) -> None:
     trainings = [recipe.training(arm) for arm in arms(recipe, Context())]
     trainings += [stage_train(recipe, number) for number in range(len(recipe.tasks))]
-    packing = [training for training in trainings if training.packing]
-    if not packing:
+    doubtful = [
+        training
+        for training in trainings
+        if training.packing or training.remedies.self_distill is not None
+    ]
+    if not doubtful:
         return
-    from replaykit.steps.train.fit import check_packing
+    from replaykit.steps.train.fit import check_packing, check_self_distill
 
     chat = chat_of(recipe)
-    for training in packing:
+    for training in doubtful:
         check_packing(training, chat)
+        check_self_distill(training, chat)

@@ -93,6 +93,19 @@ class GenerateOptions(ModelOptions, total=False):
     verify: Verify | None
 
 
+class RepairOptions(ModelOptions, total=False):
+    """Section ``repair`` of the recipe, and the model's options."""
+
+    rows: int
+    steps: int
+    every: int | None
+    batch_rows: int
+    rehearse: float | None
+    method: Literal["auto", "full", "lora"]
+    learning_rate: float | None
+    draw_tokens: int
+
+
 class RewriteOptions(ModelOptions, total=False):
     """Section ``rewrite`` of the recipe, and the model's options."""
 

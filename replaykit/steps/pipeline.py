@@ -41,6 +41,7 @@ STEPS = {
     "score": "score",
     "train": "train",
     "merge": "merge",
+    "repair": "repair",
     "eval": "evaluate",
     "matrix": "matrix",
     "suites": "suites",
@@ -159,7 +160,7 @@ def first(recipe: Recipe, name: str, watch: Watch) -> Iterator[Outcome[Any]]:
     """
     if recipe.eval.memory is None or memory_rows(recipe).exists():
         return
-    if "memory" in needed(recipe, name, None) or name == "merge":
+    if "memory" in needed(recipe, name, None) or name in ("merge", "repair"):
         yield from step_of("memory")(recipe, Context(watch=watch))
 
 

@@ -58,7 +58,7 @@ def todos(
         "engine": engine_fact(recipe.engine.here, recipe.model, recipe.revision),
         "eval": test_facts(recipe),
         "margin": recipe.eval.margin,
-        "twice": _is_scored_twice(recipe),
+        "twice": scored_twice(recipe),
         "tuned": facts,
     }
 
@@ -81,7 +81,7 @@ def todos(
     yield Todo("eval", inputs, EvalResult, work)
 
 
-def _is_scored_twice(recipe: Recipe) -> bool:
+def scored_twice(recipe: Recipe) -> bool:
     """Whether the base is scored twice: where the recipe says so, or the engine may differ."""
     from replaykit.engines import choose
 

@@ -99,16 +99,20 @@ def generated(
     *,
     prompts: Sequence[Record] | None = None,
     references: Sequence[Record] | None = None,
+    held: HeldOut | None = None,
     monitor: Monitor | None = None,
 ) -> Iterator[Record]:
     """The rows that the recipe's model makes in the folder: answers to the prompts, if there are
-    any; with ``references`` those of them that are right (``verified``).
+    any; with ``references`` those of them that are right (``verified``). No question is one of the
+    ``held`` ones, by default those of the recipe.
     """
     from replaykit.steps.generate.draw import generate_rows
 
     model = str(recipe.model)
-    held = load_tests(recipe) if settings.checks.overlap else HeldOut()
-    questions = {row.question for _, rows in held.rows.values() for row in rows}
+    questions: set[str] = set()
+    if settings.checks.overlap:
+        apart = held or load_tests(recipe)
+        questions = {row.question for _, rows in apart.rows.values() for row in rows}
     job = Job(
         settings,
         recipe.seed,

@@ -118,6 +118,9 @@ class Extras:
     """With it replay is drawn anew beside the target rows, as a controller decides."""
     callbacks: Sequence[transformers.TrainerCallback] = ()
     """They are told what those of any Trainer are."""
+    teacher: Base | None = None
+    """The base that remedies hold the model by, where that is another than the model was before
+    this training."""
     what: str = "train"
     """What the Watch is told is being done."""
     examples: Mapping[str, Example] | None = None
@@ -197,7 +200,9 @@ def fit(
             _check_wrapping(trainer)
             resumed = _resumed(folder)
             old = TokenisedRows(extras.old, base.chat, examples=extras.examples)
-            _begin(trainer, base, old, folder, resumed.checkpoint, _questions(order, base.chat))
+            questions = _questions(order, base.chat)
+            teacher = extras.teacher or base
+            _begin(trainer, teacher, old, folder, resumed.checkpoint, questions)
             _go(trainer, controller, resumed.checkpoint)
             _raise_if_stopped(trainer, watching)
         _finish(trainer, base, folder)

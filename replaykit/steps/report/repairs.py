@@ -1,8 +1,8 @@
 """A repair on the terminal: a row a point, then what became of it in sentences.
 
-after step  old skills  below the base          against tuned  new skill
-0           0.66        0.31 0.25 to 0.37                      0.98        lost
-100         0.97        0.00 −0.01 to 0.01      0.31           0.97        kept, chosen
+after step  old skills  below the base      against tuned   new skill  against tuned
+0, tuned    0.66        0.31 0.25–0.37      –               0.98       –              lost
+100         0.97        0.00 −0.01 to 0.01  0.31 0.25–0.37  0.97       −0.01 ...      kept, chosen
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+WIDE = 110  # columns of a terminal from which on an interval stands beside its mean
+
+
 def show_repair(result: RepairResult, console: Console) -> None:
     from rich.text import Text
 
-    console.print(_points(result))
+    gap = " " if console.width >= WIDE else "\n"
+    console.print(_points(result, gap=gap))
     console.print(Text(repair_words(result)))
     for note in result.notes:
         console.print(Text(f"note  {note}"))
@@ -37,11 +41,10 @@ def repair_words(result: RepairResult) -> str:
     after = result.after
     match result.verdict:
         case "nothing_lost":
-            said = (
+            return (
                 f"The tuned model stays: it keeps every old skill ({_drop(before)}), so there is "
                 f"nothing to repair."
             )
-            return said
         case "none":
             return (
                 f"The tuned model stays: no step keeps every old skill, and none is measurably "
@@ -82,10 +85,17 @@ def _with_interval(found: Interval | None, unit: Unit) -> str:
     return f"{mean(found, unit)} ({interval(found, unit)})"
 
 
-def _points(result: RepairResult) -> Table:
+def _points(result: RepairResult, *, gap: str) -> Table:
+    """One row a point; the gap stands between a number and its interval."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
+
+    def cell(found: Interval | None, unit: Unit) -> Text:
+        text = Text(mean(found, unit))
+        if known(found):
+            text.append(gap + interval(found, unit), style="dim")
+        return text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(Text("after step"))
@@ -96,24 +106,13 @@ def _points(result: RepairResult) -> Table:
         word = STATES[point.state]
         if point.chosen:
             word += ", chosen"
-        if point.step == 0:
-            word += ", the tuned model"
         table.add_row(
-            Text(f"{point.step:,}"),
+            Text("0, tuned" if point.step == 0 else f"{point.step:,}"),
             Text(mean(point.old)),
-            _cell(point.old_drop, "score"),
-            _cell(point.old_gain, result.unit),
+            cell(point.old_drop, "score"),
+            cell(point.old_gain, result.unit),
             Text(mean(point.new, result.new_unit)),
-            _cell(point.new_gain, result.new_unit),
+            cell(point.new_gain, result.new_unit),
             Text(word),
         )
     return table
-
-
-def _cell(found: Interval | None, unit: Unit) -> Text:
-    from rich.text import Text
-
-    text = Text(mean(found, unit))
-    if known(found):
-        text.append(f" {interval(found, unit)}", style="dim")
-    return text

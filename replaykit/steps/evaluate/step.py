@@ -81,22 +81,6 @@ def todos(
     yield Todo("eval", inputs, EvalResult, work)
 
 
-def scored_twice(recipe: Recipe) -> bool:
-    """Whether the base is scored twice: where the recipe says so, or the engine may differ."""
-    from replaykit.engines import choose
-
-    if recipe.eval.twice is not None:
-        return recipe.eval.twice
-    here = recipe.engine.here
-    if here.batch_invariant:
-        return False
-    import torch
-
-    return (
-        choose(here, recipe.model, recipe.revision) != "transformers" or torch.cuda.is_available()
-    )
-
-
 def _trained(recipe: Recipe, context: Context, mixed: dict[str, MixResult]) -> dict[str, Path]:
     """The folders of the finished trainings by model; what is known of their mixtures goes into
     ``mixed``.
@@ -156,6 +140,22 @@ def run(
     every = [*(tuned or ()), *(more or ())]
     for todo in todos(recipe, context, every or None):
         yield do_step(todo, recipe, context)
+
+
+def scored_twice(recipe: Recipe) -> bool:
+    """Whether the base is scored twice: where the recipe says so, or the engine may differ."""
+    from replaykit.engines import choose
+
+    if recipe.eval.twice is not None:
+        return recipe.eval.twice
+    here = recipe.engine.here
+    if here.batch_invariant:
+        return False
+    import torch
+
+    return (
+        choose(here, recipe.model, recipe.revision) != "transformers" or torch.cuda.is_available()
+    )
 
 
 def measured(

@@ -12,7 +12,7 @@ from replaykit.steps import pipeline
 PACKAGE = Path(__file__).parent.parent / "replaykit"
 # From the ground up; a module may import what stands before it (and its own folder).
 ORDER = [
-    "errors", "hashing", "locks", "devices", "mixing", "text", "result", "nano", "suites", "recipe", "data", "model", "runs", "written", "engines", "parallel", "checks",
+    "errors", "hashing", "locks", "devices", "mixing", "text", "changes", "result", "nano", "suites", "recipe", "data", "model", "runs", "written", "engines", "parallel", "checks",
     "steps", "suited", "starter", "api", "cli", "__main__",
 ]  # fmt: skip
 # The same for what is under steps.

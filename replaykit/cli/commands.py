@@ -342,7 +342,7 @@ SWEEP = Command(
                read.over),
         Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default as "
                "many as the longest has."),
-        MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
+        MODEL, TARGET, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
 ADVISE = Command(
@@ -352,7 +352,7 @@ ADVISE = Command(
         *SWEPT,
         Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default a "
                "quarter of the whole."),
-        MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
+        MODEL, TARGET, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
 REPORT = Command(
@@ -374,6 +374,9 @@ PEEK = Command(
         Option("--source", "", str, "Only rows of this source, such as generate."),
         Option("--dropped", "", bool, "Rows that the step left out, each with its reason."),
         Option("--reason", "", str, "Of these only those that were left out for this reason."),
+        Option("--path", "", str, "Only rows that were rewritten this way, such as min-change."),
+        Option("--min-edit", "", float, "Only rows of which at least this part was edited, from 0 "
+               "to 1.", default=0.0),
         Option("--split", "", str, "Of a folder or a Hub data set.", default="train"),
         Option("--seed", "", int, "Draw the rows at random; without it they are the first."),
         RECIPE, SET, RUN_OUT, AS_JSON,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from replaykit.data.files import json_lines
@@ -55,5 +55,5 @@ def _public(record: Record) -> Record:
     """The row with what replaykit knows of it, without the user's own columns."""
     (public,), _ = public_meta([record], ())
     if BEFORE in record.meta:
-        public.meta[BEFORE] = record.meta[BEFORE]
+        return replace(public, meta={**public.meta, BEFORE: record.meta[BEFORE]})
     return public

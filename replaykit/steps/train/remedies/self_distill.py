@@ -17,7 +17,10 @@ reference's, so that a row weighs as much as in plain training, and so much the 
 the prompt that shows the reference is our own (``steps/train/asked.py``).
 
 Published reproductions disagree on how much it keeps. What is learned is what the model can say of
-the reference when it sees it, so a model that does not read its context learns nothing.
+the reference when it sees it, so a model that does not read its context learns nothing and forgets
+all the same: the embedded model, in 80 steps of 16 rows at 1e-3, learned none of a task (desk) of
+which plain training learned all, and of its old skills kept 0.38 (teacher: ema) or 0.63 (teacher:
+base), plain training 0.19.
 
 It costs, for each row and step, an answer drawn token by token, which takes most of the time, a
 forward pass of the teacher, a forward and a backward pass of the model, and a float32 copy of the

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def test_the_step_counts_whose_answers_were_kept_and_goes_on_where_it_was(here):
     assert sum(counts["reference"].values()) == paths["reference"] >= 6
     assert f"{counts['own']} of 24 rows have the model's own answer" in shown
     assert "the others keep the reference: wrong" in shown
+    said = f"{counts['own']} of 24 rows have the model's own answer"
+    type_in("push", "me/old", "--dry-run")
+    card = Path("runs/a/push/README.md").read_text()
+    assert said in card and "given rows, with the model's own answer where it is right" in card
+    type_in("report")
+    page = unescape(Path("runs/a/report.html").read_text())
+    assert "generate: whose answers" in page and said in page
     # Stopped in the middle, it makes the same rows of the answers that are there and the others.
     before = Path("runs/a/generate/rows.jsonl").read_bytes()
     ledger = Path("runs/a/generate/answers.jsonl")

@@ -18,7 +18,7 @@ ORDER = [
 # The same for what is under steps.
 STEPS = [
     "inputs", "step", "stages", "probe", "select", "generate", "memory", "rewrite", "mix", "score",
-    "evaluate", "train", "merge", "buffer", "matrix", "swept", "suites", "results", "public", "report",
+    "evaluate", "train", "merge", "repair", "buffer", "matrix", "swept", "suites", "results", "public", "report",
     "peek", "diff", "push", "pipeline", "sweep", "status",
 ]  # fmt: skip
 HEAVY = "torch transformers datasets vllm sklearn numpy scipy pydantic yaml huggingface_hub".split()

@@ -253,6 +253,31 @@ def _gate(flags: Flags) -> None:
     raise typer.Exit(found.code)
 
 
+def _repair(flags: Flags) -> None:
+    """Repairs a model by the tests of the recipe, or by the suites that suit the base."""
+    from replaykit.recipe.evaluate import MEMORY
+    from replaykit.steps import pipeline
+    from replaykit.steps.step import Context
+    from replaykit.suited import tested
+
+    given = _recipe(flags)
+    if flags["rehearse"] is not None and given.repair.rehearse is None:
+        half = given.repair.model_copy(update={"rehearse": 0.5})
+        given = given.model_copy(update={"repair": half})
+    recipe, said = tested(given)
+    for sentence in said:
+        _say(sentence, err=True)
+
+    def do(watch: Watch) -> Iterable[Outcome[Any]]:
+        context = Context(
+            out=flags["out"], force=bool(flags["force"]), arm=flags["arm"], watch=watch
+        )
+        yield from pipeline.first(recipe, "repair", watch)
+        yield from pipeline.step_of("repair")(recipe, context, tuned=flags["tuned"])
+
+    _show([outcome for outcome in _done(do) if outcome.step != MEMORY], flags)
+
+
 def _suites(flags: Flags) -> None:
     """Measures suites on a model, or prints items of those that are named, or lists all."""
     from replaykit.suites import ITEMS
@@ -381,6 +406,7 @@ _add(commands.INIT, _init)
 for _command in commands.STEPS:
     _add(_command, partial(_step, _command.name))
 _add(commands.GATE, _gate)
+_add(commands.REPAIR, _repair)
 _add(commands.SUITES, _suites)
 _add(commands.RUN, _run)
 _add(commands.SWEEP, partial(_sweep, short=False))

@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from random import Random
 from typing import Any
 
 from real_model import smollm2
+from seeds import slug, unit
 
 import replaykit
 from replaykit.data.record import TARGET, Record, dialogue
@@ -222,25 +222,9 @@ def trained(arm: Arm, model: str, out: Path, seed: int, folder: Path) -> dict[st
     return {"rows": dict(sources), "model": str(result.model)}
 
 
-def unit(name: str, seed: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a unit of work leaves; a finished one is read."""
-    place = place_of(name, seed)
-    if not place.exists():
-        begun = time.perf_counter()
-        found = work()
-        found["seconds"] = round(time.perf_counter() - begun)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, separators=(",", ":")) + "\n")
-        temporary.replace(place)
-        print(f"{place.stem}: {found['seconds']} s", flush=True)
-    return dict(json.loads(place.read_text()))
-
-
 def place_of(name: str, seed: int) -> Path:
     """The file of a unit."""
-    plain = re.sub(r"\W+", "-", name.replace("%", "pc")).strip("-").lower()
-    return RESULTS / f"{plain}-{seed}.json"
+    return RESULTS / f"{slug(name)}-{seed}.json"
 
 
 def arm_unit(arm: Arm, model: str, out: Path, seed: int, held: Held) -> dict[str, Any]:
@@ -387,7 +371,7 @@ def main() -> None:
     if not given.report:
         model = given.model or smollm2()
         held = held_out(model, given.out)
-        unit("base", 0, lambda: {"items": items_of(model, held)})
+        unit(place_of("base", 0), lambda: {"items": items_of(model, held)})
         for seed, name in product(given.seeds, given.arms):
             if (
                 time.perf_counter() - begun > 60 * given.minutes
@@ -395,7 +379,7 @@ def main() -> None:
             ):
                 print("units are left: the same command goes on")
                 break
-            unit(name, seed, partial(arm_unit, ARMS[name], model, given.out, seed, held))
+            unit(place_of(name, seed), partial(arm_unit, ARMS[name], model, given.out, seed, held))
     print(report(given.seeds))
 
 

@@ -19,7 +19,6 @@ import json
 import re
 import shutil
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -30,6 +29,8 @@ from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+
+from seeds import slug, unit
 
 import replaykit
 from replaykit.data.record import Record, dialogue
@@ -258,25 +259,6 @@ def measured(model: str, held_out: Sequence[Record]) -> dict[str, Any]:
         "answers": said,
         "new": new,
     }
-
-
-def unit(place: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What a unit of work leaves; a finished one is read."""
-    if not place.exists():
-        begun = time.perf_counter()
-        found = dict(work())
-        found["seconds"] = round(time.perf_counter() - begun)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, ensure_ascii=False))
-        temporary.replace(place)
-        print(f"{place.stem}: {found['seconds']} s", flush=True)
-    return dict(json.loads(place.read_text()))
-
-
-def slug(name: str) -> str:
-    """The name as that of a file."""
-    return re.sub(r"\W+", "-", name)
 
 
 def own_rows(model: str, out: Path) -> list[Record]:

@@ -1,5 +1,5 @@
-"""What benchmarks over several seeds share: arms in processes of their own, and the mean over seeds
-with its interval.
+"""What benchmarks over several seeds share: arms in processes of their own, units of work that are
+done once, and the mean over seeds with its interval.
 
     over_seeds([0.71, 0.74, 0.70])      # Interval(mean=0.717, low=0.665, high=0.768)
     interval([0.71, 0.74, 0.70])        # "0.72 ± 0.05 (0.71, 0.74, 0.70)"
@@ -7,11 +7,16 @@ with its interval.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from scipy.stats import t as student
 
@@ -49,3 +54,22 @@ def apart(script: str, words: Sequence[str], *, threads: int = 1) -> None:
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr[-3000:]}")
+
+
+def unit(place: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What a unit of work leaves in its file, with its seconds; a finished one is read."""
+    if not place.exists():
+        begun = time.perf_counter()
+        found = dict(work())
+        found["seconds"] = round(time.perf_counter() - begun)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
+        temporary.replace(place)
+        print(f"{place.stem}: {found['seconds']} s", flush=True)
+    return dict(json.loads(place.read_text()))
+
+
+def slug(name: str) -> str:
+    """The name as that of a file."""
+    return re.sub(r"\W+", "-", name.replace("%", "pc")).strip("-").lower()

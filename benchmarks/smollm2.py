@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from random import Random
 from typing import Any
 
 from real_model import smollm2
+from seeds import slug, unit
 
 import replaykit
 from replaykit.data.record import TARGET, Record, dialogue
@@ -42,6 +42,7 @@ from replaykit.steps.evaluate.result import EvalResult, ModelScores
 from replaykit.steps.evaluate.skills import Item, measure
 from replaykit.steps.inputs import load
 from replaykit.steps.memory.step import EVERY
+from replaykit.steps.sweep.pool import pooled
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "smollm2"
@@ -168,7 +169,7 @@ def replay_of(arm: Arm, model: str, out: Path, target: Sequence[Record], seed: i
     method = "tfidf" if arm.replay == "near" else "random"
     dolly = list(lines("dolly_train.jsonl.gz"))
     wanted = {} if method == "random" else {"target": target}
-    return list(replaykit.select(dolly, n=OWN_ROWS, method=method, seed=seed, **wanted))
+    return replaykit.select(dolly, n=OWN_ROWS, method=method, seed=seed, **wanted).records
 
 
 # --- units of work --------------------------------------------------------------------------------
@@ -221,25 +222,9 @@ def trained(arm: Arm, model: str, out: Path, seed: int, folder: Path) -> dict[st
     return {"rows": dict(sources), "model": str(result.model)}
 
 
-def unit(name: str, seed: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a unit of work leaves; a finished one is read."""
-    place = place_of(name, seed)
-    if not place.exists():
-        begun = time.perf_counter()
-        found = work()
-        found["seconds"] = round(time.perf_counter() - begun)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, separators=(",", ":")) + "\n")
-        temporary.replace(place)
-        print(f"{place.stem}: {found['seconds']} s", flush=True)
-    return dict(json.loads(place.read_text()))
-
-
 def place_of(name: str, seed: int) -> Path:
     """The file of a unit."""
-    plain = re.sub(r"\W+", "-", name.replace("%", "pc")).strip("-").lower()
-    return RESULTS / f"{plain}-{seed}.json"
+    return RESULTS / f"{slug(name)}-{seed}.json"
 
 
 def arm_unit(arm: Arm, model: str, out: Path, seed: int, held: Held) -> dict[str, Any]:
@@ -258,15 +243,48 @@ def arm_unit(arm: Arm, model: str, out: Path, seed: int, held: Held) -> dict[str
 
 
 def report(seeds: Sequence[int]) -> str:
-    """The tables in Markdown: of all finished units."""
+    """The tables in Markdown of all finished units: over the seeds, and each seed's."""
     base = read_unit("base", 0)
     assert base is not None
-    parts = []
+    results = {}
     for seed in seeds:
         of_seed = {name: found for name in ARMS if (found := read_unit(name, seed)) is not None}
         if of_seed:
-            parts.append(f"Seed {seed}:\n\n{table(base, of_seed)}")
+            results[seed] = compared(base, of_seed)
+    parts = [over_seeds(list(results.values()))]
+    parts += [f"Seed {seed}:\n\n{table(result)}" for seed, result in results.items()]
     return "\n\n".join(parts)
+
+
+def over_seeds(results: Sequence[EvalResult]) -> str:
+    """A line an arm, over the seeds that it was trained with: means with 95 % intervals."""
+    base = results[0].models[0]
+    assert base.old is not None
+    skills = [skill.skill for skill in results[0].skills if skill.role == "old"]
+    lines = [
+        "| arm | seeds | new skill | old skills, mean | lost of it, points | IFEval, strict | "
+        "drift, nats a token | skills lost |",
+        "| --- " * 8 + "|",
+        f"| base | | {base.scores[TARGET].mean:.2f} | {base.old.mean:.3f} | | "
+        f"{base.scores['ifeval'].mean:.2f} | | |",
+    ]
+    for name in ARMS:
+        of_arm = [model for result in results for model in result.models if model.model == name]
+        if not of_arm:
+            continue
+        new = pooled([model.scores[TARGET] for model in of_arm])
+        old = pooled([model.old for model in of_arm if model.old is not None])
+        drop = pooled([model.old_drop for model in of_arm if model.old_drop is not None])
+        ifeval = pooled([model.scores["ifeval"] for model in of_arm])
+        drift = pooled([model.drop[MEMORY] for model in of_arm])
+        lost = [sum(model.claims[skill].state == "lost" for skill in skills) for model in of_arm]
+        points = f"{100 * drop.mean:.1f} ({100 * drop.low:.1f} to {100 * drop.high:.1f})"
+        lines.append(
+            f"| {name} | {len(of_arm)} | {new.mean:.2f} | {old.mean:.3f} | {points} | "
+            f"{ifeval.mean:.2f} | {drift.mean:.2f} ({drift.low:.2f} to {drift.high:.2f}) | "
+            f"{', '.join(map(str, lost))} of {len(skills)} |"
+        )
+    return "\n".join(lines)
 
 
 def read_unit(name: str, seed: int) -> dict[str, Any] | None:
@@ -305,9 +323,8 @@ def scored(found: Mapping[str, Any]) -> dict[str, list[Item]]:
     return made
 
 
-def table(base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Base and arms of one seed: scores by skill, and below what may be claimed."""
-    result = compared(base, arms)
+def table(result: EvalResult) -> str:
+    """Base and arms of one seed: scores by skill, and how many are lost and kept."""
     facts = {skill.skill: skill for skill in result.skills}
     skills = list(facts)
     first, *tuned = result.models
@@ -354,7 +371,7 @@ def main() -> None:
     if not given.report:
         model = given.model or smollm2()
         held = held_out(model, given.out)
-        unit("base", 0, lambda: {"items": items_of(model, held)})
+        unit(place_of("base", 0), lambda: {"items": items_of(model, held)})
         for seed, name in product(given.seeds, given.arms):
             if (
                 time.perf_counter() - begun > 60 * given.minutes
@@ -362,7 +379,7 @@ def main() -> None:
             ):
                 print("units are left: the same command goes on")
                 break
-            unit(name, seed, partial(arm_unit, ARMS[name], model, given.out, seed, held))
+            unit(place_of(name, seed), partial(arm_unit, ARMS[name], model, given.out, seed, held))
     print(report(given.seeds))
 
 

@@ -29,9 +29,10 @@ from replaykit.recipe import Recipe, load_recipe
 from replaykit.recipe.data import Target
 from replaykit.recipe.evaluate import Score
 from replaykit.recipe.generate import ROWS, Generate
+from replaykit.recipe.lm_eval import is_task
 from replaykit.recipe.schema import write_text
-from replaykit.recipe.train import Train
-from replaykit.suites import MODULES, PREFIX, suite_of
+from replaykit.recipe.train import FULL_PARAMETERS, Train, full_rate
+from replaykit.suites import MODULES, PREFIX, is_suite, suite_of
 from replaykit.written import refuse_foreign
 
 SHORT = 8  # words of an answer that is compared word for word
@@ -39,10 +40,6 @@ MOST_LOOKED_AT = 20_000  # rows of the target
 FEWEST_TO_HOLD_OUT = 100  # rows: of fewer a fifth tells nothing
 HELD_ROWS = 200  # rows, about, that are held out of a large target
 MEMORY_ROWS = 100
-FULL_PARAMETERS = 1.6e9  # up to which all parameters learn: AdamW holds 16 bytes for each
-RATE = 2e-5  # of full fine-tuning at RATE_PARAMETERS
-RATE_PARAMETERS = 1.5e9
-RATES = (1e-5, 1e-3)
 LORA_RATE = 2e-4
 LARGE = 13e9  # parameters from which on an adapter learns half as fast
 # Settings of a training that say how it learns; beside any of them none is chosen.
@@ -200,8 +197,7 @@ def settings_of(model: str, rows: int | None, ratio: float = 0.05) -> Fitting:
         method_reason = f"full would hold {need:,.0f} GB for {short(parameters)} parameters"
     if method == "full":
         assert parameters is not None
-        rate = RATE * math.sqrt(RATE_PARAMETERS / parameters)
-        rate = min(max(rate, RATES[0]), RATES[1])
+        rate = full_rate(parameters)
         rate_reason = "falls with the root of the parameters, 2e-5 at 1.5 billion"
     else:
         large = parameters is not None and parameters >= LARGE
@@ -375,6 +371,40 @@ def whole(recipe: Recipe) -> Whole:
         said += suited.said
     settings = recipe.model_dump(exclude_unset=True)
     return Whole(Recipe.model_validate(settings | sections), said)
+
+
+def tested(recipe: Recipe) -> Whole:
+    """The recipe of a model that is measured, with the suites that suit it where it names no old
+    skill, and how the new one is scored where it does not say so. Raises DataError for held-out
+    rows that cannot be read.
+    """
+    if recipe.model is None or recipe.task != "language" or recipe.tasks:
+        return Whole(recipe, ())
+    section = recipe.eval.model_dump(exclude_unset=True)
+    said = []
+    if not recipe.eval.old:
+        suites = suites_of(recipe.model)
+        section["old"] = {name.removeprefix(NANO): PREFIX + name for name in suites}
+        said.append(
+            f"no old skill is named, so {len(suites)} suites are tested (`replaykit suites` tells "
+            f"of them); --old SKILL=FILE names others"
+        )
+    target = recipe.eval.target
+    if target is not None and "score" not in target.model_fields_set and has_rows(target.path):
+        scoring = score_of(first_rows(target.path, MOST_LOOKED_AT))
+        section["target"]["score"] = scoring.score
+        said.append(f"the new skill is scored by {scoring.score} ({scoring.reason})")
+    if not said:
+        return Whole(recipe, ())
+    settings = recipe.model_dump(exclude_unset=True) | {"eval": section}
+    return Whole(Recipe.model_validate(settings), said)
+
+
+def has_rows(path: str) -> bool:
+    """Whether a name stands for rows that can be looked at here, which say nothing of how they are
+    scored: no suite, no task of lm-eval, nothing that is to be fetched.
+    """
+    return not is_suite(path) and not is_task(path) and Path(path).exists()
 
 
 def kept(recipe: Recipe, *, write: bool) -> Whole:

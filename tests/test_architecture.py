@@ -12,13 +12,13 @@ from replaykit.steps import pipeline
 PACKAGE = Path(__file__).parent.parent / "replaykit"
 # From the ground up; a module may import what stands before it (and its own folder).
 ORDER = [
-    "errors", "hashing", "locks", "devices", "mixing", "text", "result", "nano", "suites", "recipe", "data", "model", "runs", "written", "engines", "parallel", "checks",
+    "errors", "hashing", "locks", "devices", "mixing", "text", "changes", "result", "nano", "suites", "recipe", "data", "model", "runs", "written", "engines", "parallel", "checks",
     "steps", "suited", "starter", "api", "cli", "__main__",
 ]  # fmt: skip
 # The same for what is under steps.
 STEPS = [
     "inputs", "step", "stages", "probe", "select", "generate", "memory", "rewrite", "mix", "score",
-    "evaluate", "train", "merge", "buffer", "matrix", "swept", "suites", "results", "public", "report",
+    "evaluate", "train", "merge", "repair", "buffer", "matrix", "swept", "suites", "results", "public", "report",
     "peek", "diff", "push", "pipeline", "sweep", "status",
 ]  # fmt: skip
 HEAVY = "torch transformers datasets vllm sklearn numpy scipy pydantic yaml huggingface_hub".split()

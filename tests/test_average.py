@@ -52,14 +52,14 @@ def test_the_average_is_kept_in_float32_where_the_parameters_are_smaller():
     remedy = begun(model, 0.999)
     with torch.no_grad():
         model.weight.fill_(1.0)
-        remedy._shadow["weight"].fill_(1.0)
+        remedy._average.values["weight"].fill_(1.0)
         model.weight.fill_(1.0078125)
     for _ in range(100):
         remedy.stepped()
-    assert remedy._shadow["weight"].dtype == torch.float32
+    assert remedy._average.values["weight"].dtype == torch.float32
     wanted = 1 + 0.0078125 * (1 - 0.999**100)
     torch.testing.assert_close(
-        remedy._shadow["weight"], torch.full((2, 3), wanted), rtol=0, atol=1e-6
+        remedy._average.values["weight"], torch.full((2, 3), wanted), rtol=0, atol=1e-6
     )
     remedy.finish()
     assert model.weight.dtype == torch.bfloat16

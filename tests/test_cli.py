@@ -35,7 +35,7 @@ from replaykit.starter import write_quickstart
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
     "advise", "diff", "eval", "gate", "generate", "init", "memory", "merge", "mix", "peek", "probe", "push",
-    "quickstart", "report", "rewrite", "run", "schema", "score", "select", "status", "suites", "sweep",
+    "quickstart", "repair", "report", "rewrite", "run", "schema", "score", "select", "status", "suites", "sweep",
     "train",
 ]  # fmt: skip
 MAKING = sorted({*COMMANDS} - {"diff", "peek", "schema", "status"})

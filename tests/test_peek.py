@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from commands import type_in
 
+from replaykit.cli import _coloured
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import Record, dialogue
+from replaykit.steps.peek import PeekResult, lines
 from replaykit.text import CONTROL
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,6 +98,40 @@ def test_thoughts_calls_tools_and_what_carries_no_loss_are_told(here: Path) -> N
         'tool: {"name": "weather"',
     ):
         assert words in text
+
+
+def rewritten(before: str, now: str, path: str, edit: float) -> Record:
+    meta = {"path": path, "edit": edit, "reference": before}
+    return Record(dialogue("How many?", now), "rewrite", meta)
+
+
+def test_a_rewritten_answer_shows_what_was_changed(here: Path) -> None:
+    rows = [
+        rewritten("It is 12.", "It is 11.", "edit", 0.1),
+        rewritten("It is 12.", "Twelve\x1b[2J", "paraphrase", 0.9),
+        rewritten("It is 12.", "It is 12.", "reference", 0.0),
+    ]
+    write_jsonl("rewritten.jsonl", rows)
+    text = type_in("peek", "rewritten.jsonl")
+    assert "assistant (loss), rewritten: It is [-12-]{+11+}." in text
+    assert r"{+Twelve\x1b[2J+}" in text
+    assert "assistant (loss): It is 12." in text
+    assert "- reference" not in text
+    assert "[-12-]" not in type_in("peek", "rewritten.jsonl", "--path", "paraphrase")
+    assert "1 of 1 rows" in type_in("peek", "rewritten.jsonl", "--min-edit", "0.5")
+    said = type_in("peek", "rewritten.jsonl", "--path", "edits", code=1)
+    assert "did you mean 'edit'" in said
+    assert "edited by 95 % or more" in type_in(
+        "peek", "rewritten.jsonl", "--min-edit", "0.95", code=1
+    )
+
+
+def test_colours_are_ours_alone() -> None:
+    row = rewritten("It is 12.", "It is \x1b[31m11.", "edit", 0.1).to_json()
+    found = PeekResult(place="x", rows=[row], matching=1, unread=0)
+    (line,) = (line for line in lines(found, _coloured) if "rewritten" in line)
+    assert typer.style("12", fg="red", strikethrough=True) in line
+    assert r"\x1b[31m11" in line
 
 
 def test_no_control_character_reaches_the_terminal(here: Path) -> None:

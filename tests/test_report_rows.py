@@ -17,8 +17,9 @@ from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.evaluate.skills import read_items
 from replaykit.steps.report.flips import Flips, flips_of
 from replaykit.steps.report.html.browse import SCRIPT, shown
-from replaykit.steps.report.html.rows import flipped
+from replaykit.steps.report.html.rows import flipped, rewritten_rows
 from replaykit.steps.report.replayed import replayed
+from replaykit.steps.report.rewritten import rewritten
 from replaykit.steps.results import result_of
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -159,3 +160,27 @@ def test_texts_are_shown_whole_or_said_to_be_cut() -> None:
     assert shown("a\r\n<b>\x00") == '<div class="said" dir="auto">a\n&lt;b&gt;\\x00</div>'
     assert "1 more characters" in shown("a" * 2_001)
     assert "(nothing)" in shown(" ")
+
+
+def test_a_rewritten_row_stands_beside_what_was_there(tmp_path: Path) -> None:
+    rows = []
+    for number in range(40):
+        meta = {"path": "reference", "why": "unverified", "reference": "It is 12."}
+        record = Record(dialogue(f"How many, {number}?", "It is 12."), "rewrite", meta)
+        if number % 10 == 0:
+            changed = {"path": "edit", "edit": 0.11, "reference": "It is 12.", "city": "Ulm"}
+            record = Record(dialogue(f"How many, {number}?", "It is <11>."), "rewrite", changed)
+        rows.append(record)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = rewritten(tmp_path, seed=1, most=20)
+    assert dict(found.paths) == {"reference": 36, "edit": 4}
+    assert Counter(record.meta["path"] for record in found.shown) == {"reference": 10, "edit": 4}
+    html = rewritten_rows(found)
+    assert "14 of 40 rows" in html
+    assert "It is <del>12</del>." in html
+    assert "It is <ins>&lt;11&gt;</ins>." in html
+    assert "the reference stays: unverified" in html
+    assert '<select name="way">' in html
+    assert '<select name="edit">' in html
+    assert "Ulm" not in html
+    assert rewritten_rows(rewritten(tmp_path, seed=1, most=20)) == html

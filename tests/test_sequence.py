@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html import unescape
 from io import StringIO
 from pathlib import Path
@@ -673,6 +674,15 @@ def test_new_answers_are_compared_with_the_first_ones(tmp_path: Path) -> None:
     assert found[0].meta["reference"]["content"] == "The answer is Paris."
     # What is compared stays the first answer, however often another took its place.
     assert found[3].meta["reference"]["content"] == "Lima"
-    assert found[1] is rows[1]
+    assert found[1].id == rows[1].id
+    paths = ["own", "own", "reference", "own", "reference", "reference"]
+    assert [row.meta["path"] for row in found] == paths
+    whys = ["right", "right", "wrong", "right", "unverifiable", "thought_missing"]
+    assert [row.meta["why"] for row in found] == whys
+    # What an earlier model said stays its own where the latest is not right.
+    found, _ = answered_anew(
+        recipe, [replace(found[0], messages=rows[2].messages)], lambda *_: None
+    )
+    assert (found[0].meta["path"], found[0].meta["why"]) == ("own", "wrong")
     assert (answers.asked, answers.replaced, answers.same) == (6, 3, 1)
     assert answers.kept == {"wrong": 1, "unverifiable": 1, "thought_missing": 1}

@@ -137,6 +137,7 @@ def test_an_adapter_learns_little_and_keeps_a_teacher_for_nothing(
         ({"ewc": {}}, 2),
         ({"l2sp": {}}, 1),
         ({"ema": {}}, 1),
+        ({"self_distill": {}}, 1),
         ({"distill": {}}, 1),
         ({"distill": {"teacher": "cache"}}, 0),
         ({"ewc": {}, "ema": {}}, 3),

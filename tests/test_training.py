@@ -148,7 +148,13 @@ def test_two_processes_are_given_the_rows_of_one_and_learn_the_same(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "remedies", [{"distill": {"layers": [-1]}}, {"distill": {}, "project": {}}], ids=str
+    "remedies",
+    [
+        {"distill": {"layers": [-1]}},
+        {"distill": {}, "project": {}},
+        {"self_distill": {"max_tokens": 16}},
+    ],
+    ids=str,
 )
 def test_what_a_remedy_measures_in_two_processes_is_of_both(
     remedies: dict[str, Any], chat: Chat, tmp_path: Path
@@ -168,7 +174,7 @@ def test_what_a_remedy_measures_in_two_processes_is_of_both(
     for rank in ranks:
         for ours, theirs in zip(rank["losses"], alone.losses, strict=True):
             assert ours.keys() == theirs.keys()
-            assert "distill/kl" in ours
+            assert f"{next(iter(remedies))}/kl" in ours
             assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-6)
 
 
@@ -413,6 +419,12 @@ RESUMED: dict[str, dict[str, Any]] = {
     },
     "project": {"remedies": {"project": {"min_cosine": 0.5}}},
     "ema": {"remedies": {"ema": {"decay": 0.8}}},
+    "self-distillation": {"remedies": {"self_distill": {"decay": 0.8, "max_tokens": 16}}},
+    "self-distillation, lora": {
+        "method": "lora",
+        "learning_rate": 5e-3,
+        "remedies": {"self_distill": {"teacher": "base", "max_tokens": 16}},
+    },
     "weights in bfloat16": {"weights": "bfloat16"},
     "moments in 8 bits": {"weights": "bfloat16", "optimiser": "adamw_8bit"},
     "weights in bfloat16, remedies": {

@@ -17,7 +17,7 @@ where ``progress=True`` asks for it.
 """
 
 from replaykit.api.data import Mixed, Rewritten, generate, mix, probe, rewrite, select
-from replaykit.api.proof import evaluate, push, report, run, train
+from replaykit.api.proof import evaluate, push, repair, report, run, train
 from replaykit.data.dataset import to_dataset
 from replaykit.data.record import Record
 from replaykit.recipe import Recipe, load_recipe
@@ -37,6 +37,7 @@ __all__ = [
     "plot",
     "probe",
     "push",
+    "repair",
     "report",
     "rewrite",
     "run",

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from replaykit.api.arguments import (
     Rows,
@@ -53,6 +53,7 @@ from replaykit.recipe.train import Train
 from replaykit.runs import Watch, open_step
 from replaykit.steps.generate.job import Job, Monitor
 from replaykit.steps.generate.step import check_can_ask, generate_inputs
+from replaykit.steps.generate.verified import asked
 from replaykit.steps.inputs import Readable, classes_of, not_read
 from replaykit.steps.mix.replay import own_replay
 from replaykit.steps.mix.result import MixResult
@@ -182,7 +183,8 @@ def generate(
     **settings: Unpack[GenerateOptions],
 ) -> Iterator[Record]:
     """The model's own questions and answers, each as soon as it is there, in the order of their row
-    addresses.
+    addresses. With ``verify`` the prompts are old rows with answers: the model's own answer is kept
+    where it is right by that verifier, and the row as it is where it is not.
 
     ``n`` is how many: 2000 by default, or an answer to each of the prompts: questions, or rows, of
     which the questions are taken; one string is a file's name, as with ``--prompts``. ``settings``
@@ -202,13 +204,20 @@ def generate(
     given = None if prompts is None else {"path": name_of(prompts)}
     chosen = settings_of("generate", Generate, own, n=n, prompts=given, tags=None)
     check_can_ask(recipe, chosen)
-    answered = None if prompts is None else _prompts(prompts)
+    references = None
+    answered = None
+    if prompts is not None and chosen.verify is not None:
+        references = records_of("generate(): prompts", cast(Rows, prompts), "generate").records
+        answered = asked(references)
+    elif prompts is not None:
+        answered = _prompts(prompts)
     apart = tests_of("generate(): held_out", held_out).rows.values()
     questions = {row.question for _, rows in apart for row in rows}
     job = Job(
         chosen,
         seed,
         prompts=answered,
+        references=references,
         held_out=sorted(questions),
         deployed=named_sampling(model, recipe.revision),
         facts={"model": model, "answer_temperature": chosen.answer_temperature},
@@ -242,7 +251,7 @@ def _generated(
 
     inputs = generate_inputs(recipe, job.settings) | {"held_out": list(job.held_out)}
     if job.prompts is not None:
-        inputs["prompts"] = [record.id for record in job.prompts]
+        inputs["prompts"] = [record.id for record in job.references or job.prompts]
     with ExitStack() as stack:
         place = stack.enter_context(place_of(folder))
         step = stack.enter_context(open_step("generate", place / "rows", inputs))

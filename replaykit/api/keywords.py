@@ -13,7 +13,7 @@ from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import Classification, Task
 from replaykit.recipe.controller import ControllerSettings
 from replaykit.recipe.engine import EngineName, EngineOptions
-from replaykit.recipe.generate import Checks, Phase
+from replaykit.recipe.generate import Checks, Phase, Verify
 from replaykit.recipe.mix import Schedule
 from replaykit.recipe.remedies import Remedies
 from replaykit.recipe.select import Quality
@@ -90,6 +90,20 @@ class GenerateOptions(ModelOptions, total=False):
     max_answer_tokens: int
     min_yield: float
     checks: Checks | Section
+    verify: Verify | None
+
+
+class RepairOptions(ModelOptions, total=False):
+    """Section ``repair`` of the recipe, and the model's options."""
+
+    rows: int
+    steps: int
+    every: int | None
+    batch_rows: int
+    rehearse: float | None
+    method: Literal["auto", "full", "lora"]
+    learning_rate: float | None
+    draw_tokens: int
 
 
 class RewriteOptions(ModelOptions, total=False):

@@ -17,25 +17,31 @@ from replaykit.api.arguments import (
     facts_of,
     model_of,
     place_of,
+    records_of,
     settings_of,
     stream,
     tests_of,
     watching,
 )
 from replaykit.api.data import LENGTHS, Mixed, Rewritten
-from replaykit.api.keywords import ModelOptions, TrainOptions
+from replaykit.api.keywords import ModelOptions, RepairOptions, TrainOptions
 from replaykit.data.jsonl import write_jsonl
 from replaykit.data.record import TARGET, Record
 from replaykit.errors import CallError, DataError, RecipeError, did_you_mean
+from replaykit.hashing import fingerprint
 from replaykit.recipe import Recipe, load_recipe
-from replaykit.recipe.evaluate import MARGIN
+from replaykit.recipe.evaluate import MARGIN, Eval
 from replaykit.recipe.push import Push
+from replaykit.recipe.repair import Repair
 from replaykit.recipe.train import Train
 from replaykit.result import Result
 from replaykit.runs import Manifest, Step, Watch, machine, open_step, versions
 from replaykit.steps import pipeline
 from replaykit.steps.evaluate.result import EvalResult
+from replaykit.steps.generate.step import check_can_ask, generate_inputs
+from replaykit.steps.inputs import other_facts
 from replaykit.steps.push.result import PushResult
+from replaykit.steps.repair.result import RepairResult
 from replaykit.steps.results import RESULTS
 from replaykit.steps.select.selection import Selection
 from replaykit.steps.step import Context, Outcome, Todo, chat_of, do_step, label_of, model_facts
@@ -184,6 +190,75 @@ def evaluate(
     mixed = {name: mixture.result for name, mixture in (mixtures or {}).items()}
     named = {skill: test for skill, (test, _) in scored.rows.items()}
     return compare(named, items, mixed, margin).noted(*scored.notes)
+
+
+def repair(
+    tuned: str,
+    *,
+    base: str,
+    tests: Tests,
+    folder: str | Path,
+    target: Rows | None = None,
+    max_tokens: int = 256,
+    margin: float = MARGIN,
+    seed: int = 1,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[RepairOptions],
+) -> RepairResult:
+    """A model that was tuned already, brought back towards its base by some hundred steps on rows
+    that the base writes itself; of the models on the way the one with the best new skill that keeps
+    the old ones. It is in the result's ``model``, which is ``tuned`` where none was better.
+
+    ``tests`` are as ``evaluate`` takes them, the new skill under "target". ``settings`` are the
+    keys of the recipe's section ``repair`` (``steps=100``), beside ``engine``, ``chat`` and
+    ``revision``. With rows of the new task as ``target`` half of each step are these, or the part
+    that ``rehearse`` says. A call that was stopped goes on when it is made again. Raises CallError
+    for a keyword that does not exist, and where ``tests`` has no old skill.
+
+    >>> tests = {"capital": "suite:nano-capital", "target": "task_test.jsonl"}
+    >>> replaykit.repair("runs/tuned/model", base="nano", tests=tests, folder="runs/repair").verdict
+    'repaired'
+    """
+    from replaykit.steps.evaluate.scorable import scorable
+    from replaykit.steps.evaluate.step import scored_twice
+    from replaykit.steps.repair.step import Job as Repairing
+    from replaykit.steps.repair.step import settings_of as drawn_by
+
+    check_model("repair(): tuned", tuned)
+    recipe, own = model_of("repair", base, seed, settings)
+    if target is None and own.get("rehearse") is not None:
+        raise CallError("repair(): rehearse is the part of the target's rows; give them as target=")
+    chosen = settings_of("repair", Repair, own if target is None else {"rehearse": 0.5, **own})
+    recipe = recipe.model_copy(
+        update={"repair": chosen, "eval": Eval(margin=margin), "out": str(folder)}
+    )
+    given = tests_of("repair(): tests", tests, max_tokens=max_tokens, target=target, recipe=recipe)
+    if not any(skill != TARGET for skill in given.rows):
+        raise CallError("repair(): tests has no old skill, by which it is known what to keep")
+    rehearsed: list[Record] = []
+    if target is not None:
+        rehearsed = records_of("repair(): target", target, TARGET).records
+    drawn = drawn_by(recipe)
+    check_can_ask(recipe, drawn)
+    twice = scored_twice(recipe)
+    inputs = {
+        **generate_inputs(recipe, drawn),
+        "repair": chosen.decisive(),
+        "rehearsed": fingerprint([record.id for record in rehearsed]),
+        "tests": facts_of(given),
+        "margin": margin,
+        "twice": twice,
+        "tuned": other_facts(tuned),
+    }
+
+    def work(step: Step) -> RepairResult:
+        held = scorable(chat_of(recipe), given)
+        with watching(progress, watch) as told:
+            return Repairing(recipe, tuned, held, rehearsed, twice).work(step, told)
+
+    todo = Todo("repair", inputs, RepairResult, work)
+    return do_step(todo, recipe, Context(out=Path(folder))).result
 
 
 def report(

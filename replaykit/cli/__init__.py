@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -28,6 +29,7 @@ from replaykit.errors import RecipeError, ReplaykitError, Stopped
 from replaykit.text import printable
 
 if TYPE_CHECKING:
+    from replaykit.changes import Change
     from replaykit.recipe import Recipe
     from replaykit.runs import Watch
     from replaykit.steps.step import Outcome
@@ -251,6 +253,31 @@ def _gate(flags: Flags) -> None:
     raise typer.Exit(found.code)
 
 
+def _repair(flags: Flags) -> None:
+    """Repairs a model by the tests of the recipe, or by the suites that suit the base."""
+    from replaykit.recipe.evaluate import MEMORY
+    from replaykit.steps import pipeline
+    from replaykit.steps.step import Context
+    from replaykit.suited import tested
+
+    given = _recipe(flags)
+    if flags["rehearse"] is not None and given.repair.rehearse is None:
+        half = given.repair.model_copy(update={"rehearse": 0.5})
+        given = given.model_copy(update={"repair": half})
+    recipe, said = tested(given)
+    for sentence in said:
+        _say(sentence, err=True)
+
+    def do(watch: Watch) -> Iterable[Outcome[Any]]:
+        context = Context(
+            out=flags["out"], force=bool(flags["force"]), arm=flags["arm"], watch=watch
+        )
+        yield from pipeline.first(recipe, "repair", watch)
+        yield from pipeline.step_of("repair")(recipe, context, tuned=flags["tuned"])
+
+    _show([outcome for outcome in _done(do) if outcome.step != MEMORY], flags)
+
+
 def _suites(flags: Flags) -> None:
     """Measures suites on a model, or prints items of those that are named, or lists all."""
     from replaykit.suites import ITEMS
@@ -313,12 +340,13 @@ def _status(flags: Flags) -> None:
 
 
 def _peek(flags: Flags) -> None:
-    from replaykit.steps.peek import Wanted, lines, peek
+    from replaykit.steps.peek import Wanted, bracketed, lines, peek
 
     if flags["what"] is None or flags["n"] < 1:
         problem = "name what to look at, and at least one row: `replaykit peek select -n 5`"
         raise RecipeError("the command line", [problem])
-    wanted = Wanted(flags["n"], flags["source"], flags["reason"], flags["seed"])
+    names = ("n", "source", "reason", "path", "min_edit", "seed")
+    wanted = Wanted(**{name: flags[name] for name in names})
     dropped = bool(flags["dropped"]) or flags["reason"] is not None
     found = peek(
         flags["what"], _recipe(flags).folder, wanted, dropped=dropped, split=flags["split"]
@@ -326,8 +354,19 @@ def _peek(flags: Flags) -> None:
     if flags["json"]:
         _print_json(found.to_json())
         return
-    for line in lines(found):
-        _say(line)
+    in_colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for line in lines(found, _coloured if in_colour else bracketed):
+        typer.echo(line)
+
+
+def _coloured(change: Change) -> str:
+    """A piece of a rewritten answer, on a terminal that shows colours."""
+    match change.kind:
+        case "removed":
+            return typer.style(change.text, fg="red", strikethrough=True)
+        case "added":
+            return typer.style(change.text, fg="green")
+    return change.text
 
 
 def _diff(flags: Flags) -> None:
@@ -367,6 +406,7 @@ _add(commands.INIT, _init)
 for _command in commands.STEPS:
     _add(_command, partial(_step, _command.name))
 _add(commands.GATE, _gate)
+_add(commands.REPAIR, _repair)
 _add(commands.SUITES, _suites)
 _add(commands.RUN, _run)
 _add(commands.SWEEP, partial(_sweep, short=False))

@@ -140,6 +140,9 @@ GENERATE = Command(
         Option("--turns", "generate.turns", int, "Questions of one conversation."),
         Option("--answers", "generate.answers", int, "Answers to each question."),
         Option("--prompts", "generate.prompts", str, "Answer the questions of this file instead."),
+        Option("--verify", "generate.verify", str, "Of prompts with answers keep the model's own "
+               "where it is right by this verifier (exact, numeric, json, choice, code, ...), else "
+               "the row as it is."),
         Option("--system", "generate.systems", list[str], "Steer by a system prompt: math, code, "
                "translation, chinese, json, refusal, or a text; code=2 gives it the weight 2. May "
                "be given again.", read.weighted),
@@ -227,7 +230,8 @@ TRAIN = Command(
         Option("--learning-rate", "train.learning_rate", float,
                "The highest; 1e-5 by default, 2e-4 for adapters."),
         Option("--remedy", "train.remedies.*", list[str], "stm, flow, dft, eaft, ewc, l2sp, "
-               "distill, project or ema, as by default; may be given again.", read.remedies),
+               "distill, project, ema or self_distill, as by default; may be given again.",
+               read.remedies),
         Option("--ewc-auto", "train.remedies.ewc.auto", float,
                "ewc, with its gradient's norm held at this part of the loss's."),
         Option("--dry-run", "", bool,
@@ -282,6 +286,32 @@ GATE = Command(
         *MEASURED,
     ),
 )
+REPAIR = Command(
+    "repair",
+    "Bring a model that is tuned already back towards its base, by some hundred steps on rows that "
+    "the base writes itself, and keep the step that has the best new skill and the old ones too.",
+    (
+        Option("TUNED", "", str, "The tuned model: a folder, an adapter's too, or a Hub id; by "
+               "default what `train` left."),
+        Option("--base --model", "model", str, "What was tuned: an alias, a Hub id or a folder."),
+        Option("--target --new", "eval.target.path", str,
+               "Held-out rows of the new task, by which it is known what to keep of it."),
+        Option("--old", "eval.old.*", list[str], "SKILL=FILE: held-out rows of an old skill; may "
+               "be given again. By default the suites that suit the base.", read.named),
+        Option("--margin", "eval.margin", float,
+               "A drop below it is called no forgetting; 0.02, two points, by default."),
+        Option("-n", "repair.rows", int, "Rows that the base writes; 1000 by default."),
+        Option("--steps", "repair.steps", int, "Optimiser steps; 200 by default."),
+        Option("--every", "repair.every", int, "Steps between two points that are measured; by "
+               "default they are measured after a 32nd, a 16th ... and all of the steps."),
+        Option("--rehearse", "target.path", str, "Rows of the new task to train on beside, half "
+               "of each step, so that it stays: a file, a folder or a Hub data set."),
+        Option("--method", "repair.method", str, "full or lora; by default what the size of the "
+               "model suits."),
+        Option("--learning-rate", "repair.learning_rate", float, "By default by the model's size."),
+        OWN_ENGINE, ARM, *COMMON,
+    ),
+)
 SUITES = Command(
     "suites",
     "List the suites, old skills whose items replaykit writes itself. With names, print their "
@@ -312,7 +342,7 @@ SWEEP = Command(
                read.over),
         Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default as "
                "many as the longest has."),
-        MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
+        MODEL, TARGET, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
 ADVISE = Command(
@@ -322,7 +352,7 @@ ADVISE = Command(
         *SWEPT,
         Option("--steps", "sweep.steps", int, "Optimiser steps of each training; by default a "
                "quarter of the whole."),
-        MODEL, RUN_OUT, SEED, FORCE, AS_JSON,
+        MODEL, TARGET, RUN_OUT, SEED, FORCE, AS_JSON,
     ),
 )
 REPORT = Command(
@@ -344,6 +374,9 @@ PEEK = Command(
         Option("--source", "", str, "Only rows of this source, such as generate."),
         Option("--dropped", "", bool, "Rows that the step left out, each with its reason."),
         Option("--reason", "", str, "Of these only those that were left out for this reason."),
+        Option("--path", "", str, "Only rows that were rewritten this way, such as min-change."),
+        Option("--min-edit", "", float, "Only rows of which at least this part was edited, from 0 "
+               "to 1.", default=0.0),
         Option("--split", "", str, "Of a folder or a Hub data set.", default="train"),
         Option("--seed", "", int, "Draw the rows at random; without it they are the first."),
         RECIPE, SET, RUN_OUT, AS_JSON,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Task = Literal["language", "classification"]
 NO_TEXT = "a classifier writes no text"
 # The steps that have a model write, or that weigh what it would write.
-WRITING = ("probe", "generate", "rewrite", "score")
+WRITING = ("probe", "generate", "rewrite", "score", "repair")
 
 
 class Classification(Strict):

@@ -49,6 +49,15 @@ class Prompts(Strict):
         return super().decisive() | file_facts(self.path)
 
 
+class Asked(Prompts):
+    """Questions of a file, a folder or a Hub data set, with their answers where they are compared.
+    A bare path means ``{path: ...}``.
+    """
+
+    answer: str | None = None
+    """For verify, the column of the answer, given together with prompt; null: it is recognised."""
+
+
 class Data(Prompts):
     """Questions with their answers."""
 
@@ -89,4 +98,4 @@ def from_path(value: Any) -> Any:
 
 TargetOrPath = Annotated[Target, BeforeValidator(from_path, json_schema_input_type=str | Target)]
 DataOrPath = Annotated[Data, BeforeValidator(from_path, json_schema_input_type=str | Data)]
-PromptsOrPath = Annotated[Prompts, BeforeValidator(from_path, json_schema_input_type=str | Prompts)]
+AskedOrPath = Annotated[Asked, BeforeValidator(from_path, json_schema_input_type=str | Asked)]

@@ -15,11 +15,16 @@ from pydantic import (
 )
 
 from replaykit.recipe.base import MACHINE, Share, Strict, file_facts, in_order
-from replaykit.recipe.data import PromptsOrPath
+from replaykit.recipe.data import AskedOrPath
 
 Part = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[
     list[NonNegativeFloat], Field(min_length=2, max_length=2), AfterValidator(in_order)
+]
+
+# By what an answer is right or wrong, and nothing between: names of ``checks.scoring``, and calls.
+Verify = Literal[
+    "exact", "numeric", "json", "choice", "contains", "regex", "json_schema", "code", "tool_call"
 ]
 
 
@@ -91,8 +96,12 @@ class Generate(Strict):
     """Questions of one conversation."""
     answers: PositiveInt = 1
     """Answers to each question."""
-    prompts: PromptsOrPath | None = None
+    prompts: AskedOrPath | None = None
     """The questions to answer; null lets the model write them."""
+    verify: Verify | None = None
+    """For prompts with answers: how the model's answer is compared with the row's own. Where it is
+    right it is kept, where it is not the row stays as it is; null compares nothing, and every
+    answer of the model is kept."""
     systems: dict[str, PositiveFloat] | None = None
     """System prompts that steer the questions, or names of presets, with their weights."""
     keep_system: bool = False
@@ -148,5 +157,31 @@ class Generate(Strict):
         if self.prompts and self.systems:
             raise ValueError(
                 "systems: they steer what the model asks; with prompts it asks nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compared(self) -> Generate:
+        """What an answer is compared with, and that no row is left out then."""
+        given = self.prompts
+        if self.verify is None:
+            if given is not None and given.answer is not None:
+                raise ValueError(
+                    "prompts.answer: the rows' own answers are read for verify alone; give verify, "
+                    "or leave it out"
+                )
+            return self
+        if given is None:
+            raise ValueError(
+                "verify: it compares answers with those of prompts; give prompts with answers"
+            )
+        if (given.prompt is None) is not (given.answer is None):
+            raise ValueError(
+                "prompts.prompt and prompts.answer are given together: the names of the two columns"
+            )
+        if self.checks.perplexity is not None or self.checks.question_perplexity is not None:
+            raise ValueError(
+                "verify: every row of prompts comes out, so none is dropped by its perplexity; "
+                "leave checks.perplexity and checks.question_perplexity out"
             )
         return self

@@ -34,6 +34,7 @@ from replaykit.recipe.lm_eval import is_task
 from replaykit.recipe.messages import explain
 from replaykit.recipe.mix import Mix, Replay
 from replaykit.recipe.push import Push
+from replaykit.recipe.repair import Repair
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.recipe.select import Select
 from replaykit.recipe.sweep import Sweep
@@ -98,6 +99,8 @@ class Recipe(Strict, metaclass=_Called):
     """Held-out rows: of the new task, and of the old skills that must not drop."""
     sweep: Sweep = Sweep()
     """How much replay is enough: what `replaykit sweep` and `replaykit advise` train."""
+    repair: Repair = Repair()
+    """How `replaykit repair` brings a model back that is tuned already."""
     push: Push = Push()
     """Where the replay data is published."""
 

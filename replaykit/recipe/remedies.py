@@ -162,10 +162,46 @@ class EmaSettings(Strict):
     """What the average keeps of itself at each optimiser step; the rest is the new parameters."""
 
 
+class SelfDistillSettings(Strict):
+    """The model with the answer in view teaches itself without it, on answers of its own (SDFT).
+
+    The loss becomes (1 - weight) * loss + weight * KL(model || teacher) on an answer that the model
+    draws to each row in each step, which takes several times as long as plain training.
+    """
+
+    weight: Share = 1.0
+    """The part of the divergence in the loss of the rows."""
+    teacher: Literal["ema", "base"] = "ema"
+    """Whose parameters see the answer: the moving average of the model's, or the untrained
+    model's."""
+    decay: float = Field(default=0.99, gt=0, lt=1)
+    """For ema: what the average keeps of itself at each optimiser step."""
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """KL(model || teacher), or KL(teacher || model)."""
+    temperature: PositiveFloat = 1.0
+    """At which the model draws its answers."""
+    max_tokens: PositiveInt = 256
+    """Tokens of a drawn answer, at most."""
+    rows: Literal["target", "all"] = "target"
+    """The rows that are learned so; the others keep their loss."""
+    prompt: str | None = None
+    """The question that shows the answer, with {question} and {reference} in it; null: replaykit's
+    own."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_both(cls, prompt: str | None) -> str | None:
+        missing = [name for name in ("{question}", "{reference}") if name not in (prompt or name)]
+        if missing:
+            raise ValueError(f"it has no {' and no '.join(missing)}, which the row's own replaces")
+        return prompt
+
+
 class Remedies(Strict):
     """Training methods against forgetting. Null is off, ``{}`` takes a remedy's defaults.
 
-    They can be combined, but for stm with flow, dft with eaft, and ewc with l2sp.
+    They can be combined, but for stm with flow, dft with eaft, ewc with l2sp, and self_distill at
+    weight 1 with those that weigh tokens.
     """
 
     stm: StmSettings | None = None
@@ -186,6 +222,8 @@ class Remedies(Strict):
     """The target's gradient is turned where it works against that of replay."""
     ema: EmaSettings | None = None
     """The exponential moving average of the parameters is what is saved."""
+    self_distill: SelfDistillSettings | None = None
+    """The model with the answer in view teaches itself without it, on answers of its own."""
 
     @model_validator(mode="after")
     def _what_cannot_combine(self) -> Remedies:
@@ -199,7 +237,19 @@ class Remedies(Strict):
             )
         if self.ewc and self.l2sp:
             raise ValueError("l2sp is ewc with the same Fisher information everywhere; choose one")
+        if self.self_distill and self.self_distill.weight == 1:
+            self._check_self_distill()
         return self
+
+    def _check_self_distill(self) -> None:
+        """Raises ValueError for what weighs tokens of a loss that the target does not have."""
+        weighing = [name for name in ("stm", "flow", "dft", "eaft") if getattr(self, name)]
+        if weighing:
+            raise ValueError(
+                f"{' and '.join(weighing)} weighs tokens of the target's loss, of which "
+                f"self_distill with weight: 1 leaves nothing; give it a smaller weight, or leave "
+                f"one out"
+            )
 
     @property
     def need_replay(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -13,6 +14,19 @@ from replaykit.recipe.remedies import Remedies
 # The learning rate where the recipe gives none.
 FULL_LEARNING_RATE = 1e-5
 ADAPTER_LEARNING_RATE = 2e-4
+FULL_PARAMETERS = 1.6e9  # up to which all parameters learn: AdamW holds 16 bytes for each
+# By a rule of thumb, of full fine-tuning: RATE at RATE_PARAMETERS, never outside of RATES.
+RATE = 2e-5
+RATE_PARAMETERS = 1.5e9
+RATES = (1e-5, 1e-3)
+
+
+def full_rate(parameters: int) -> float:
+    """A learning rate of full fine-tuning for a model of so many parameters: it falls with their
+    root.
+    """
+    rate = RATE * math.sqrt(RATE_PARAMETERS / parameters)
+    return float(f"{min(max(rate, RATES[0]), RATES[1]):.1e}")
 
 
 class Stage(Strict):
@@ -171,6 +185,7 @@ class Train(Strict):
             "controller": self.controller is not None,
             "conflict: true": bool(self.conflict),
             "remedies.project": self.remedies.project is not None,
+            "remedies.self_distill": self.remedies.self_distill is not None,
             "remedies.ewc.hard": ewc is not None and ewc.hard is not None,
         }
         wanted = [name for name, asked in needs.items() if asked]

@@ -41,6 +41,7 @@ STEPS = {
     "score": "score",
     "train": "train",
     "merge": "merge",
+    "repair": "repair",
     "eval": "evaluate",
     "matrix": "matrix",
     "suites": "suites",
@@ -159,7 +160,7 @@ def first(recipe: Recipe, name: str, watch: Watch) -> Iterator[Outcome[Any]]:
     """
     if recipe.eval.memory is None or memory_rows(recipe).exists():
         return
-    if "memory" in needed(recipe, name, None) or name == "merge":
+    if "memory" in needed(recipe, name, None) or name in ("merge", "repair"):
         yield from step_of("memory")(recipe, Context(watch=watch))
 
 
@@ -204,11 +205,16 @@ def check(recipe: Recipe) -> None:
 def _check_training(recipe: Recipe) -> None:
     trainings = [recipe.training(arm) for arm in arms(recipe, Context())]
     trainings += [stage_train(recipe, number) for number in range(len(recipe.tasks))]
-    packing = [training for training in trainings if training.packing]
-    if not packing:
+    doubtful = [
+        training
+        for training in trainings
+        if training.packing or training.remedies.self_distill is not None
+    ]
+    if not doubtful:
         return
-    from replaykit.steps.train.fit import check_packing
+    from replaykit.steps.train.fit import check_packing, check_self_distill
 
     chat = chat_of(recipe)
-    for training in packing:
+    for training in doubtful:
         check_packing(training, chat)
+        check_self_distill(training, chat)

@@ -18,6 +18,7 @@ from replaykit.steps.matrix.result import MatrixResult
 from replaykit.steps.merge.result import MergeResult
 from replaykit.steps.mix.result import MixResult
 from replaykit.steps.probe.result import ProbeResult
+from replaykit.steps.repair.result import RepairResult
 from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.score.result import ScoreResult
 from replaykit.steps.select.result import SelectResult
@@ -37,6 +38,7 @@ RESULTS: dict[str, type[Result]] = {
     "score": ScoreResult,
     "train": TrainResult,
     "merge": MergeResult,
+    "repair": RepairResult,
     "eval": EvalResult,
     "matrix": MatrixResult,
     "sweep": SweepResult,

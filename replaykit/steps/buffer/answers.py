@@ -5,7 +5,8 @@ its own words replace the old ones (arXiv 2605.29495).
     new   The answer is: cardiology.                  right by the task's test, so it is replayed
 
 Each question is asked as its own task's test asks it, with its thought and its max_tokens, and the
-answer is compared with what the task's rows said first. Where we differ: there the rows of the
+answer is compared with what the task's rows said first. A row's meta says whose answer it has and
+why, under the keys that ``generate --verify`` writes. Where we differ: there the rows of the
 highest scores are chosen, here a row whose new answer is not right keeps the one that it had.
 """
 
@@ -25,6 +26,7 @@ from replaykit.runs import Watch
 from replaykit.steps.buffer.result import Answered
 from replaykit.steps.evaluate.scorable import unscorable
 from replaykit.steps.evaluate.skills import Item, measure
+from replaykit.steps.generate.verified import OWN, PATH, REFERENCE_PATH, RIGHT, WHY
 from replaykit.steps.step import engine_and_chat
 
 REFERENCE = "reference"
@@ -56,9 +58,11 @@ def answered_anew(
             reason = _refused(answers[place], record.messages[-1])
         if reason is not None:
             kept[reason] += 1
+            found[place] = _noted(record, reason)
             continue
-        found[place] = _with_answer(record, _message(answers[place]))
-        same += found[place] is record
+        answer = _message(answers[place])
+        same += answer == record.messages[-1]
+        found[place] = _noted(_with_answer(record, answer), RIGHT)
     return found, Answered(
         asked=len(records),
         replaced=len(records) - kept.total(),
@@ -109,6 +113,15 @@ def _message(item: Item) -> Message:
     if item.calls:
         message["tool_calls"] = [tool_call(call["name"], call["arguments"]) for call in item.calls]
     return message
+
+
+def _noted(record: Record, why: str) -> Record:
+    """The row with whose answer it has in its meta, and why: the model's own, of this stage or of
+    an earlier one, or the task's.
+    """
+    own = why == RIGHT or record.meta.get(PATH) == OWN
+    path = OWN if own else REFERENCE_PATH
+    return replace(record, meta={**record.meta, PATH: path, WHY: why})
 
 
 def _with_answer(record: Record, answer: Message) -> Record:

@@ -26,13 +26,14 @@ from replaykit.runs import Step, Watch
 from replaykit.steps.buffer.answers import REFERENCE, answered_anew, line_bytes
 from replaykit.steps.buffer.methods import Offered, keep
 from replaykit.steps.buffer.result import BufferResult
+from replaykit.steps.generate.verified import PATH, WHY
 from replaykit.steps.inputs import SCORING, made_facts
 from replaykit.steps.select import choose
 from replaykit.steps.stages import folder_of, number_of
 from replaykit.steps.step import Context, Outcome, Todo, do_step, model_facts, need_step
 
 # What the meta of a record says under names of the step's own.
-OWN_META = frozenset({"task", "rank"})
+OWN_META = frozenset({"task", "rank", PATH, WHY})
 HIGHEST_RANK = 2**63 - 1
 
 

@@ -58,7 +58,7 @@ def todos(
         "engine": engine_fact(recipe.engine.here, recipe.model, recipe.revision),
         "eval": test_facts(recipe),
         "margin": recipe.eval.margin,
-        "twice": _is_scored_twice(recipe),
+        "twice": scored_twice(recipe),
         "tuned": facts,
     }
 
@@ -79,22 +79,6 @@ def todos(
         return found.noted(*held.notes, _steered_note(folders, inputs["eval"]))
 
     yield Todo("eval", inputs, EvalResult, work)
-
-
-def _is_scored_twice(recipe: Recipe) -> bool:
-    """Whether the base is scored twice: where the recipe says so, or the engine may differ."""
-    from replaykit.engines import choose
-
-    if recipe.eval.twice is not None:
-        return recipe.eval.twice
-    here = recipe.engine.here
-    if here.batch_invariant:
-        return False
-    import torch
-
-    return (
-        choose(here, recipe.model, recipe.revision) != "transformers" or torch.cuda.is_available()
-    )
 
 
 def _trained(recipe: Recipe, context: Context, mixed: dict[str, MixResult]) -> dict[str, Path]:
@@ -156,6 +140,22 @@ def run(
     every = [*(tuned or ()), *(more or ())]
     for todo in todos(recipe, context, every or None):
         yield do_step(todo, recipe, context)
+
+
+def scored_twice(recipe: Recipe) -> bool:
+    """Whether the base is scored twice: where the recipe says so, or the engine may differ."""
+    from replaykit.engines import choose
+
+    if recipe.eval.twice is not None:
+        return recipe.eval.twice
+    here = recipe.engine.here
+    if here.batch_invariant:
+        return False
+    import torch
+
+    return (
+        choose(here, recipe.model, recipe.revision) != "transformers" or torch.cuda.is_available()
+    )
 
 
 def measured(

@@ -4,6 +4,7 @@
     a question             ->  a request for its answer, or for several answers
     a question, an answer  ->  a request for the next question, or the record of the row
     a question, and an answer that calls tools or was cut at the token limit  ->  the record
+    an old row whose answer cannot be compared (``verified``)  ->  its record, with that answer
 
 A result of a call is never made up, so a conversation ends with the answer that calls.
 
@@ -27,6 +28,15 @@ from replaykit.steps.generate.answering import Answering
 from replaykit.steps.generate.job import Job, kind_of
 from replaykit.steps.generate.replies import Address, Part, Replies, Written
 from replaykit.steps.generate.steer import sampling_of, schedule_of, system_of
+from replaykit.steps.generate.verified import (
+    OWN,
+    PATH,
+    REFERENCE_PATH,
+    RIGHT,
+    WHY,
+    not_asked,
+    not_kept,
+)
 
 # What the meta of a record says under names of ours. What the user's prompts have under the same
 # names stands in meta["prompt"]: their "finish", say, tells nothing of the answer made here.
@@ -34,7 +44,7 @@ PROMPT = "prompt"
 OWN_META = frozenset(
     {"row", "parent", PROMPT, "finish", "answer", "system", "model", "answer_temperature"}
     | {"temperature", "top_p", "top_k", "twin", "match", "perplexity", "tags", "reward"}
-    | {"thinking", "wrong_call"}
+    | {"thinking", "wrong_call", PATH, WHY}
 )
 CUT: Mapping[str, Any] = {FINISH: "length"}
 
@@ -163,6 +173,9 @@ class Conversations:
         records.
         """
         messages = list(self._opening(row))
+        why = self._not_asked(row)
+        if why is not None:
+            return Next([], self._settled(row, [Draft(messages, Verdict(why))]))
         fault = self.answering.faulty_tool(row)
         if fault is not None:
             verdict = Verdict("invalid_tool", {"wrong_call": {"problem": fault}})
@@ -183,6 +196,13 @@ class Conversations:
         if missing:
             return self._requests(missing, messages)
         return Next([], self._settled(row, self._exchanges(messages, answers)))
+
+    def _not_asked(self, row: int) -> str | None:
+        """Why the model is not asked for its answer to an old row; None where it is, or was."""
+        how = self.settings.verify
+        if self.job.references is None or how is None or Address("answer", row) in self.replies:
+            return None
+        return not_asked(self.job.references[row], how)
 
     def _add(self, address: Address, messages: list[Message]) -> Next | None:
         """Adds a text to the row's messages; returns what comes next where the row cannot go on
@@ -364,6 +384,8 @@ class Conversations:
 
     def _settled(self, row: int, drafts: Sequence[Draft]) -> list[Settled]:
         """The row's records, each with all that its meta says."""
+        if self.job.references is not None:
+            return [self._compared(row, self.job.references[row], drafts)]
         meta: dict[str, Any] = {"row": row}
         if self.job.prompts is not None:
             prompt = self.job.prompts[row]
@@ -387,6 +409,36 @@ class Conversations:
                 thought = self.replies[answer].thought
             settled.append(Settled(row, record, verdict, thought))
         return settled
+
+    def _compared(self, row: int, old: Record, drafts: Sequence[Draft]) -> Settled:
+        """The one record of an old row: with the first of the model's answers that is right, else
+        with its own.
+        """
+        how = self.settings.verify
+        assert how is not None, "rows have references where answers are compared"
+        meta = {**apart(old.meta, OWN_META, PROMPT), "row": row, "parent": old.id}
+        thinking = self.answering.thinking(row)
+        refused = []
+        for draft in drafts:
+            why = None
+            if draft.verdict is not None:
+                why = draft.verdict.reason
+            else:
+                cut = draft.meta.get(FINISH) == "length"
+                why = not_kept(draft.messages[-1], old, how, cut=cut)
+            if why is not None:
+                refused.append(why)
+                continue
+            meta |= {**draft.meta, PATH: OWN, WHY: RIGHT, **self.job.facts}
+            if thinking is not None:
+                meta["thinking"] = thinking
+            thought = None
+            if thinking and draft.answer is not None:
+                thought = self.replies[draft.answer].thought
+            record = Record(tuple(draft.messages), "generate", meta, self.answering.tools(row))
+            return Settled(row, record, None, thought)
+        meta |= {PATH: REFERENCE_PATH, WHY: refused[0]}
+        return Settled(row, Record(old.messages, "generate", meta, old.tools), None)
 
     # --- what a row begins with -------------------------------------------------------------------
 

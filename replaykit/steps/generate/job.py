@@ -12,7 +12,8 @@ from replaykit.checks.funnel import Funnel
 from replaykit.data.record import Record
 from replaykit.recipe.generate import ROWS, Generate
 from replaykit.runs import Watch, unwatched
-from replaykit.steps.generate.result import CallCounts, Kind, ThoughtCounts
+from replaykit.steps.generate.result import CallCounts, Kind, ThoughtCounts, VerifiedCounts
+from replaykit.steps.generate.verified import OWN, PATH, REFERENCE_PATH, WHY
 
 if TYPE_CHECKING:
     from replaykit.model.chat import Chat, Thought
@@ -26,6 +27,8 @@ class Job:
     seed: int
     prompts: Sequence[Record] | None = None
     """Conversations to answer; None where the model writes the questions too."""
+    references: Sequence[Record] | None = None
+    """With ``settings.verify`` the rows that the prompts are of, with their own answers."""
     held_out: Sequence[str] = ()
     """Test prompts that no question may repeat."""
     deployed: Mapping[str, float] | None = None
@@ -59,13 +62,15 @@ def never() -> bool:
 
 
 class Tally:
-    """Counts what became of thoughts, of all answers asked for with one, and of calls, in the kept
-    rows that have tools.
+    """Counts what became of thoughts, of all answers asked for with one, of calls, in the kept rows
+    that have tools, and whose answers were kept, where they were compared.
     """
 
     def __init__(self) -> None:
         self._thoughts: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
+        self._own = 0
+        self._references: Counter[str] = Counter()
 
     def add(self, record: Record, thought: Thought | None, *, kept: bool) -> None:
         """Takes a record; ``thought`` is None where none was asked for."""
@@ -74,6 +79,10 @@ class Tally:
         if kept and record.tools:
             called = "tool_calls" in record.messages[-1]
             self._calls["called" if called else "uncalled"] += 1
+        if kept and record.meta.get(PATH) == OWN:
+            self._own += 1
+        elif kept and record.meta.get(PATH) == REFERENCE_PATH:
+            self._references[record.meta[WHY]] += 1
 
     @property
     def thoughts(self) -> ThoughtCounts | None:
@@ -84,6 +93,13 @@ class Tally:
     def calls(self) -> CallCounts | None:
         """The counts of calls; None where no row has tools."""
         return CallCounts(**self._calls) if self._calls else None
+
+    @property
+    def verified(self) -> VerifiedCounts | None:
+        """The counts of answers; None where none was compared."""
+        if not self._own and not self._references:
+            return None
+        return VerifiedCounts(own=self._own, reference=dict(self._references.most_common()))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.recipe.chat import ChatOptions
@@ -62,6 +64,27 @@ class CallCounts(Result):
         return f"{self.called:,} of {total:,} rows with tools call them, {self.uncalled:,} do not"
 
 
+class VerifiedCounts(Result):
+    """Of old rows that the model answered anew: whose answer stands in how many."""
+
+    own: int
+    """The model's, which is right."""
+    reference: dict[str, int] = Field(default={})
+    """The row's own, by why the model's does not: wrong, cut (at max_answer_tokens),
+    thought_missing, too_long (for the model), unverifiable, no_question, no_answer, or a check's
+    reason."""
+
+    @property
+    def words(self) -> str:
+        """The counts on one line."""
+        total = self.own + sum(self.reference.values())
+        said = f"{self.own:,} of {total:,} rows have the model's own answer"
+        if not self.reference:
+            return said
+        why = ", ".join(f"{reason} {count:,}" for reason, count in self.reference.items())
+        return f"{said}; the others keep the reference: {why}"
+
+
 class GenerateResult(Noted):
     """How many rows were made, of which kind, by which model, and what was left out."""
 
@@ -89,6 +112,8 @@ class GenerateResult(Noted):
     """None where no answer was asked for with a thought."""
     calls: CallCounts | None = None
     """None where no kept row has tools."""
+    verified: VerifiedCounts | None = None
+    """None where no answer was compared with a row's own."""
     fidelity: Fidelity
     tags: dict[str, dict[str, int]] | None
     """Rows by tag and word, where a judge was asked."""

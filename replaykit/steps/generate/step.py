@@ -16,12 +16,14 @@ from replaykit.data.tools import read_tools
 from replaykit.errors import EngineError, RecipeError
 from replaykit.model.loading import encoder_decoder, named_sampling
 from replaykit.recipe import Recipe, need
+from replaykit.recipe.data import Data
 from replaykit.recipe.generate import Generate, Tags
 from replaykit.runs import Step, Watch, differences, stop_on_signal
 from replaykit.steps.generate.answering import Answering
 from replaykit.steps.generate.job import Job, Monitor, Tally, kind_of, wanted
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
-from replaykit.steps.inputs import HeldOut, Readable, held_out_facts, load_prompts, load_tests
+from replaykit.steps.generate.verified import asked
+from replaykit.steps.inputs import HeldOut, Readable, held_out_facts, load, load_prompts, load_tests
 from replaykit.steps.step import (
     Context,
     Outcome,
@@ -63,12 +65,12 @@ def drawn(recipe: Recipe, context: Context, name: str) -> Iterator[Todo[Generate
     settings = recipe.generate or Generate()
     check_can_ask(recipe, settings)
     given = _prompts(settings)
-    prompts = None if given is None else given.records
-    settings = settings.model_copy(update={"n": wanted(settings, prompts)})
+    rows = None if given is None else given.records
+    settings = settings.model_copy(update={"n": wanted(settings, rows)})
     inputs = generate_inputs(recipe, settings)
 
     def work(step: Step) -> GenerateResult:
-        made = _generate(recipe, settings, prompts, context.watch, step)
+        made = _generate(recipe, settings, rows, context.watch, step)
         return made if given is None else made.noted(given.note)
 
     def lacking(result: GenerateResult) -> list[str]:
@@ -96,20 +98,26 @@ def generated(
     folder: Path,
     *,
     prompts: Sequence[Record] | None = None,
+    references: Sequence[Record] | None = None,
+    held: HeldOut | None = None,
     monitor: Monitor | None = None,
 ) -> Iterator[Record]:
     """The rows that the recipe's model makes in the folder: answers to the prompts, if there are
-    any.
+    any; with ``references`` those of them that are right (``verified``). No question is one of the
+    ``held`` ones, by default those of the recipe.
     """
     from replaykit.steps.generate.draw import generate_rows
 
     model = str(recipe.model)
-    held = load_tests(recipe) if settings.checks.overlap else HeldOut()
-    questions = {row.question for _, rows in held.rows.values() for row in rows}
+    questions: set[str] = set()
+    if settings.checks.overlap:
+        apart = held or load_tests(recipe)
+        questions = {row.question for _, rows in apart.rows.values() for row in rows}
     job = Job(
         settings,
         recipe.seed,
         prompts=prompts,
+        references=references,
         held_out=sorted(questions),
         deployed=named_sampling(model, recipe.revision),
         facts={"model": recipe.model, "answer_temperature": settings.answer_temperature},
@@ -119,17 +127,25 @@ def generated(
 
 
 def _generate(
-    recipe: Recipe, settings: Generate, prompts: list[Record] | None, watch: Watch, step: Step
+    recipe: Recipe, settings: Generate, rows: list[Record] | None, watch: Watch, step: Step
 ) -> GenerateResult:
+    """Makes the rows; ``rows`` are the prompts, with their own answers where these are compared."""
     chat = chat_of(recipe)
+    prompts = rows
+    references = None
+    if settings.verify is not None:
+        prompts = asked(rows or [])
+        references = rows
     # What the model's template cannot do is said before its weights are loaded.
     Answering(chat, settings, recipe.seed, prompts)
     sample = RawSample()
     tally = Tally()
     with funnel_of(step) as funnel, stop_on_signal() as stopping:
         monitor = Monitor(funnel, sample, tally, watch, stopping)
-        rows = generated(recipe, settings, step.folder, prompts=prompts, monitor=monitor)
-        made = write_jsonl(step.folder / "rows.jsonl", rows)
+        records = generated(
+            recipe, settings, step.folder, prompts=prompts, references=references, monitor=monitor
+        )
+        made = write_jsonl(step.folder / "rows.jsonl", records)
     pre_query = date = None
     if not chat.plain:
         pre_query = chat.template.pre_query
@@ -152,6 +168,7 @@ def _generate(
         funnel=funnel.result(),
         thoughts=tally.thoughts,
         calls=tally.calls,
+        verified=tally.verified,
         fidelity=sample.summary(),
         tags=tags,
     )
@@ -195,9 +212,13 @@ def check_can_ask(recipe: Recipe, settings: Generate) -> None:
 
 
 def _prompts(settings: Generate) -> Readable | None:
-    """The questions that are given, if any are. Raises DataError as ``load_prompts`` does."""
+    """The questions that are given, if any are, with their answers where these are compared. Raises
+    DataError as ``load_prompts`` does.
+    """
     if settings.prompts is None:
         return None
+    if settings.verify is not None:
+        return load(Data(**settings.prompts.model_dump()), "generate")
     return load_prompts(settings.prompts)
 
 

@@ -45,6 +45,7 @@ from replaykit.steps.push.texts import (
     UNITS,
     UNKNOWN,
     USE,
+    VERIFIED,
 )
 from replaykit.steps.report.numbers import NOTHING, percent
 from replaykit.steps.results import result_of
@@ -209,6 +210,8 @@ def _sources(counts: Mapping[str, int], recorded: Recorded) -> str:
 def _what(manifest: Manifest, result: SelectResult | GenerateResult) -> str:
     """What the rows of a source are, in a sentence."""
     if isinstance(result, GenerateResult):
+        if result.verified is not None:
+            return VERIFIED
         return KINDS[result.kind]
     settings = manifest.inputs["select"]
     task = "the new task's"
@@ -239,6 +242,8 @@ def _facts(manifest: Manifest, result: SelectResult | GenerateResult) -> Iterato
             model += f", revision `{result.revision}`"
         yield "model", model
         yield "engine", str(manifest.inputs["engine"])
+        if result.verified is not None:
+            yield "answers", result.verified.words
         settings = public(Generate, result.sampling.model_dump(exclude=UNREAD[result.kind]))
     else:
         method = result.method

@@ -25,6 +25,8 @@ KINDS: dict[Kind, str] = {
     "prompts": "answers of the model to given questions",
     "text": "texts of the model itself, which is a base model",
 }
+# Of answers that were compared with the rows' own.
+VERIFIED = "given rows, with the model's own answer where it is right"
 # Of a source without a manifest: rows that a program gave.
 UNKNOWN = "rows that were given; how they were made is not known here"
 UNITS: dict[Unit, str] = {"loss_tokens": "loss tokens", "tokens": "tokens", "rows": "rows"}

@@ -23,6 +23,7 @@ from replaykit.steps.matrix.result import MatrixResult, StageScores
 from replaykit.steps.merge.result import AlphaRow, MergeResult
 from replaykit.steps.mix.result import MixResult, SkillRows
 from replaykit.steps.probe.result import ProbeResult
+from replaykit.steps.repair.result import RepairResult
 from replaykit.steps.report.numbers import (
     NOTHING,
     Unit,
@@ -33,6 +34,7 @@ from replaykit.steps.report.numbers import (
     percent,
     unit_of,
 )
+from replaykit.steps.report.repairs import show_repair
 from replaykit.steps.report.sequence import buffer_rows, estimate, old_verdict, tasks_verdict
 from replaykit.steps.report.sweeps import show_advice, show_sweep
 from replaykit.steps.report.verdict import base_of, caution, new_side, old_side, share_of, verdict
@@ -90,6 +92,10 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
             )
         case SuitesResult():
             _show_suites(result, console)
+        case RepairResult():
+            show_repair(result, console)
+            console.print()
+            _show_evaluation(result.evaluation, console)
         case MergeResult(table=list(table)):  # a sweep; a single average has no table
             console.print(_averages(table))
             words = "Chosen by these very scores: other items tell how good it is."
@@ -217,6 +223,8 @@ def _sample_rows(result: GenerateResult) -> Iterator[Row]:
             yield "warning", result.thoughts.warning
     if result.calls is not None:
         yield "calls", result.calls.words
+    if result.verified is not None:
+        yield "answers", result.verified.words
     yield from _fidelity_rows(result.fidelity)
     for tag, counts in (result.tags or {}).items():
         yield f"tag {tag}", ", ".join(f"{word} {count:,}" for word, count in counts.items())

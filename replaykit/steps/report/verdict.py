@@ -410,7 +410,7 @@ def _one_arm(evaluation: EvalResult, arm: ModelScores, old: Side, new: Side) -> 
     if name in old.of:
         parts.append(_moved(evaluation, arm, old))
     if name in new.of:
-        parts.append(f"the new skill {_from_to('went', new.text(base), new.text(name))}")
+        parts.append(f"the new skill {_from_to('is', 'went', new.text(base), new.text(name))}")
     moved = " and ".join(parts) or "no skill was tested"
     control = control_of(evaluation)
     other = "no run with" if control is not None else "no run without"
@@ -433,14 +433,14 @@ def _moved(evaluation: EvalResult, arm: ModelScores, old: Side) -> str:
         said = f"the cross-entropy of old data {verb} by {value}"
     else:
         verb = "fell" if sure else "went"
-        said = f"the old skills {_from_to(verb, old.text(base), value)}"
+        said = f"the old skills {_from_to('are', verb, old.text(base), value)}"
     beside = _beside(evaluation, arm, old)
     return f"{said}, and something is lost of {beside}" if beside else said
 
 
-def _from_to(verb: str, before: str, now: str) -> str:
-    """``went from 0.10 to 0.84``, or ``stayed at 0.00`` where both are written the same."""
-    return f"stayed at {now}" if before == now else f"{verb} from {before} to {now}"
+def _from_to(be: str, verb: str, before: str, now: str) -> str:
+    """``went from 0.10 to 0.84``, or ``is at 0.00 as before`` where both are written the same."""
+    return f"{be} at {now} as before" if before == now else f"{verb} from {before} to {now}"
 
 
 def _beside(evaluation: EvalResult, arm: ModelScores, old: Side) -> str:

@@ -60,6 +60,11 @@ SHARED_OUT = (
     "its own"
 )
 
+DRAWN = (
+    "self_distill draws an answer to each row in each step, which takes longer than the step "
+    "itself; neither that time nor the memory of its passes is in these figures"
+)
+
 
 def estimate(
     rows: Sequence[PlannedRow],
@@ -127,6 +132,8 @@ def estimate(
     text = list(_sentences(told, given=price_per_hour, other=other))
     if settings.fsdp:
         text.append(SHARED_OUT)
+    if settings.remedies.self_distill is not None:
+        text.append(DRAWN)
     return told.model_copy(update={"text": text})
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,7 @@ from replaykit.recipe.remedies import ProjectSettings
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, stop_on_signal, unwatched
 from replaykit.steps.train import checkpoints
+from replaykit.steps.train.asked import Asked, asked
 from replaykit.steps.train.batches import Cut, TokenisedRows, micro_batches, to_device
 from replaykit.steps.train.controlled import ControlledBatches, lay_out
 from replaykit.steps.train.controller import Controller, ControllerInputs
@@ -117,6 +118,9 @@ class Extras:
     """With it replay is drawn anew beside the target rows, as a controller decides."""
     callbacks: Sequence[transformers.TrainerCallback] = ()
     """They are told what those of any Trainer are."""
+    teacher: Base | None = None
+    """The base that remedies hold the model by, where that is another than the model was before
+    this training."""
     what: str = "train"
     """What the Watch is told is being done."""
     examples: Mapping[str, Example] | None = None
@@ -129,6 +133,8 @@ class Order:
     optimiser step.
     """
 
+    records: Sequence[Record]
+    """Of the rows."""
     data: TokenisedRows
     batches: list[list[int]] | ControlledBatches
     parts: int
@@ -194,7 +200,9 @@ def fit(
             _check_wrapping(trainer)
             resumed = _resumed(folder)
             old = TokenisedRows(extras.old, base.chat, examples=extras.examples)
-            _begin(trainer, base, old, folder, resumed.checkpoint)
+            questions = _questions(order, base.chat)
+            teacher = extras.teacher or base
+            _begin(trainer, teacher, old, folder, resumed.checkpoint, questions)
             _go(trainer, controller, resumed.checkpoint)
             _raise_if_stopped(trainer, watching)
         _finish(trainer, base, folder)
@@ -246,7 +254,7 @@ def _order(
     layout = lay_out(rows, controller.inputs)
     data = TokenisedRows(layout.records, chat, extras.weights, extras.examples)
     controlled = ControlledBatches(data, layout, controller, cut, seed=seed)
-    return Order(data, controlled, controlled.parts)
+    return Order(layout.records, data, controlled, controlled.parts)
 
 
 def planned_order(rows: Sequence[PlannedRow], data: TokenisedRows, cut: Cut) -> Order:
@@ -255,7 +263,7 @@ def planned_order(rows: Sequence[PlannedRow], data: TokenisedRows, cut: Cut) -> 
     batches, parts = micro_batches(
         data.lengths, [row.step for row in rows], rows=cut.rows, apart=apart, world=cut.world
     )
-    return Order(data, batches, parts)
+    return Order([row.record for row in rows], data, batches, parts)
 
 
 def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
@@ -269,6 +277,7 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
             what = "there is one process; start it with `torchrun --nproc_per_node N -m replaykit`"
         raise RecipeError("the recipe", [f"train.fsdp: {what}, or leave it out"])
     check_packing(settings, chat)
+    check_self_distill(settings, chat)
     # EWC can take its Fisher information from old data that it is given.
     needy = [name for name in settings.remedies.need_replay if not (name == "ewc" and extras.old)]
     if needy and not data.replay_rows():
@@ -328,6 +337,23 @@ def check_packing(settings: Train, chat: Chat) -> None:
         )
 
 
+def check_self_distill(settings: Train, chat: Chat) -> None:
+    """Raises RecipeError where a model cannot see the answer in a question and answer it itself."""
+    if settings.remedies.self_distill is None:
+        return
+    what = ""
+    if chat.only_texts:
+        what = "a text classifier gives labels, and is shown no answer"
+    elif chat.seq2seq:
+        what = "an encoder-decoder is not drawn from while it learns"
+    elif chat.plain:
+        what = "a model without a chat template is asked no question"
+    if what:
+        raise RecipeError(
+            "the recipe", [f"train.remedies.self_distill: {what}; leave it out, or say distill"]
+        )
+
+
 def _check_memory(network: Any, settings: Train) -> None:
     """Raises EngineError where what is sure to be needed beside the weights is not free: gradients
     and AdamW's two moments. Several processes may share them out, so there it is not asked.
@@ -350,8 +376,27 @@ def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _questions(order: Order, chat: Chat) -> Callable[[int, str | None], Asked | None]:
+    """Rows of the mixture as questions, by their index; each different one is made once."""
+    made: dict[tuple[str, str | None], Asked | None] = {}
+
+    def of_row(index: int, prompt: str | None) -> Asked | None:
+        record = order.records[index]
+        key = (record.id, prompt)
+        if key not in made:
+            made[key] = asked(record, chat, prompt)
+        return made[key]
+
+    return of_row
+
+
 def _begin(
-    trainer: ReplayTrainer, base: Base, old: TokenisedRows, folder: Path, checkpoint: str | None
+    trainer: ReplayTrainer,
+    base: Base,
+    old: TokenisedRows,
+    folder: Path,
+    checkpoint: str | None,
+    questions: Callable[[int, str | None], Asked | None],
 ) -> None:
     """Lets the remedies see the untrained model, which it still is in a resumed run, and gives them
     back their state.
@@ -373,6 +418,8 @@ def _begin(
         load_base=lambda: base.load_again().eval().requires_grad_(False),
         replay=lambda: one_by_one(trainer.data, trainer.data.replay_rows()),
         old=old_rows,
+        asked=questions,
+        seed=trainer.args.seed,
         offload=trainer.settings.offload,
     )
     if checkpoint is not None:

@@ -51,7 +51,7 @@ def held_of(sizes: Sizes, settings: Train) -> dict[str, int]:
         "teacher": teacher,
         "fisher": fisher,
         "base": base,
-        "average": 0 if wanted.ema is None else wide,
+        "average": wide * ((wanted.ema is not None) + (wanted.self_distill is not None)),
         "projection": 0 if wanted.project is None else own,
     }
 

@@ -95,7 +95,7 @@ class MemoryParts(Result):
     base: int
     """The base's values that ewc and l2sp hold by."""
     average: int
-    """Of ema."""
+    """Of ema, and of the teacher of self_distill."""
     projection: int
     """The replay's gradient, for project."""
     program: int

@@ -160,11 +160,12 @@ class Job:
     def work(self, folder: Path, chat: Chat, watch: Watch) -> TrainResult:
         """Trains in the folder; what it leaves there is said in ``fit``."""
         from replaykit.steps.evaluate.scorable import scorable
-        from replaykit.steps.train.fit import Base, Extras, check_packing, fit
+        from replaykit.steps.train.fit import Base, Extras, check_packing, check_self_distill, fit
 
         recipe = self.recipe
         # Before the model is loaded to score the rows, as stm and flow want it.
         check_packing(self.training, chat)
+        check_self_distill(self.training, chat)
         held = scorable(chat, self.held)
         check_tests(chat, held.rows)  # what eval would refuse after the training
         watched = self._watched(held)

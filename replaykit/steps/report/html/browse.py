@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from replaykit.changes import Change, changes
 from replaykit.data.record import Message
 from replaykit.text import printable
 
@@ -113,6 +114,31 @@ def shown(text: str) -> str:
     if not text.strip():
         return '<div class="said empty">(nothing)</div>'
     return f'<div class="said" dir="auto">{escape(text)}{more}</div>'
+
+
+def both(before: str, now: str) -> tuple[str, str]:
+    """Two texts as HTML, what was removed marked in the one and what was added in the other; of
+    long ones the beginnings.
+    """
+    found = changes(before[:MOST], now[:MOST])
+    return _marked(found, "added", before), _marked(found, "removed", now)
+
+
+def _marked(found: Sequence[Change], without: str, whole: str) -> str:
+    tags = {"removed": "del", "added": "ins"}
+    parts = []
+    for kind, text in found:
+        words = escape(printable(text.replace("\r\n", "\n")))
+        if kind in tags:
+            words = f"<{tags[kind]}>{words}</{tags[kind]}>"
+        if kind != without:
+            parts.append(words)
+    more = ""
+    if len(whole) > MOST:
+        more = f"<small>… {len(whole) - MOST:,} more characters</small>"
+    if not parts:
+        return '<div class="said empty">(nothing)</div>'
+    return f'<div class="said" dir="auto">{"".join(parts)}{more}</div>'
 
 
 def conversation(messages: Iterable[Message]) -> str:

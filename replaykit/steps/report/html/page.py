@@ -16,7 +16,7 @@ from replaykit.steps.report.html.browse import HASH, SCRIPT
 from replaykit.steps.report.html.decisions import decisions
 from replaykit.steps.report.html.matrix import accuracy_matrix, figures
 from replaykit.steps.report.html.pictures import dumbbells, losses, scatter
-from replaykit.steps.report.html.rows import flipped, replay_rows
+from replaykit.steps.report.html.rows import flipped, replay_rows, rewritten_rows
 from replaykit.steps.report.html.samples import replay_cards
 from replaykit.steps.report.html.style import STYLE
 from replaykit.steps.report.html.sweep import sweeps
@@ -171,6 +171,7 @@ def _body(
         "What the controller decided": grid(decisions(results)),
         "The replay data": grid(replay),
         "The replay rows that were used": replay_rows(rows.replayed),
+        "The rows that were rewritten": rewritten_rows(rows.rewritten),
         "The mix": mixtures(results),
         "How it was made": grid([recipe, made(manifests, results, price_per_hour)]),
     }

@@ -1,25 +1,32 @@
-"""The rows of a run on the page: items that flipped with both answers, replay with its reason."""
+"""The rows of a run on the page: items that flipped with both answers, replay with its reason, and
+rewritten answers beside those that were there before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
-from replaykit.data.record import TARGET
+from replaykit.data.record import TARGET, Record
 from replaykit.steps.evaluate.skills import Item
 from replaykit.steps.report.flips import Flip, Flips, Way
 from replaykit.steps.report.html.browse import (
     Case,
     answer,
+    both,
     browser,
     conversation,
     first_words,
     turn,
 )
 from replaykit.steps.report.html.browse import shown as text_of
+from replaykit.steps.report.numbers import percent
 from replaykit.steps.report.replayed import Replayed, Used
+from replaykit.steps.report.rewritten import BEFORE, Rewritten
 from replaykit.text import printable
 
+SIZES = {0.0: "none", 0.1: "up to 10 %", 0.3: "up to 30 %", 0.6: "up to 60 %", 1.0: "more"}
+"""What an edit is called by the largest distance that it may have."""
 WAYS: dict[Way, str] = {"lost": "right → wrong", "gained": "wrong → right"}
 
 
@@ -96,3 +103,45 @@ def _used(mixture: Replayed, used: Used) -> Case:
         f"{first_words(used.record.question)}"
     )
     return Case({"mixture": mixture.mix, "source": used.source}, heading, body)
+
+
+def rewritten_rows(found: Rewritten) -> str:
+    """The sample of rewritten target rows; "" where none were rewritten."""
+    if not found.shown:
+        return ""
+    total = sum(found.paths.values())
+    paths = "; ".join(f"{count:,} {escape(printable(path))}" for path, count in found.paths.items())
+    words = (
+        f"{len(found.shown):,} of {total:,} rows, as many of each way, drawn by the run's seed. "
+        f"All rows: {paths}."
+    )
+    return browser([_rewritten(record) for record in found.shown], words)
+
+
+def _rewritten(record: Record) -> Case:
+    path = str(record.meta["path"])
+    edit = record.meta.get("edit")
+    size = "not measured"
+    told = ""
+    if edit is not None:
+        size = next(name for most, name in SIZES.items() if edit <= most)
+        told = f"{percent(edit)} edited"
+    reason = str(record.meta.get("why", ""))
+    *before, last = record.messages
+    body = conversation(before)
+    was = record.meta.get(BEFORE)
+    if isinstance(was, str) and was != last["content"]:
+        old, new = both(was, last["content"])
+        sides = [("before", old), (f"now, by {path}", new)]
+        parts = "".join(
+            f'<div class="side"><h4>{escape(printable(title))}</h4>{text}</div>'
+            for title, text in sides
+        )
+        body += f'<div class="sides">{parts}</div>'
+    else:
+        body += turn(last, f"the reference stays: {reason}" if reason else path)
+    heading = (
+        f"<b>{escape(printable(path))}</b> <span>{escape(printable(told or reason))}</span> "
+        f"{first_words(record.question)}"
+    )
+    return Case({"way": path, "edit": size}, heading, body)

@@ -81,6 +81,8 @@ def _answers(name: str, result: GenerateResult) -> Iterator[str]:
         body += f"<p>Calls: {escape(result.calls.words)}.</p>"
     if body:
         yield card(f"{name}: thoughts and calls", body)
+    if result.verified is not None:
+        yield card(f"{name}: whose answers", f"<p>{escape(result.verified.words)}.</p>")
 
 
 def _scores(name: str, scores: ScoreSummary) -> str:

@@ -118,6 +118,8 @@ h4{font-size:.8rem;font-weight:600;color:var(--soft);margin:.6rem 0 .15rem}
 .side{min-width:0;background:var(--page);border-radius:8px;padding:.1rem .8rem .6rem}
 .side.wrong h4{color:var(--red)}
 .side.right h4{color:var(--c2)}
+del{color:var(--red)}
+ins{color:var(--c2);text-decoration-thickness:1px;text-underline-offset:.2em}
 pre{font:.85rem/1.5 ui-monospace,monospace;margin:0}
 @media(max-width:600px){
   main{padding:1.5rem .8rem 3rem}

@@ -32,6 +32,7 @@ from replaykit.model.lm_head import Batch
 from replaykit.model.shards import local
 from replaykit.recipe.base import Strict
 from replaykit.recipe.remedies import Remedies
+from replaykit.steps.train.asked import Asked
 
 # Logits [n, vocabulary] of a slice of the tokens -> a scalar.
 Term = Callable[[torch.Tensor, slice], torch.Tensor]
@@ -44,6 +45,7 @@ REMEDIES = {
     "ewc": "replaykit.steps.train.remedies.ewc:Ewc",
     "l2sp": "replaykit.steps.train.remedies.ewc:L2sp",
     "ema": "replaykit.steps.train.remedies.ema:Ema",
+    "self_distill": "replaykit.steps.train.remedies.self_distill:SelfDistill",
 }
 
 
@@ -67,6 +69,11 @@ class Run:
     """Loads the untrained model once more."""
     old: Callable[[], Iterator[Batch]] | None = None
     """Rows of old data instead of the replay rows, where there are any."""
+    asked: Callable[[int, str | None], Asked | None] | None = None
+    """By its index in the mixture, a row as a question with and without its answer in view; the
+    text is the prompt that shows it. None for a row that cannot be shown so."""
+    seed: int = 0
+    """Of what a remedy draws."""
     offload: bool = False
     """Whether what is kept of the base stays in the computer's memory, beside a GPU."""
 

@@ -1,0 +1,1 @@
+"""Put right what a finished fine-tuning has lost."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,14 +18,20 @@ from test_templates import shipped
 
 from replaykit.checks.texts import loops
 from replaykit.data.ledger import Ledger
-from replaykit.data.record import Record, dialogue
+from replaykit.data.record import Record, dialogue, is_masked
 from replaykit.engines import Completion, Request, load_engine
+from replaykit.engines.chat_server import ChatServer
 from replaykit.errors import RunError
 from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.recipe.rewrite import Rewrite
+from replaykit.recipe.rewrite import Editor, Rewrite
+from replaykit.runs import unwatched
+from replaykit.steps.rewrite.asking import Loaded, Served
+from replaykit.steps.rewrite.deciding import EDIT, PARAPHRASE
 from replaykit.steps.rewrite.gate import LEAKS, cleaned, leaked
-from replaykit.steps.rewrite.reword import EDIT, PARAPHRASE, counts, reword
+from replaykit.steps.rewrite.reword import Base, counts, reword
+from replaykit.steps.rewrite.verifying import judged_by
+from replaykit.steps.score.logprobs import Scores
 
 distance = Levenshtein.normalized_distance
 
@@ -55,13 +67,13 @@ class Scripted:
         self.asked: list[int] = []
         self.prompts: list[str] = []
         self.seeds: list[int] = []
+        self.references: list[str] = []
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         for request in reversed(list(requests)):
             if len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt
             assert len(request.tokens) < self.limit
-            assert request.sampling.temperature == 0
             assert request.sampling.stop == self.chat.stop
             prompt = self.chat.decode(request.tokens, special=True)
             reply = next((reply for key, reply in self.replies if key in prompt), "")
@@ -72,7 +84,11 @@ class Scripted:
             yield Completion(request.row, tokens, "length" if reply.endswith(CUT) else "stop")
 
     def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
-        raise NotImplementedError
+        """The references are less probable than anything else."""
+        for tokens in sequences:
+            text = self.chat.decode(tokens, special=True)
+            foreign = any(f"{reference}<" in text for reference in self.references)
+            yield [-2.0 if foreign else -1.0] * (len(tokens) - 1)
 
     def close(self) -> None:
         pass
@@ -88,15 +104,21 @@ def target_of(*pairs: tuple[str, str]) -> list[Record]:
 def run(
     target: Sequence[Record], engine: Any, chat: Chat, path: Path, **choices: Any
 ) -> list[Record]:
-    given = {name: choices.pop(name) for name in ("editor", "watch") if name in choices}
-    # A copy is not checked: a recipe has no "json", which the verifier knows.
-    settings = Rewrite(verify="numeric").model_copy(update=choices)
-    with Ledger(path / "replies.jsonl") as ledger:
-        return list(
-            reword(
-                target, engine=engine, chat=chat, settings=settings, seed=1, ledger=ledger, **given
-            )
+    if isinstance(engine, Scripted):
+        engine.references = [record.answer for record in target if record.answer]
+    editor = choices.pop("editor", None)
+    watch = choices.pop("watch", unwatched)
+    settings = Rewrite(**{"method": "min-change", "verify": "numeric", "retries": 0, **choices})
+    with Ledger(path / "replies.jsonl") as ledger, Scores(path / "logprobs.jsonl", "x") as scores:
+        made = reword(
+            target,
+            base=Base(engine, chat, scores, watch),
+            editor=None if editor is None else Loaded(*editor),
+            settings=settings,
+            seed=1,
+            ledger=ledger,
         )
+    return made.records
 
 
 def one(prediction: str, edit: str, chat: Chat, path: Path, **choices: Any) -> Record:
@@ -309,7 +331,7 @@ def test_a_prompt_with_no_room_for_an_answer_keeps_the_reference(
     )
     assert short.answer == "it is 5"
     assert (long.meta["why"], long.messages) == ("too_long", target[1].messages)
-    assert [done for what, done, total in seen if total == 2] == [1, 2]
+    assert [done for what, done, total in seen if total == 2 and what != "score"] == [1, 2]
 
 
 def test_a_prompt_fits_if_it_leaves_room_for_one_token(chat: Chat, tmp_path: Path) -> None:
@@ -432,7 +454,8 @@ def test_each_row_and_stage_has_a_seed_of_its_own(chat: Chat, tmp_path: Path) ->
 def test_progress_ends_at_the_total_of_each_stage(chat: Chat, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
     run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path, watch=lambda *news: seen.append(news))
-    assert [news for news in seen if news[1] == news[2]] == [("prediction", 5, 5), ("edit", 2, 2)]
+    told = [news for news in seen if news[0] != "score" and news[1] == news[2]]
+    assert told == [("prediction", 5, 5), ("edit", 2, 2)]
     seen.clear()
     run(MIXED, Scripted(chat, *REPLIES), chat, tmp_path, watch=lambda *news: seen.append(news))
     assert seen == [("prediction", 5, 5), ("edit", 2, 2)]
@@ -451,6 +474,9 @@ def test_a_paraphrase_that_verifies_replaces_the_reference(chat: Chat, tmp_path:
         "parent": target[0].id,
         "path": "paraphrase",
         "edit": distance(REFERENCE, RIGHT),
+        "reference": REFERENCE,
+        "perplexity": pytest.approx(math.e, abs=1e-4),
+        "reference_perplexity": pytest.approx(math.e**2, abs=1e-4),
     }
     guided = dialogue(PARAPHRASE.format(question=QUESTION, reference=REFERENCE))
     assert engine.prompts == [chat.decode(chat.prompt((*earlier, *guided)), special=True)]
@@ -824,3 +850,246 @@ def test_the_embedded_model_keeps_what_it_knows_and_the_reference_where_it_fails
     )
     assert [record.meta["parent"] for record in again] == [record.id for record in target]
     assert {record.meta["path"] for record in again} <= {"paraphrase", "reference"}
+
+
+# --- self-output, cascade, auto -------------------------------------------------------------------
+
+# Of the samples, drawn at temperature 0.7, each seed gives one of these.
+SAMPLES = ("It is 41.", "It is 42.", RIGHT, "")
+
+
+class Sampling(Scripted):
+    """Replies of its own at a temperature, else from the table."""
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        asked = list(requests)
+        drawn = [one for one in asked if one.sampling.temperature > 0]
+        yield from super().complete([one for one in asked if one.sampling.temperature == 0])
+        for request in drawn:
+            prompt = self.chat.decode(request.tokens, special=True)
+            self.prompts.append(prompt)
+            text = SAMPLES[request.seed % len(SAMPLES)] if QUESTION in prompt else "no idea"
+            if "Earlier answer:" in prompt:
+                text = next((reply for key, reply in self.replies if key in prompt), "")
+            yield Completion(request.row, self.chat.encode(text), "stop")
+
+    def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+        """RIGHT is the most probable of the right samples."""
+        for sequence in sequences:
+            tokens = list(sequence)
+            text = self.chat.decode(tokens, special=True)
+            surprise = 0.5 if RIGHT in text else 1.0
+            foreign = any(f"{reference}<" in text for reference in self.references)
+            yield [-2.0 if foreign else -surprise] * (len(tokens) - 1)
+
+
+def test_of_right_samples_the_most_probable_stays(chat: Chat, tmp_path: Path) -> None:
+    target = target_of((QUESTION, REFERENCE), ("hopeless?", "#### 3"))
+    right, wrong = run(target, Sampling(chat), chat, tmp_path, method="self-output", samples=16)
+    assert (right.answer, right.meta["path"]) == (RIGHT, "self-output")
+    assert right.meta["edit"] == distance(REFERENCE, RIGHT)
+    assert right.meta["perplexity"] == pytest.approx(math.exp(0.5), abs=1e-4)
+    assert (wrong.answer, wrong.meta["why"]) == ("#### 3", "unverified")
+
+
+def test_a_cascade_goes_on_with_what_is_left_and_masks_the_rest(chat: Chat, tmp_path: Path) -> None:
+    target = target_of(
+        (QUESTION, REFERENCE), ("edited?", "#### 5"), ("guided?", "#### 6"), ("hopeless?", "#### 7")
+    )
+    engine = Sampling(
+        chat,
+        ("Earlier answer:\nit may be 4", "it may be 5"),
+        ("Earlier answer:", "no idea"),
+        ("guided?\n\n---", "so it is 6"),
+        ("edited?", "it may be 4"),
+    )
+    made = run(target, engine, chat, tmp_path, method="cascade", samples=4)
+    assert [record.meta["path"] for record in made] == [
+        "self-output", "edit", "paraphrase", "reference",
+    ]  # fmt: skip
+    assert [is_masked(record) for record in made] == [False, False, False, True]
+    assert made[2].meta["tried"] == {"self-output": "unverified", "min-change": "empty"}
+    assert [record.meta["parent"] for record in made] == [record.id for record in target]
+
+
+def test_a_refused_edit_is_tried_again_and_the_editor_told_why(chat: Chat, tmp_path: Path) -> None:
+    target = target_of(("edited?", "#### 5"))
+    engine = Sampling(
+        chat,
+        ("since its final answer is not that of the reference answer", "it may be 5"),
+        ("Earlier answer:", "it may be 3"),
+        ("edited?", "it may be 4"),
+    )
+    [record] = run(target, engine, chat, tmp_path, retries=2)
+    assert (record.answer, record.meta["path"]) == ("it may be 5", "edit")
+    assert sum("Earlier answer:" in prompt for prompt in engine.prompts) == 2
+
+
+def test_an_edit_that_is_no_more_probable_than_the_reference_is_refused(
+    chat: Chat, tmp_path: Path
+) -> None:
+    class Even(Scripted):
+        def score(self, sequences: Iterable[Sequence[int]]) -> Iterator[list[float]]:
+            yield from ([-1.0] * (len(tokens) - 1) for tokens in sequences)
+
+    engine = Even(chat, ("Earlier answer:", REPAIRED), (QUESTION, WRONG))
+    [record] = run(target_of((QUESTION, REFERENCE)), engine, chat, tmp_path)
+    assert (record.answer, record.meta["why"]) == (REFERENCE, "improbable")
+
+
+def test_auto_takes_the_method_under_which_the_target_is_most_probable(
+    chat: Chat, tmp_path: Path
+) -> None:
+    target = target_of(*((f"{QUESTION} {n}", REFERENCE) for n in range(6)))
+    engine = Sampling(chat, ("Earlier answer:", "no idea"), ("---", "It is 42."))
+    engine.references = [REFERENCE]
+    with Ledger(tmp_path / "r.jsonl") as ledger, Scores(tmp_path / "l.jsonl", "x") as scores:
+        made = reword(
+            target,
+            base=Base(engine, chat, scores),
+            settings=Rewrite(method="auto", verify="numeric", samples=12, pilot=4, retries=0),
+            seed=1,
+            ledger=ledger,
+        )
+    assert made.method == "self-output"
+    assert {trial.method: trial.accepted for trial in made.trials} == {
+        "self-output": 4, "min-change": 0, "paraphrase": 4,
+    }  # fmt: skip
+    assert [record.answer for record in made.records] == [RIGHT] * 6
+    assert set(made.perplexity) == {"reference", "self-output"}
+    assert next(iter(made.perplexity)) == "reference"
+
+
+def test_a_judge_verifies_what_nothing_else_can(chat: Chat, tmp_path: Path) -> None:
+    grade = '{"correctness": %d, "helpfulness": 4}'
+    judge = Scripted(chat, ("it is wet", grade % 5), ("<answer>", grade % 1))
+    engine = Scripted(chat, ("rain?", "it is wet"), ("sun?", "it is wide"))
+    target = target_of(("what is rain?", "Water."), ("what is the sun?", "A star."))
+    engine.references = ["Water.", "A star."]
+    with Ledger(tmp_path / "r.jsonl") as ledger, Scores(tmp_path / "l.jsonl", "x") as scores:
+        made = reword(
+            target,
+            base=Base(engine, chat, scores),
+            right=judged_by(judge, chat, unwatched),
+            settings=Rewrite(method="min-change", verify="judge", retries=0),
+            seed=1,
+            ledger=ledger,
+        )
+    assert [record.meta["path"] for record in made.records] == ["prediction", "reference"]
+
+
+# --- a chat server as the editor ------------------------------------------------------------------
+
+
+class Server:
+    """A chat server on this machine that answers as ``replies`` says, one after the other."""
+
+    def __init__(self, answer: Callable[[str], tuple[int, str, dict[str, str]]]):
+        outer = self
+        self.seen: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.seen.append(body)
+                outer.keys.add(self.headers.get("Authorization"))
+                status, text, headers = answer(body["messages"][-1]["content"])
+                data = text.encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Says nothing."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
+        Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def said(text: str, finish: str = "stop") -> str:
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 10, "completion_tokens": 3}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage})
+
+
+BAD: dict[str, Callable[[str], tuple[int, str, dict[str, str]]]] = {
+    "down": lambda _: (503, "no", {}),
+    "rude": lambda _: (429, said("wait"), {"Retry-After": "0"}),
+    "no JSON": lambda _: (200, "<html>", {}),
+    "chatty": lambda _: (200, said("Sure! Here is the corrected answer: it may be 99"), {}),
+    "empty": lambda _: (200, said(""), {}),
+    "another script": lambda _: (200, said("答案是七"), {}),
+    "too long": lambda _: (200, said("it may be 5 " * 400, "length"), {}),
+    "filtered": lambda _: (200, said("", "content_filter"), {}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_every_row_comes_out_once_under_a_bad_editor(
+    kind: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setattr("replaykit.engines.http.FIRST_WAIT", 0.001)
+    target = target_of(*((f"edited {n}?", f"#### {n}") for n in range(5, 30)))
+    engine = Scripted(chat, ("edited", "it may be 4"))
+    server = Server(BAD[kind])
+    editor = Editor(model="big", server=server.address, retries=1)
+    engine.references = [record.answer for record in target]
+    with (
+        closing(server),
+        closing(ChatServer(editor)) as asked,
+        Ledger(tmp_path / "replies.jsonl") as ledger,
+        Scores(tmp_path / "logprobs.jsonl", "x") as scores,
+    ):
+        made = reword(
+            target,
+            base=Base(engine, chat, scores),
+            editor=Served(asked),
+            settings=Rewrite(method="min-change", verify="numeric", retries=1),
+            seed=1,
+            ledger=ledger,
+        ).records
+    assert [record.meta["parent"] for record in made] == [record.id for record in target]
+    assert [record.answer for record in made] == [record.answer for record in target]
+    assert {record.meta["path"] for record in made} == {"reference"}
+    assert server.keys == {"Bearer sk-secret"}
+    left = "".join(path.read_text() for path in tmp_path.glob("*"))
+    assert "sk-secret" not in left + asked.trouble
+
+
+def test_a_chat_server_edits(chat: Chat, tmp_path: Path) -> None:
+    def answer(prompt: str) -> tuple[int, str, dict[str, str]]:
+        number = re.findall(r"#### (\d+)", prompt)[-1]
+        return 200, said(f"it may be {number}"), {}
+
+    target = target_of(*((f"edited {n}?", f"#### {n}") for n in range(5, 12)))
+    engine = Scripted(chat, ("edited", "it may be 4"))
+    engine.references = [record.answer for record in target]
+    with (
+        closing(Server(answer)) as server,
+        closing(ChatServer(Editor(model="big", server=server.address))) as asked,
+        Ledger(tmp_path / "replies.jsonl") as ledger,
+        Scores(tmp_path / "logprobs.jsonl", "x") as scores,
+    ):
+        editor = Served(asked)
+        made = reword(
+            target,
+            base=Base(engine, chat, scores),
+            editor=editor,
+            settings=Rewrite(method="min-change", verify="numeric"),
+            seed=1,
+            ledger=ledger,
+        ).records
+    assert [record.answer for record in made] == [f"it may be {n}" for n in range(5, 12)]
+    assert {record.meta["path"] for record in made} == {"edit"}
+    assert editor.tokens == [70, 21]
+    assert {body["model"] for body in server.seen} == {"big"}

@@ -39,7 +39,6 @@ from replaykit.api.keywords import (
 )
 from replaykit.checks.funnel import Funnel
 from replaykit.data.formats import Columns, prompt_of, read_prompts
-from replaykit.data.ledger import Ledger
 from replaykit.data.planned import PlannedRow, write_plan
 from replaykit.data.record import TARGET, Record, dialogue, up_to_question
 from replaykit.errors import CallError
@@ -280,7 +279,7 @@ def rewrite(
     >>> replaykit.rewrite(rows, model="nano").records[0].answer
     'Paris'
     """
-    from replaykit.steps.rewrite.reword import counts, reword
+    from replaykit.steps.rewrite.step import judge_of, rewritten
 
     recipe, own = model_of("rewrite", model, seed, settings)
     chosen = settings_of("rewrite", Rewrite, own)
@@ -291,28 +290,12 @@ def rewrite(
         "target": [row.id for row in rows.records],
         "rewrite": chosen.decisive(),
     }
+    judge_of(recipe, chosen)
     with ExitStack() as stack:
         place = stack.enter_context(place_of(folder))
         step = stack.enter_context(open_step("rewrite", place / "rows", inputs))
         told = stack.enter_context(watching(progress, watch))
-        engine, chat = stack.enter_context(engine_and_chat(recipe, model))
-        editor = None
-        if chosen.editor is not None:
-            editing = engine_and_chat(recipe, chosen.editor, of_recipe=False)
-            editor = stack.enter_context(editing)
-        reworded = reword(
-            rows.records,
-            engine=engine,
-            chat=chat,
-            editor=editor,
-            settings=chosen,
-            seed=seed,
-            ledger=stack.enter_context(Ledger(step.folder / "replies.jsonl")),
-            watch=told,
-        )
-        records = list(reworded)
-    paths = counts(records)
-    result = RewriteResult(rows=len(records), paths=paths, method=chosen.method, model=model)
+        records, result = rewritten(recipe, chosen, rows.records, step.folder, told)
     return Rewritten(records, result.noted(rows.note))
 
 

@@ -13,9 +13,11 @@ from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import Classification, Task
 from replaykit.recipe.controller import ControllerSettings
 from replaykit.recipe.engine import EngineName, EngineOptions
+from replaykit.recipe.evaluate import Judge
 from replaykit.recipe.generate import Checks, Phase, Verify
 from replaykit.recipe.mix import Schedule
 from replaykit.recipe.remedies import Remedies
+from replaykit.recipe.rewrite import Method, Verifier
 from replaykit.recipe.select import Quality
 from replaykit.recipe.train import LayerRates, Stage
 
@@ -109,10 +111,16 @@ class RepairOptions(ModelOptions, total=False):
 class RewriteOptions(ModelOptions, total=False):
     """Section ``rewrite`` of the recipe, and the model's options."""
 
-    method: Literal["min-change", "paraphrase"]
-    verify: Literal["exact", "numeric"]
+    method: Method
+    verify: Verifier | Section
+    samples: int
+    temperature: float
+    top_p: float
     max_edit: float
-    editor: str | None
+    retries: int
+    editor: str | Section | None
+    judge: Judge | Section | None
+    pilot: int
     max_tokens: int
 
 

@@ -190,11 +190,14 @@ REWRITE = Command(
     "rewrite",
     "Put the target's answers into the model's own words, where they stay right.",
     (
-        Option("--method", "rewrite.method", str, "min-change or paraphrase."),
-        Option("--verify", "rewrite.verify", str,
-               "How final answers are compared: exact or numeric."),
+        Option("--method", "rewrite.method", str, "self-output, min-change, paraphrase, cascade "
+               "(one after the other) or auto (what does best on some rows)."),
+        Option("--verify", "rewrite.verify", str, "How new answers are compared with the "
+               "reference: exact, numeric, symbolic, contains, code, judge, ..."),
         Option("--editor", "rewrite.editor", str,
                "The model that repairs; by default the model itself."),
+        Option("--dry-run", "", bool, "Say what will be asked, of whom and at what cost, and ask "
+               "nothing."),
         TARGET, MODEL, ENGINE, SERVER, *COMMON,
     ),
 )

@@ -156,6 +156,15 @@ FINISH = "finish"
 A user's column of this name stands under ``COLUMNS``."""
 
 
+MASKED = "masked"
+"""The key of a meta that says that training masks the row's most surprising tokens."""
+
+
+def is_masked(record: Record) -> bool:
+    """Whether ``rewrite`` marked the row so; a user's column of that name does not."""
+    return record.source == "rewrite" and record.meta.get(MASKED) is True
+
+
 def apart(meta: Mapping[str, Any], names: Iterable[str], under: str = COLUMNS) -> dict[str, Any]:
     """The meta with what it has under these names moved to a meta of its own, under the key
     ``under``, so that a step can use the names and nothing of the user's is lost.

@@ -32,7 +32,6 @@ Verifier = Literal[
     "json_schema",
     "contains",
     "code",
-    "tool_call",
     "judge",
 ]
 # What the row's own answer is no reference for: a pattern, a schema.
@@ -45,8 +44,8 @@ class Verify(Strict):
     """How a new answer is verified. A bare word means ``{name: ...}``."""
 
     name: Verifier = "exact"
-    """exact, normalised, choice, numeric, symbolic, json, regex, json_schema, contains, code,
-    tool_call, or judge: what of the answer must agree."""
+    """exact, normalised, choice, numeric, symbolic, json, regex, json_schema, contains, code, or
+    judge: what of the answer must agree."""
     column: str | None = None
     """The column of a row that the answer is verified by: its pattern, its JSON schema, the words
     that it must have, its final answer; null: the reference answer."""
@@ -62,7 +61,7 @@ class Verify(Strict):
                 f"column: {self.name} is verified by a column of the rows, or by a text that is "
                 "the same for all; name one, since the reference answer is neither"
             )
-        by_itself = self.name in ("code", "tool_call", "choice")
+        by_itself = self.name in ("code", "choice")
         if by_itself and not (self.column is None and self.text is None):
             raise ValueError(
                 f"column: {self.name} reads columns of its own, as the README's table of scores "
@@ -175,7 +174,7 @@ class Rewrite(Strict):
     """They are drawn from the most probable tokens that have this much together."""
     max_edit: float = Field(default=0.7, gt=0, le=1)
     """An edit may be this part of the reference's distance to the model's answer, at most."""
-    retries: NonNegativeInt = 2
+    retries: Annotated[int, Field(ge=0, le=2)] = 2
     """How often an edit that is refused is tried again, the editor being told why."""
     editor: EditorOrName | None = None
     """The model that repairs; null is the model itself."""

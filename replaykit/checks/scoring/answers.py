@@ -17,9 +17,7 @@ from replaykit.data.record import Record
 # A formula within a sentence: $x$, \\(x\\), \\[x\\].
 INSIDE = re.compile(r"\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # A word, which would be read as a product of its letters; functions are none.
-WORD = re.compile(
-    r"(?<![\\a-zA-Z])(?!(?:sqrt|log|ln|sin|cos|tan|exp|pi)(?![a-zA-Z]))[a-zA-Z]{2,}"
-)
+WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|log|ln|sin|cos|tan|exp|pi)(?![a-zA-Z]))[a-zA-Z]{2,}")
 
 
 def exact(answer: str, record: Record) -> Readings:

@@ -17,9 +17,7 @@ from replaykit.checks.verify import Readings, final_answer
 from replaykit.data.record import Record
 
 PATTERN_SECONDS = 1.0  # of a search; patterns that backtrack without end take longer
-NOTHING_LEFT = (
-    "nothing is left of a reference without articles and punctuation; score it by exact"
-)
+NOTHING_LEFT = "nothing is left of a reference without articles and punctuation; score it by exact"
 ARTICLES = regex.compile(r"\b(?:a|an|the)\b")
 CHARACTER = regex.compile(rf"([{UNSPACED}]\p{{M}}*)")
 

@@ -19,7 +19,7 @@ from replaykit.steps.generate.conversations import OWN_META as OF_GENERATE
 from replaykit.steps.generate.conversations import PROMPT
 from replaykit.steps.generate.steer import SYSTEMS
 from replaykit.steps.public.settings import named
-from replaykit.steps.rewrite.reword import OWN_META as OF_REWRITE
+from replaykit.steps.rewrite.deciding import OWN_META as OF_REWRITE
 from replaykit.steps.select.rows import OWN_META as OF_SELECT
 
 # By source: the keys that its step writes. A user's column of such a name stands elsewhere, see
@@ -27,7 +27,8 @@ from replaykit.steps.select.rows import OWN_META as OF_SELECT
 WRITTEN: Mapping[str, frozenset[str]] = {
     "select": OF_SELECT,
     "generate": OF_GENERATE - {PROMPT},
-    "rewrite": OF_REWRITE,
+    # The answer that was replaced is the user's.
+    "rewrite": OF_REWRITE - {"reference"},
     "buffer": OF_BUFFER,
 }
 EVERYWHERE = {"line", FINISH}  # written by whatever reads rows, and by whatever makes them

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
+from replaykit.recipe.remedies import StmSettings
 from replaykit.result import Noted, Result
 from replaykit.steps.buffer.result import BufferResult
 from replaykit.steps.evaluate.interval import Interval
@@ -84,12 +85,11 @@ def show(step: str, result: Result, console: Console | None = None) -> None:
             console.print(_probe(result))
             console.print(Text(result.verdict))
         case ScoreResult():
-            console.print(_perplexities(result))
-            console.print(
-                "Perplexity is that of all answer tokens, median and 95 % are of rows; the last "
-                "column is the part of the tokens that are less probable than 1 / "
-                f"{result.max_perplexity:g}."
-            )
+            console.print(_perplexities(result.sources, result.max_perplexity))
+            console.print(_of_perplexities(result.max_perplexity))
+        case RewriteResult():
+            console.print(_grid(_rows(result)))
+            _show_rewritten(result, console)
         case SuitesResult():
             _show_suites(result, console)
         case RepairResult():
@@ -143,7 +143,7 @@ def _rows(result: Result) -> list[Row]:
         case TrainResult():
             return [*_train_rows(result), *_notes(result)]
         case RewriteResult():
-            shown = {"rows", "paths"}
+            shown = {"rows", "paths", "masked"}
             return [*_plain_rows(result.model_dump(include=shown)), *_notes(result)]
         case MergeResult():
             shown = {"method", "alpha", "changed", "model"}
@@ -317,13 +317,38 @@ def _table(first: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _perplexities(result: ScoreResult) -> Table:
-    """One row a source of training rows, the least probable under the model first."""
+def _show_rewritten(result: RewriteResult, console: Console) -> None:
+    """How probable the base finds the new answers and the references; of auto, what it tried."""
     from rich.text import Text
 
-    above = f"> {result.max_perplexity:g}"
+    if result.trials:
+        trials = _table("method", ["rows", "accepted", "mean perplexity"])
+        for trial in result.trials:
+            counts = (trial.method, f"{trial.rows:,}", f"{trial.accepted:,}")
+            trials.add_row(*map(Text, [*counts, f"{trial.perplexity:,.2f}"]))
+        console.print(trials)
+        words = f"{result.method} was chosen: the target is the most probable by it."
+        console.print(Text(words))
+    if result.perplexity:
+        limit = StmSettings().max_perplexity or 0.0
+        console.print(_perplexities(result.perplexity, limit))
+        console.print(_of_perplexities(limit))
+
+
+def _of_perplexities(limit: float) -> str:
+    return (
+        "Perplexity is that of all answer tokens, median and 95 % are of rows; the last column is "
+        f"the part of the tokens that are less probable than 1 / {limit:g}."
+    )
+
+
+def _perplexities(sources: Mapping[str, Perplexity], limit: float) -> Table:
+    """One row a source of answers, the least probable under the model first."""
+    from rich.text import Text
+
+    above = f"> {limit:g}"
     table = _table("answers", ["rows", "tokens", "perplexity", "median", "95 %", above])
-    for source, found in result.sources.items():
+    for source, found in sources.items():
         table.add_row(*map(Text, [source, *_perplexity_cells(found)]))
     return table
 

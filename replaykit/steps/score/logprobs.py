@@ -20,7 +20,7 @@ import json
 import logging
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -205,15 +205,23 @@ def by_source(
     perplexity, answers by another model less, the model's own the lowest (Wu et al., arXiv
     2501.14315: 4.83 against 1.16 on MBPP).
     """
-    sources: dict[str, dict[str, np.ndarray]] = {}
-    for record in records:
-        logp = logprobs[record.id].astype(float)
-        sources.setdefault(record.source, {})[record.id] = logp[~np.isnan(logp)]
+    groups = [(record.source, record.id) for record in records]
+    return by_group(groups, logprobs, max_perplexity=max_perplexity)
+
+
+def by_group(
+    rows: Iterable[tuple[str, str]], logprobs: Mapping[str, np.ndarray], *, max_perplexity: float
+) -> dict[str, Perplexity]:
+    """The same of any groups; ``rows`` are the group and the id of each record."""
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for group, key in rows:
+        logp = logprobs[key].astype(float)
+        groups.setdefault(group, {})[key] = logp[~np.isnan(logp)]
     found = {}
-    for source, different in sources.items():
+    for group, different in groups.items():
         answers = [logp for logp in different.values() if len(logp)]
         if answers:
-            found[source] = _perplexity(answers, max_perplexity)
+            found[group] = _perplexity(answers, max_perplexity)
     return dict(sorted(found.items(), key=lambda item: -item[1].perplexity))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from replaykit.data.jsonl import read_jsonl
 from replaykit.data.planned import PlannedRow, read_plan
-from replaykit.data.record import TARGET, Record
+from replaykit.data.record import TARGET, Record, is_masked
 from replaykit.errors import ChatError, DataError
 from replaykit.recipe import Recipe, need
 from replaykit.recipe.evaluate import MEMORY
@@ -254,7 +254,8 @@ class Job:
     def _weighed(self, records: Sequence[Record], chat: Chat, watch: Watch) -> _Weighed:
         """The rows' weights where a remedy weighs tokens by the base's probabilities."""
         remedies = self.training.remedies
-        if remedies.stm is None and remedies.flow is None:
+        marked = any(map(is_masked, records))
+        if remedies.stm is None and remedies.flow is None and not marked:
             return _Weighed()
         from replaykit.steps.score.logprobs import different_examples
         from replaykit.steps.train.remedies.weights import summary, weights

@@ -32,7 +32,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from replaykit.data.record import Record
+from replaykit.data.record import Record, is_masked
 from replaykit.hashing import derive_seed
 from replaykit.model.chat import Chat, Example
 from replaykit.recipe.mix import Replay
@@ -53,7 +53,7 @@ def weights(
     seed: int,
 ) -> dict[str, Floats]:
     """The float32 loss weights of each row's answer tokens, by record id, for ``stm`` or ``flow``;
-    else all are 1.
+    else all are 1, but for rows that are marked ``masked``: of these STM's own perplexity masks.
 
     ``logprobs`` are natural logarithms as the step score keeps them. A row counts once, however
     often it is trained on. A first token that nothing predicts (NaN there) has no loss; its weight
@@ -62,13 +62,29 @@ def weights(
     # Sorted, so that the order of training decides nothing.
     ids = sorted({record.id for record in records})
     if settings.stm is not None:
-        kept = Kept(chat, settings.stm.keep)
-        free = {key: ~kept(examples[key]) & ~np.isnan(logprobs[key]) for key in ids}
-        masked = _masked(ids, logprobs, free, settings.stm, seed)
+        masked = _masked_by_stm(ids, examples, logprobs, settings.stm, chat, seed)
         return {key: (~masked[key]).astype(np.float32) for key in ids}
     if settings.flow is not None:
-        return _flow(records, logprobs, settings.flow)
-    return {key: np.ones(len(logprobs[key]), np.float32) for key in ids}
+        found = _flow(records, logprobs, settings.flow)
+    else:
+        found = {key: np.ones(len(logprobs[key]), np.float32) for key in ids}
+    marked = sorted({record.id for record in records if is_masked(record)})
+    masked = _masked_by_stm(marked, examples, logprobs, StmSettings(), chat, seed)
+    return found | {key: found[key] * ~masked[key] for key in marked}
+
+
+def _masked_by_stm(
+    ids: Sequence[str],
+    examples: Mapping[str, Example],
+    logprobs: Mapping[str, Floats],
+    settings: StmSettings,
+    chat: Chat,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Which answer tokens of these rows are masked."""
+    kept = Kept(chat, settings.keep)
+    free = {key: ~kept(examples[key]) & ~np.isnan(logprobs[key]) for key in ids}
+    return _masked(ids, logprobs, free, settings, seed)
 
 
 # --- selective token masking ----------------------------------------------------------------------

@@ -162,6 +162,15 @@ class EmaSettings(Strict):
     """What the average keeps of itself at each optimiser step; the rest is the new parameters."""
 
 
+class ConsistencySettings(Strict):
+    """A row and its counterfactual, of `replaykit augment`, have like hidden states where both go
+    on alike.
+    """
+
+    weight: PositiveFloat = 0.1
+    """The weight of the distance of their states beside the loss of the tokens."""
+
+
 class Remedies(Strict):
     """Training methods against forgetting. Null is off, ``{}`` takes a remedy's defaults.
 
@@ -186,6 +195,8 @@ class Remedies(Strict):
     """The target's gradient is turned where it works against that of replay."""
     ema: EmaSettings | None = None
     """The exponential moving average of the parameters is what is saved."""
+    consistency: ConsistencySettings | None = None
+    """A row and its counterfactual have like hidden states where both go on alike."""
 
     @model_validator(mode="after")
     def _what_cannot_combine(self) -> Remedies:

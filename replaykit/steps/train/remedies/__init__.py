@@ -44,7 +44,20 @@ REMEDIES = {
     "ewc": "replaykit.steps.train.remedies.ewc:Ewc",
     "l2sp": "replaykit.steps.train.remedies.ewc:L2sp",
     "ema": "replaykit.steps.train.remedies.ema:Ema",
+    "consistency": "replaykit.steps.train.remedies.consistency:Consistency",
 }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rows of the mixture that have a partner there: counterfactuals with their parents."""
+
+    parent_of: Mapping[int, int]
+    """By the index of a row that of its parent."""
+    tokens: Callable[[int], list[int]]
+    """The tokens of the row with this index."""
+    batch: Callable[[Sequence[int]], Batch]
+    """Rows by their indices as a batch on the model's device."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,8 @@ class Run:
     """Loads the untrained model once more."""
     old: Callable[[], Iterator[Batch]] | None = None
     """Rows of old data instead of the replay rows, where there are any."""
+    pairs: Pairs | None = None
+    """None where the mixture has none."""
     offload: bool = False
     """Whether what is kept of the base stays in the computer's memory, beside a GPU."""
 

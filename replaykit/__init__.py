@@ -4,11 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Augmented",
+    "Described",
     "Mixed",
     "Recipe",
     "Record",
     "Rewritten",
     "Selection",
+    "augment",
+    "describe",
     "evaluate",
     "generate",
     "load_recipe",
@@ -27,11 +31,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from replaykit.api import (
+        Augmented,
+        Described,
         Mixed,
         Recipe,
         Record,
         Rewritten,
         Selection,
+        augment,
+        describe,
         evaluate,
         generate,
         load_recipe,

@@ -25,6 +25,8 @@ from replaykit.data.planned import read_plan
 from replaykit.data.record import Record, dialogue
 from replaykit.errors import CallError, DataError, RecipeError, ReplaykitError
 from replaykit.nano import world
+from replaykit.recipe.augment import Augment
+from replaykit.recipe.describe import Describe
 from replaykit.recipe.generate import Generate
 from replaykit.recipe.mix import Mix
 from replaykit.recipe.rewrite import Rewrite
@@ -36,6 +38,8 @@ from replaykit.runs import read_manifest
 ROOT = Path(__file__).parent.parent
 LENGTHS = ("epochs", "steps", "batch_rows", "max_tokens")
 FUNCTIONS = [
+    "augment",
+    "describe",
     "evaluate",
     "generate",
     "mix",
@@ -557,6 +561,8 @@ def plain(annotation):
         (keywords.SelectOptions, Select, ("pool",), None),
         (keywords.GenerateOptions, Generate, ("n", "prompts", "tags"), None),
         (keywords.RewriteOptions, Rewrite, (), None),
+        (keywords.AugmentOptions, Augment, (), None),
+        (keywords.DescribeOptions, Describe, ("rows", "template"), None),
         (keywords.MixOptions, Mix, (), Train),
         (keywords.TrainOptions, Train, LENGTHS, None),
     ],

@@ -17,7 +17,7 @@ ORDER = [
 ]  # fmt: skip
 # The same for what is under steps.
 STEPS = [
-    "inputs", "step", "stages", "probe", "select", "generate", "memory", "rewrite", "mix", "score",
+    "inputs", "step", "asking", "stages", "probe", "select", "generate", "memory", "mix", "score", "rewrite", "augment", "describe",
     "evaluate", "train", "merge", "repair", "buffer", "matrix", "swept", "suites", "results", "public", "report",
     "peek", "diff", "push", "pipeline", "sweep", "status",
 ]  # fmt: skip

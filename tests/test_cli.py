@@ -34,7 +34,7 @@ from replaykit.starter import write_quickstart
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    "advise", "diff", "eval", "gate", "generate", "init", "memory", "merge", "mix", "peek", "probe", "push",
+    "advise", "augment", "describe", "diff", "eval", "gate", "generate", "init", "memory", "merge", "mix", "peek", "probe", "push",
     "quickstart", "repair", "report", "rewrite", "run", "schema", "score", "select", "status", "suites", "sweep",
     "train",
 ]  # fmt: skip

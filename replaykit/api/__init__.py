@@ -16,7 +16,19 @@ functions call, so the same choices give the same rows. Nothing is printed, and 
 where ``progress=True`` asks for it.
 """
 
-from replaykit.api.data import Mixed, Rewritten, generate, mix, probe, rewrite, select
+from replaykit.api.data import (
+    Augmented,
+    Described,
+    Mixed,
+    Rewritten,
+    augment,
+    describe,
+    generate,
+    mix,
+    probe,
+    rewrite,
+    select,
+)
 from replaykit.api.proof import evaluate, push, repair, report, run, train
 from replaykit.data.dataset import to_dataset
 from replaykit.data.record import Record
@@ -25,11 +37,15 @@ from replaykit.steps.report.html.standalone import plot
 from replaykit.steps.select.selection import Selection
 
 __all__ = [
+    "Augmented",
+    "Described",
     "Mixed",
     "Recipe",
     "Record",
     "Rewritten",
     "Selection",
+    "augment",
+    "describe",
     "evaluate",
     "generate",
     "load_recipe",

@@ -31,6 +31,8 @@ from replaykit.api.arguments import (
     watching,
 )
 from replaykit.api.keywords import (
+    AugmentOptions,
+    DescribeOptions,
     GenerateOptions,
     MixOptions,
     ModelOptions,
@@ -39,17 +41,24 @@ from replaykit.api.keywords import (
 )
 from replaykit.checks.funnel import Funnel
 from replaykit.data.formats import Columns, prompt_of, read_prompts
+from replaykit.data.ledger import Ledger
 from replaykit.data.planned import PlannedRow, write_plan
 from replaykit.data.record import TARGET, Record, dialogue, up_to_question
 from replaykit.errors import CallError
 from replaykit.model.loading import named_sampling
 from replaykit.recipe import Recipe
+from replaykit.recipe.augment import Augment
+from replaykit.recipe.describe import Describe
 from replaykit.recipe.generate import Generate
 from replaykit.recipe.mix import Mix, is_made, is_source
 from replaykit.recipe.rewrite import Rewrite
 from replaykit.recipe.select import Select
 from replaykit.recipe.train import Train
 from replaykit.runs import Watch, open_step
+from replaykit.steps.augment.result import AugmentResult
+from replaykit.steps.augment.step import asked_facts, check_asked, opened
+from replaykit.steps.describe.result import DescribeResult
+from replaykit.steps.describe.step import make
 from replaykit.steps.generate.job import Job, Monitor
 from replaykit.steps.generate.step import check_can_ask, generate_inputs
 from replaykit.steps.generate.verified import asked
@@ -62,6 +71,9 @@ from replaykit.steps.rewrite.result import RewriteResult
 from replaykit.steps.step import chat_of, engine_and_chat, model_facts
 
 if TYPE_CHECKING:
+    import datasets
+
+    from replaykit.steps.describe.rows import PlainRows, TypedRows
     from replaykit.steps.select.selection import Selection
 
 Replays = Rows | Sequence[str | Path] | Mapping[str, Rows]
@@ -79,6 +91,23 @@ class Rewritten:
 
     records: list[Record]
     result: RewriteResult
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Further target rows; give them to ``mix`` beside the target's own."""
+
+    records: list[Record]
+    result: AugmentResult
+
+
+@dataclass(frozen=True)
+class Described:
+    """Rows with media, each with an instruction and what a text model says of its description."""
+
+    dataset: datasets.Dataset
+    """All columns as they were, and one more with the turns."""
+    result: DescribeResult
 
 
 @dataclass(frozen=True)
@@ -297,6 +326,126 @@ def rewrite(
         told = stack.enter_context(watching(progress, watch))
         records, result = rewritten(recipe, chosen, rows.records, step.folder, told)
     return Rewritten(records, result.noted(rows.note))
+
+
+def augment(
+    target: Rows,
+    *,
+    model: str,
+    seed: int = 1,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[AugmentOptions],
+) -> Augmented:
+    """Further target rows, made of those that there are: questions in other words
+    (``back_translation={}``), and pairs that differ in one fact (``counterfactual={}``).
+
+    ``settings`` are the keys of the recipe's section ``augment``, beside ``engine``, ``chat`` and
+    ``revision``. Each row's meta names its ``parent``, which stays in the target. With a ``folder``
+    the model's replies stay there, and the same call goes on from them. Raises CallError for a
+    keyword that does not exist, RecipeError where neither way is asked for.
+
+    >>> rows = [{"prompt": "What is 27 + 15?", "completion": "42"}]
+    >>> by = {"by": "arithmetic"}
+    >>> replaykit.augment(rows, model="nano", counterfactual=by).records[0].meta["path"]
+    'counterfactual'
+    """
+    from replaykit.steps.augment.augment import augmented, counted
+
+    recipe, own = model_of("augment", model, seed, settings)
+    chosen = settings_of("augment", Augment, own)
+    check_asked(chosen)
+    rows = records_of("augment(): target", target, TARGET)
+    inputs = {
+        "seed": seed,
+        "target": [row.id for row in rows.records],
+        "augment": chosen.decisive(),
+        **asked_facts(recipe, chosen),
+    }
+    with ExitStack() as stack:
+        place = stack.enter_context(place_of(folder))
+        step = stack.enter_context(open_step("augment", place / "rows", inputs))
+        attempts = list(
+            augmented(
+                rows.records,
+                settings=chosen,
+                seed=seed,
+                ledger=stack.enter_context(Ledger(step.folder / "replies.jsonl")),
+                open_model=lambda name: opened(recipe, name),
+                watch=stack.enter_context(watching(progress, watch)),
+            )
+        )
+    records = [attempt.made for attempt in attempts if attempt.made is not None]
+    result = counted(attempts, chosen, len(rows.records))
+    return Augmented(records, result.noted(rows.note))
+
+
+def describe(
+    rows: str | Path | Iterable[Mapping[str, object]],
+    template: str,
+    *,
+    model: str,
+    seed: int = 1,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    watch: Watch | None = None,
+    **settings: Unpack[DescribeOptions],
+) -> Described:
+    """What a text model says of recordings or pictures whose attributes stand in the rows' columns:
+    targets for a model that hears or sees.
+
+    ``rows`` are a path, mappings, or a datasets.Dataset, whose Audio and Image columns stay what
+    they are. ``template`` is the description, with columns in braces; the model sees it, and what
+    comes out has the instruction alone. ``settings`` are the keys of the recipe's section
+    ``describe``, beside ``engine``, ``chat`` and ``revision``. With a ``folder`` the model's
+    answers stay there, and the same call goes on from them. Raises CallError for a keyword that
+    does not exist, DataError for a row without an attribute.
+
+    >>> rows = [{"audio": "a.wav", "town": "Paris"}]
+    >>> made = replaykit.describe(rows, "a voice that speaks of {town}", model="nano")
+    >>> made.result.funnel.made
+    1
+    """
+    from replaykit.steps.describe.rows import rows_of
+
+    recipe, own = model_of("describe", model, seed, settings)
+    given = {"rows": {"path": name_of(rows)}, "template": template}
+    chosen = settings_of("describe", Describe, own, **given)
+    if isinstance(rows, (str, Path)):
+        read: Any = rows_of(chosen.rows)
+    else:
+        read = _media_rows(rows)
+    placed = read.placed(chosen.attributes)
+    inputs = {
+        **model_facts(recipe),
+        "seed": seed,
+        "rows": [dict(row.attributes) for row in placed],
+        "describe": chosen.decisive(),
+    }
+    with ExitStack() as stack:
+        place = stack.enter_context(place_of(folder))
+        step = stack.enter_context(open_step("describe", place / "rows", inputs))
+        told = stack.enter_context(watching(progress, watch))
+        made = make(read, recipe, chosen, step.folder, told)
+    result = made.result("", read, recipe)
+    return Described(read.dataset(chosen.column, made.turns), result)
+
+
+def _media_rows(rows: Iterable[Mapping[str, object]]) -> PlainRows | TypedRows:
+    """Rows in memory: those of a datasets.Dataset with the types of its columns."""
+    from replaykit.steps.describe.rows import PlainRows, of_dataset
+
+    check_rows("describe(): rows", rows)
+    if any(kind.__module__.startswith("datasets.") for kind in type(rows).__mro__):
+        whole: Any = rows
+        return of_dataset(whole, "row")
+    return PlainRows(
+        [
+            (f"row:{number}", mapping_of("describe(): rows", number, row))
+            for number, row in enumerate(rows, 1)
+        ]
+    )
 
 
 def mix(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
+from replaykit.recipe.augment import BackTranslation, Counterfactual
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import Classification, Task
 from replaykit.recipe.controller import ControllerSettings
@@ -121,6 +122,28 @@ class RewriteOptions(ModelOptions, total=False):
     editor: str | Section | None
     judge: Judge | Section | None
     pilot: int
+    max_tokens: int
+
+
+class AugmentOptions(ModelOptions, total=False):
+    """Section ``augment`` of the recipe, and the model's options."""
+
+    back_translation: BackTranslation | Section | None
+    counterfactual: Counterfactual | Section | None
+    verify: Literal["exact", "numeric"]
+    part: float
+    max_tokens: int
+
+
+class DescribeOptions(ModelOptions, total=False):
+    """Section ``describe`` of the recipe, without what the function has itself, and the model's
+    options.
+    """
+
+    instructions: list[str]
+    missing: Literal["refuse", "leave-out", "unknown"]
+    column: str
+    temperature: float
     max_tokens: int
 
 

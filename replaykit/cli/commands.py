@@ -201,6 +201,41 @@ REWRITE = Command(
         TARGET, MODEL, ENGINE, SERVER, *COMMON,
     ),
 )
+AUGMENT = Command(
+    "augment",
+    "Make further target rows of those that there are: questions in other words, and pairs that "
+    "differ in one fact. Their parents stay.",
+    (
+        Option("--back-translation", "augment.back_translation", bool,
+               "Questions go through another language and back.", read.section),
+        Option("--pivot", "augment.back_translation.pivot", str,
+               "That language; German by default."),
+        Option("--counterfactual", "augment.counterfactual", bool,
+               "Pairs that differ in one fact of the question, and so in the answer.",
+               read.section),
+        Option("--by", "augment.counterfactual.by", str,
+               "arithmetic: a number is changed and the answer calculated; editor: a model edits."),
+        Option("--verify", "augment.verify", str,
+               "How final answers are compared: exact or numeric."),
+        TARGET, MODEL, ENGINE, SERVER, *COMMON,
+    ),
+)
+DESCRIBE = Command(
+    "describe",
+    "Let a text model answer for recordings or pictures by descriptions of them: targets for a "
+    "model that hears or sees.",
+    (
+        Option("--rows", "describe.rows.path", str,
+               "The rows with media and attributes: a file, a folder or a Hub data set."),
+        Option("--template", "describe.template", str,
+               'The description, with columns in braces: "a {gender} voice".', read.unescaped),
+        Option("--instruction", "describe.instructions", list[str],
+               '"What can you hear?" by default; may be given again, then one is drawn.'),
+        Option("--missing", "describe.missing", str,
+               "A row without an attribute: refuse (the default), leave-out, or unknown."),
+        MODEL, ENGINE, SERVER, *COMMON,
+    ),
+)
 MIX = Command(
     "mix",
     "Mix replay into the target: the same share in every optimiser step.",
@@ -233,7 +268,8 @@ TRAIN = Command(
         Option("--learning-rate", "train.learning_rate", float,
                "The highest; 1e-5 by default, 2e-4 for adapters."),
         Option("--remedy", "train.remedies.*", list[str], "stm, flow, dft, eaft, ewc, l2sp, "
-               "distill, project, ema or self_distill, as by default; may be given again.",
+               "distill, project, ema, self_distill or consistency, as by default; may be given "
+               "again.",
                read.remedies),
         Option("--ewc-auto", "train.remedies.ewc.auto", float,
                "ewc, with its gradient's norm held at this part of the loss's."),
@@ -410,5 +446,8 @@ PUSH = Command(
         *COMMON,
     ),
 )
+STEPS = (
+    PROBE, SELECT, GENERATE, MEMORY, REWRITE, AUGMENT, DESCRIBE, MIX, SCORE, TRAIN, MERGE, EVAL,
+    REPORT, PUSH,
+)
 # fmt: on
-STEPS = (PROBE, SELECT, GENERATE, MEMORY, REWRITE, MIX, SCORE, TRAIN, MERGE, EVAL, REPORT, PUSH)

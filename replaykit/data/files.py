@@ -33,6 +33,7 @@ from replaykit.recipe.lm_eval import is_task
 from replaykit.suites import is_suite, stream
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Row",
     "Unparsed",
     "Unread",
+    "dataset_of",
     "json_lines",
     "line_batches",
     "line_files",
@@ -102,6 +104,28 @@ def raw_rows(
         yield from _hub_rows(str(path), split, hub)
         return
     yield from _file_rows(local, split, unparsed)
+
+
+def dataset_of(
+    path: str | Path, *, split: str = "train", hub: Hub | None = None
+) -> datasets.Dataset | None:
+    """What ``datasets`` saved in a folder, or has of the Hub, with the types of its columns; None
+    of files, and of what replaykit itself writes. Raises DataError for what cannot be read.
+    """
+    if is_suite(path) or is_task(path):
+        return None
+    local = Path(path)
+    if local.is_dir() and _is_saved(local):
+        with _reading_saved(local):
+            return _saved(local, split)
+    if local.exists():
+        return None
+    _check_on_hub(path)
+    hub = hub or Hub()
+    with _asking_hub(str(path), hub):
+        import datasets
+
+        return datasets.load_dataset(str(path), hub.subset, split=split, revision=hub.revision)
 
 
 def splits_of(path: str | Path, hub: Hub | None = None) -> list[str]:
@@ -332,20 +356,33 @@ def _is_saved(folder: Path) -> bool:
 
 def _saved_rows(folder: Path, split: str, unparsed: Unparsed | None) -> Iterator[tuple[str, Row]]:
     """The rows of a Dataset, or of a DatasetDict's split, that ``save_to_disk`` wrote."""
+    with _reading_saved(folder):
+        tables = _saved(folder, split).with_format("arrow").iter(BATCH_ROWS)
+        yield from arrow_rows(str(folder), _batches(tables), unparsed)
+
+
+def _saved(folder: Path, split: str) -> datasets.Dataset:
+    """The Dataset, or the split of the DatasetDict, that is in a folder."""
     import datasets
+
+    saved = datasets.load_from_disk(str(folder))
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if split not in saved:
+        raise DataError(
+            f"{folder}: it has the splits {', '.join(saved)}, not '{split}'; in a recipe, "
+            "`split: NAME` beside the path chooses; elsewhere, give the split's own folder"
+        )
+    return saved[split]
+
+
+@contextmanager
+def _reading_saved(folder: Path) -> Iterator[None]:
+    """What is wrong with a folder of ``save_to_disk`` as a DataError."""
     import pyarrow
 
     try:
-        saved = datasets.load_from_disk(str(folder))
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise DataError(
-                    f"{folder}: it has the splits {', '.join(saved)}, not '{split}'; in a recipe, "
-                    "`split: NAME` beside the path chooses; elsewhere, give the split's own folder"
-                )
-            saved = saved[split]
-        tables = saved.with_format("arrow").iter(BATCH_ROWS)
-        yield from arrow_rows(str(folder), _batches(tables), unparsed)
+        yield
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         why = one_line(error)
         raise DataError(f"{folder}: not a data set that can be read ({why})") from error

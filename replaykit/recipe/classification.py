@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Task = Literal["language", "classification"]
 NO_TEXT = "a classifier writes no text"
 # The steps that have a model write, or that weigh what it would write.
-WRITING = ("probe", "generate", "rewrite", "score", "repair")
+WRITING = ("probe", "generate", "rewrite", "augment", "describe", "score", "repair")
 
 
 class Classification(Strict):
@@ -55,8 +55,9 @@ def wrong_for_task(recipe: Recipe) -> Iterator[str]:
         return
     if recipe.generate is not None:
         yield f"generate: {NO_TEXT}; replay comes from select, or from files in mix.sources"
-    if recipe.rewrite is not None:
-        yield f"rewrite: {NO_TEXT}; leave the section out"
+    for section in ("rewrite", "augment", "describe"):
+        if getattr(recipe, section) is not None:
+            yield f"{section}: {NO_TEXT}; leave the section out"
     if recipe.train.packing:
         yield (
             "train.packing: a classifier gives one answer to all that it reads, so each row "
@@ -80,5 +81,7 @@ def _wrong_remedies(remedies: Remedies) -> Iterator[str]:
     for name in ("stm", "flow"):
         if getattr(remedies, name) is not None:
             yield f"{name}: it weighs the tokens of answers, and a label is none; take dft or eaft"
+    if remedies.consistency is not None:
+        yield "consistency: it compares the states of pairs of answers; leave it out"
     if remedies.distill is not None and remedies.distill.layers:
         yield "distill.layers: it compares the states of answer tokens; leave it out"

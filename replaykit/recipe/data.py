@@ -98,4 +98,5 @@ def from_path(value: Any) -> Any:
 
 TargetOrPath = Annotated[Target, BeforeValidator(from_path, json_schema_input_type=str | Target)]
 DataOrPath = Annotated[Data, BeforeValidator(from_path, json_schema_input_type=str | Data)]
+PromptsOrPath = Annotated[Prompts, BeforeValidator(from_path, json_schema_input_type=str | Prompts)]
 AskedOrPath = Annotated[Asked, BeforeValidator(from_path, json_schema_input_type=str | Asked)]

@@ -22,11 +22,13 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from replaykit.errors import RecipeError
 from replaykit.recipe.arms import Arm
+from replaykit.recipe.augment import Augment
 from replaykit.recipe.base import FolderName, Strict, TunedName
 from replaykit.recipe.chat import ChatOptions
 from replaykit.recipe.classification import NO_TEXT, WRITING, Classification, Task, wrong_for_task
 from replaykit.recipe.controller import NO_TASKS, ControllerSettings
 from replaykit.recipe.data import TargetOrPath
+from replaykit.recipe.describe import Describe
 from replaykit.recipe.engine import EngineOptions, EngineOrName
 from replaykit.recipe.evaluate import Eval
 from replaykit.recipe.generate import Generate
@@ -89,6 +91,10 @@ class Recipe(Strict, metaclass=_Called):
     """Replay that the model writes itself; null: none."""
     rewrite: Rewrite | None = None
     """The target in the model's own words; null: as it is."""
+    augment: Augment | None = None
+    """Further target rows, made of those that there are; null: none."""
+    describe: Describe | None = None
+    """Targets for a model that hears or sees, for `replaykit describe`; null: none."""
     mix: Mix = Mix()
     """How much of the training is replay, and from which sources."""
     arms: dict[TunedName, Arm] = {}
@@ -257,6 +263,9 @@ def need(recipe: Recipe, step: str, *keys: str) -> None:
         "model": "model: an alias such as llama3, a Hub id or a folder (--model)",
         "target": "target: {path: my_task.jsonl} (--target)",
         "select": "select: {pool: old.jsonl} (--pool)",
+        "describe": (
+            'describe: {rows: clips.jsonl, template: "a {gender} voice"} (--rows, --template)'
+        ),
         "eval": "eval: {target: ..., old: {skill: ...}}, the held-out rows",
         "eval.memory": "eval: {memory: 100}, how many rows (-n)",
         "push.repo": "push: {repo: me/my-replay} (the first argument)",

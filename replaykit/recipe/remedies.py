@@ -197,6 +197,15 @@ class SelfDistillSettings(Strict):
         return prompt
 
 
+class ConsistencySettings(Strict):
+    """A row and its counterfactual, of `replaykit augment`, have like hidden states where both go
+    on alike.
+    """
+
+    weight: PositiveFloat = 0.1
+    """The weight of the distance of their states beside the loss of the tokens."""
+
+
 class Remedies(Strict):
     """Training methods against forgetting. Null is off, ``{}`` takes a remedy's defaults.
 
@@ -224,6 +233,8 @@ class Remedies(Strict):
     """The exponential moving average of the parameters is what is saved."""
     self_distill: SelfDistillSettings | None = None
     """The model with the answer in view teaches itself without it, on answers of its own."""
+    consistency: ConsistencySettings | None = None
+    """A row and its counterfactual have like hidden states where both go on alike."""
 
     @model_validator(mode="after")
     def _what_cannot_combine(self) -> Remedies:

@@ -10,7 +10,7 @@ from replaykit.recipe.base import Strict
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 # The sections that decide a training; all else would be another question, or another measure.
-SWEPT = ("select", "generate", "rewrite", "mix", "train")
+SWEPT = ("select", "generate", "rewrite", "augment", "mix", "train")
 # What makes the arms alike in compute.
 LENGTH = ("train.steps", "train.epochs", "train.batch_rows")
 

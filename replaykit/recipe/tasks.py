@@ -145,6 +145,7 @@ def wrong_for_tasks(recipe: Recipe) -> Iterator[str]:
         "target": "each task has its own",
         "arms": "write a recipe for each sequence that is to be compared",
         "rewrite": "it puts one target into the model's own words",
+        "augment": "it makes rows of one target",
     }.items():
         if getattr(recipe, section):
             yield f"{section}: it does not go with tasks: {todo}; leave it out"

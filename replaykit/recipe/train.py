@@ -186,6 +186,7 @@ class Train(Strict):
             "conflict: true": bool(self.conflict),
             "remedies.project": self.remedies.project is not None,
             "remedies.self_distill": self.remedies.self_distill is not None,
+            "remedies.consistency": self.remedies.consistency is not None,
             "remedies.ewc.hard": ewc is not None and ewc.hard is not None,
         }
         wanted = [name for name, asked in needs.items() if asked]

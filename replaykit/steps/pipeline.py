@@ -1,6 +1,6 @@
 """The steps in order, each from a recipe to a folder: what the commands call.
 
-    select, generate, rewrite  ->  mix  ->  train  ->  eval  ->  report
+    select, generate, rewrite, augment  ->  mix  ->  train  ->  eval  ->  report
 
 With ``arms`` in the recipe, mix and train are done once for each arm (``mix-<arm>``,
 ``train-<arm>``), and eval compares them all with the base. With ``tasks`` there is a stage for
@@ -25,7 +25,7 @@ from replaykit.recipe.mix import is_made
 from replaykit.recipe.tasks import stage_train
 from replaykit.runs import Watch
 from replaykit.steps.inputs import memory_rows
-from replaykit.steps.mix.step import replay_label, replay_sources, takes_rewritten
+from replaykit.steps.mix.step import replay_label, replay_sources, takes_augmented, takes_rewritten
 from replaykit.steps.stages import check_tasks, number_of, reads_buffer, stage, stages
 from replaykit.steps.step import Context, Outcome, Todo, arms, chat_of, label_of
 
@@ -36,6 +36,8 @@ STEPS = {
     "select": "select",
     "generate": "generate",
     "rewrite": "rewrite",
+    "augment": "augment",
+    "describe": "describe",
     "buffer": "buffer",
     "mix": "mix",
     "score": "score",
@@ -91,10 +93,15 @@ def planned(recipe: Recipe) -> Iterator[tuple[Recipe, str]]:
 
 def wanted(recipe: Recipe) -> list[str]:
     """The steps that ``run`` does for a recipe of one task, in order."""
-    replay = {"select": recipe.select, "generate": recipe.generate, "rewrite": recipe.rewrite}
+    made = {
+        "select": recipe.select,
+        "generate": recipe.generate,
+        "rewrite": recipe.rewrite,
+        "augment": recipe.augment,
+    }
     # No row of training may repeat those of memory, so they come first.
     names = [] if recipe.eval.memory is None else ["memory"]
-    names += [name for name, section in replay.items() if section is not None]
+    names += [name for name, section in made.items() if section is not None]
     names += ["mix", "train"]
     if recipe.eval.target or recipe.eval.old or recipe.eval.memory:
         names.append("eval")
@@ -111,6 +118,8 @@ def needed(recipe: Recipe, name: str, arm: str | None) -> list[str]:
     match name:
         case "select" | "generate" | "rewrite":
             return memory
+        case "augment":
+            return [*memory, "rewrite"] if takes_rewritten(recipe) else memory
         case "mix":
             return [*memory, *_needed_to_mix(recipe, arm)]
         case "train":
@@ -129,6 +138,8 @@ def _needed_to_mix(recipe: Recipe, arm: str | None) -> list[str]:
     sources = [replay_label(source, arm) for source in replay if is_made(source)]
     if takes_rewritten(recipe):
         sources.append("rewrite")
+    if takes_augmented(recipe):
+        sources.append("augment")
     return sources
 
 

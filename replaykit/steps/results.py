@@ -11,7 +11,9 @@ from pathlib import Path
 from replaykit.errors import RunError
 from replaykit.result import Result
 from replaykit.runs import Manifest
+from replaykit.steps.augment.result import AugmentResult
 from replaykit.steps.buffer.result import BufferResult
+from replaykit.steps.describe.result import DescribeResult
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.generate.result import GenerateResult
 from replaykit.steps.matrix.result import MatrixResult
@@ -33,6 +35,8 @@ RESULTS: dict[str, type[Result]] = {
     "select": SelectResult,
     "generate": GenerateResult,
     "rewrite": RewriteResult,
+    "augment": AugmentResult,
+    "describe": DescribeResult,
     "buffer": BufferResult,
     "mix": MixResult,
     "score": ScoreResult,

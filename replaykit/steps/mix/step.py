@@ -50,7 +50,8 @@ from replaykit.steps.step import (
 def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MixResult]]:
     need(recipe, "mix", "model", "target")
     assert recipe.target is not None
-    rewritten = _rewritten(recipe)
+    rewritten = rewritten_rows(recipe)
+    augmented = _augmented(recipe, rewritten)
     for arm in arms(recipe, context):
         settings = recipe.mixture(arm)
         replay = _replay_files(recipe, settings, arm)
@@ -59,13 +60,14 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[MixResult]]:
             "seed": recipe.seed,
             "target": row_facts(recipe.target),
             "rewritten": None if rewritten is None else made_facts(rewritten),
+            "augmented": None if augmented is None else made_facts(augmented),
             "replay": {source: _replay_facts(source, file) for source, file in replay.items()},
             "mix": settings.decisive(),
             # Rows that hold a prompt of these tests are left out.
             "eval": held_out_facts(recipe, settings.overlap),
             "train": _length_facts(recipe),
         }
-        job = _Mixing(recipe, settings, rewritten, replay, context.watch)
+        job = _Mixing(recipe, settings, rewritten, augmented, replay, context.watch)
         yield Todo("mix", inputs, MixResult, job.work, arm=arm)
 
 
@@ -97,6 +99,8 @@ class _Mixing:
     settings: Mix
     rewritten: Path | None
     """The target in the model's own words, where that is taken."""
+    augmented: Path | None
+    """The rows that ``augment`` made of the target, where they are taken."""
     replay: Mapping[str, Path | str]
     """The rows of each source: of a step the file that it made, or what the user named."""
     watch: Watch
@@ -152,6 +156,20 @@ class _Mixing:
         )
 
     def _target(self, funnel: Funnel) -> Readable:
+        """The target's rows, those that were made of them among them: to the plan all of them are
+        of the target, so replay keeps its share beside them.
+        """
+        own = self._own_target(funnel)
+        if self.augmented is None:
+            return own
+        further = [replace(record, source=TARGET) for record in read_jsonl(self.augmented)]
+        note = (
+            f"{len(further):,} rows of augment count as target rows, beside {len(own.records):,} "
+            "of the target itself"
+        )
+        return Readable([*own.records, *further], "; ".join(filter(None, (own.note, note))))
+
+    def _own_target(self, funnel: Funnel) -> Readable:
         if self.rewritten is not None:
             found = [replace(record, source=TARGET) for record in read_jsonl(self.rewritten)]
             return Readable(found, "")
@@ -239,7 +257,7 @@ def takes_rewritten(recipe: Recipe) -> bool:
     return recipe.rewrite is not None or read_manifest(recipe.folder / "rewrite") is not None
 
 
-def _rewritten(recipe: Recipe) -> Path | None:
+def rewritten_rows(recipe: Recipe) -> Path | None:
     """The target in the model's own words, where it is taken.
 
     Raises RunError where it is not finished, or is of another target.
@@ -253,6 +271,34 @@ def _rewritten(recipe: Recipe) -> Path | None:
     if recipe.rewrite is None:
         todo += "; without that folder the target is taken as it is"
     _refuse_other(folder, manifest, {"target": row_facts(recipe.target)}, todo)
+    return folder / "rows.jsonl"
+
+
+def takes_augmented(recipe: Recipe) -> bool:
+    """Whether rows that were made of the target are trained on too: the recipe asks for them, or
+    `augment` has made them.
+    """
+    return recipe.augment is not None or read_manifest(recipe.folder / "augment") is not None
+
+
+def _augmented(recipe: Recipe, rewritten: Path | None) -> Path | None:
+    """The rows that were made of the target, where they are taken.
+
+    Raises RunError where they are not finished, or are of another target.
+    """
+    if not takes_augmented(recipe):
+        return None
+    assert recipe.target is not None
+    folder = recipe.folder / "augment"
+    manifest = need_step(folder, "augment")
+    todo = "`replaykit augment` makes it anew"
+    if recipe.augment is None:
+        todo += "; without that folder the target is taken as it is"
+    now = {
+        "target": row_facts(recipe.target),
+        "rewritten": None if rewritten is None else made_facts(rewritten),
+    }
+    _refuse_other(folder, manifest, now, todo)
     return folder / "rows.jsonl"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from replaykit.data.record import COLUMNS, FINISH, Record
 from replaykit.errors import DataError, did_you_mean
+from replaykit.steps.augment.rows import OWN_META as OF_AUGMENT
 from replaykit.steps.buffer.step import OWN_META as OF_BUFFER
 from replaykit.steps.generate.conversations import OWN_META as OF_GENERATE
 from replaykit.steps.generate.conversations import PROMPT
@@ -29,6 +30,7 @@ WRITTEN: Mapping[str, frozenset[str]] = {
     "generate": OF_GENERATE - {PROMPT},
     # The answer that was replaced is the user's.
     "rewrite": OF_REWRITE - {"reference"},
+    "augment": OF_AUGMENT,
     "buffer": OF_BUFFER,
 }
 EVERYWHERE = {"line", FINISH}  # written by whatever reads rows, and by whatever makes them

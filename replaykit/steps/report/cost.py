@@ -12,7 +12,9 @@ from typing import Any
 
 from replaykit.result import Result
 from replaykit.runs import HASHES, Manifest
+from replaykit.steps.augment.result import AugmentResult
 from replaykit.steps.buffer.result import BufferResult
+from replaykit.steps.describe.result import DescribeResult
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.generate.result import GenerateResult
 from replaykit.steps.mix.result import MixResult
@@ -70,7 +72,7 @@ def cost(manifest: Manifest, result: Result) -> Cost:
             tokens = result.tokens
         case EvalResult():
             rows = len(result.models) * sum(skill.n for skill in result.skills)
-        case RewriteResult() | ScoreResult() | BufferResult():
+        case RewriteResult() | AugmentResult() | DescribeResult() | ScoreResult() | BufferResult():
             rows = result.rows
     return Cost(manifest.seconds, rows, tokens)
 

@@ -16,7 +16,9 @@ from replaykit.checks.fidelity import Fidelity
 from replaykit.checks.funnel import FunnelCounts
 from replaykit.recipe.remedies import StmSettings
 from replaykit.result import Noted, Result
+from replaykit.steps.augment.result import AugmentResult
 from replaykit.steps.buffer.result import BufferResult
+from replaykit.steps.describe.result import DescribeResult
 from replaykit.steps.evaluate.interval import Interval
 from replaykit.steps.evaluate.result import EvalResult, ModelScores, SkillFacts, Thoughts
 from replaykit.steps.generate.result import EstimateResult, GenerateResult
@@ -142,9 +144,8 @@ def _rows(result: Result) -> list[Row]:
             return [*buffer_rows(result), *_notes(result)]
         case TrainResult():
             return [*_train_rows(result), *_notes(result)]
-        case RewriteResult():
-            shown = {"rows", "paths", "masked"}
-            return [*_plain_rows(result.model_dump(include=shown)), *_notes(result)]
+        case RewriteResult() | AugmentResult() | DescribeResult():
+            return [*_made_rows(result), *_notes(result)]
         case MergeResult():
             shown = {"method", "alpha", "changed", "model"}
             return _plain_rows(result.model_dump(include=shown))
@@ -200,6 +201,29 @@ def _funnel_rows(funnel: FunnelCounts) -> list[Row]:
             value += f"{100 * count / funnel.made:5.0f} %"
         rows.append((name, value))
     return rows
+
+
+def _made_rows(result: RewriteResult | AugmentResult | DescribeResult) -> list[Row]:
+    """What a step made of rows that were there."""
+    match result:
+        case AugmentResult():
+            return list(_augment_rows(result))
+        case DescribeResult():
+            own = _plain_rows(result.model_dump(include={"file", "column", "instructions"}))
+            return [*_funnel_rows(result.funnel), *own]
+        case RewriteResult():
+            return _plain_rows(result.model_dump(include={"rows", "paths", "masked"}))
+
+
+def _augment_rows(result: AugmentResult) -> Iterator[Row]:
+    """How many rows were made in each way, and why not more."""
+    yield "target", f"{result.target:,} rows, {result.drawn:,} of them to be augmented"
+    for path, counts in result.paths.items():
+        edit = "" if counts.edit is None else f", {100 * counts.edit:.0f} % edited on average"
+        yield path, f"{counts.made:,} rows made{edit}"
+        for reason, rows in counts.refused.items():
+            yield f"- {reason}", f"{rows:,}"
+    yield "rows", f"{result.rows:,}, which count as target rows in the mix"
 
 
 def _score_rows(result: SelectResult) -> Iterator[Row]:

@@ -38,11 +38,11 @@ class Embedder:
     of its vectors.
     """
 
-    def __init__(self, model: str):
-        """Raises EngineError for a model that cannot be loaded, MissingExtra where its package is
-        not installed.
+    def __init__(self, model: str, key: str = "select.model"):
+        """``key`` is that of the recipe that names the model. Raises EngineError for a model that
+        cannot be loaded, MissingExtra where its package is not installed.
         """
-        folder = _folder(model)
+        folder = _folder(model, key)
         self.package = package_of(folder)
         if find_spec(self.package) is None:
             raise MissingExtra(self.package.replace("_", "-"), "embed")
@@ -139,12 +139,12 @@ def package_of(folder: Path) -> str:
     )
 
 
-def _folder(model: str) -> Path:
+def _folder(model: str, key: str) -> Path:
     """The model's folder; of a Hub id the copy on this machine, downloaded if need be."""
     if Path(model).is_dir():
         return Path(model)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise EngineError(f"select.model: {model}: neither a folder here nor a Hub id (owner/name)")
+        raise EngineError(f"{key}: {model}: neither a folder here nor a Hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -153,7 +153,7 @@ def _folder(model: str) -> Path:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise EngineError(
-            f"select.model: {model} cannot be had from the Hub: {reason}\n  check the network and "
+            f"{key}: {model} cannot be had from the Hub: {reason}\n  check the network and "
             f"the name; where the Hub cannot be reached, fetch it elsewhere with "
             f"`hf download {model}` and give its folder"
         ) from error

@@ -35,7 +35,8 @@ RATIOS = (0.0, 0.01, 0.05, 0.1)
 HALF = 0.5  # of the rows of all-old, at least
 WHOLE = 10**9  # rows to select: all that a pool has
 OF_REPLAY = ("mix", "select", "generate")  # sections without meaning where nothing is replayed
-OF_SOURCES = ("select", "generate", "rewrite")  # sections by which replay or target are made
+# Sections by which replay or target are made.
+OF_SOURCES = ("select", "generate", "rewrite", "augment")
 
 
 @dataclass(frozen=True, eq=False)

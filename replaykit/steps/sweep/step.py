@@ -42,7 +42,7 @@ from replaykit.steps.inputs import (
     tuned_facts,
 )
 from replaykit.steps.mix.result import MixResult
-from replaykit.steps.mix.step import replay_sources, takes_rewritten
+from replaykit.steps.mix.step import replay_sources, takes_augmented, takes_rewritten
 from replaykit.steps.step import Context, Outcome, Todo, chat_of, do_step, model_facts, typed
 from replaykit.steps.sweep.advise import advice, short_ratios
 from replaykit.steps.sweep.curve import Taken, curve
@@ -125,7 +125,7 @@ class Sweeping:
                 wanted += replay_sources(made, made.mix)
         sections = [name for name in OF_SOURCES if getattr(self.recipe, name) is not None]
         for name in sections:
-            if name in wanted or name == "rewrite":
+            if name in wanted or name in ("rewrite", "augment"):
                 yield from pipeline.step_of(name)(self.recipe, replace(self.context, force=False))
 
     def _length(self, points: list[Planned]) -> Iterator[Outcome[Any]]:
@@ -192,6 +192,8 @@ class Sweeping:
         needed = [source for source in replay_sources(made, made.mix) if is_made(source)]
         if takes_rewritten(self.recipe):
             needed.append("rewrite")
+        if takes_augmented(self.recipe):
+            needed.append("augment")
         for name in needed:
             there = self.recipe.folder / name
             copied = name not in touched and read_manifest(there) is not None

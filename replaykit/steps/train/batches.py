@@ -21,6 +21,7 @@ from replaykit.data.record import TARGET, Record
 from replaykit.model.chat import Chat, Example
 from replaykit.model.lm_head import Batch
 from replaykit.model.logprobs import IGNORED
+from replaykit.recipe.augment import COUNTERFACTUAL
 
 # What a micro-batch costs beside its tokens, in tokens: on two busy cores 130 to 170 were measured,
 # with models of about the sizes of nano and SmolLM2-135M; more of them should be a clear gain.
@@ -51,6 +52,7 @@ class TokenisedRows(Dataset[Row]):
     """The rows of a mixture, each different one tokenised once. ``sources`` are the names in order
     of appearance, ``lengths`` the tokens of each row.
 
+    ``parent_of`` has the parent's index for each row that is a counterfactual of another.
     ``weights`` are those of the answer tokens by record id, where a row has others than 1
     (``remedies.weights``). ``examples`` are rows that are tokenised already, by record id.
     """
@@ -75,6 +77,7 @@ class TokenisedRows(Dataset[Row]):
         self.labelled = chat.only_texts
         self.sources = list(dict.fromkeys(record.source for record in records))
         self._rows = [(record.id, self.sources.index(record.source)) for record in records]
+        self.parent_of = _parents(records)
         self.lengths = []
         for key, _ in self._rows:
             tokens, labels, _ = self._tensors[key]
@@ -110,6 +113,20 @@ class TokenisedRows(Dataset[Row]):
         for index, (key, _) in enumerate(self._rows):
             first.setdefault(key, index)
         return [index for index in first.values() if self[index]["replay"]]
+
+
+def _parents(records: Sequence[Record]) -> dict[int, int]:
+    """By the index of a counterfactual that of the row that it was made of, where that is here."""
+    first: dict[str, int] = {}
+    for index, record in enumerate(records):
+        first.setdefault(record.id, index)
+    found = {}
+    for index, record in enumerate(records):
+        if record.source == TARGET and record.meta.get("path") == COUNTERFACTUAL:
+            parent = first.get(str(record.meta.get("parent")))
+            if parent is not None:
+                found[index] = parent
+    return found
 
 
 def _tensors(

@@ -48,7 +48,7 @@ from replaykit.steps.train.controller import Controller, ControllerInputs
 from replaykit.steps.train.optimiser import moment_bytes
 from replaykit.steps.train.parameters import adapted, quantised, tied_note
 from replaykit.steps.train.reading import check_reading
-from replaykit.steps.train.remedies import Remedy, Run, chosen, restore
+from replaykit.steps.train.remedies import Pairs, Remedy, Run, chosen, restore
 from replaykit.steps.train.remedies.project import Project
 from replaykit.steps.train.result import Speed, TrainResult
 from replaykit.steps.train.speed import Clock
@@ -286,6 +286,8 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
         raise RecipeError(
             "the recipe", [f"train.remedies.{name}: {todo}{more.get(name, '')}" for name in needy]
         )
+    if settings.remedies.consistency is not None:
+        _check_pairs(chat, data)
     watched = extras.watched
     if watched is not None and watched.settings.every > order.steps:
         raise RecipeError(
@@ -306,6 +308,22 @@ def _check(settings: Train, chat: Chat, order: Order, extras: Extras) -> None:
             raise RecipeError(
                 "the recipe", [f"train.report_to: {name} is not installed; `pip install {name}`"]
             )
+
+
+def _check_pairs(chat: Chat, data: TokenisedRows) -> None:
+    """Raises RecipeError where no rows can be compared with their counterfactuals."""
+    problem = ""
+    if chat.seq2seq:
+        problem = "it compares the states of a decoder alone, and this is an encoder-decoder"
+    elif not data.parent_of:
+        problem = (
+            "the mixture has no row beside its counterfactual; `replaykit augment "
+            "--counterfactual` makes them (augment: {counterfactual: {}}), and `replaykit mix` "
+            "takes them in"
+        )
+    if problem:
+        todo = f"train.remedies.consistency: {problem}; or leave it out"
+        raise RecipeError("the recipe", [todo])
 
 
 def _check_wrapping(trainer: ReplayTrainer) -> None:
@@ -420,6 +438,7 @@ def _begin(
         old=old_rows,
         asked=questions,
         seed=trainer.args.seed,
+        pairs=_pairs(trainer),
         offload=trainer.settings.offload,
     )
     if checkpoint is not None:
@@ -432,6 +451,19 @@ def _begin(
             remedy.begin(run)
     if checkpoint is not None:
         restore(trainer.remedies, checkpoint, name=trainer.remedies_file)
+
+
+def _pairs(trainer: ReplayTrainer) -> Pairs | None:
+    """The rows of the mixture that are there with their counterfactuals."""
+    data = trainer.data
+
+    def batch(rows: Sequence[int]) -> Batch:
+        made = trainer.data_collator([data[index] for index in rows])
+        return to_device(made, trainer.args.device)
+
+    if not data.parent_of:
+        return None
+    return Pairs(data.parent_of, lambda index: data[index]["tokens"].tolist(), batch)
 
 
 def _go(trainer: ReplayTrainer, controller: Controller | None, checkpoint: str | None) -> None:

@@ -36,7 +36,7 @@ from replaykit.steps.results import result_of
 from replaykit.steps.swept import SweepResult
 from replaykit.text import printable
 
-STEPS = ("select", "generate", "rewrite", "buffer", "mix", "train", "eval", "matrix")
+STEPS = ("select", "generate", "rewrite", "augment", "buffer", "mix", "train", "eval", "matrix")
 
 MARK = "· replaykit</title>"  # by which a page is known to be ours
 # The policy forbids the page to fetch, to send or to run anything, whatever stands in it, but for

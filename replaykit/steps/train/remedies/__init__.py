@@ -46,7 +46,20 @@ REMEDIES = {
     "l2sp": "replaykit.steps.train.remedies.ewc:L2sp",
     "ema": "replaykit.steps.train.remedies.ema:Ema",
     "self_distill": "replaykit.steps.train.remedies.self_distill:SelfDistill",
+    "consistency": "replaykit.steps.train.remedies.consistency:Consistency",
 }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rows of the mixture that have a partner there: counterfactuals with their parents."""
+
+    parent_of: Mapping[int, int]
+    """By the index of a row that of its parent."""
+    tokens: Callable[[int], list[int]]
+    """The tokens of the row with this index."""
+    batch: Callable[[Sequence[int]], Batch]
+    """Rows by their indices as a batch on the model's device."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Run:
     text is the prompt that shows it. None for a row that cannot be shown so."""
     seed: int = 0
     """Of what a remedy draws."""
+    pairs: Pairs | None = None
+    """None where the mixture has none."""
     offload: bool = False
     """Whether what is kept of the base stays in the computer's memory, beside a GPU."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.nn.functional import kl_div, layer_norm
+from torch.nn.functional import kl_div
 
 from replaykit.errors import RecipeError
 from replaykit.model.lm_head import Batch, slices
@@ -37,6 +37,7 @@ from replaykit.steps.train.remedies.teachers import (
     States,
     Target,
     adapter_off,
+    distance,
     frozen,
     has_base_beneath,
     teachable,
@@ -144,7 +145,7 @@ class Distill(Remedy):
             return None
         taught = self._lesson(batch, distilled).states
         self._last = None
-        parts = [_distance(student[layer][distilled], states) for layer, states in taught.items()]
+        parts = [distance(student[layer][distilled], states) for layer, states in taught.items()]
         total = torch.stack(parts).sum()
         self._add("layers", total)
         return self.settings.layer_weight * total
@@ -239,12 +240,3 @@ class _Kl(torch.autograd.Function):
         if ctx.rows is not None:
             gradient = gradient.new_zeros(ctx.shape).index_copy_(0, ctx.rows, gradient)
         return gradient, None, None, None
-
-
-def _distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The squared distance of layer-normed states [n, width], mean over the width, summed over
-    tokens, in float32.
-    """
-    width = student.shape[-1:]
-    gap = layer_norm(student.float(), width) - layer_norm(teacher.float(), width)
-    return gap.square().mean(dim=-1).sum()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 from torch import nn
+from torch.nn.functional import layer_norm
 
 from replaykit.errors import RecipeError
 from replaykit.model.lm_head import Batch, beneath, evaluating, inputs, logits_of, split_head
@@ -89,6 +90,15 @@ class States:
             yield found
         finally:
             self._taught = None
+
+
+def distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The squared distance of layer-normed states [n, width], mean over the width, summed over
+    tokens, in float32.
+    """
+    width = student.shape[-1:]
+    gap = layer_norm(student.float(), width) - layer_norm(teacher.float(), width)
+    return gap.square().mean(dim=-1).sum()
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

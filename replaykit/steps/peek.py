@@ -195,7 +195,7 @@ def lines(found: PeekResult, paint: Paint = bracketed) -> Iterator[str]:
     for number, row in enumerate(found.rows, 1):
         yield " · ".join([f"row {number}", *map(printable, _facts(row))])
         meta = dict(row.get("meta") or {})
-        before = meta.pop(REFERENCE, None) if row.get("source") == "rewrite" else None
+        before = meta.pop(REFERENCE, None) if "path" in meta else None
         messages = list(row.get("messages", ()))
         for place, message in enumerate(messages, 1):
             is_answer = place == len(messages) and isinstance(before, str)

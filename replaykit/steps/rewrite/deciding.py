@@ -94,7 +94,27 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why there is none."""
+    """Why there is none:
+
+    no_question           there is no user's message before the last answer, or no answer
+    tools, thought, no_loss
+                          the row has tools, or its last answer a thought or the weight 0, which
+                          a reply in words alone would take from it
+    unreadable_reference  the verifier cannot read the reference, so nothing can be verified
+    template_refuses      the chat template refuses the conversation
+    too_long              the prompt leaves no room for a reply
+    truncated, empty      the reply was cut at max_tokens, or says nothing
+                          (a prediction that was cut can be edited)
+    no_reply, refused, filtered
+                          the editor's server gave none, or would not
+    leaked_prompt         the reply speaks of the request
+    refusal, repetitive   the reply declines or loops, and the reference does not
+                          (such a prediction can be edited)
+    unverified            its final answer is not the reference's
+    over_edited           its distance to the prediction is more than max_edit times that of the
+                          reference
+    improbable            the base finds the edit no more probable than the reference
+    """
 
     why: str
     measured: Mapping[str, float] = field(default_factory=dict)

@@ -139,26 +139,8 @@ def reword(
     at once, and one that is there is not requested again. Only the last assistant turn changes;
     messages stay equal where the reference stays. ``meta`` is the target's, and: ``parent``, the
     target's id; ``path``, which is self-output, prediction, edit, paraphrase or reference;
-    ``reference``, the answer that was replaced; ``why`` with the path reference:
-
-        no_question           there is no user's message before the last answer, or no answer
-        tools, thought, no_loss
-                              the row has tools, or its last answer a thought or the weight 0, which
-                              a reply in words alone would take from it
-        unreadable_reference  the verifier cannot read the reference, so nothing can be verified
-        template_refuses      the chat template refuses the conversation
-        too_long              the prompt leaves no room for a reply
-        truncated, empty      the reply was cut at max_tokens, or says nothing
-                              (a prediction that was cut can be edited)
-        no_reply, refused, filtered
-                              the editor's server gave none, or would not
-        leaked_prompt         the reply speaks of the request
-        refusal, repetitive   the reply declines or loops, and the reference does not
-                              (such a prediction can be edited)
-        unverified            its final answer is not the reference's
-        over_edited           its distance to the prediction is more than max_edit times that of the
-                              reference
-        improbable            the base finds the edit no more probable than the reference
+    ``reference``, the answer that was replaced; ``why``, with the path reference, one of those of
+    ``deciding.Refused``.
 
     ``tried`` has the reason of each method of a cascade that came before. min-change records
     ``edit``, the distance from the prediction to the answer that the record has, and

@@ -29,7 +29,7 @@ from replaykit.recipe.augment import Augment
 from replaykit.recipe.describe import Describe
 from replaykit.recipe.generate import Generate
 from replaykit.recipe.mix import Mix
-from replaykit.recipe.rewrite import Rewrite
+from replaykit.recipe.rewrite import Rewrite, Verifier
 from replaykit.recipe.select import Select
 from replaykit.recipe.train import Train
 from replaykit.result import Result
@@ -574,6 +574,9 @@ def test_the_keywords_are_the_keys_of_the_recipe(options, section, without, also
         expected |= {
             name: plain(typing.get_type_hints(also, include_extras=True)[name]) for name in LENGTHS
         }
+    if section is Rewrite:  # a bare word is a section too
+        expected["verify"] |= Verifier
+        expected["editor"] |= str
     if section is Mix:  # a list is weights that are alike
         expected["sources"] = Sequence[str] | Mapping[str, float] | None
     hints = typing.get_type_hints(options)

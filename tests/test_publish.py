@@ -278,7 +278,7 @@ def test_what_tells_how_the_rows_were_made_is_published(run: tiny.Run) -> None:
     assert found["target"] == {"path": "tickets.jsonl", "prompt": "title", "answer": "text"}
     assert found["select"]["against"] == ["bench.jsonl"]
     assert found["generate"]["systems"] == {"code": 2.0}
-    assert found["rewrite"]["editor"] == "acme-editor"
+    assert found["rewrite"]["editor"] == {"model": "acme-editor"}
     assert found["mix"] == {"ratio": 0.2, "sources": {"./val": 2.0, "generate": 1.0}}
     assert found["eval"]["old"]["chat"] == {"path": "chat.jsonl"}
     assert found["arms"] == {"few": {"ratio": 0.1}}

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -24,9 +19,9 @@ from replaykit.engines.chat_server import ChatServer
 from replaykit.errors import RunError
 from replaykit.model.chat import Chat
 from replaykit.nano import world
-from replaykit.recipe.rewrite import Editor, Rewrite
+from replaykit.recipe.rewrite import Rewrite
 from replaykit.runs import unwatched
-from replaykit.steps.rewrite.asking import Loaded, Served
+from replaykit.steps.rewrite.asking import Loaded, Model, Served
 from replaykit.steps.rewrite.deciding import EDIT, PARAPHRASE
 from replaykit.steps.rewrite.gate import LEAKS, cleaned, leaked
 from replaykit.steps.rewrite.reword import Base, counts, reword
@@ -113,12 +108,19 @@ def run(
         made = reword(
             target,
             base=Base(engine, chat, scores, watch),
-            editor=None if editor is None else Loaded(*editor),
+            editor=model_of(editor),
             settings=settings,
             seed=1,
             ledger=ledger,
         )
     return made.records
+
+
+def model_of(editor: Any) -> Model | None:
+    """The editor of a test: an engine with its chat, or a server."""
+    if editor is None:
+        return None
+    return Served(editor) if isinstance(editor, ChatServer) else Loaded(*editor)
 
 
 def one(prediction: str, edit: str, chat: Chat, path: Path, **choices: Any) -> Record:
@@ -976,120 +978,3 @@ def test_a_judge_verifies_what_nothing_else_can(chat: Chat, tmp_path: Path) -> N
             ledger=ledger,
         )
     assert [record.meta["path"] for record in made.records] == ["prediction", "reference"]
-
-
-# --- a chat server as the editor ------------------------------------------------------------------
-
-
-class Server:
-    """A chat server on this machine that answers as ``replies`` says, one after the other."""
-
-    def __init__(self, answer: Callable[[str], tuple[int, str, dict[str, str]]]):
-        outer = self
-        self.seen: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.seen.append(body)
-                outer.keys.add(self.headers.get("Authorization"))
-                status, text, headers = answer(body["messages"][-1]["content"])
-                data = text.encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Says nothing."""
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
-        Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
-def said(text: str, finish: str = "stop") -> str:
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 10, "completion_tokens": 3}
-    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage})
-
-
-BAD: dict[str, Callable[[str], tuple[int, str, dict[str, str]]]] = {
-    "down": lambda _: (503, "no", {}),
-    "rude": lambda _: (429, said("wait"), {"Retry-After": "0"}),
-    "no JSON": lambda _: (200, "<html>", {}),
-    "chatty": lambda _: (200, said("Sure! Here is the corrected answer: it may be 99"), {}),
-    "empty": lambda _: (200, said(""), {}),
-    "another script": lambda _: (200, said("答案是七"), {}),
-    "too long": lambda _: (200, said("it may be 5 " * 400, "length"), {}),
-    "filtered": lambda _: (200, said("", "content_filter"), {}),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_every_row_comes_out_once_under_a_bad_editor(
-    kind: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setattr("replaykit.engines.http.FIRST_WAIT", 0.001)
-    target = target_of(*((f"edited {n}?", f"#### {n}") for n in range(5, 30)))
-    engine = Scripted(chat, ("edited", "it may be 4"))
-    server = Server(BAD[kind])
-    editor = Editor(model="big", server=server.address, retries=1)
-    engine.references = [record.answer for record in target]
-    with (
-        closing(server),
-        closing(ChatServer(editor)) as asked,
-        Ledger(tmp_path / "replies.jsonl") as ledger,
-        Scores(tmp_path / "logprobs.jsonl", "x") as scores,
-    ):
-        made = reword(
-            target,
-            base=Base(engine, chat, scores),
-            editor=Served(asked),
-            settings=Rewrite(method="min-change", verify="numeric", retries=1),
-            seed=1,
-            ledger=ledger,
-        ).records
-    assert [record.meta["parent"] for record in made] == [record.id for record in target]
-    assert [record.answer for record in made] == [record.answer for record in target]
-    assert {record.meta["path"] for record in made} == {"reference"}
-    assert server.keys == {"Bearer sk-secret"}
-    left = "".join(path.read_text() for path in tmp_path.glob("*"))
-    assert "sk-secret" not in left + asked.trouble
-
-
-def test_a_chat_server_edits(chat: Chat, tmp_path: Path) -> None:
-    def answer(prompt: str) -> tuple[int, str, dict[str, str]]:
-        number = re.findall(r"#### (\d+)", prompt)[-1]
-        return 200, said(f"it may be {number}"), {}
-
-    target = target_of(*((f"edited {n}?", f"#### {n}") for n in range(5, 12)))
-    engine = Scripted(chat, ("edited", "it may be 4"))
-    engine.references = [record.answer for record in target]
-    with (
-        closing(Server(answer)) as server,
-        closing(ChatServer(Editor(model="big", server=server.address))) as asked,
-        Ledger(tmp_path / "replies.jsonl") as ledger,
-        Scores(tmp_path / "logprobs.jsonl", "x") as scores,
-    ):
-        editor = Served(asked)
-        made = reword(
-            target,
-            base=Base(engine, chat, scores),
-            editor=editor,
-            settings=Rewrite(method="min-change", verify="numeric"),
-            seed=1,
-            ledger=ledger,
-        ).records
-    assert [record.answer for record in made] == [f"it may be {n}" for n in range(5, 12)]
-    assert {record.meta["path"] for record in made} == {"edit"}
-    assert editor.tokens == [70, 21]
-    assert {body["model"] for body in server.seen} == {"big"}

@@ -18,7 +18,8 @@ from replaykit.recipe.evaluate import Judge
 from replaykit.recipe.generate import Checks, Phase, Verify
 from replaykit.recipe.mix import Schedule
 from replaykit.recipe.remedies import Remedies
-from replaykit.recipe.rewrite import Method, Verifier
+from replaykit.recipe.rewrite import Editor, Method, Verifier
+from replaykit.recipe.rewrite import Verify as RewriteVerify
 from replaykit.recipe.select import Quality
 from replaykit.recipe.train import LayerRates, Stage
 
@@ -113,13 +114,13 @@ class RewriteOptions(ModelOptions, total=False):
     """Section ``rewrite`` of the recipe, and the model's options."""
 
     method: Method
-    verify: Verifier | Section
+    verify: Verifier | RewriteVerify | Section
     samples: int
     temperature: float
     top_p: float
     max_edit: float
     retries: int
-    editor: str | Section | None
+    editor: str | Editor | Section | None
     judge: Judge | Section | None
     pilot: int
     max_tokens: int

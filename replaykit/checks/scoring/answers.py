@@ -1,7 +1,7 @@
 r"""Answers against the reference answer: the same text, the same number, the same JSON, the same
 formula.
 
-    symbolic("so it is $2\\sqrt{2}$", record)    # record's answer is "\\sqrt{8}": right
+    symbolic(r"so it is $2\sqrt{2}$", record)    # record's answer is "\sqrt{8}": right
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from replaykit.checks.formulas import computed, latex, same_formula
 from replaykit.checks.verify import Readings, final_answer, readings
 from replaykit.data.record import Record
 
-# A formula within a sentence: $x$, \\(x\\), \\[x\\].
+# A formula within a sentence: $x$, \(x\), \[x\].
 INSIDE = re.compile(r"\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # A word, which would be read as a product of its letters; functions are none.
 WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|log|ln|sin|cos|tan|exp|pi)(?![a-zA-Z]))[a-zA-Z]{2,}")
+
+# What LaTeX has in braces that is no product of letters either.
+NO_WORDS = re.compile(r"\\(?:text|mathrm|begin|end)\{[^{}]*\}")
 
 
 def exact(answer: str, record: Record) -> Readings:
@@ -54,7 +57,7 @@ def _formula(text: str) -> Fraction | list[Any] | None:
     whole = INSIDE.fullmatch(bare)
     if whole is not None:
         bare = "".join(part or "" for part in whole.groups())
-    if not bare or WORD.search(re.sub(r"\\text\{[^{}]*\}", "", bare)):
+    if not bare or WORD.search(NO_WORDS.sub("", bare)):
         return None
     return computed(latex(bare))
 

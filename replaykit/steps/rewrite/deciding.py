@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from replaykit.checks.verifiers import verdict
 from replaykit.checks.verify import final_answer
 from replaykit.data.record import MASKED, Message, Record, apart, dialogue
 from replaykit.recipe.rewrite import Verify
 from replaykit.steps.rewrite.asking import Reply
 from replaykit.steps.rewrite.gate import cleaned, form_fault, leaked
-from replaykit.steps.rewrite.verifying import answer_place, unreadable
 
 # What the meta of a record says under names of the step's own.
 OWN_META = frozenset(
@@ -101,6 +101,7 @@ class Refused:
                           the row has tools, or its last answer a thought or the weight 0, which
                           a reply in words alone would take from it
     unreadable_reference  the verifier cannot read the reference, so nothing can be verified
+    wrong_reference       the reference does not pass its own verifier, such as tests of code
     template_refuses      the chat template refuses the conversation
     too_long              the prompt leaves no room for a reply
     truncated, empty      the reply was cut at max_tokens, or says nothing
@@ -163,9 +164,21 @@ def unusable(record: Record, verify: Verify) -> str | None:
     beside_words = _beside_words(record, place)
     if beside_words is not None:
         return beside_words
-    if final_answer(record.answer) == "" or unreadable(verify, record):
+    if final_answer(record.answer) == "":
         return "unreadable_reference"
-    return None
+    if verify.name == "judge":
+        return None
+    of_reference = verdict(verify, record.answer, record)
+    if of_reference == "unreadable":
+        return "unreadable_reference"
+    # An answer that is right by it would contradict the reference.
+    return None if of_reference == "right" else "wrong_reference"
+
+
+def answer_place(record: Record) -> int:
+    """The place of the last answer among the messages, 0 if there is none."""
+    places = [k for k, message in enumerate(record.messages) if message["role"] == "assistant"]
+    return max(places, default=0)
 
 
 def _beside_words(record: Record, place: int) -> str | None:

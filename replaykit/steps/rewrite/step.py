@@ -51,7 +51,7 @@ def todos(recipe: Recipe, context: Context) -> Iterator[Todo[RewriteResult]]:
         write_jsonl(step.folder / "rows.jsonl", records)
         return result.noted(found.note)
 
-    yield Todo("rewrite", inputs, RewriteResult, work)
+    yield Todo("rewrite", inputs, RewriteResult, work, lacking=unanswered)
 
 
 def run(
@@ -64,6 +64,16 @@ def run(
         return
     for todo in todos(recipe, context):
         yield do_step(todo, recipe, context)
+
+
+def unanswered(result: RewriteResult) -> list[str]:
+    """What is said of rows to which the editor's server did not reply: done again, the step asks
+    for them alone.
+    """
+    rows = result.paths.get("no_reply", 0)
+    if not rows:
+        return []
+    return [f"the editor's server gave no reply to {rows:,} rows, which keep their reference"]
 
 
 def judge_of(recipe: Recipe, settings: Rewrite) -> Judge | None:

@@ -48,7 +48,7 @@ from replaykit.steps.evaluate.compare import compare
 from replaykit.steps.evaluate.result import EvalResult
 from replaykit.steps.evaluate.skills import Item, measure
 from replaykit.steps.inputs import load
-from replaykit.steps.rewrite.reword import EDIT
+from replaykit.steps.rewrite.deciding import EDIT
 from replaykit.steps.sweep.pool import pooled
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

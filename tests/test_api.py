@@ -174,6 +174,7 @@ def test_generate_draws_the_same_rows(typed, called):
     assert lines(called.memory) == lines(read_jsonl(typed / "generate/rows.jsonl"))
 
 
+@pytest.mark.slow
 def test_mix_plans_the_same_rows(typed, called):
     assert called.mixture.rows == read_plan(typed / "mix/rows.jsonl")
     assert called.mixture.result.sha256 == read_manifest(typed / "mix").result["sha256"]

@@ -120,6 +120,7 @@ def test_help_imports_little_more_than_typer_does():
     assert ours <= typer + 20
 
 
+@pytest.mark.slow
 def test_no_function_is_longer_than_seventy_lines():
     long = [
         f"{path.name}:{node.name}"

@@ -111,6 +111,7 @@ def test_without_such_a_label_nothing_is_said_of_it() -> None:
     assert classes(right, {"base": right, "tuned": ["World"] * 40})["tuned"].elsewhere is None
 
 
+@pytest.mark.slow
 def test_the_interval_of_macro_f1_holds_the_true_value_as_often_as_it_says() -> None:
     # Of a model that is right in 70 % of each label's rows and else says any other label.
     draw = random.Random(1)

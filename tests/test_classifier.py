@@ -92,6 +92,7 @@ def answers(folder: Path, model: str, skill: str) -> list[str]:
 # --- the whole way --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_is_a_classifier_that_a_pipeline_loads_and_that_says_the_same(
     kind: str, tmp_path: Path
@@ -382,6 +383,7 @@ def test_under_an_adapter_the_head_learns_whole_and_both_are_saved_as_one(
     assert not any("embed" in name and name.endswith("embeddings.weight") for name in moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "head"), [("Bert", "ForMaskedLM"), ("Llama", "ForCausalLM")])
 def test_a_bare_model_becomes_a_classifier(kind: str, head: str, tmp_path: Path) -> None:
     labelled.network(kind, (), head).save_pretrained(tmp_path / kind)
@@ -606,6 +608,7 @@ def shared_rows(count: int, *, first: int = 0) -> list[dict[str, Any]]:
     return [{**row, "label": SHARED[row["label"]]} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multi", [False, True], ids=["one label", "any number"])
 def test_the_base_answers_among_the_labels_of_the_task_that_it_has(
     multi: bool, tmp_path: Path, news: str
@@ -648,6 +651,7 @@ def test_the_labels_of_a_rows_task_are_those_of_its_labels_or_of_its_test(
     assert task("World", "yes", old=False) is None
 
 
+@pytest.mark.slow
 def test_rows_with_any_number_of_labels_are_learned_and_saved_as_such(tmp_path: Path) -> None:
     rows = [{**row, "labels": [row.pop("label")]} for row in labelled.texts(FINDINGS, 45)]
     for k, row in enumerate(rows):
@@ -676,6 +680,7 @@ def test_rows_with_any_number_of_labels_are_learned_and_saved_as_such(tmp_path: 
 # --- what it will take ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multi", [False, True], ids=["one label", "several labels"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -355,6 +355,7 @@ def test_another_ratio_makes_another_mix_and_keeps_the_old_one(small_run):
     assert shares == [0.1, 0.05]
 
 
+@pytest.mark.slow
 def test_init_writes_a_recipe_that_loads_and_never_over_another(small_run):
     Path("replaykit.yaml").unlink()
     assert "replaykit run" in type_in(

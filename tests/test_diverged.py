@@ -188,6 +188,7 @@ def own_token(chat: Chat, rows: list[Record], place: int) -> int:
     return min(tokens[place] - others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"micro_batch_rows": 1}, {"method": "lora"}, {"remedies": {"distill": {}}}],
@@ -346,6 +347,7 @@ def test_where_every_token_is_masked_there_is_nothing_to_train(
         trained(tmp_path, chat, llama, weights=masked(chat, records()), remedies=remedies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

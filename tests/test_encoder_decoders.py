@@ -183,6 +183,7 @@ def test_a_mixture_is_scored_once_and_every_answer_token_has_a_number(
         assert len(found[key]) == example.loss_tokens == len(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "remedies",
     [Remedies(stm=StmSettings(max_perplexity=None, share=0.3)), Remedies(flow=FlowSettings())],

@@ -17,7 +17,7 @@ from replaykit.checks.funnel import FunnelCounts
 from replaykit.devices import GPUS
 from replaykit.errors import DataError, EngineError, RunError
 from replaykit.recipe.chat import ChatOptions
-from replaykit.recipe.data import Prompts
+from replaykit.recipe.data import Asked
 from replaykit.recipe.engine import EngineOptions
 from replaykit.recipe.generate import Generate
 from replaykit.runs import open_step
@@ -132,7 +132,7 @@ def test_turns_and_answers_multiply_what_is_said() -> None:
 def test_questions_of_the_users_own_cost_no_tokens(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"question {k}"}) + "\n" for k in range(30)))
-    found = guess(Generate(prompts=Prompts(path=str(path))))
+    found = guess(Generate(prompts=Asked(path=str(path))))
     assert (found.rows, found.draw, found.question_tokens, found.answer_tokens) == (
         30,
         30,
@@ -140,9 +140,9 @@ def test_questions_of_the_users_own_cost_no_tokens(tmp_path: Path) -> None:
         30 * 386,
     )
     assert found.text[1] == "about 11,580 tokens of answers (386 each, assumed)"
-    assert guess(Generate(n=19, prompts=Prompts(path=str(path)))).draw == 20
+    assert guess(Generate(n=19, prompts=Asked(path=str(path)))).draw == 20
     with pytest.raises(DataError):
-        guess(Generate(prompts=Prompts(path=str(tmp_path / "none.jsonl"))))
+        guess(Generate(prompts=Asked(path=str(tmp_path / "none.jsonl"))))
 
 
 def test_measured_rows_take_the_place_of_each_assumption() -> None:

@@ -46,6 +46,7 @@ def typed(place: Path, command: str, *tuned: str) -> list[object]:
     return words
 
 
+@pytest.mark.slow
 def test_models_trained_anywhere_are_measured_without_a_recipe(here: Path, place: Path) -> None:
     words = typed(place, "eval", str(place / "same"), f"bad={place / 'broken'}")
     found = json.loads(type_in(*words, "--json"))
@@ -59,6 +60,7 @@ def test_two_models_of_one_name_are_told_apart_or_refused(here: Path, place: Pat
     assert "there is a model same already; call it --tuned NAME=" in type_in(*words, code=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "margin", "code", "words"),
     [

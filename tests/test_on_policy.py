@@ -101,6 +101,7 @@ def test_a_row_that_cannot_be_compared_or_asked_keeps_its_answer_under_the_reaso
     assert [row.messages for row in made] == [row.messages for row in old]
 
 
+@pytest.mark.slow
 def test_of_several_answers_the_first_right_one_is_kept():
     old = old_rows()
     one, many = (

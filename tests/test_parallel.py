@@ -99,6 +99,7 @@ def test_jobs_and_results_larger_than_a_pipe_holds_block_nobody(executor: LocalE
 # --- one map inside another -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_the_jobs_of_one_map_may_be_the_results_of_another_of_the_same_executor(
     processes: int,

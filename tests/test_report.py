@@ -507,6 +507,7 @@ def test_a_selection_shows_its_scores_and_what_it_notes(run: tiny.Run) -> None:
     assert selected.notes
 
 
+@pytest.mark.slow
 def test_an_explained_row_shows_what_is_known_of_it(run: tiny.Run) -> None:
     rows = (run.folder / "select" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     explained = run.do("select", explain=rows[0][8:14])["select"]

@@ -88,6 +88,7 @@ def by_hand(network, teacher, remedy, records, drawn, divergence):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["reverse", "forward"])
 @pytest.mark.parametrize("teacher", ["ema", "base"])
 def test_the_loss_and_its_gradient_are_those_worked_out_by_hand(divergence, teacher, network, chat):

@@ -119,6 +119,7 @@ def test_ideal_answers_are_right(name):
     assert [record.prompt for record in found if right(name, ideal(name, record), record) < 1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_one_answer_to_everything_is_at_the_stated_chance(name):
     scored(name)

@@ -1051,6 +1051,7 @@ def texts_of(facts: Family) -> st.SearchStrategy[str]:
     )  # never empty, open at one end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", FAMILIES)
 def test_no_text_of_any_message_is_read_as_a_special_token(key: str) -> None:
     facts, chat = FAMILIES[key], chat_of_family(key)

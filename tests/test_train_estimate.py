@@ -94,6 +94,7 @@ def really_kept(rows: list[PlannedRow], chat: Chat, name: str = "nano") -> int:
     return sum(storage.nbytes() for storage in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[30] * 8, [5, 90], [40, 41, 42, 43]])
 def test_activations_are_what_autograd_keeps(
     estimated: Callable[..., TrainEstimate], chat: Chat, words: list[int]
@@ -119,6 +120,7 @@ def test_the_parts_of_a_full_training_are_counted(estimated: Callable[..., Train
     assert found.hours > 0
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_little_and_keeps_a_teacher_for_nothing(
     estimated: Callable[..., TrainEstimate],
 ) -> None:
@@ -131,6 +133,7 @@ def test_an_adapter_learns_little_and_keeps_a_teacher_for_nothing(
     assert estimated(rows, method="lora", remedies={"distill": {}}).memory.teacher == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("remedies", "copies"),
     [
@@ -154,6 +157,7 @@ def test_what_remedies_hold_is_told(
     assert (memory.teacher > 0) == (remedies.get("distill") == {})
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_less(estimated: Callable[..., TrainEstimate]) -> None:
     rows = planned([60] * 16, rows=16)
     whole = estimated(rows).memory.activations
@@ -276,6 +280,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_whose_code_asks_for_numbers_are_estimated(
@@ -315,6 +320,7 @@ def test_where_a_models_code_needs_memory_what_is_known_is_told(tmp_path: Path) 
             estimate(rows, model, None, Chat.load(model), Train(), folder=tmp_path / "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "told"), [(0.5, False), (1.5, True), (3.0, False)])
 def test_what_glibc_keeps_is_told(
     estimated: Callable[..., TrainEstimate],
@@ -357,6 +363,7 @@ def mixture(here: Path, words: int, model: str) -> None:
     type_in("mix", "--model", model, "--target", "rows.jsonl", "--ratio", 0)
 
 
+@pytest.mark.slow
 def test_the_command_trains_nothing_and_a_finished_training_tells_the_speed(here: Path) -> None:
     mixture(here, 20, "nano")
     found = json.loads(type_in("train", "--model", "nano", "--dry-run", "--json"))
@@ -373,6 +380,7 @@ def test_the_command_trains_nothing_and_a_finished_training_tells_the_speed(here
     assert re.search(r"tokens/s \(measured in this folder\)", " ".join(again["text"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -445,6 +453,7 @@ def test_a_single_step_tells_no_speed() -> None:
     assert clock.speed([[0]] * 7, [5], Train(), parts=1, processes=1) is None
 
 
+@pytest.mark.slow
 def test_a_training_that_cannot_fit_ends_before_its_first_step(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

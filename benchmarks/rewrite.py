@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import re
 import shutil
 import statistics
@@ -361,6 +362,10 @@ def words_of(rows: Sequence[Record]) -> dict[str, Any]:
     for key in ("edit", "reference_edit"):
         if measured:
             found[key] = round(statistics.fmean(meta[key] for meta in measured), 4)
+    for key in ("perplexity", "reference_perplexity"):
+        logs = [math.log(row.meta[key]) for row in rows if key in row.meta]
+        if logs:
+            found[key] = round(math.exp(statistics.fmean(logs)), 4)
     return found
 
 
@@ -403,12 +408,12 @@ def table(setting: str, seeds: Sequence[int]) -> str:
     results = {seed: compared(base, of_seed) for seed, of_seed in units.items() if of_seed}
     lines = [
         "| arm | seeds | new skill | old skills | lost of them, points | rewritten | mean edit | "
-        "the reference's |",
-        "| --- " * 8 + "|",
+        "the reference's | perplexity | the reference's |",
+        "| --- " * 10 + "|",
     ]
     first = next(iter(results.values())).models[0]
     assert first.old is not None
-    lines.append(f"| base | | {first.scores[TARGET].mean:.2f} | {first.old.mean:.3f} | | | | |")
+    lines.append(f"| base | | {first.scores[TARGET].mean:.2f} | {first.old.mean:.3f} | | | | | | |")
     for name in ARMS:
         models = [model for one in results.values() for model in one.models if model.model == name]
         if not models:
@@ -417,11 +422,12 @@ def table(setting: str, seeds: Sequence[int]) -> str:
         new = pooled([model.scores[TARGET] for model in models])
         drop = pooled([model.old_drop for model in models if model.old_drop is not None])
         kept = interval([model.old.mean for model in models if model.old is not None])
-        edits = [mean_of(own, key) for key in ("edit", "reference_edit")]
+        keys = ("edit", "reference_edit", "perplexity", "reference_perplexity")
+        measured = [mean_of(own, key) for key in keys]
         lines.append(
             f"| {name} | {len(models)} | {new.mean:.2f} ({new.low:.2f} to {new.high:.2f}) | {kept} "
             f"| {100 * drop.mean:.1f} ({100 * drop.low:.1f} to {100 * drop.high:.1f}) | "
-            f"{rewritten(own)} | {' | '.join(edits)} |"
+            f"{rewritten(own)} | {' | '.join(measured)} |"
         )
     return "\n".join(lines)
 

@@ -184,3 +184,13 @@ def test_a_rewritten_row_stands_beside_what_was_there(tmp_path: Path) -> None:
     assert '<select name="edit">' in html
     assert "Ulm" not in html
     assert rewritten_rows(rewritten(tmp_path, seed=1, most=20)) == html
+
+
+@pytest.mark.slow
+def test_the_page_tells_how_probable_rewritten_answers_are(tmp_path: Path) -> None:
+    made = tiny.Run(tmp_path, rewrite={"samples": 1, "max_tokens": 16})
+    made.do("rewrite")
+    html = page(made)
+    assert "The rows that were rewritten" in html
+    assert "Median of rows" in html
+    assert '<th scope="row">reference</th>' in html

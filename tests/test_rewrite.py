@@ -11,6 +11,7 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 from test_templates import shipped
 
+import replaykit
 from replaykit.checks.texts import loops
 from replaykit.data.ledger import Ledger
 from replaykit.data.record import Record, dialogue, is_masked
@@ -978,3 +979,22 @@ def test_a_judge_verifies_what_nothing_else_can(chat: Chat, tmp_path: Path) -> N
             ledger=ledger,
         )
     assert [record.meta["path"] for record in made.records] == ["prediction", "reference"]
+
+
+@pytest.mark.slow
+def test_training_masks_what_a_cascade_has_left(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{task.prompt} Say it at length.", "completion": f"Well, well: {task.answer}"}
+        for task in world.draw("capital", 12, seed=2)
+    ]
+    made = replaykit.rewrite(rows, model="nano", method="cascade", samples=1, max_tokens=16)
+    left = sum(map(is_masked, made.records))
+    assert left == made.result.masked > 0
+    assert set(made.result.perplexity) >= {"reference"}
+    mixture = replaykit.mix(made.records, {}, model="nano", ratio=0, steps=1, batch_rows=4)
+    assert any(is_masked(row.record) for row in mixture.rows)
+    trained = replaykit.train(mixture, model="nano", folder=tmp_path / "train")
+    assert trained.weights is not None
+    assert trained.weights.sources["target"].masked > 0
+    plain = replaykit.mix(rows, {}, model="nano", ratio=0, steps=1, batch_rows=4)
+    assert replaykit.train(plain, model="nano", folder=tmp_path / "plain").weights is None

@@ -161,8 +161,11 @@ MASKED = "masked"
 
 
 def is_masked(record: Record) -> bool:
-    """Whether ``rewrite`` marked the row so; a user's column of that name does not."""
-    return record.source == "rewrite" and record.meta.get(MASKED) is True
+    """Whether ``rewrite`` marked the row so, which ``mix`` takes for a row of the target; a user's
+    column of that name says nothing.
+    """
+    meta = record.meta
+    return meta.get(MASKED) is True and meta.get("path") == "reference" and "parent" in meta
 
 
 def apart(meta: Mapping[str, Any], names: Iterable[str], under: str = COLUMNS) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from replaykit.steps.report.html.tables import (
     by_thought,
     made,
     mixtures,
+    perplexities,
 )
 from replaykit.steps.report.rows import Rows
 from replaykit.steps.report.sequence import last_matrix, old_verdict, tasks_verdict
@@ -171,7 +172,7 @@ def _body(
         "What the controller decided": grid(decisions(results)),
         "The replay data": grid(replay),
         "The replay rows that were used": replay_rows(rows.replayed),
-        "The rows that were rewritten": rewritten_rows(rows.rewritten),
+        "The rows that were rewritten": perplexities(results) + rewritten_rows(rows.rewritten),
         "The mix": mixtures(results),
         "How it was made": grid([recipe, made(manifests, results, price_per_hour)]),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from html import escape
 
+from replaykit.recipe.remedies import StmSettings
 from replaykit.result import Result
 from replaykit.runs import Manifest
 from replaykit.steps.evaluate.interval import Interval
@@ -23,6 +24,7 @@ from replaykit.steps.report.numbers import (
     unit_of,
 )
 from replaykit.steps.report.verdict import new_side, old_side, share_of
+from replaykit.steps.rewrite.result import RewriteResult
 
 
 def by_model(evaluation: EvalResult, colours: Colours) -> str:
@@ -228,6 +230,30 @@ def mixtures(results: Mapping[str, Result]) -> str:
     notes = [note for name, mix in mixes.items() for note in _notes(name, mix)]
     rows = [_mixture(name, mix) for name, mix in mixes.items()]
     return table(head, rows, escape(" ".join([legend, *notes])))
+
+
+def perplexities(results: Mapping[str, Result]) -> str:
+    """How probable the base finds the references and the new answers of a rewritten target."""
+    found = [result for result in results.values() if isinstance(result, RewriteResult)]
+    limit = StmSettings().max_perplexity or 0.0
+    head = ["Answers", "Rows", "Tokens", "Perplexity", "Median of rows", f"Above {limit:g}"]
+    rows = [
+        [
+            escape(path),
+            f"{one.rows:,}",
+            f"{one.tokens:,}",
+            f"{one.perplexity:,.2f}",
+            f"{one.quantiles['0.5']:,.2f}",
+            percent(one.above),
+        ]
+        for result in found
+        for path, one in result.perplexity.items()
+    ]
+    note = (
+        "Under the base, the least probable first. The last column is the part of the tokens that "
+        "selective token masking would mask."
+    )
+    return table(head, rows, note)
 
 
 def _mixture(name: str, mix: MixResult) -> list[str]:
